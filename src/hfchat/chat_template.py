@@ -1,0 +1,91 @@
+"""The one chat template of the project, its special tokens, and the fingerprint that travels with both.
+
+The format is ChatML, which SmolLM2, Qwen and many others speak, with one difference to the templates they ship:
+the `{% generation %}` marks around the assistant's text *and* its end-of-turn token. Trainers derive the
+supervised tokens from these marks, so the model learns to stop.
+"""
+
+import hashlib
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from hfchat.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"  # separates documents: the first and the last token of each
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"  # the assistant's last token, and what generation stops at
+PAD = "<|pad|>"  # never the end-of-turn token: padding gets no loss, and a model must learn to stop
+SPECIAL_TOKENS = [END_OF_TEXT, TURN_START, TURN_END, PAD]
+
+CHAT_TEMPLATE = files("hfchat").joinpath("chat_template.jinja").read_text(encoding="utf-8").strip()
+
+_RECORD = "chat_template_fingerprint"
+
+
+def set_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give `tokenizer` the project's template, its end-of-turn token as EOS, and a pad token that is not EOS.
+
+    Raises:
+        UserError: If the vocabulary lacks the turn tokens: they need embeddings, so they cannot be added here.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (TURN_START, TURN_END) if token not in vocabulary]
+    if missing:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the vocabulary has no {' and no '.join(missing)}; "
+            "start from a chat model that speaks ChatML, or from a tokenizer made by recipes/train_tokenizer.py"
+        )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.eos_token = TURN_END
+    tokenizer.pad_token = PAD if PAD in vocabulary else END_OF_TEXT
+    if tokenizer.pad_token not in vocabulary:
+        raise UserError(f"{tokenizer.name_or_path}: the vocabulary has neither {PAD} nor {END_OF_TEXT} to pad with")
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """SHA-256 over the template and the ids of the special tokens: everything that shapes a prompt but its text."""
+    shape = [tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    shape += [tokenizer.convert_tokens_to_ids(token) for token in (TURN_START, TURN_END)]
+    return hashlib.sha256(json.dumps(shape, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def record_fingerprint(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None) -> str:
+    """Write the fingerprint where `save_pretrained` keeps it: `tokenizer_config.json` and the model's `config.json`."""
+    value = fingerprint(tokenizer)
+    tokenizer.init_kwargs[_RECORD] = value
+    if model is not None:
+        setattr(model.config, _RECORD, value)
+    return value
+
+
+def check_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None, *, allow_mismatch: bool = False
+) -> None:
+    """Refuse a tokenizer that would not build the prompts its model was trained on.
+
+    A model from elsewhere carries no fingerprint; it needs only some chat template.
+
+    Raises:
+        UserError: Without a chat template, or if it differs from the one recorded at training.
+    """
+    name = tokenizer.name_or_path
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{name}: has no chat template (chat_template.jinja), so it is a base model, not a chat model; "
+            "fine-tune it with recipes/finetune.py first"
+        )
+    recorded = {
+        "tokenizer_config.json": tokenizer.init_kwargs.get(_RECORD),
+        "config.json": getattr(model.config, _RECORD, None) if model is not None else None,
+    }
+    actual = fingerprint(tokenizer)
+    for file, value in recorded.items():
+        if value not in (None, actual) and not allow_mismatch:
+            raise UserError(
+                f"{name}: the chat template or its special tokens differ from those of the training ({file} says "
+                f"{value}, found {actual}); restore the trained template, or pass --allow_template_mismatch to go on"
+            )

@@ -1,0 +1,109 @@
+"""Configuration of a recipe: dataclasses, filled from a YAML file and the command line by TRL's parser."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import TrlParser
+
+from hfchat.errors import UserError
+
+
+@dataclass
+class StageArguments:
+    """What every stage that does not train takes; the training stages get `output_dir` from `TrainingArguments`."""
+
+    output_dir: str = field(metadata={"help": "Folder of the finished stage. Written beside it, renamed at the end."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace a finished output that was made from other inputs or settings."}
+    )
+
+
+def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Fill each dataclass from `--config file.yaml` and the command line, which wins.
+
+    Args:
+        dataclass_types: Dataclasses whose field names are disjoint.
+        argv: The command line, by default that of the process.
+
+    Returns:
+        One instance per dataclass, in their order.
+
+    Raises:
+        UserError: For a file that is missing or is not a YAML mapping, an unknown key, or a value of a wrong type.
+            The message names the key and where it stands.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # TrlParser knows only `--config FILE`.
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    parser = _Parser(dataclass_types, allow_abbrev=False)
+    if "--config" in argv:
+        position = argv.index("--config") + 1
+        if position == len(argv):
+            raise UserError("--config needs a file, e.g. --config recipes/configs/demo/pretrain.yaml")
+        parser.check_file(argv[position])
+    try:
+        return parser.parse_args_and_config(argv)
+    except UserError:
+        raise
+    except ValueError as error:  # raised by the dataclasses' own checks
+        raise UserError(" ".join(str(error).split())) from error
+
+
+class _Parser(TrlParser):
+    """TrlParser that checks the file's keys and types, and answers bad input in one line."""
+
+    def error(self, message: str):
+        raise UserError(f"command line: {message}")
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            raise UserError(f"command line: {self._unknown(unknown[0].split('=')[0].lstrip('-'))}")
+        return namespace, unknown
+
+    def check_file(self, path: str) -> None:
+        try:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--config {path}: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"--config {path}: must be a YAML mapping of keys to values")
+        actions = {action.dest: action for action in self._actions}
+        for key, value in config.items():
+            if key == "env":
+                continue
+            if key not in actions:
+                raise UserError(f"{path}: {self._unknown(str(key))}")
+            self._check_value(path, actions[key], value)
+
+    def _unknown(self, key: str) -> str:
+        close = difflib.get_close_matches(key, [action.dest for action in self._actions], n=1)
+        return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+
+    @staticmethod
+    def _check_value(path: str, action: argparse.Action, value: Any) -> None:
+        if value is None or action.type is None:
+            return
+        is_list = isinstance(value, list)
+        if is_list != (action.nargs == "+"):
+            raise UserError(f"{path}: key '{action.dest}' must be {'one value' if is_list else 'a list'}")
+        for item in value if is_list else [value]:
+            if isinstance(action.type, type) and isinstance(item, action.type) and not isinstance(item, bool):
+                continue
+            expected = getattr(action.type, "__name__", "value").replace("string_to_bool", "true or false")
+            try:
+                if isinstance(item, dict | list):  # only fields typed `dict` take one
+                    raise ValueError
+                converted = action.type(str(item))
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                raise UserError(f"{path}: key '{action.dest}' must be {expected}, not {item!r}") from error
+            if action.choices is not None and converted not in action.choices:
+                raise UserError(f"{path}: key '{action.dest}' must be one of {list(action.choices)}, not {item!r}")

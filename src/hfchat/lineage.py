@@ -1,0 +1,280 @@
+"""A stage is a function from folders to a folder: its output appears whole, with `lineage.json`, or not at all.
+
+The output is written into `<output_dir>.partial-<fingerprint>` and renamed when `lineage.json`, written last, is in
+it. The fingerprint covers the stage, its settings and the content of its inputs: the same command finds the same
+partial folder again (so an interrupted run resumes), and a finished output is taken as it is while they agree.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from hfchat import __version__
+from hfchat.errors import UserError
+
+LINEAGE = "lineage.json"
+CHECKPOINTS = "checkpoints"  # a stage's own scratch; kept, but no part of its output
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "trl", "peft", "datatrove", "evaluate")
+# Settings that say where, how often or how fast, but not what comes out.
+_NOT_PART_OF_THE_RESULT = {
+    "output_dir", "overwrite_output_dir", "run_name", "project", "trackio_space_id", "report_to", "disable_tqdm",
+    "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_level_replica",
+    "save_steps", "save_strategy", "save_total_limit", "save_on_each_node", "push_to_hub", "hub_model_id",
+    "hub_token", "hub_private_repo", "hub_strategy", "hub_always_push", "dataloader_num_workers",
+    "dataloader_pin_memory", "dataset_num_proc", "workers", "local_rank", "deepspeed", "fsdp", "fsdp_config",
+    "accelerator_config", "batch_eval_metrics", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+class Stage:
+    """One run of a stage.
+
+    Attributes:
+        complete: The output is there, and was made by this stage from these inputs with these settings.
+        output_dir: Where the finished output is.
+        work_dir: Where to write it; files of an interrupted run of the same command may already be there.
+        resumed: Whether they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        output_dir: str | Path,
+        *,
+        config: Iterable[Any],
+        inputs: Mapping[str, str | Path],
+        overwrite: bool = False,
+    ):
+        """
+        Args:
+            name: Name of the stage, e.g. `"pretrain"`.
+            output_dir: Local folder that will hold the output.
+            config: The dataclasses that the recipe was called with.
+            inputs: Role (`"corpus"`) to a local file or folder, or a Hub id.
+            overwrite: Replace an output that was made from other inputs or settings.
+
+        Raises:
+            UserError: If an input is missing, if `output_dir` holds something else and `overwrite` is off, or if
+                another run is writing there now.
+        """
+        self.name = name
+        self.output_dir = Path(output_dir)
+        self.config = {key: value for part in config for key, value in _settings(part).items()}
+        changed = {key: value for part in config for key, value in _settings(part, changed_only=True).items()}
+        self.inputs = {role: describe(source) for role, source in inputs.items()}
+        identity = {
+            "stage": name,
+            "hfchat": __version__,
+            "config": {key: value for key, value in changed.items() if key not in _NOT_PART_OF_THE_RESULT},
+            "inputs": {role: source["sha256"] for role, source in self.inputs.items()},
+        }
+        # The inputs' place does not matter, their content does.
+        places = {source["path"] for source in self.inputs.values()}
+        identity["config"] = {key: value for key, value in identity["config"].items() if value not in places}
+        self.identity = identity
+        self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.work_dir = self.output_dir.with_name(f"{self.output_dir.name}.partial-{self.fingerprint[:12]}")
+        self.resumed = self.work_dir.exists()
+        self._started = time.monotonic()
+        self._lock = None
+
+        if _is_main_process():
+            self.output_dir.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(self.output_dir.with_name(f".{self.output_dir.name}.lock"))
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout as error:
+                raise UserError(f"output_dir {self.output_dir}: another run is writing there; wait for it") from error
+            if (self.work_dir / LINEAGE).exists():  # it was finished, but stopped before the rename
+                self._move_into_place()
+        found = read_lineage(self.output_dir)
+        self.complete = found is not None and found["fingerprint"] == self.fingerprint and _is_whole(self.output_dir)
+        if self.complete:
+            return
+        if self.output_dir.exists() and not overwrite:
+            raise UserError(
+                f"output_dir {self.output_dir}: {self._difference(found)}; choose another output_dir, "
+                "or pass --overwrite_output_dir true to replace it when this run has finished"
+            )
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+
+    def finish(self, metrics: Mapping[str, Any] | None = None, licenses: Iterable[str] | None = None) -> None:
+        """Write `lineage.json` and move the output into its place. In a distributed run, only the main process does.
+
+        Args:
+            metrics: What the stage measured; must be JSON.
+            licenses: Licences of the output, by default all those of the inputs.
+        """
+        if not _is_main_process():
+            return
+        if licenses is None:
+            licenses = (license for source in self.inputs.values() for license in source["licenses"])
+        outputs = _hash_files(self.work_dir)
+        record = {
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "duration_s": round(time.monotonic() - self._started, 1),
+            "resumed": self.resumed,
+            "inputs": self.inputs,
+            "licenses": sorted(set(licenses)),
+            "config": self.config,
+            "seed": self.config.get("seed"),
+            "metrics": dict(metrics or {}),
+            "versions": {"hfchat": __version__, "python": platform.python_version(), **_versions()},
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "outputs": outputs,
+            "sha256": _digest(outputs),
+        }
+        scratch = self.work_dir / f"{LINEAGE}.tmp"
+        with scratch.open("w", encoding="utf-8") as file:
+            json.dump(record, file, indent=2, ensure_ascii=False, default=str)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(self.work_dir / LINEAGE)
+        self._move_into_place()
+
+    def report_complete(self) -> None:
+        """Say, in one line, that there is nothing to do."""
+        if _is_main_process():
+            lineage = read_lineage(self.output_dir)
+            print(f"{self.name}: {self.output_dir} was finished {lineage['finished']} by the same run; nothing to do")
+
+    def _move_into_place(self) -> None:
+        previous = self.output_dir.with_name(f".{self.output_dir.name}.replaced")
+        shutil.rmtree(previous, ignore_errors=True)
+        if self.output_dir.exists():
+            self.output_dir.rename(previous)
+        self.work_dir.rename(self.output_dir)
+        shutil.rmtree(previous, ignore_errors=True)
+
+    def _difference(self, found: Mapping[str, Any] | None) -> str:
+        if found is None:
+            return "already exists and was not made by hfchat"
+        if found["stage"] != self.name:
+            return f"holds the output of another stage ({found['stage']})"
+        before, now = found["identity"], self.identity
+        for part in ("inputs", "config"):
+            for key in sorted(before[part].keys() | now[part].keys()):
+                old, new = before[part].get(key), now[part].get(key)
+                if old != new:
+                    return (
+                        f"was made from another {key}"
+                        if part == "inputs"
+                        else f"was made with {key}={'its default' if old is None else old}, "
+                        f"now {'its default' if new is None else new}"
+                    )
+        return "was made by another version of hfchat, or its files are incomplete"
+
+
+def read_lineage(folder: str | Path) -> dict[str, Any] | None:
+    """The lineage of a finished stage, or None where there is none."""
+    try:
+        return json.loads((Path(folder) / LINEAGE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(f"{folder}/{LINEAGE}: not valid JSON; delete the folder and run its stage again") from error
+
+
+def describe(source: str | Path) -> dict[str, Any]:
+    """Identify an input by its content: `{"path", "sha256", "licenses"}`.
+
+    A finished stage is identified by the digest in its lineage; any other file or folder is read. A Hub id is
+    identified by itself and, where it is in the local cache, its commit.
+
+    Raises:
+        UserError: If a local path does not exist, or if it holds an unfinished stage.
+    """
+    path = Path(source)
+    if path.is_file():
+        return {"path": str(source), "sha256": _sha256(path), "licenses": _licenses(path.parent)}
+    if path.is_dir():
+        lineage = read_lineage(path)
+        if lineage is not None:
+            if not _is_whole(path):
+                raise UserError(f"{path}: files named in its {LINEAGE} are missing or cut; run its stage again")
+            return {"path": str(source), "sha256": lineage["sha256"], "licenses": lineage["licenses"]}
+        return {"path": str(source), "sha256": _digest(_hash_files(path)), "licenses": _licenses(path)}
+    if path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
+        raise UserError(f"{source}: no such file or folder")
+    return {"path": str(source), "sha256": f"hub:{source}", "licenses": ["see the Hub"]}
+
+
+def _settings(config: Any, changed_only: bool = False) -> dict[str, Any]:
+    settings = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.init and not (changed_only and value == default) and "token" not in field.name.split("_"):
+            settings[field.name] = json.loads(json.dumps(value, default=str))
+    return settings
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    names = sorted(
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in (CHECKPOINTS, LINEAGE, f"{LINEAGE}.tmp")
+    )
+    return {
+        name.as_posix(): {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names
+    }
+
+
+def _digest(outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file named in the lineage has its recorded size; the content is not read again."""
+    outputs = read_lineage(folder)["outputs"]
+    return all((folder / name).is_file() and (folder / name).stat().st_size == file["size"]
+               for name, file in outputs.items())  # fmt: skip
+
+
+def _licenses(folder: Path) -> list[str]:
+    """Licences of a folder that no stage made: of its lineage one level up, or of its Hub card."""
+    lineage = read_lineage(folder.parent)
+    if lineage is not None:
+        return lineage["licenses"]
+    try:
+        _, header, _ = (folder / "README.md").read_text(encoding="utf-8").split("---", 2)
+        license = yaml.safe_load(header)["license"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return ["unknown"]
+    return license if isinstance(license, list) else [license]

