@@ -54,7 +54,7 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def record_fingerprint(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None) -> str:
-    """Write the fingerprint where `save_pretrained` keeps it: `tokenizer_config.json` and the model's `config.json`."""
+    """Record the fingerprint in what `save_pretrained` writes: tokenizer_config.json and the model's config.json."""
     value = fingerprint(tokenizer)
     tokenizer.init_kwargs[_RECORD] = value
     if model is not None:

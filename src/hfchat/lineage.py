@@ -76,15 +76,18 @@ class Stage:
         self.config = {key: value for part in config for key, value in _settings(part).items()}
         changed = {key: value for part in config for key, value in _settings(part, changed_only=True).items()}
         self.inputs = {role: describe(source) for role, source in inputs.items()}
+        # An input counts by its content; where it lies does not matter.
+        places = [source["path"] for source in self.inputs.values()]
         identity = {
             "stage": name,
             "hfchat": __version__,
-            "config": {key: value for key, value in changed.items() if key not in _NOT_PART_OF_THE_RESULT},
+            "config": {
+                key: value
+                for key, value in changed.items()
+                if key not in _NOT_PART_OF_THE_RESULT and value not in places
+            },
             "inputs": {role: source["sha256"] for role, source in self.inputs.items()},
         }
-        # The inputs' place does not matter, their content does.
-        places = {source["path"] for source in self.inputs.values()}
-        identity["config"] = {key: value for key, value in identity["config"].items() if value not in places}
         self.identity = identity
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.work_dir = self.output_dir.with_name(f"{self.output_dir.name}.partial-{self.fingerprint[:12]}")

