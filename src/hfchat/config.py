@@ -94,16 +94,18 @@ class _Parser(TrlParser):
             return
         is_list = isinstance(value, list)
         if is_list != (action.nargs == "+"):
-            raise UserError(f"{path}: key '{action.dest}' must be {'one value' if is_list else 'a list'}")
+            raise UserError(f"{path}: key '{action.dest}': must be {'one value' if is_list else 'a list'}")
         for item in value if is_list else [value]:
             if isinstance(action.type, type) and isinstance(item, action.type) and not isinstance(item, bool):
                 continue
+            takes_mapping = not isinstance(action.type, type) or issubclass(action.type, dict)
+            if isinstance(item, dict) and not isinstance(action.type, type):
+                continue  # a union with `dict`, whose members the library checks itself
             expected = getattr(action.type, "__name__", "value").replace("string_to_bool", "true or false")
             try:
-                if isinstance(item, dict | list):  # only fields typed `dict` take one
-                    raise ValueError
-                converted = action.type(str(item))
+                converted = action.type(item if takes_mapping else str(item))
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                raise UserError(f"{path}: key '{action.dest}' must be {expected}, not {item!r}") from error
+                problem = str(error) if takes_mapping else f"must be {expected}, not {item!r}"
+                raise UserError(f"{path}: key '{action.dest}': {problem}") from error
             if action.choices is not None and converted not in action.choices:
-                raise UserError(f"{path}: key '{action.dest}' must be one of {list(action.choices)}, not {item!r}")
+                raise UserError(f"{path}: key '{action.dest}': must be one of {list(action.choices)}, not {item!r}")

@@ -26,7 +26,7 @@ from hfchat import __version__
 from hfchat.errors import UserError
 
 LINEAGE = "lineage.json"
-CHECKPOINTS = "checkpoints"  # a stage's own scratch; kept, but no part of its output
+CHECKPOINTS = "checkpoints"  # of the training stages: kept, but no part of the output
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "trl", "peft", "datatrove", "evaluate")
 # Settings that say where, how often or how fast, but not what comes out.
@@ -56,7 +56,7 @@ class Stage:
         output_dir: str | Path,
         *,
         config: Iterable[Any],
-        inputs: Mapping[str, str | Path],
+        inputs: Mapping[str, str | Path | Mapping[str, Any]],
         overwrite: bool = False,
     ):
         """
@@ -64,7 +64,7 @@ class Stage:
             name: Name of the stage, e.g. `"pretrain"`.
             output_dir: Local folder that will hold the output.
             config: The dataclasses that the recipe was called with.
-            inputs: Role (`"corpus"`) to a local file or folder, or a Hub id.
+            inputs: Role (`"corpus"`) to a local file or folder, a Hub id, or what `describe` would return.
             overwrite: Replace an output that was made from other inputs or settings.
 
         Raises:
@@ -75,7 +75,9 @@ class Stage:
         self.output_dir = Path(output_dir)
         self.config = {key: value for part in config for key, value in _settings(part).items()}
         changed = {key: value for part in config for key, value in _settings(part, changed_only=True).items()}
-        self.inputs = {role: describe(source) for role, source in inputs.items()}
+        self.inputs = {
+            role: dict(source) if isinstance(source, Mapping) else describe(source) for role, source in inputs.items()
+        }
         # An input counts by its content; where it lies does not matter.
         places = [source["path"] for source in self.inputs.values()]
         identity = {

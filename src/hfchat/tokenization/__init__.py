@@ -1,0 +1,1 @@
+"""The tokenizer stage: a corpus in, a tokenizer that `AutoTokenizer` opens out."""
