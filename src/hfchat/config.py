@@ -82,14 +82,14 @@ class _Parser(TrlParser):
                 continue
             if key not in actions:
                 raise UserError(f"{path}: {self._unknown(str(key))}")
-            self._check_value(path, actions[key], value)
+            self._check_entry(path, actions[key], value)
 
     def _unknown(self, key: str) -> str:
         close = difflib.get_close_matches(key, [action.dest for action in self._actions], n=1)
         return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
     @staticmethod
-    def _check_value(path: str, action: argparse.Action, value: Any) -> None:
+    def _check_entry(path: str, action: argparse.Action, value: Any) -> None:
         if value is None or action.type is None:
             return
         is_list = isinstance(value, list)
@@ -98,9 +98,11 @@ class _Parser(TrlParser):
         for item in value if is_list else [value]:
             if isinstance(action.type, type) and isinstance(item, action.type) and not isinstance(item, bool):
                 continue
-            takes_mapping = not isinstance(action.type, type) or issubclass(action.type, dict)
-            if isinstance(item, dict) and not isinstance(action.type, type):
-                continue  # a union with `dict`, whose members the library checks itself
+            takes_mapping = isinstance(action.type, type) and issubclass(action.type, dict)
+            if isinstance(item, dict) and not takes_mapping:
+                if isinstance(action.type, type):
+                    raise UserError(f"{path}: key '{action.dest}': must be {action.type.__name__}, not a mapping")
+                continue  # a union with `dict`; its library checks it
             expected = getattr(action.type, "__name__", "value").replace("string_to_bool", "true or false")
             try:
                 converted = action.type(item if takes_mapping else str(item))

@@ -59,6 +59,23 @@ def load_model(name: str, **kwargs: Any) -> "PreTrainedModel":
     return _load(AutoModelForCausalLM.from_pretrained, name, "model", **kwargs)
 
 
+def check_fits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
+    """Refuse sequences or tokens that a model has no embeddings for.
+
+    Raises:
+        UserError: If `block_size` is more than the model's context, or the tokenizer has ids beyond its vocabulary.
+    """
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", block_size)
+    if block_size > context:
+        raise UserError(f"block_size {block_size}: the model's context is {context} tokens; choose at most that")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"tokenizer_name {tokenizer.name_or_path}: has {len(tokenizer)} tokens, the model {config.vocab_size}; "
+            "leave tokenizer_name out to use the model's own"
+        )
+
+
 def supports_bf16() -> bool:
     """Whether this machine computes in bfloat16 natively: a GPU that does, or a CPU with AVX512-BF16 or AMX."""
     import torch

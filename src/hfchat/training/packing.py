@@ -1,0 +1,118 @@
+"""A corpus as one memory-mapped stream of tokens, read in blocks in which documents do not see each other."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 256  # documents
+IGNORE = -100  # the label that PyTorch's cross entropy leaves out
+
+
+def tokenize_corpus(
+    dataset: "Dataset", column: str, tokenizer: "PreTrainedTokenizerBase", folder: Path, description: str
+) -> None:
+    """Write `tokens.bin` (all documents, each opened and closed by the BOS token), `starts.npy` and `bytes.npy`.
+
+    Args:
+        dataset: One document per row.
+        column: Its column of text.
+        tokenizer: Its `bos_token` (or else `eos_token`) separates documents.
+        folder: Where to write. If it is there already, it is whole, and is left alone.
+        description: For the progress bar.
+    """
+    if folder.exists():
+        return
+    scratch = folder.with_name(folder.name + ".writing")
+    scratch.mkdir(parents=True, exist_ok=True)
+    separator = separator_id(tokenizer)
+    starts, size, position = [], 0, 0
+    with (scratch / "tokens.bin").open("wb") as file:
+        batches = dataset.select_columns([column]).iter(_BATCH)
+        for batch in tqdm(batches, desc=description, total=-(-len(dataset) // _BATCH), unit="batch"):
+            texts = batch[column]
+            for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+                document = np.array([separator, *ids, separator], dtype=_dtype(tokenizer))
+                document.tofile(file)
+                starts.append(position)
+                position += len(document)
+            size += sum(len(text.encode()) for text in texts)
+    np.save(scratch / "starts.npy", np.array(starts, dtype=np.int64))
+    np.save(scratch / "bytes.npy", np.array(size, dtype=np.int64))
+    scratch.rename(folder)
+
+
+def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that opens and closes a document: BOS, or EOS where a tokenizer has no BOS."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+class PackedDataset(TorchDataset):
+    """Consecutive blocks of a tokenized corpus; nothing is dropped and only the last block is padded.
+
+    An item holds, each of shape `(block_size,)` and type int64:
+
+    - `input_ids`,
+    - `position_ids`, which start at 0 with every document. In packed input without an attention mask, this is what
+      tells transformers to keep documents apart (`masking_utils.find_packed_sequence_indices`),
+    - `labels` and `shift_labels`, both the *next* token of each position, so that the first token of a block is
+      predicted by the last of the one before. The opening token of a document is nobody's label.
+
+    Any item is read in constant time, so resuming at any step costs nothing.
+
+    Args:
+        folder: Written by `tokenize_corpus`.
+        block_size: Tokens per item.
+        tokenizer: The one that wrote it.
+    """
+
+    def __init__(self, folder: Path, block_size: int, tokenizer: "PreTrainedTokenizerBase"):
+        self.block_size = block_size
+        self.pad_token_id = separator_id(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.tokens = np.memmap(folder / "tokens.bin", dtype=_dtype(tokenizer), mode="r")
+        self.starts = np.load(folder / "starts.npy", mmap_mode="r")
+        self.num_bytes = int(np.load(folder / "bytes.npy"))
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens) - 1) // self.block_size)
+
+    @property
+    def padded_share(self) -> float:
+        """Share of positions that are padding."""
+        return 1 - (len(self.tokens) - 1) / (len(self) * self.block_size)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = index * self.block_size
+        window = np.full(self.block_size + 1, self.pad_token_id, dtype=np.int64)
+        available = self.tokens[first : first + self.block_size + 1]
+        window[: len(available)] = available
+        # Where documents open in the window, relative to it.
+        low, high = np.searchsorted(self.starts, [first, first + self.block_size + 1])
+        opened = self.starts[low:high] - first
+
+        is_start = np.zeros(self.block_size + 1, dtype=bool)
+        is_start[opened] = True
+        is_start[len(available) :] = True  # padding: a document of its own at each position
+        offsets = np.arange(self.block_size)
+        positions = offsets - np.maximum.accumulate(np.where(is_start[:-1], offsets, 0))
+        labels = np.where(is_start[1:], IGNORE, window[1:])
+        labels = torch.from_numpy(labels)
+        return {
+            "input_ids": torch.from_numpy(window[:-1].copy()),
+            "position_ids": torch.from_numpy(positions),
+            "labels": labels,
+            "shift_labels": labels,
+        }
+
+
+def _dtype(tokenizer: "PreTrainedTokenizerBase") -> type[np.unsignedinteger]:
+    return np.uint16 if len(tokenizer) <= 2**16 else np.uint32
