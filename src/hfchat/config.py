@@ -32,7 +32,8 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
         argv: The command line, by default that of the process.
 
     Returns:
-        One instance per dataclass, in their order.
+        One instance per dataclass, in their order. Its attribute `asked` holds the keys that the file or the command
+        line set to other values than the default, before the dataclass derives anything from the machine.
 
     Raises:
         UserError: For a file that is missing or is not a YAML mapping, an unknown key, or a value of a wrong type.
@@ -48,15 +49,23 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
             raise UserError("--config needs a file, e.g. --config recipes/configs/demo/pretrain.yaml")
         parser.check_file(argv[position])
     try:
-        return parser.parse_args_and_config(argv)
+        parsed = parser.parse_args_and_config(argv)
     except UserError:
         raise
     except ValueError as error:  # raised by the dataclasses' own checks
         raise UserError(" ".join(str(error).split())) from error
+    for part in parsed:
+        part.asked = {key: value for key, value in parser.asked.items() if key in part.__dataclass_fields__}
+    return parsed
 
 
 class _Parser(TrlParser):
     """TrlParser that checks the file's keys and types, and answers bad input in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._unchanged = {action.dest: action.default for action in self._actions}
+        self.asked: dict[str, Any] = {}
 
     def error(self, message: str):
         raise UserError(f"command line: {message}")
@@ -65,6 +74,7 @@ class _Parser(TrlParser):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             raise UserError(f"command line: {self._unknown(unknown[0].split('=')[0].lstrip('-'))}")
+        self.asked = {key: value for key, value in vars(namespace).items() if value != self._unchanged.get(key)}
         return namespace, unknown
 
     def check_file(self, path: str) -> None:

