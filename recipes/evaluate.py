@@ -29,7 +29,7 @@ from hfchat.evaluation.conversations import encode, load_conversations
 from hfchat.evaluation.predictions import predict
 from hfchat.evaluation.report import report, table, verdict
 from hfchat.evaluation.results import device_name, measure, score, tokens_per_second, training_of
-from hfchat.lineage import Stage
+from hfchat.lineage import Stage, describe
 from hfchat.models import load_tokenizer, resolve, supports_bf16
 
 
@@ -73,9 +73,11 @@ class EvaluateArguments(StageArguments):
 
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(EvaluateArguments, argv=argv)
-    models = {name: resolve(path) for name, _, path in (entry.partition("=") for entry in args.models)}
+    given = {name: path for name, _, path in (entry.partition("=") for entry in args.models)}
+    models = {name: resolve(path) for name, path in given.items()}
     conversations = load_conversations(args.dataset_name, args.dataset_split, args.max_samples)
-    inputs = {"dataset": args.dataset_name} | {f"model {name}": path for name, path in models.items()}
+    inputs = {f"model {name}": describe(path) | {"path": given[name]} for name, path in models.items()}
+    inputs["dataset"] = args.dataset_name
     stage = Stage("evaluate", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
     if stage.complete:
         return stage.report_complete()
@@ -86,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_chat_template(tokenizer, allow_mismatch=args.allow_template_mismatch)
     examples = {name: [encode(row, tokenizer) for row in conversations] for name, tokenizer in tokenizers.items()}
 
-    dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
+    generation = {
+        "dtype": args.dtype or ("bfloat16" if supports_bf16() else "float32"),
+        "max_new_tokens": args.max_new_tokens,
+        "batch_size": args.per_device_eval_batch_size,
+    }
     predictions = {
         name: predict(
             name,
@@ -94,25 +100,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokenizers[name],
             examples[name],
             stage.work_dir / "predictions" / f"{name}.jsonl",
-            dtype=dtype,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.per_device_eval_batch_size,
             allow_template_mismatch=args.allow_template_mismatch,
+            **generation,
         )
         for name, path in models.items()
     }
     templates = {name: fingerprint(tokenizer) for name, tokenizer in tokenizers.items()}
-    statistics = {name: measure(answers, templates[name], dtype) for name, answers in predictions.items()}
+    statistics = {name: measure(rows, templates[name], generation["dtype"]) for name, rows in predictions.items()}
     scores, comparison = score(statistics, args.bootstrap_resamples, args.seed)
     results = {
-        "dataset": stage.inputs["dataset"] | {"split": args.dataset_split, "n": len(conversations)},
-        "settings": {"device": device_name(), "dtype": dtype, "max_new_tokens": args.max_new_tokens}
-        | {"batch_size": args.per_device_eval_batch_size}
-        | {"bootstrap_resamples": args.bootstrap_resamples, "seed": args.seed},
+        "dataset": {**stage.inputs["dataset"], "split": args.dataset_split, "n": len(conversations)},
+        "generation": {**generation, "device": device_name()},
+        "bootstrap": {"resamples": args.bootstrap_resamples, "seed": args.seed},
         "models": {
-            name: stage.inputs[f"model {name}"]
-            | {"training": training_of(path), "chat_template": templates[name], "metrics": scores[name]}
-            | {"tokens_per_second": tokens_per_second(predictions[name])}
+            name: {
+                **stage.inputs[f"model {name}"],
+                "training": training_of(path),
+                "chat_template": templates[name],
+                "tokens_per_second": tokens_per_second(predictions[name]),
+                "metrics": scores[name],
+            }
             for name, path in models.items()
         },
         "comparison": comparison,
@@ -121,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     (stage.work_dir / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
     (stage.work_dir / "report.md").write_text(report(results, predictions, command), encoding="utf-8")
     stage.finish(metrics={name: {metric: value["score"] for metric, value in scores[name].items()} for name in models})
-    print("", table(results), verdict(results), f"report: {stage.output_dir}/report.md", sep="\n\n")
+    lines = [f"\n{table(results)}", verdict(results), f"report: {stage.output_dir}/report.md"]
+    print(*filter(None, lines), sep="\n\n")
 
 
 if __name__ == "__main__":

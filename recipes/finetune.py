@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from hfchat.chat_template import record_fingerprint, set_chat_template
 from hfchat.config import parse
@@ -27,7 +27,8 @@ from hfchat.errors import run
 from hfchat.lineage import CHECKPOINTS, Stage
 from hfchat.models import load_model, load_tokenizer, resolve, supports_bf16
 from hfchat.training.adapters import merge_adapter
-from hfchat.training.checkpoints import AtomicCheckpointMixin, last_checkpoint
+from hfchat.training.checkpoints import last_checkpoint
+from hfchat.training.finetuning import FinetuneTrainer
 from hfchat.training.loss_curve import save_loss_curve
 from hfchat.training.supervision import show_supervised, supervise
 
@@ -76,10 +77,6 @@ class FinetuneConfig(SFTConfig):
             self.bf16 = not self.fp16 and supports_bf16()
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-
-
-class FinetuneTrainer(AtomicCheckpointMixin, SFTTrainer):
-    """`SFTTrainer` whose checkpoints are whole or not there."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
+from hfchat.training.dial import Dial
+from hfchat.training.packing import IGNORE
+from recipes.pretrain import PretrainTrainer
+from tests.conftest import tiny_model
+
+
+def trainer_for(packed, tokenizer, output_dir, **arguments):
+    settings = {
+        "max_steps": 3, "learning_rate": 1e-2, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+        "logging_steps": 1, "save_strategy": "no", "seed": 3,
+    }  # fmt: skip
+    return PretrainTrainer(
+        model=tiny_model(tokenizer),
+        args=TrainingArguments(output_dir=str(output_dir), **settings | arguments),
+        train_dataset=packed["train"],
+        eval_dataset=packed["validation"],
+        compute_metrics=bits_per_byte(packed["validation"].num_bytes),
+        preprocess_logits_for_metrics=negative_log_likelihood,
+    )
+
+
+def test_bits_per_byte_are_those_of_the_documents_one_by_one(packed, tokenizer, corpus, tmp_path):
+    from hfchat.dataset import load_split
+
+    trainer = trainer_for(packed, tokenizer, tmp_path, per_device_eval_batch_size=3)
+    metrics = trainer.evaluate()
+    nats, count = 0.0, 0
+    for text in load_split(str(corpus), "validation", "text")["text"]:
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id]
+        count += len(ids) - 1
+    for block in packed["validation"]:
+        logits = trainer.model(input_ids=block["input_ids"][None], position_ids=block["position_ids"][None]).logits
+        scored = block["labels"] != IGNORE
+        log_probs = logits[0].log_softmax(-1)
+        nats -= log_probs[scored].gather(-1, block["labels"][scored, None]).sum().item()
+    assert metrics["eval_predicted_tokens"] == count
+    assert metrics["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / packed["validation"].num_bytes, 1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(nats / count), 1e-5)
+
+
+def test_the_loss_does_not_change_when_a_batch_of_8_becomes_8_steps_of_1(packed, tokenizer, tmp_path):
+    def losses(batch, accumulation):
+        trainer = trainer_for(
+            packed, tokenizer, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+        )
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    assert losses(8, 1) == pytest.approx(losses(1, 8), rel=1e-5)
+
+
+def test_a_checkpoint_cut_while_it_is_written_is_not_resumed_from(packed, tokenizer, tmp_path, monkeypatch):
+    from hfchat.training.checkpoints import last_checkpoint
+
+    assert last_checkpoint(tmp_path / "nothing") is None
+    trainer = trainer_for(packed, tokenizer, tmp_path, save_strategy="steps", save_steps=1)
+    save_rng_state = trainer._save_rng_state
+
+    def die_in_the_second(output_dir):
+        if output_dir.endswith("checkpoint-2"):
+            raise KeyboardInterrupt
+        save_rng_state(output_dir)
+
+    monkeypatch.setattr(trainer, "_save_rng_state", die_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert last_checkpoint(tmp_path).endswith("checkpoint-1")
+    resumed = trainer_for(packed, tokenizer, tmp_path, save_strategy="steps", save_steps=1, save_total_limit=2)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    undisturbed = trainer_for(packed, tokenizer, tmp_path / "undisturbed")
+    undisturbed.train()
+    for name, weight in undisturbed.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_dial_makes_plain_models_that_reload(tokenizer, tmp_path, architecture):
+    from transformers import AutoModelForCausalLM
+
+    dial = Dial.from_depth(3)
+    config = dial.model_config(architecture, tokenizer, block_size=64)
+    model = AutoModelForCausalLM.from_config(config)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 192, 3)
+    assert config.max_position_embeddings == 64
+    model.save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(model)
+
+
+def test_a_wider_model_learns_more_slowly():
+    assert Dial.from_depth(8).learning_rate == Dial.from_depth(4).learning_rate / 2
+    assert Dial.from_depth(12).intermediate_size == 2048
