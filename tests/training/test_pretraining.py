@@ -1,12 +1,13 @@
 import math
+from copy import copy
 
 import pytest
 import torch
 from transformers import TrainingArguments
 
+from hfchat.dataset import load_split
 from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
 from hfchat.training.dial import Dial
-from hfchat.training.packing import IGNORE
 from recipes.pretrain import PretrainTrainer
 from tests.conftest import tiny_model
 
@@ -27,22 +28,28 @@ def trainer_for(packed, tokenizer, output_dir, **arguments):
 
 
 def test_bits_per_byte_are_those_of_the_documents_one_by_one(packed, tokenizer, corpus, tmp_path):
-    from hfchat.dataset import load_split
-
-    trainer = trainer_for(packed, tokenizer, tmp_path, per_device_eval_batch_size=3)
+    """In one block that holds all documents: what they cost must not depend on their neighbours."""
+    whole = copy(packed["validation"])
+    whole.block_size = len(whole.tokens)
+    trainer = trainer_for({"train": packed["train"], "validation": whole}, tokenizer, tmp_path)
     metrics = trainer.evaluate()
     nats, count = 0.0, 0
     for text in load_split(str(corpus), "validation", "text")["text"]:
         ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id]
-        count += len(ids) - 1
-    for block in packed["validation"]:
-        logits = trainer.model(input_ids=block["input_ids"][None], position_ids=block["position_ids"][None]).logits
-        scored = block["labels"] != IGNORE
-        log_probs = logits[0].log_softmax(-1)
-        nats -= log_probs[scored].gather(-1, block["labels"][scored, None]).sum().item()
+        ids = torch.tensor([ids])
+        log_probs = trainer.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        nats -= log_probs.gather(-1, ids[0, 1:, None]).sum().item()
+        count += ids.shape[1] - 1
     assert metrics["eval_predicted_tokens"] == count
-    assert metrics["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / packed["validation"].num_bytes, 1e-5)
+    assert metrics["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / whole.num_bytes, 1e-5)
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(nats / count), 1e-5)
+
+
+def test_bits_per_byte_do_not_depend_on_the_batch(packed, tokenizer, tmp_path):
+    first, second = (
+        trainer_for(packed, tokenizer, tmp_path, per_device_eval_batch_size=size).evaluate() for size in (1, 7)
+    )
+    assert first["eval_bits_per_byte"] == pytest.approx(second["eval_bits_per_byte"], 1e-6)
 
 
 def test_the_loss_does_not_change_when_a_batch_of_8_becomes_8_steps_of_1(packed, tokenizer, tmp_path):

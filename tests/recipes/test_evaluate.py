@@ -1,0 +1,132 @@
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hfchat.config import parse
+from hfchat.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Question {i}?"},
+            {"role": "assistant", "content": f"It is {'very ' * i}easy."},
+        ]
+    }
+    for i in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """The recipe under another name: `evaluate` is a library."""
+    spec = importlib.util.spec_from_file_location("recipes_evaluate", ROOT / "recipes" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(chat_model, tmp_path_factory):
+    """Two models, a dataset and a config."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    shutil.copytree(chat_model, folder / "model-0")
+    shutil.copytree(chat_model, folder / "model-1")
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(chat_model)).save_pretrained(folder / "model-1")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    settings = {
+        "models": [f"base={folder}/model-0", f"tuned={folder}/model-1"],
+        "dataset_name": f"{folder}/rows.jsonl",
+        "max_new_tokens": 8,
+        "per_device_eval_batch_size": 4,
+        "bootstrap_resamples": 50,
+        "output_dir": f"{folder}/evaluation",
+    }
+    (folder / "evaluate.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def test_the_recipe_end_to_end(recipe, folder, tokenizer, run_recipe, capsys):
+    first = run_recipe("evaluate", "--config", folder / "evaluate.yaml")
+    output = folder / "evaluation"
+    assert "| ROUGE-L ↑" in first.stdout
+    assert f"report: {output}/report.md" in first.stdout
+    assert "base: 100%" in first.stderr
+    results = json.loads((output / "results.json").read_text())
+    for name in ("base", "tuned"):
+        metrics = results["models"][name]["metrics"]
+        for metric in ("perplexity", "bits_per_byte", "bleu", "rouge1", "rouge2", "rougeL", "meteor"):
+            assert metrics[metric].keys() == {"score", "interval", "n", "signature"}
+            assert metrics[metric]["n"] == 6
+        lines = (output / "predictions" / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    # A model that knows nothing is as surprised as a die with as many sides as there are tokens.
+    assert results["models"]["base"]["metrics"]["perplexity"]["score"] == pytest.approx(len(tokenizer), rel=0.2)
+    assert results["comparison"]["baseline"] == "base"
+    assert json.loads((output / "lineage.json").read_text())["stage"] == "evaluate"
+    assert (output / "report.md").read_text().startswith("# Evaluation: tuned against base")
+
+    written = (output / "lineage.json").read_bytes()
+    recipe.main(["--config", str(folder / "evaluate.yaml")])
+    assert "nothing to do" in capsys.readouterr().out
+    assert (output / "lineage.json").read_bytes() == written
+
+
+def test_bad_input_is_one_line_and_status_2(folder, run_recipe):
+    bad = run_recipe("evaluate", "--config", folder / "evaluate.yaml", "--models", "base", check=False)
+    assert bad.returncode == 2
+    last = bad.stderr.strip().splitlines()[-1]
+    assert last == "error: models: 'base' must be name=folder or name=hub-id, the name a word"
+    assert "Traceback" not in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "=x"], "models: '=x' must be name=folder"),
+        (["--models", "a/b=x"], "models: 'a/b=x' must be name=folder"),
+        (["--models", "a={folder}/model-0", "a={folder}/model-1"], "models: the name 'a' is given twice"),
+        (["--models", "a={folder}/none"], "none: no such model folder"),
+        (["--max_samples", "0"], "max_samples: must be at least 1, not 0"),
+        (["--dtype", "int8"], "dtype"),
+        (["--dataset_name", "{folder}/no-answer.jsonl"], "no-answer.jsonl \\(validation\\) row 2: the last"),
+        (["--dataset_name", "{folder}/model-0"], "dataset_name .*model-0"),
+    ],
+)
+def test_bad_input_is_said_before_a_model_is_loaded(recipe, folder, monkeypatch, arguments, message):
+    monkeypatch.setattr(recipe, "predict", lambda *args, **kwargs: pytest.fail("went on to the models"))
+    rows = [ROWS[0], {"messages": ROWS[1]["messages"][:1]}]
+    (folder / "no-answer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [argument.format(folder=folder) for argument in arguments]
+    with pytest.raises(UserError, match=message) as error:
+        recipe.main(["--config", str(folder / "evaluate.yaml"), "--output_dir", str(folder / "bad"), *arguments])
+    assert "\n" not in str(error.value)
+    assert not list(folder.glob("bad*"))
+
+
+def test_a_model_without_a_chat_template_is_refused(recipe, folder, monkeypatch):
+    monkeypatch.setattr(recipe, "predict", lambda *args, **kwargs: pytest.fail("went on to the models"))
+    base = folder / "base-model"
+    tokenizer = recipe.load_tokenizer(str(folder / "model-0"))
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(base)
+    arguments = ["--models", f"a={folder}/model-0", f"b={base}", "--output_dir", str(folder / "no-template")]
+    with pytest.raises(UserError, match="has no chat template"):
+        recipe.main(["--config", str(folder / "evaluate.yaml"), *arguments])
+
+
+@pytest.mark.parametrize("run", ["demo", "demo-quick"])
+def test_the_shipped_configs_parse(recipe, run):
+    config = ROOT / "recipes" / "configs" / run / "evaluate.yaml"
+    (arguments,) = parse(recipe.EvaluateArguments, argv=["--config", str(config)])
+    assert [entry.partition("=")[0] for entry in arguments.models] == ["base", "fine-tuned"]
+    assert arguments.output_dir == f"outputs/{run}/evaluation"

@@ -1,0 +1,186 @@
+"""A scripted engine, a tiny real model, and a real uvicorn server in a thread for either."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from hfchat.serving.app import create_app
+from hfchat.serving.engine import EngineError, Piece, PromptError
+from hfchat.serving.server import ServerSettings
+
+MODEL = "tiny-chat"
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers every prompt with the same pieces, one token each; `gate` holds it back after the first piece."""
+
+    pieces: list[str] = field(default_factory=lambda: ["Hello", ", ", "wor", "ld", "!"])
+    finish_reason: str = "stop"
+    context_length: int = 100
+    temperature: float = 0.0
+    top_p: float = 1.0
+    error: str | None = None
+    fail_after: int | None = None  # pieces before an EngineError
+    held: bool = False  # whether to wait for `release` after the first piece
+
+    def __post_init__(self):
+        self.active = 0
+        self.started = 0
+        self.samplings = []
+        self.prompts = []
+        self._gate = threading.Event()
+
+    def release(self):
+        self._gate.set()
+
+    async def start(self): ...
+
+    async def stop(self):
+        self.abort("stopped")
+
+    def abort(self, reason):
+        self.error = reason
+
+    async def encode(self, messages):
+        if messages[0]["content"] == "refuse me":
+            raise PromptError("the template wants something else")
+        self.prompts.append(messages)
+        return list(range(sum(len(message["content"]) for message in messages)))
+
+    async def stream(self, prompt, sampling):
+        self.samplings.append(sampling)
+        self.active += 1
+        self.started += 1
+        try:
+            for index, piece in enumerate(self.pieces):
+                if index == self.fail_after:
+                    raise EngineError("scripted failure")
+                while index and self.held and not self._gate.is_set():
+                    if self.error:
+                        raise EngineError(self.error)
+                    await asyncio.sleep(0.005)
+                yield Piece(piece, 1, self.finish_reason if index == len(self.pieces) - 1 else None)
+                await asyncio.sleep(0)
+        finally:
+            self.active -= 1
+
+
+class Served:
+    """A running server: its address and clients for it."""
+
+    def __init__(self, port: int, engine):
+        self.engine = engine
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def async_openai(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def chat(self, **fields) -> httpx.Response:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]} | fields
+        return self.http.post("/v1/chat/completions", json=body)
+
+
+@contextlib.contextmanager
+def running(engine, **settings):
+    settings = ServerSettings(model=MODEL, served_model_name=MODEL, **settings)
+    config = uvicorn.Config(create_app(settings, engine), port=0, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive(), 30)
+        yield Served(server.servers[0].sockets[0].getsockname()[1], engine)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def wait_until(condition, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def scripted():
+    """Makes engines: `scripted(pieces=[...], held=True)`."""
+    return ScriptedEngine
+
+
+@pytest.fixture
+def eventually():
+    """Waits for a condition, and fails if it does not come."""
+    return wait_until
+
+
+@pytest.fixture
+def serve():
+    """Start servers: `serve(engine, **settings)`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda engine, **settings: stack.enter_context(running(engine, **settings))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Byte-level BPE that has hardly any merges, so that every emoji is split over several tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from hfchat.chat_template import END_OF_TEXT, SPECIAL_TOKENS, record_fingerprint, set_chat_template
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    set_chat_template(tokenizer)
+    record_fingerprint(tokenizer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_tokenizer):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        initializer_range=0.3,  # logits far enough apart that no rounding decides between two tokens
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_model, tiny_tokenizer):
+    """The real engine over the tiny model, behind a real server."""
+    from hfchat.serving.transformers_engine import TransformersEngine
+
+    with running(TransformersEngine(tiny_model, tiny_tokenizer, max_concurrent_requests=4)) as served:
+        yield served

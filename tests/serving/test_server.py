@@ -1,0 +1,173 @@
+"""`hfchat serve` as a program: what it refuses before it loads anything, and how it ends."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+import uvicorn
+
+from hfchat.errors import UserError
+from hfchat.serving import server
+from hfchat.serving.app import create_app
+from hfchat.serving.server import ServerSettings, serve
+
+
+@pytest.fixture
+def taken():
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(*arguments, before=""):
+    return [sys.executable, "-c", f"{before}\nfrom hfchat.cli import main\nmain()", "serve", *map(str, arguments)]
+
+
+def refuse(*arguments, before="") -> str:
+    """Run `hfchat serve`, which must refuse with exit status 2 and one line, and return that line."""
+    done = subprocess.run(command(*arguments, before=before), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path
+
+
+def test_a_taken_port_is_refused_at_once(folder, taken):
+    line = refuse(folder, "--port", taken, before="import sys; sys.modules['torch'] = None")  # nothing heavy yet
+    assert f"port {taken}" in line
+    assert "--port" in line
+
+
+def test_missing_packages_are_named(folder):
+    line = refuse(folder, before="import sys; sys.modules['uvicorn'] = None")
+    assert "pip install hfchat[serving]" in line
+
+
+def test_a_base_model_is_refused(tmp_path, tiny_tokenizer, free_port):
+    import copy
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert "chat template" in refuse(tmp_path, "--port", free_port)
+
+
+def test_another_template_is_refused_unless_allowed(tmp_path, tiny_tokenizer, tiny_model, free_port):
+    tiny_tokenizer.save_pretrained(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    settings = {"model": str(tmp_path), "port": free_port}
+    with pytest.raises(UserError, match="template"):
+        serve(ServerSettings(**settings))
+    engine = server._load_engine(str(tmp_path), ServerSettings(**settings, allow_template_mismatch=True))
+    assert engine.context_length == 512
+
+
+def test_missing_folders_and_bad_settings(tmp_path, free_port):
+    with pytest.raises(UserError, match="no such model folder"):
+        serve(ServerSettings(model=str(tmp_path / "missing"), port=free_port))
+    for bad in ({"port": 0}, {"port": 70_000}, {"max_concurrent_requests": 0}, {"max_waiting_requests": -1}):
+        with pytest.raises(UserError, match=next(iter(bad)).replace("_", "-")):
+            ServerSettings(model="m", **bad)
+    with pytest.raises(UserError, match="--host"):
+        server._bind("203.0.113.7", free_port)  # an address for documentation, so nobody's
+
+
+def test_other_addresses_bring_a_warning(folder, free_port, monkeypatch, capsys):
+    def stop_here(folder, settings):
+        raise UserError("stop here")
+
+    monkeypatch.setattr(server, "_load_engine", stop_here)
+    for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
+        with pytest.raises(UserError, match="stop here"):
+            serve(ServerSettings(model=str(folder), host=host, port=free_port))
+        assert ("no authentication" in capsys.readouterr().err) == warned
+
+
+def test_names_and_addresses(tmp_path):
+    assert ServerSettings(model=str(tmp_path)).model_id == tmp_path.name
+    assert ServerSettings(model="org/model").model_id == "org/model"
+    assert ServerSettings(model="org/model", served_model_name="mine").model_id == "mine"
+    assert ServerSettings(model="m", host="::1", port=80).url == "http://[::1]:80"
+    local = {"127.0.0.1": True, "::1": True, "localhost": True, "0.0.0.0": False, "192.168.0.2": False, "me": False}
+    assert {host: ServerSettings(model="m", host=host).is_local for host in local} == local
+
+
+def test_ctrl_c_lets_a_stream_end_and_is_a_success(tmp_path, tiny_tokenizer, tiny_model, free_port):
+    tiny_tokenizer.save_pretrained(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    process = subprocess.Popen(
+        command(tmp_path, "--port", free_port, "--served-model-name", "tiny"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout.readline().startswith("loading ")
+        announced = process.stdout.readline()
+        url = re.fullmatch(r"chat at (http://127\.0\.0\.1:\d+)\n", announced)[1]
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True, "max_tokens": 300}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert re.search(r'"finish_reason":"(length|stop)"', rest[-2])
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stream_that_does_not_end_is_told_so(scripted, free_port, monkeypatch, number):
+    monkeypatch.setattr(server, "_DRAIN_S", 0.3)
+    engine = scripted(held=True)
+    ready = threading.Event()
+    lines = []
+
+    def read_and_signal():
+        ready.wait(10)
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        with httpx.stream("POST", f"http://127.0.0.1:{free_port}/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if not lines:
+                    os.kill(os.getpid(), number)
+                lines.append(line)
+
+    client = threading.Thread(target=read_and_signal)
+    client.start()
+    app = create_app(ServerSettings(model="tiny"), engine)
+    config = uvicorn.Config(app, port=free_port, log_level="error")
+    server._Server(config, announce=ready.set, drained=lambda: engine.abort("shutting down")).run()
+    client.join(10)
+    error, done = [line for line in lines if line][-2:]
+    assert "shutting down" in error
+    assert done == "data: [DONE]"
