@@ -31,7 +31,7 @@ from hfchat.config import parse
 from hfchat.dataset import load_split
 from hfchat.errors import run
 from hfchat.lineage import CHECKPOINTS, Stage
-from hfchat.models import check_fits, load_model, load_tokenizer, resolve, supports_bf16
+from hfchat.models import check_fits, load_model, load_tokenizer, prepare_for_inference, resolve, supports_bf16
 from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
 from hfchat.training.checkpoints import AtomicCheckpointMixin, last_checkpoint
 from hfchat.training.dial import TOKENS_PER_PARAMETER, Dial
@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(config.output_dir))
     metrics = trainer.evaluate()
+    prepare_for_inference(trainer.model, tokenizer)
     trainer.save_model(str(stage.work_dir))
     if trainer.is_world_process_zero():
         save_loss_curve(

@@ -35,13 +35,14 @@ def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
                 )
             dataset = load_dataset(_FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train")
         else:
-            if path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1:
-                _require_folder(path)
+            looks_local = path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1
+            if (looks_local or path.suffix in _FILE_BUILDERS) and not path.is_dir():
+                raise UserError(f"dataset_name {dataset_name}: no such file or folder{_hint(column)}")
             dataset = load_dataset(dataset_name, split=split)
     except UserError:
         raise
     except Exception as error:  # the errors of the builders have no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {reason}") from error
     if column not in dataset.column_names:
         raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {dataset.column_names}")
@@ -50,9 +51,7 @@ def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
     return dataset
 
 
-def _require_folder(path: Path) -> None:
-    if not path.is_dir():
-        raise UserError(
-            f"dataset_name {path}: no such file or folder; a corpus is made by "
-            "`python recipes/prepare_data.py --config recipes/configs/demo/prepare_data.yaml`"
-        )
+def _hint(column: str) -> str:
+    if column == "messages":
+        return ""
+    return "; a corpus is made by `python recipes/prepare_data.py --config recipes/configs/demo/prepare_data.yaml`"

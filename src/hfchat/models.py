@@ -76,6 +76,14 @@ def check_fits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", b
         )
 
 
+def prepare_for_inference(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Undo what `Trainer` leaves in the configs of a base model: no cache, and the end of a turn as the only stop."""
+    model.config.use_cache = True
+    stops = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
+    model.generation_config.eos_token_id = sorted(stops)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
 def supports_bf16() -> bool:
     """Whether this machine computes in bfloat16 natively: a GPU that does, or a CPU with AVX512-BF16 or AMX."""
     import torch

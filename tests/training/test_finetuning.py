@@ -144,6 +144,7 @@ def test_the_merged_model_is_the_trained_one_and_reloads_in_its_dtype(chat_model
     assert drift < 1e-6
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert merged.config.use_cache
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
     prompt = torch.tensor([tokenizer("The answer")["input_ids"]])
     base = AutoModelForCausalLM.from_pretrained(chat_model)

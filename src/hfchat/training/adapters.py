@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hfchat.chat_template import record_fingerprint
 from hfchat.models import load_model
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ def merge_adapter(
     tokenizer.save_pretrained(folder / "adapter")
     stored_dtype = load_model(base_name, dtype="auto").dtype
     base = load_model(base_name, dtype=torch.float32)
-    base.config.update(model.config.to_diff_dict() | {"dtype": stored_dtype})
+    record_fingerprint(tokenizer, base)
+    base.config.eos_token_id = base.generation_config.eos_token_id = tokenizer.eos_token_id
+    base.config.pad_token_id = base.generation_config.pad_token_id = tokenizer.pad_token_id
     trained = PeftModel.from_pretrained(base, folder / "adapter").eval()
     expected = [_log_probs(trained, ids) for ids in probe]
 
     merged = trained.merge_and_unload().to(stored_dtype)
-    merged.generation_config.eos_token_id = tokenizer.eos_token_id
-    merged.generation_config.pad_token_id = tokenizer.pad_token_id
     merged.save_pretrained(folder / "merged")
     tokenizer.save_pretrained(folder / "merged")
 

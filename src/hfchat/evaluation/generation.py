@@ -1,0 +1,55 @@
+"""Greedy answers to a batch of prompts."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import GenerationConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def stop_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The tokens that end a turn: the tokenizer's EOS, and those that the model's `generation_config.json` names."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return {id for id in (*ids, tokenizer.eos_token_id) if id is not None}
+
+
+def set_greedy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> None:
+    """Make `model.generate` take the likeliest token, always.
+
+    The configuration is replaced, not overridden: `generate` would fill what it does not name (a repetition penalty,
+    say) from the model's own, and models would be compared under different rules.
+    """
+    stop = sorted(stop_token_ids(model, tokenizer))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad
+    )
+
+
+@torch.inference_mode()
+def generate_answers(model: "PreTrainedModel", prompts: list[list[int]]) -> list[list[int]]:
+    """Continue each prompt up to and including its end-of-turn token, or `max_new_tokens`; see `set_greedy`.
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids, of any lengths. They are padded on the left, where the mask hides it.
+
+    Returns:
+        For each prompt the ids of its answer, without padding.
+    """
+    config = model.generation_config
+    longest = max(map(len, prompts))
+    ids = [[config.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    output = model.generate(
+        input_ids=torch.tensor(ids, device=model.device), attention_mask=torch.tensor(mask, device=model.device)
+    )
+    return [_until_stop(answer, config.eos_token_id) for answer in output[:, longest:].tolist()]
+
+
+def _until_stop(ids: list[int], stop: list[int]) -> list[int]:
+    end = next((position for position, id in enumerate(ids) if id in stop), len(ids))
+    return ids[: end + 1]
