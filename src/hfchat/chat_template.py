@@ -87,5 +87,5 @@ def check_chat_template(
         if value not in (None, actual) and not allow_mismatch:
             raise UserError(
                 f"{name}: the chat template or its special tokens differ from those of the training ({file} says "
-                f"{value}, found {actual}); restore the trained template, or pass --allow_template_mismatch to go on"
+                f"{value}, found {actual}); restore the trained template, or pass --allow-template-mismatch to go on"
             )

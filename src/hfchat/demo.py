@@ -68,9 +68,12 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
         port: Port of the chat.
     """
     if serve:
-        from hfchat.serving.server import check_port_free
+        from hfchat.serving.server import ServerSettings, bind
+        from hfchat.serving.server import serve as serve_model
 
-        check_port_free("127.0.0.1", port)
+        model = f"{output_dir}/assistant/merged"
+        settings = ServerSettings(model=model, port=port, served_model_name="hfchat-assistant")
+        bind(settings.host, port).close()  # a taken port is better known now than at the end
     run_name = "demo-quick" if quick else "demo"
     started = time.monotonic()
     for number, step in enumerate(STEPS, start=1):
@@ -78,12 +81,8 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
         _run(command(step, run_name, output_dir))
     print(summary(Path(output_dir), time.monotonic() - started))
     if serve:
-        model = str(Path(output_dir) / "assistant" / "merged")
-        print(f"\n$ hfchat serve {model} --port {port}")
-        from hfchat.serving.server import ServerSettings
-        from hfchat.serving.server import serve as serve_model
-
-        serve_model(ServerSettings(model=model, port=port))
+        print(f"\n$ hfchat serve {model} --served-model-name hfchat-assistant --port {port}", flush=True)
+        serve_model(settings)
 
 
 def command(step: Step, run_name: str, output_dir: str) -> list[str]:

@@ -118,7 +118,7 @@ def test_defaults_are_the_engines(serve, scripted):
     ("fields", "param"),
     [
         ({"temprature": 1}, "temprature"),
-        ({"logit_bias": {}}, "logit_bias"),
+        ({"logit-bias[0] é": {}}, "logit-bias[0] é"),
         ({"tools": []}, "tools"),
         ({"user": "me"}, "user"),
         ({"response_format": {"type": "text"}}, "response_format"),
@@ -154,8 +154,8 @@ def test_a_field_is_honoured_or_refused_by_name(serve, scripted, fields, param):
     response = served.chat(**fields)
     error = response.json()["error"]
     assert response.status_code == 400, error
-    assert error["param"].split("[text")[0] == param, error
-    assert param.split("[")[0].split(".")[-1] in error["message"]
+    assert error["param"] == param, error
+    assert error["message"].startswith(f"{param}: "), error
     assert error["type"] == "invalid_request_error"
     assert set(error) == {"message", "type", "param", "code"}
     assert served.engine.started == 0  # nothing was computed
@@ -178,7 +178,7 @@ def test_values_that_change_nothing_are_accepted(serve, scripted, neutral):
         (b"\xff\xfe", 400),
         (b'{"model": "tiny-chat", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
         (b'{"model": "tiny-chat", "temperature": NaN, "messages": [{"role": "user", "content": "x"}]}', 400),
-        (b'{"\\ud800": 1}', 400),
+        (b'{"\\ud800": 1, "model": "tiny-chat", "messages": [{"role": "user", "content": "x"}]}', 400),
         (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', 400),
         (b"[" * 100_000, 400),
         (b'{"a": ' * 100_000, 400),

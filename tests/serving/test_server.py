@@ -92,7 +92,7 @@ def test_missing_folders_and_bad_settings(tmp_path, free_port):
         with pytest.raises(UserError, match=next(iter(bad)).replace("_", "-")):
             ServerSettings(model="m", **bad)
     with pytest.raises(UserError, match="--host"):
-        server._bind("203.0.113.7", free_port)  # an address for documentation, so nobody's
+        server.bind("203.0.113.7", free_port)  # an address for documentation, so nobody's
 
 
 def test_other_addresses_bring_a_warning(folder, free_port, monkeypatch, capsys):

@@ -1,0 +1,222 @@
+"""OpenAI's shapes of requests, answers and errors (https://platform.openai.com/docs/api-reference/chat).
+
+A field that is not in these models is refused by name: nothing that a client asks for is ignored in silence.
+Fields that the server does not implement are there only with the value that changes nothing, as clients send them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.responses import JSONResponse
+
+from hfchat.serving.engine import FinishReason
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _check_unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise PydanticCustomError("unicode", "Input should be valid Unicode") from error
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_check_unicode)]
+
+
+class TextPart(_Request):
+    type: Literal["text"]
+    text: _Text
+
+
+class ChatMessage(_Request):
+    role: Literal["system", "user", "assistant"]
+    content: _Text | list[TextPart]
+    refusal: None = None  # part of every answer, so it comes back with the history
+
+    def plain(self) -> dict[str, str]:
+        """The message as chat templates take it."""
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        return {"role": self.role, "content": "".join(parts)}
+
+
+class StreamOptions(_Request):
+    include_usage: bool = False
+
+
+_Stop = Annotated[_Text, Field(min_length=1)]
+
+
+class ChatCompletionRequest(_Request):
+    model: _Text
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    seed: int | None = None
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self):
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only allowed when stream is true")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens: must equal max_completion_tokens when both are given")
+        return self
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """The asked length of the answer in tokens, and the field that asked for it."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class Usage(BaseModel):
+    """Counts of tokens; the completion includes the end-of-turn token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What a chunk adds; only the fields that are set are sent."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+    @model_serializer
+    def _set_fields(self) -> dict[str, str]:
+        return {name: value for name, value in (("role", self.role), ("content", self.content)) if value is not None}
+
+
+class ChunkChoice(BaseModel):
+    index: int = 0
+    delta: Delta
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "hfchat"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error shape. `param` is the field to blame, `code` is for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+        type = type or ("server_error" if status >= 500 else "invalid_request_error")
+        self.body = ErrorResponse(error=ErrorDetail(message=message, type=type, param=param, code=code))
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body.model_dump(), self.status, headers=self.headers)
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The 400 for pydantic's list of errors: it names one field, the one that lies deepest."""
+    error = max(errors, key=lambda error: len(error["loc"]))
+    if error["type"] == "json_invalid":
+        return ApiError(400, f"The body is not valid JSON: {error['ctx']['error']}.")
+    param = _path(error["loc"][1:], unknown_field=error["type"] == "extra_forbidden")
+    if error["type"] == "extra_forbidden":
+        return ApiError(400, f"{param}: this field is not supported.", param=param, code="unsupported_field")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":  # of a validator over several fields, which names one itself
+        return ApiError(400, message, param=message.split(":")[0])
+    if not param:
+        return ApiError(400, "The body must be a JSON object, sent as application/json.")
+    missing = error["type"] == "missing"
+    return ApiError(400, f"{param}: {message}.", param=param, code="missing_field" if missing else None)
+
+
+def _path(location: Sequence[str | int], unknown_field: bool) -> str:
+    """`("messages", 0, "content", "list[TextPart]", 1)` as `messages[0].content[1]`: names of types are left out."""
+    known = {name for model in _Request.__subclasses__() for name in model.model_fields}
+    path = ""
+    for index, part in enumerate(location):
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in known or (unknown_field and index == len(location) - 1):
+            path += f".{part}" if path else part
+    return path
