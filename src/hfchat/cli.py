@@ -72,3 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         args.handler(args)
 
     run(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Every shipped YAML is one that its program takes."""
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from hfchat.config import parse
+from hfchat.demo import STEPS
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.yaml"))
+
+
+def config_class(recipe: str) -> type:
+    module = importlib.import_module(f"recipes.{recipe}")
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value) and getattr(value, "__module__", "") == module.__name__
+    )
+    return found
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_recipe_takes_its_configs(file):
+    (config,) = parse(config_class(file.stem), argv=["--config", str(file)])
+    assert config.asked
+
+
+def test_both_demos_are_complete():
+    for run in ("demo", "demo-quick"):
+        assert {file.stem for file in CONFIGS if file.parent.name == run} == {step.recipe for step in STEPS}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_takes_its_configs(file: Path):
+    assert load_config_from_file(str(file)).num_processes >= 1
+
+
+def test_a_key_of_another_stage_is_refused(tmp_path):
+    file = tmp_path / "pretrain.yaml"
+    file.write_text("tokenizer_name: tokenizer\noutput_dir: out\nlora_r: 8\n")
+    with pytest.raises(Exception, match="unknown key 'lora_r'"):
+        parse(config_class("pretrain"), argv=["--config", str(file)])
+    assert "recipes.pretrain" in sys.modules

@@ -1,0 +1,139 @@
+"""The recipes as a user runs them, one after the other, on tiny models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from hfchat.lineage import read_lineage
+from tests.conftest import ROOT, TEXTS, tiny_model
+
+SMALL = ["--depth", 2, "--block_size", 64, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--bf16", "false"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def state_of(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def test_from_texts_to_a_tokenizer(run_recipe, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i, text in enumerate(TEXTS):
+        (texts / f"{i}.txt").write_text(text)
+    corpus, tokenizer = tmp_path / "corpus", tmp_path / "tokenizer"
+    source = json.dumps({"path": f"{texts}/*.txt", "license": "CC0-1.0"})
+    prepare = ["prepare_data", "--sources", source, "--validation_fraction", 0.2, "--tasks", 2, "--output_dir", corpus]
+    assert "60 documents" in run_recipe(*prepare).stdout
+    assert "nothing to do" in run_recipe(*prepare).stdout
+    run_recipe("train_tokenizer", "--dataset_name", corpus, "--vocab_size", 512, "--output_dir", tokenizer)
+    assert AutoTokenizer.from_pretrained(tokenizer).eos_token == "<|im_end|>"
+    assert read_lineage(tokenizer)["licenses"] == ["CC0-1.0"]
+
+
+def test_pretraining_killed_in_the_middle_ends_as_if_it_had_not_been(run_recipe, corpus, tokenizer_folder, tmp_path):
+    arguments = [
+        "--dataset_name", corpus, "--tokenizer_name", tokenizer_folder, *SMALL, "--max_steps", 12,
+        "--save_steps", 2, "--eval_steps", 6,
+    ]  # fmt: skip
+    command = [sys.executable, str(ROOT / "recipes" / "pretrain.py"), *map(str, arguments)]
+    command += ["--output_dir", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed.partial-*/checkpoints/checkpoint-*")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()[-2000:]
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+
+    run_recipe("pretrain", *arguments, "--output_dir", tmp_path / "killed", launch="cpu")
+    assert read_lineage(tmp_path / "killed")["resumed"]
+    run_recipe("pretrain", *arguments, "--output_dir", tmp_path / "undisturbed", launch="cpu")
+    killed, undisturbed = state_of(tmp_path / "killed"), state_of(tmp_path / "undisturbed")
+    assert all(torch.equal(killed[name], undisturbed[name]) for name in undisturbed)
+
+    curve = json.loads((tmp_path / "undisturbed" / "loss_curve.json").read_text())
+    values = [entry["eval_bits_per_byte"] for entry in curve if "eval_bits_per_byte" in entry]
+    assert values[-1] < values[0]
+    assert (tmp_path / "undisturbed" / "loss_curve.png").stat().st_size > 5_000
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "undisturbed").config.use_cache
+
+
+def test_two_processes_learn_what_one_does(run_recipe, corpus, tokenizer_folder, tmp_path):
+    arguments = ["--dataset_name", corpus, "--tokenizer_name", tokenizer_folder, *SMALL[:4], "--bf16", "false"]
+    arguments += ["--max_steps", 4, "--logging_steps", 1, "--save_strategy", "no"]
+
+    def losses(name, batch, launch):
+        output = tmp_path / name
+        run_recipe(
+            "pretrain", *arguments, "--per_device_train_batch_size", batch, "--output_dir", output, launch=launch
+        )
+        history = json.loads((output / "loss_curve.json").read_text())
+        return [entry["loss"] for entry in history if "loss" in entry]
+
+    assert losses("two", 2, "cpu_two_processes") == pytest.approx(losses("one", 4, "cpu"), rel=1e-3)
+
+
+def test_pretraining_goes_on_from_gpt2(run_recipe, corpus, tokenizer, tmp_path):
+    model = tiny_model(tokenizer, "gpt2")
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    arguments = ["--model_name_or_path", tmp_path / "gpt2", "--dataset_name", corpus, "--max_steps", 3, *SMALL[2:]]
+    run_recipe("pretrain", *arguments, "--output_dir", tmp_path / "out")
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(trained).__name__ == "GPT2LMHeadModel"
+    assert not torch.equal(trained.transformer.wte.weight, model.transformer.wte.weight)
+    refused = run_recipe("pretrain", *arguments, "--block_size", 4096, "--output_dir", tmp_path / "no", check=False)
+    assert refused.returncode == 2
+    assert "the model's context is 128 tokens" in refused.stderr
+
+
+def test_finetuning_ends_with_an_adapter_and_a_model_that_chats(run_recipe, chat_model, conversations, tmp_path):
+    arguments = [
+        "--model_name_or_path", chat_model, "--dataset_name", conversations, "--max_length", 64,
+        "--num_train_epochs", 2, "--lora_r", 4, "--logging_steps", 1, "--bf16", "false",
+    ]  # fmt: skip
+    output = tmp_path / "out"
+    finished = run_recipe("finetune", *arguments, "--output_dir", output, launch="cpu")
+    assert "16 conversations" in finished.stdout
+    assert "⟦The answer is 0.<|im_end|>⟧" in finished.stdout
+    assert (output / "adapter" / "adapter_model.safetensors").is_file()
+    assert read_lineage(output)["metrics"]["train_supervised_tokens"] > 0
+    chat = pipeline("text-generation", str(output / "merged"), max_new_tokens=4)
+    answer = chat([{"role": "user", "content": "Question 3?"}])[0]["generated_text"][-1]
+    assert answer["role"] == "assistant"
+    assert "nothing to do" in run_recipe("finetune", *arguments, "--output_dir", output).stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "problem"),
+    [
+        ("pretrain", ["--depht", 4], "unknown key 'depht'; did you mean 'depth'?"),
+        (
+            "pretrain",
+            ["--dataset_name", "a/b/c", "--tokenizer_name", "tokenizer", "--output_dir", "x"],
+            "a/b/c: no such",
+        ),
+        ("finetune", ["--model_name_or_path", "a/b/c", "--output_dir", "x"], "a/b/c: no such model folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run_recipe, recipe, arguments, problem):
+    finished = run_recipe(recipe, *arguments, check=False)
+    assert finished.returncode == 2
+    last = finished.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert problem in last
+    assert "Traceback" not in finished.stderr

@@ -1,0 +1,65 @@
+"""Every command of the documentation is one that its program takes, and every link leads somewhere."""
+
+import re
+import shlex
+
+import pytest
+
+from hfchat.cli import _parser
+from hfchat.config import parse
+from tests.conftest import ROOT
+from tests.recipes.test_configs import config_class
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tokenizer" / "README.md"]
+RECIPE_DOCSTRINGS = sorted((ROOT / "recipes").glob("*.py"))
+
+
+def commands(text: str) -> list[str]:
+    text = text.replace("\\\n", " ")
+    return [line.split("  #")[0].strip().removeprefix("$ ") for line in text.splitlines() if line.strip()]
+
+
+def documented() -> list[str]:
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+            found += commands(block)
+    for recipe in RECIPE_DOCSTRINGS:
+        docstring = recipe.read_text(encoding="utf-8").split('"""')[1]
+        indented = "\n".join(line for line in docstring.splitlines() if line.startswith("    "))
+        found += [line for line in commands(indented) if line.startswith(("python", "accelerate"))]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", documented())
+def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    recipe = next((i for i, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word)), None)
+    if recipe is not None:
+        launcher = words[:recipe]
+        assert launcher in (["python"], ["accelerate", "launch", *launcher[2:]])
+        for word in launcher[2:]:
+            assert word in ("--config_file", "--quiet") or (ROOT / word).is_file(), word
+        parse(config_class(words[recipe].removeprefix("recipes/").removesuffix(".py")), argv=words[recipe + 1 :])
+    elif words[0] == "hfchat":
+        _parser().parse_args(words[1:])
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words[1]
+    else:
+        assert words[0] in ("git", "cd", "curl", "pip", "cp", "source"), f"no test knows how to check: {command}"
+
+
+def test_links_and_pictures_are_there():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_a_recipe_reads_on_one_screen():
+    import ast
+
+    for recipe in RECIPE_DOCSTRINGS:
+        tree = ast.parse(recipe.read_text(encoding="utf-8"))
+        (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+        assert main.end_lineno - main.lineno < 66, f"{recipe.name}: main has {main.end_lineno - main.lineno} lines"
