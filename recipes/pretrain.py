@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
 
 from hfchat.config import parse
 from hfchat.dataset import load_split
@@ -36,6 +36,7 @@ from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
 from hfchat.training.checkpoints import AtomicCheckpointMixin, last_checkpoint
 from hfchat.training.dial import TOKENS_PER_PARAMETER, Dial
 from hfchat.training.loss_curve import save_loss_curve
+from hfchat.training.optimizer import MuonWithAdamW
 from hfchat.training.packing import PackedDataset, tokenize_corpus
 from hfchat.training.samples import PrintSamples
 
@@ -53,6 +54,9 @@ class PretrainConfig(TrainingArguments):
     depth: int = field(default=4, metadata={"help": "From scratch: layers. Width, heads, learning rate follow."})
     architecture: Literal["llama", "gpt2"] = field(default="llama", metadata={"help": "From scratch: which."})
     block_size: int = field(default=512, metadata={"help": "Tokens per sequence."})
+    optimizer: Literal["muon", "adamw"] | None = field(
+        default=None, metadata={"help": "By default Muon from scratch, AdamW (see optim) from a model."}
+    )
     sample_prompts: list[str] = field(
         default_factory=lambda: ["The function returns", "This library"],
         metadata={"help": "Continued at evaluations."},
@@ -79,6 +83,8 @@ class PretrainConfig(TrainingArguments):
             raise ValueError("output_dir: say where the model goes, e.g. --output_dir outputs/mine/base")
         if self.model_name_or_path is None and self.tokenizer_name is None:
             raise ValueError("tokenizer_name: needed to train from scratch, e.g. --tokenizer_name tokenizer")
+        if self.optimizer is None:
+            self.optimizer = "adamw" if self.model_name_or_path else "muon"
         if self.block_size < 8:
             raise ValueError(f"block_size must be at least 8, not {self.block_size}")
         if self.bf16 is None:
@@ -88,7 +94,12 @@ class PretrainConfig(TrainingArguments):
 
 
 class PretrainTrainer(AtomicCheckpointMixin, Trainer):
-    """`Trainer` whose checkpoints are whole or not there."""
+    """`Trainer` for packed sequences, whose checkpoints are whole or not there."""
+
+    def __init__(self, *args, **kwargs):
+        # Given a tokenizer, `Trainer` would collate with its `pad`, which adds an attention mask; with a mask,
+        # transformers does not look for packed sequences, and documents would see each other.
+        super().__init__(*args, data_collator=default_data_collator, **kwargs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokens_per_step = config.block_size * config.train_batch_size * config.gradient_accumulation_steps
         tokens_per_step *= config.world_size
         config.max_steps = -(-TOKENS_PER_PARAMETER * model.num_parameters() // tokens_per_step)
+    muon = MuonWithAdamW(model, config.learning_rate, config.weight_decay, (config.adam_beta1, config.adam_beta2))
     trainer = PretrainTrainer(
         model=model,
         args=config,
@@ -135,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compute_metrics=bits_per_byte(splits["validation"].num_bytes),
         preprocess_logits_for_metrics=negative_log_likelihood,
         callbacks=[PrintSamples(tokenizer, config.sample_prompts)],
+        optimizers=(muon if config.optimizer == "muon" else None, None),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(config.output_dir))
     metrics = trainer.evaluate()

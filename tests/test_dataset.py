@@ -28,3 +28,14 @@ def test_what_is_missing_is_named(corpus, tmp_path):
     file.touch()
     with pytest.raises(UserError, match=r"must be one of \.jsonl"):
         load_split(str(file), "train", "text")
+
+
+def test_rows_changed_in_place_are_seen(corpus, tmp_path):
+    import shutil
+
+    from datasets import Dataset
+
+    folder = shutil.copytree(corpus, tmp_path / "corpus")
+    assert len(load_split(str(folder), "validation", "text")) == 6
+    Dataset.from_dict({"text": ["changed"]}).to_parquet(folder / "data" / "validation-00000.parquet")
+    assert load_split(str(folder), "validation", "text")["text"] == ["changed"]

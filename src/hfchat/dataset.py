@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
+from hfchat.lineage import describe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,21 +25,27 @@ def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
     Raises:
         UserError: If there is no such dataset, split or column, or no row.
     """
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     path = Path(dataset_name)
+    cache_dir = None
+    if path.exists():
+        # datasets keys the cache of a local folder with a card by its path: rows changed in place would go unseen.
+        cache_dir = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
     try:
         if path.is_file():
             if path.suffix not in _FILE_BUILDERS:
                 raise UserError(
                     f"dataset_name {dataset_name}: must be one of {', '.join(_FILE_BUILDERS)}, or a folder"
                 )
-            dataset = load_dataset(_FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train")
+            dataset = load_dataset(
+                _FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train", cache_dir=cache_dir
+            )
         else:
             looks_local = path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1
             if (looks_local or path.suffix in _FILE_BUILDERS) and not path.is_dir():
                 raise UserError(f"dataset_name {dataset_name}: no such file or folder{_hint(column)}")
-            dataset = load_dataset(dataset_name, split=split)
+            dataset = load_dataset(dataset_name, split=split, cache_dir=cache_dir)
     except UserError:
         raise
     except Exception as error:  # the errors of the builders have no common base

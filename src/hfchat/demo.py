@@ -144,8 +144,6 @@ def _run(arguments: list[str]) -> None:
     programs = Path(sys.executable).parent  # that of the virtual environment, be it activated or not
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
     environment["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning")
-    # Threads that spin while they wait are a fifth faster on an idle machine, and several times slower on a busy one.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
     finished = subprocess.run(arguments, env=environment, check=False)
     if finished.returncode:

@@ -75,9 +75,7 @@ class Stage:
         self.output_dir = Path(output_dir)
         self.config = {key: value for part in config for key, value in _settings(part).items()}
         asked = {key: _jsonable(value) for part in config for key, value in part.asked.items()}
-        self.inputs = {
-            role: dict(source) if isinstance(source, Mapping) else describe(source) for role, source in inputs.items()
-        }
+        self.inputs = {role: _describe_input(role, source) for role, source in inputs.items()}
         # An input counts by its content; where it lies does not matter.
         places = [source["path"] for source in self.inputs.values()]
         identity = {
@@ -225,6 +223,15 @@ def describe(source: str | Path) -> dict[str, Any]:
     if path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
         raise UserError(f"{source}: no such file or folder")
     return {"path": str(source), "sha256": f"hub:{source}", "licenses": ["see the Hub"]}
+
+
+def _describe_input(role: str, source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return dict(source)
+    try:
+        return describe(source)
+    except UserError as error:
+        raise UserError(f"{role}: {error}; it is made by an earlier recipe, or name another") from error
 
 
 def _settings(config: Any) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_finetuning_ends_with_an_adapter_and_a_model_that_chats(run_recipe, chat
         (
             "pretrain",
             ["--dataset_name", "a/b/c", "--tokenizer_name", "tokenizer", "--output_dir", "x"],
-            "a/b/c: no such",
+            "corpus: a/b/c: no such file or folder",
         ),
         ("finetune", ["--model_name_or_path", "a/b/c", "--output_dir", "x"], "a/b/c: no such model folder"),
     ],

@@ -8,17 +8,22 @@ from transformers import TrainingArguments
 from hfchat.dataset import load_split
 from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
 from hfchat.training.dial import Dial
+from hfchat.training.optimizer import MuonWithAdamW
 from recipes.pretrain import PretrainTrainer
 from tests.conftest import tiny_model
 
 
-def trainer_for(packed, tokenizer, output_dir, **arguments):
+def trainer_for(packed, tokenizer, output_dir, optimizer="muon", **arguments):
     settings = {
         "max_steps": 3, "learning_rate": 1e-2, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
         "logging_steps": 1, "save_strategy": "no", "seed": 3,
     }  # fmt: skip
+    model = tiny_model(tokenizer)
+    muon = MuonWithAdamW(model, lr=settings["learning_rate"], weight_decay=0.1, betas=(0.9, 0.95))
     return PretrainTrainer(
-        model=tiny_model(tokenizer),
+        model=model,
+        optimizers=(muon if optimizer == "muon" else None, None),
+        processing_class=tokenizer,
         args=TrainingArguments(output_dir=str(output_dir), **settings | arguments),
         train_dataset=packed["train"],
         eval_dataset=packed["validation"],
@@ -54,8 +59,14 @@ def test_bits_per_byte_do_not_depend_on_the_batch(packed, tokenizer, tmp_path):
 
 def test_the_loss_does_not_change_when_a_batch_of_8_becomes_8_steps_of_1(packed, tokenizer, tmp_path):
     def losses(batch, accumulation):
+        # Muon's orthogonalisation, in bfloat16, would blow rounding up.
         trainer = trainer_for(
-            packed, tokenizer, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+            packed,
+            tokenizer,
+            tmp_path,
+            optimizer="adamw",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
         )
         trainer.train()
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -104,3 +115,28 @@ def test_the_dial_makes_plain_models_that_reload(tokenizer, tmp_path, architectu
 def test_a_wider_model_learns_more_slowly():
     assert Dial.from_depth(8).learning_rate == Dial.from_depth(4).learning_rate / 2
     assert Dial.from_depth(12).intermediate_size == 2048
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tokenizer):
+    for architecture in ("llama", "gpt2"):
+        model = tiny_model(tokenizer, architecture)
+        optimizer = MuonWithAdamW(model, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
+        muon, adamw = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        assert muon | adamw == set(names)
+        assert {names[i].split(".")[-2] for i in muon} <= {
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_fc", "c_proj",
+        }  # fmt: skip
+        assert any("wte" in names[i] or "embed" in names[i] for i in adamw)
+
+
+def test_a_schedule_reaches_both_parts_after_the_state_is_loaded(tokenizer):
+    model = tiny_model(tokenizer)
+    optimizer = MuonWithAdamW(model, lr=1.0, weight_decay=0.1, betas=(0.9, 0.95))
+    optimizer.load_state_dict(optimizer.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    optimizer.step()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
