@@ -96,10 +96,13 @@ class PretrainConfig(TrainingArguments):
 class PretrainTrainer(AtomicCheckpointMixin, Trainer):
     """`Trainer` for packed sequences, whose checkpoints are whole or not there."""
 
-    def __init__(self, *args, **kwargs):
-        # Given a tokenizer, `Trainer` would collate with its `pad`, which adds an attention mask; with a mask,
+    def __init__(self, args: TrainingArguments, **kwargs):
+        # Left alone, `Trainer` would drop `shift_labels`, which no model names in its signature, and models would
+        # shift the labels once more: they would learn the token after the next.
+        args.remove_unused_columns = False
+        # Given a tokenizer, it would collate with the tokenizer's `pad`, which adds an attention mask; with a mask,
         # transformers does not look for packed sequences, and documents would see each other.
-        super().__init__(*args, data_collator=default_data_collator, **kwargs)
+        super().__init__(args=args, data_collator=default_data_collator, **kwargs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -48,6 +48,8 @@ def test_bits_per_byte_are_those_of_the_documents_one_by_one(packed, tokenizer, 
     assert metrics["eval_predicted_tokens"] == count
     assert metrics["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / whole.num_bytes, 1e-5)
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(nats / count), 1e-5)
+    # The loss that is trained on is the one that is reported: of the next token, not of the one after it.
+    assert metrics["eval_loss"] == pytest.approx(nats / count, 1e-5)
 
 
 def test_bits_per_byte_do_not_depend_on_the_batch(packed, tokenizer, tmp_path):
