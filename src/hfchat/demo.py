@@ -47,7 +47,7 @@ STEPS = [
         "2 minutes",
         launched=True,
     ),
-    Step("a real chat model fine-tuned with LoRA", "finetune", "assistant", {}, "5 minutes", launched=True),
+    Step("a real chat model fine-tuned with LoRA", "finetune", "assistant", {}, "4 minutes", launched=True),
     Step(
         "base and fine-tuned model compared on held-out questions",
         "evaluate",
