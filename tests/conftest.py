@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 TEXTS = [
-    f"Document {i}: the recipe reads {i * 7} files from a folder, and the model learns what comes next in each. "
-    f"A tokenizer turns the text into numbers; number {i} is not the last.\n" * 3
+    f"Document {i}: the recipe reads {i * 7} files from a folder, and the model learns what comes next in each.\n"
+    f"A tokenizer turns the text into numbers; number {i} is not the last, as {i + 1} follows it.\n"
+    f"Then {i * 3} of the {i * 7} files are kept for validation, and the model is asked what it makes of them.\n"
     for i in range(60)
 ]
 
