@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ import yaml
 
 from hfchat import __version__
 from hfchat.errors import UserError
+from hfchat.storage import as_path, is_remote, move_folder, remove_tree
 
 LINEAGE = "lineage.json"
 CHECKPOINTS = "checkpoints"  # of the training stages: kept, but no part of the output
@@ -35,7 +36,7 @@ _NOT_PART_OF_THE_RESULT = {
     "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_level_replica",
     "save_steps", "save_strategy", "save_total_limit", "save_on_each_node", "push_to_hub", "hub_model_id",
     "hub_token", "hub_private_repo", "hub_strategy", "hub_always_push", "dataloader_num_workers",
-    "dataloader_pin_memory", "dataset_num_proc", "workers", "local_rank", "deepspeed", "fsdp", "fsdp_config",
+    "dataloader_pin_memory", "dataset_num_proc", "workers", "executor", "strict", "local_rank", "deepspeed", "fsdp", "fsdp_config",
     "accelerator_config", "batch_eval_metrics", "resume_from_checkpoint",
 }  # fmt: skip
 
@@ -62,7 +63,7 @@ class Stage:
         """
         Args:
             name: Name of the stage, e.g. `"pretrain"`.
-            output_dir: Local folder that will hold the output.
+            output_dir: Folder that will hold the output: a local path, or a URL of a storage that fsspec knows.
             config: What `hfchat.config.parse` returned.
             inputs: Role (`"corpus"`) to a local file or folder, a Hub id, or what `describe` would return.
             overwrite: Replace an output that was made from other inputs or settings.
@@ -72,7 +73,7 @@ class Stage:
                 another run is writing there now.
         """
         self.name = name
-        self.output_dir = Path(output_dir)
+        self.output_dir = as_path(output_dir)
         self.config = {key: value for part in config for key, value in _settings(part).items()}
         asked = {key: _jsonable(value) for part in config for key, value in part.asked.items()}
         self.inputs = {role: _describe_input(role, source) for role, source in inputs.items()}
@@ -97,7 +98,7 @@ class Stage:
 
         if _is_main_process():
             self.output_dir.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(self.output_dir.with_name(f".{self.output_dir.name}.lock"))
+            self._lock = filelock.FileLock(_lock_file(self.output_dir))
             try:
                 self._lock.acquire(timeout=0)
             except filelock.Timeout as error:
@@ -145,12 +146,16 @@ class Stage:
             "outputs": outputs,
             "sha256": _digest(outputs),
         }
-        scratch = self.work_dir / f"{LINEAGE}.tmp"
-        with scratch.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2, ensure_ascii=False, default=str)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.rename(self.work_dir / LINEAGE)
+        text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+        if is_remote(self.work_dir):  # an object appears whole
+            (self.work_dir / LINEAGE).write_text(text, encoding="utf-8")
+        else:
+            scratch = self.work_dir / f"{LINEAGE}.tmp"
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.rename(self.work_dir / LINEAGE)
         self._move_into_place()
         self._release()
 
@@ -166,11 +171,11 @@ class Stage:
 
     def _move_into_place(self) -> None:
         previous = self.output_dir.with_name(f".{self.output_dir.name}.replaced")
-        shutil.rmtree(previous, ignore_errors=True)
+        remove_tree(previous)
         if self.output_dir.exists():
-            self.output_dir.rename(previous)
-        self.work_dir.rename(self.output_dir)
-        shutil.rmtree(previous, ignore_errors=True)
+            move_folder(self.output_dir, previous)
+        move_folder(self.work_dir, self.output_dir)
+        remove_tree(previous)
 
     def _difference(self, found: Mapping[str, Any] | None) -> str:
         if found is None:
@@ -194,7 +199,7 @@ class Stage:
 def read_lineage(folder: str | Path) -> dict[str, Any] | None:
     """The lineage of a finished stage, or None where there is none."""
     try:
-        return json.loads((Path(folder) / LINEAGE).read_text(encoding="utf-8"))
+        return json.loads((as_path(folder) / LINEAGE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -210,7 +215,7 @@ def describe(source: str | Path) -> dict[str, Any]:
     Raises:
         UserError: If a local path does not exist, or if it holds an unfinished stage.
     """
-    path = Path(source)
+    path = as_path(source)
     if path.is_file():
         return {"path": str(source), "sha256": _sha256(path), "licenses": _licenses(path.parent)}
     if path.is_dir():
@@ -220,7 +225,7 @@ def describe(source: str | Path) -> dict[str, Any]:
                 raise UserError(f"{path}: files named in its {LINEAGE} are missing or cut; run its stage again")
             return {"path": str(source), "sha256": lineage["sha256"], "licenses": lineage["licenses"]}
         return {"path": str(source), "sha256": _digest(_hash_files(path)), "licenses": _licenses(path)}
-    if path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
+    if is_remote(path) or path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
         raise UserError(f"{source}: no such file or folder")
     return {"path": str(source), "sha256": f"hub:{source}", "licenses": ["see the Hub"]}
 
@@ -232,6 +237,13 @@ def _describe_input(role: str, source: str | Path | Mapping[str, Any]) -> dict[s
         return describe(source)
     except UserError as error:
         raise UserError(f"{role}: {error}; it is made by an earlier recipe, or name another") from error
+
+
+def _lock_file(output_dir: Path) -> Path:
+    if is_remote(output_dir):  # no locks there: two runs on the same machine are all that can be told apart
+        name = hashlib.sha256(str(output_dir).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"hfchat-{name}.lock"
+    return output_dir.with_name(f".{output_dir.name}.lock")
 
 
 def _settings(config: Any) -> dict[str, Any]:

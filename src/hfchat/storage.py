@@ -1,0 +1,40 @@
+"""Paths on any storage that fsspec knows: a local path, or a URL such as `s3://bucket/corpus` or `hf://datasets/...`."""
+
+import shutil
+from pathlib import Path
+
+from upath import UPath
+
+
+def as_path(path: str | Path) -> Path:
+    """A `pathlib.Path`, or for a URL a `upath.UPath`, which has the same methods."""
+    if isinstance(path, UPath):
+        return path
+    return UPath(path) if "://" in str(path) else Path(path)
+
+
+def is_remote(path: str | Path) -> bool:
+    return isinstance(path, UPath) or "://" in str(path)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder and what is in it, if it is there."""
+    if isinstance(folder, UPath):
+        folder.fs.invalidate_cache()
+        if folder.exists():
+            folder.fs.rm(folder.path, recursive=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder; `target` must not exist.
+
+    One step on a local disk and on HDFS. Object stores have no folders: there, every object is copied and deleted.
+    """
+    if isinstance(source, UPath):
+        source.fs.invalidate_cache()
+        source.fs.mv(source.path, target.path, recursive=True)
+        source.fs.invalidate_cache()
+    else:
+        source.rename(target)
