@@ -1,49 +1,70 @@
 """Sources -> a corpus of clean, deduplicated documents with provenance, split into train and validation.
 
-    python recipes/prepare_data.py --config recipes/configs/demo/prepare_data.yaml
+    python recipes/prepare_data.py --config recipes/configs/data/wikipedia-dump.yaml
 
 Your own text files, each file a document:
 
     python recipes/prepare_data.py --output_dir outputs/mine/corpus \
         --sources '{"path": "texts/*.txt", "license": "CC-BY-4.0"}'
 
-The output opens with `datasets.load_dataset("outputs/demo/corpus")`.
+The output opens with `datasets.load_dataset("outputs/mine/corpus")`; its `report.html` shows what was kept, what was
+removed, and why. Started again after it was stopped, the same command goes on where it was. `hfchat.data.sources` says
+what a source can be, `hfchat.data.chain` which steps there are, `hfchat.data.execution` how many machines share it.
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hfchat.config import StageArguments, parse
+from hfchat.data.chain import Step
 from hfchat.data.corpus import build_corpus
+from hfchat.data.execution import Executor
 from hfchat.data.sources import Source
 from hfchat.errors import run
 from hfchat.lineage import Stage
 
+DEFAULT_STEPS = ("fix_text", "clean_text", "quality", "pii", "exact_dedup", "near_dedup")
+
 
 @dataclass
 class PrepareDataArguments(StageArguments):
-    """What to read and what to keep of it."""
+    """What to read, what to keep of it, and where the work runs."""
 
     sources: list[Source] = field(
         default_factory=list,
         metadata={"help": "Mappings with a 'path' and a 'license' each (see hfchat.data.sources)."},
     )
-    min_characters: int = field(default=200, metadata={"help": "Shorter documents are removed."})
+    steps: list[Step] = field(
+        default_factory=lambda: list(DEFAULT_STEPS),
+        metadata={"help": "The chain, in its order: names, or names with parameters (see hfchat.data.chain)."},
+    )
     validation_fraction: float = field(
         default=0.01, metadata={"help": "Share of documents in the validation split, chosen by a hash of the text."}
     )
+    max_document_bytes: int = field(
+        default=50_000_000, metadata={"help": "Larger documents are removed; bounds the memory of a worker."}
+    )
+    strict: bool = field(default=False, metadata={"help": "Make input that cannot be read an error."})
     tasks: int = field(default=16, metadata={"help": "Pieces of the work, and files per split."})
     workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks run at a time."})
+    executor: Executor = field(
+        default="local",
+        metadata={"help": "local, ray or slurm, or a mapping with its options (hfchat.data.execution)."},
+    )
 
     def __post_init__(self):
         self.sources = [Source(source) for source in self.sources]
+        self.steps = [Step(step) for step in self.steps]
+        self.executor = Executor(self.executor)
         if not self.sources:
             raise ValueError('sources: name at least one, e.g. --sources \'{"path": "texts/*.txt"}\'')
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be between 0 and 1, not {self.validation_fraction}")
-        if self.tasks < 1 or self.workers < 1:
-            raise ValueError("tasks and workers must be at least 1")
+        for name in ("tasks", "workers", "max_document_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,20 +74,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stage.complete:
         return stage.report_complete()
 
+    config = {name.name: getattr(args, name.name) for name in dataclasses.fields(args)}
     counts = build_corpus(
         args.sources,
+        args.steps,
         stage.work_dir,
-        min_characters=args.min_characters,
         validation_fraction=args.validation_fraction,
         tasks=args.tasks,
         workers=args.workers,
+        executor=args.executor,
+        strict=args.strict,
+        max_document_bytes=args.max_document_bytes,
+        config=config,
     )
+    if counts is None:  # submitted to a cluster, whose last job runs this again
+        return None
     stage.finish(metrics=counts, licenses=counts["licenses"])
 
     print(f"read {counts['read']:,} documents, removed {counts['removed'] or 'none'}")
     for split, documents in counts["documents"].items():
         print(f"{split:>10}: {documents:,} documents, {counts['bytes'][split] / 1e6:.1f} MB")
-    print(f"corpus: {args.output_dir}")
+    print(f"corpus: {args.output_dir}, what was removed and why: {args.output_dir}/report.html")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Load one split of a dataset: a corpus made by a recipe, any other local folder or file, or a Hub id."""
+"""Load one split of a dataset: a corpus made by a recipe, any other local folder or file, or a Hub id.
 
+And what every stage that reads conversations asks of their messages.
+"""
+
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfchat.errors import UserError
 from hfchat.lineage import describe
@@ -10,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+ROLES = ("system", "user", "assistant")  # what the project's chat template takes
 
 
 def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
@@ -56,6 +61,41 @@ def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
     if len(dataset) == 0:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
     return dataset
+
+
+def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str] | None:
+    """What keeps `messages` from being a conversation that the assistant ends.
+
+    Args:
+        messages: List of `{"role", "content"}`. Where `roles` has `tool`, a turn may have `tool_calls` for its content.
+        roles: Those that may speak.
+
+    Returns:
+        A reason (`no_messages`, `bad_role`, `empty_turn` or `no_assistant_turn`) and what is wrong, in words. None for
+        a conversation.
+    """
+    if not isinstance(messages, list) or not messages:
+        return "no_messages", "has no messages; 'messages' must be a list of turns"
+    for position, turn in enumerate(messages):
+        turn = turn if isinstance(turn, dict) else {}
+        role, content, calls = turn.get("role"), turn.get("content"), turn.get("tool_calls")
+        if role not in roles:
+            *others, last = roles
+            return "bad_role", f"turn {position} has the role {role!r}; it must be {', '.join(others)} or {last}"
+        if calls and "tool" not in roles:
+            return "bad_role", f"turn {position} ({role}) calls tools; it must be text alone"
+        if not calls and not (isinstance(content, str) and content.strip()):
+            return "empty_turn", f"turn {position} ({role}) has no content"
+    if messages[-1]["role"] != "assistant":
+        return "no_assistant_turn", f"the last turn must be the assistant's, not the {messages[-1]['role']}'s"
+    return None
+
+
+def check_messages(messages: Any, place: str, roles: Collection[str] = ROLES) -> None:
+    """Raise a `UserError` that names `place` unless `messages` is a conversation that the assistant ends."""
+    fault = find_fault(messages, roles)
+    if fault is not None:
+        raise UserError(f"{place}: {fault[1]}")
 
 
 def _hint(column: str) -> str:

@@ -36,7 +36,8 @@ _NOT_PART_OF_THE_RESULT = {
     "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_level_replica",
     "save_steps", "save_strategy", "save_total_limit", "save_on_each_node", "push_to_hub", "hub_model_id",
     "hub_token", "hub_private_repo", "hub_strategy", "hub_always_push", "dataloader_num_workers",
-    "dataloader_pin_memory", "dataset_num_proc", "workers", "executor", "strict", "local_rank", "deepspeed", "fsdp", "fsdp_config",
+    "dataloader_pin_memory", "dataset_num_proc", "workers",
+    "executor", "strict", "local_rank", "deepspeed", "fsdp", "fsdp_config",
     "accelerator_config", "batch_eval_metrics", "resume_from_checkpoint",
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 import json
 import re
 
-from hfchat.training.supervision import check_messages
+from hfchat.dataset import check_messages
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "recipes" / "data" / "assistant"

@@ -7,11 +7,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from hfchat.dataset import check_messages
 from hfchat.errors import UserError
 from hfchat.training import adapters
 from hfchat.training.adapters import merge_adapter
 from hfchat.training.finetuning import FinetuneTrainer
-from hfchat.training.supervision import check_messages, show_supervised, supervise
+from hfchat.training.supervision import show_supervised, supervise
 
 CONVERSATIONS = [
     [

@@ -38,7 +38,7 @@ class QualityFilter(BaseFilter):
 
     def __init__(
         self,
-        min_characters: int,
+        min_characters: int = 200,
         min_alphabetic_words: float = 0.8,
         max_duplicate_lines: float = 0.3,
         exclusion_writer: DiskWriter | None = None,

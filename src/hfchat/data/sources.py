@@ -1,41 +1,81 @@
-"""Where documents come from: one entry of `sources` in the YAML is one datatrove reader."""
+"""Where documents come from: one entry of `sources` in the YAML is one source."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datatrove.data import Document
-from datatrove.pipeline.readers import HuggingFaceDatasetReader, JsonlReader, ParquetReader
-from datatrove.pipeline.readers.base import BaseDiskReader, BaseReader
+from datatrove.io import DataFolder
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.writers.disk_base import DiskWriter
+from fsspec.core import has_magic
 
+from hfchat.data.books import parse_book
+from hfchat.data.extraction import Extraction
 from hfchat.data.installed_docs import InstalledDocsReader, describe_installation
+from hfchat.data.mediawiki import parse_dump, wikitext_to_text
+from hfchat.data.readers import FileReader, HubReader, SourceStep, parse_json_lines, parse_parquet, parse_text
+from hfchat.data.web import html_to_text, parse_warc
 from hfchat.errors import UserError
 from hfchat.lineage import describe
+from hfchat.storage import is_remote
 
 INSTALLED_DOCS = "installed-docs"
-_FILE_KEYS = {"path", "license", "url", "name"}
+_SUFFIXES = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "json-lines",
+    ".ndjson": "json-lines",
+    ".parquet": "parquet",
+    ".warc": "warc",
+    ".wet": "wet",
+    ".xml": "mediawiki",
+}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_FILE_KEYS = {"path", "kind", "license", "url", "name", "storage_options"}
 _KEYS = {
-    INSTALLED_DOCS: {"path", "max_bytes_per_package"},
-    ".txt": _FILE_KEYS | {"separator"},
-    ".md": _FILE_KEYS | {"separator"},
-    ".jsonl": _FILE_KEYS | {"text_key"},
-    ".jsonl.gz": _FILE_KEYS | {"text_key"},
-    ".parquet": _FILE_KEYS | {"text_key"},
-    "hub": _FILE_KEYS | {"text_key", "config", "split", "revision", "limit"},
+    INSTALLED_DOCS: {"path", "kind", "max_bytes_per_package"},
+    "text": _FILE_KEYS | {"separator", "encoding"},
+    "gutenberg": _FILE_KEYS | {"separator", "encoding"},
+    "json-lines": _FILE_KEYS | {"text_key"},
+    "parquet": _FILE_KEYS | {"text_key"},
+    "warc": _FILE_KEYS | {"timeout"},
+    "wet": _FILE_KEYS,
+    "mediawiki": _FILE_KEYS | {"namespaces", "timeout"},
+    "hub": {"path", "kind", "license", "url", "name"}
+    | {"text_key", "config", "split", "revision", "limit", "streaming"},
+}
+_TYPES = {
+    "storage_options": dict,
+    "namespaces": list,
+    "timeout": (int, float),
+    "limit": int,
+    "max_bytes_per_package": int,
+    "streaming": bool,
 }
 
 
 class Source(dict):
     """One source of documents.
 
-    Keys: `path` is `installed-docs`, a local file or glob (`.txt`, `.md`, `.jsonl`, `.jsonl.gz`, `.parquet`), or
-    the id of a Hub dataset. `license`, `url` and `name` become each document's provenance. Text files take
-    `separator` (each file is one document without it), the others `text_key`, Hub datasets also `config`, `split`,
-    `revision` and `limit` (documents), `installed-docs` takes `max_bytes_per_package` (bytes).
+    `path` is a file or glob, here or as an fsspec URL (`s3://`, `gs://`, `hf://`, `webhdfs://`, ...), the id of a Hub
+    dataset, or `installed-docs`. `kind` is seen from its name, or given:
+
+    - `text` (`.txt`, `.md`): each file is a document, or with `separator` what stands between; `encoding` is utf-8.
+    - `gutenberg`: the same, without Project Gutenberg's header and licence.
+    - `json-lines` (`.jsonl`, `.ndjson`) and `parquet`: the text is under `text_key`.
+    - `warc`, `wet`: Common Crawl. HTML becomes text in at most `timeout` seconds (20) a page.
+    - `mediawiki` (`.xml`): a dump of Wikipedia; `namespaces` ([0]), `timeout` (20).
+    - `hub`: a dataset's id or folder, with `text_key`, `config`, `split` (train), `revision` (pin it), `limit`
+      (documents), `streaming` (true).
+    - `installed-docs`: the documentation of installed Python packages, `max_bytes_per_package` (1,000,000).
+
+    Text, JSON and XML may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). `license`, `url` and `name` become each
+    document's provenance where a record has none of its own; `storage_options` go to fsspec, e.g. `{anon: true}`.
 
     Raises:
-        ValueError: For a key that the kind of source does not take.
+        ValueError: For a kind that there is not, or a key that it does not take.
     """
 
     def __init__(self, value: dict[str, Any] | str):
@@ -43,23 +83,40 @@ class Source(dict):
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
             raise ValueError("each of sources must be a mapping with a 'path'")
         super().__init__(value)
+        if self.kind not in _KEYS:
+            raise ValueError(f"source {self['path']}: kind must be one of {', '.join(_KEYS)}, not {self.kind!r}")
         unknown = self.keys() - _KEYS[self.kind]
         if unknown:
             known = ", ".join(sorted(_KEYS[self.kind]))
-            raise ValueError(f"source {self['path']}: unknown key '{min(unknown)}'; it takes {known}")
+            raise ValueError(f"source {self['path']}: unknown key '{min(unknown)}'; {self.kind} takes {known}")
+        for key, item in self.items():
+            expected = _TYPES.get(key, str)
+            if not isinstance(item, expected):
+                name = "number" if isinstance(expected, tuple) else expected.__name__
+                raise ValueError(f"source {self['path']}: '{key}' must be a {name}, not {item!r}")
 
     @property
     def kind(self) -> str:
-        if self["path"] == INSTALLED_DOCS:
+        if "kind" in self:
+            return self["kind"]
+        name = self["path"]
+        if name == INSTALLED_DOCS:
             return INSTALLED_DOCS
-        suffix = next((suffix for suffix in _KEYS if suffix.startswith(".") and self["path"].endswith(suffix)), None)
-        return suffix or "hub"
+        for suffix in _COMPRESSED:
+            name = name.removesuffix(suffix)
+        return _SUFFIXES.get(name[name.rfind(".") :], "hub")
+
+    @property
+    def name(self) -> str:
+        return self.get("name", self["path"])
 
     def describe(self) -> dict[str, Any]:
         """The source as an input of the stage: `{"path", "sha256", "licenses"}`.
 
+        Local files count by their content, remote ones by what the storage says of them (ETag, size, time).
+
         Raises:
-            UserError: If it names local files and there are none.
+            UserError: If it names files and there are none.
         """
         if self.kind == INSTALLED_DOCS:
             return describe_installation()
@@ -67,71 +124,83 @@ class Source(dict):
             found = describe(self["path"])
             found["sha256"] += f"@{self.get('revision', 'main')}"
         else:
-            files = self._files()
-            digests = {str(file): describe(file)["sha256"] for file in files}
-            found = {"path": self["path"], "sha256": json.dumps(sorted(digests.values()))}
+            folder, files = self._files()
+            if is_remote(self["path"]):
+                keys = sorted(str(folder.ukey(file)) for file in files)
+            else:
+                keys = sorted(describe(Path(folder.path) / file)["sha256"] for file in files)
+            found = {"path": self["path"], "sha256": json.dumps(keys)}
         found["licenses"] = [self.get("license", "unknown")]
         return found
 
-    def reader(self) -> BaseReader:
-        """The datatrove reader of the source; every document has `source`, `license` and `url` in its metadata."""
-        if self.kind == INSTALLED_DOCS:
-            return InstalledDocsReader(max_bytes_per_package=self.get("max_bytes_per_package", 1_000_000))
+    def step(
+        self, removed_writer: Callable[[], DiskWriter], strict: bool = False, max_document_bytes: int = 50_000_000
+    ) -> SourceStep:
+        """The block that adds the source's documents to a pipeline; each has `source`, `license` and `url`.
+
+        Args:
+            removed_writer: Makes a writer of what is no document.
+            strict: Raise for what cannot be read.
+            max_document_bytes: Larger documents are none.
+
+        Raises:
+            UserError: If it names files and there are none.
+        """
+        extraction = {"warc": html_to_text, "mediawiki": wikitext_to_text}.get(self.kind)
+        return SourceStep(
+            self._reader(max_document_bytes),
+            extraction and Extraction(extraction, self.get("timeout", 20.0)),
+            removed_writer,
+            strict,
+            max_document_bytes,
+        )
+
+    def _reader(self, max_document_bytes: int) -> PipelineStep:
         provenance = {
-            "source": self.get("name", self["path"]),
+            "source": self.name,
             "license": self.get("license", "unknown"),
             "url": self.get("url", ""),
         }
+        if self.kind == INSTALLED_DOCS:
+            return InstalledDocsReader(max_bytes_per_package=self.get("max_bytes_per_package", 1_000_000))
         if self.kind == "hub":
             options = {"name": self.get("config"), "split": self.get("split", "train")}
-            return HuggingFaceDatasetReader(
+            return HubReader(
                 self["path"],
                 dataset_options={**options, "revision": self.get("revision")},
-                streaming=True,
+                streaming=self.get("streaming", True),
                 limit=self.get("limit", -1),
                 text_key=self.get("text_key", "text"),
-                default_metadata=provenance,
+                provenance=provenance,
             )
-        folder, pattern = self._folder_and_pattern()
-        common = {"glob_pattern": pattern, "default_metadata": provenance, "add_file_path": False}
-        if self.kind in (".txt", ".md"):
-            return TextReader(folder, separator=self.get("separator"), **common)
-        if self.kind == ".parquet":
-            del common["add_file_path"]
-            return ParquetReader(folder, text_key=self.get("text_key", "text"), **common)
-        return JsonlReader(folder, text_key=self.get("text_key", "text"), **common)
+        text_options = {"separator": self.get("separator"), "encoding": self.get("encoding", "utf-8")}
+        row_options = {"text_key": self.get("text_key", "text")}
+        parse = {
+            "text": partial(parse_text, **text_options),
+            "gutenberg": partial(parse_book, **text_options),
+            "json-lines": partial(parse_json_lines, **row_options),
+            "parquet": partial(parse_parquet, **row_options),
+            "warc": parse_warc,
+            "wet": parse_warc,
+            "mediawiki": partial(parse_dump, namespaces=self.get("namespaces", [0])),
+        }[self.kind]
+        folder, files = self._files()
+        compression = None if self.kind in ("warc", "wet", "parquet") else "infer"
+        return FileReader(folder, files, parse, compression, provenance, max_document_bytes)
 
-    def _folder_and_pattern(self) -> tuple[str, str]:
-        """Split the path into a folder and a glob below it."""
-        parts = Path(self["path"]).parts
-        fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
-        return str(Path(*parts[:fixed])), str(Path(*parts[fixed:]))
-
-    def _files(self) -> list[Path]:
-        folder, pattern = self._folder_and_pattern()
-        files = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
-        if not files:
+    def _files(self) -> tuple[DataFolder, list[str]]:
+        """The folder above the first part with a wildcard, and the files that the path names in it."""
+        parts = self["path"].split("/")
+        fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
+        above, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
+        if not is_remote(self["path"]):
+            above = str(Path(above or ("/" if self["path"].startswith("/") else ".")).absolute())
+        folder = DataFolder(above, **self.get("storage_options", {}))
+        try:
+            files = folder.list_files(glob_pattern=pattern) if has_magic(pattern) else [pattern]
+            found = [file for file in files if folder.isfile(file)]
+        except OSError as error:
+            raise UserError(f"sources: {self['path']}: {error}") from error
+        if not found:
             raise UserError(f"sources: {self['path']}: no such file")
-        return files
-
-
-class TextReader(BaseDiskReader):
-    """Reads plain text files.
-
-    Args:
-        separator: The text between two documents of a file; without it each file is one document.
-    """
-
-    name = "📝 Text"
-
-    def __init__(self, data_folder: str, separator: str | None = None, **kwargs: Any):
-        super().__init__(data_folder, **kwargs)
-        self.separator = separator
-
-    def read_file(self, filepath: str) -> Iterator[Document]:
-        with self.data_folder.open(filepath, "rt", encoding="utf-8") as file:
-            text = file.read()
-        for index, part in enumerate(text.split(self.separator) if self.separator else [text]):
-            document = self.get_document_from_dict({"text": part}, filepath, index)
-            if document:
-                yield document
+        return folder, found

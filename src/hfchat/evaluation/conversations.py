@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfchat.dataset import load_split
+from hfchat.dataset import check_messages, load_split
 from hfchat.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,15 +83,8 @@ def encode(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def _conversation(messages: Any, place: str) -> Conversation:
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{place}: has no messages")
-    for turn, message in enumerate(messages, start=1):
-        for key in ("role", "content"):
-            if not isinstance(message, dict) or not isinstance(message.get(key), str):
-                raise UserError(f"{place}: messages[{turn}] has no '{key}' that is a text")
+    check_messages(messages, place)
     *prompt, answer = ({"role": message["role"], "content": message["content"]} for message in messages)
-    if answer["role"] != "assistant":
-        raise UserError(f"{place}: the last of the messages is the {answer['role']}'s; it must be the assistant's")
-    if not prompt or not answer["content"].strip():
-        raise UserError(f"{place}: has {'no turn before the answer' if not prompt else 'an empty answer'}")
+    if not prompt:
+        raise UserError(f"{place}: has no turn before the answer")
     return Conversation(prompt, answer["content"], place)

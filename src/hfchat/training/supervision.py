@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from hfchat.dataset import check_messages
 from hfchat.errors import UserError
 from hfchat.training.packing import IGNORE
 
@@ -97,20 +98,6 @@ def supervise(
             "never learn to stop; put it inside the template's {% generation %} marks"
         )
     return kept, supervision
-
-
-def check_messages(messages: Any, place: str) -> None:
-    """Raise a `UserError` that names `place` unless `messages` is a conversation that the assistant ends."""
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{place}: 'messages' must be a list of turns")
-    for position, turn in enumerate(messages):
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if role not in ("system", "user", "assistant"):
-            raise UserError(f"{place}: turn {position} has the role {role!r}; it must be system, user or assistant")
-        if not isinstance(content, str) or not content.strip():
-            raise UserError(f"{place}: turn {position} ({role}) has no content")
-    if messages[-1]["role"] != "assistant":
-        raise UserError(f"{place}: the last turn must be the assistant's, not the {messages[-1]['role']}'s")
 
 
 def show_supervised(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -1,0 +1,165 @@
+"""Keep evaluation sets out of a corpus: documents that share a run of words with one are removed.
+
+The rule is that of GPT-3 (arXiv:2005.14165, appendix C). datatrove's filter does the same by an index that only
+lighteval can make, and with words that take ten times as long to find.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.io import DataFolderLike, get_datafolder
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from hfchat.data.words import hashed_n_grams, words
+from hfchat.errors import UserError
+from hfchat.storage import as_path, is_remote
+
+_KEYS = {"name", "path", "split", "config", "revision", "columns"}
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def check_evaluation_sets(evaluation_sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The sets as they were given.
+
+    Raises:
+        ValueError: For a set without `name` and `path`, with an unknown key, of a name that another has, or of a local
+            path where there is nothing.
+    """
+    names = set()
+    for entry in evaluation_sets:
+        if not isinstance(entry, Mapping) or not {"name", "path"} <= entry.keys():
+            raise ValueError(f"evaluation_sets: each is a mapping with 'name' and 'path', not {entry!r}")
+        if unknown := entry.keys() - _KEYS:
+            takes = ", ".join(sorted(_KEYS))
+            raise ValueError(f"evaluation_sets: {entry['name']}: unknown key '{min(unknown)}'; it takes {takes}")
+        if entry["name"] in names or "/" in entry["name"]:
+            raise ValueError(f"evaluation_sets: '{entry['name']}' must be a name of its own, without '/'")
+        names.add(entry["name"])
+        path = as_path(entry["path"])
+        if _builder(entry["path"]) and not is_remote(path) and not path.exists():
+            raise ValueError(f"evaluation_sets: {entry['name']}: {path}: no such file")
+    return [dict(entry) for entry in evaluation_sets]
+
+
+def build_index(
+    evaluation_sets: Sequence[Mapping[str, Any]], folder: DataFolderLike, n_grams: int = 13
+) -> dict[str, dict[str, int]]:
+    """Write the n-grams of evaluation sets, `<name>.npy` each: sorted 64-bit hashes.
+
+    Args:
+        evaluation_sets: `name`, `path` (a local or remote `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt`, also
+            compressed; a dataset's folder or Hub id), and where needed `split`, `config`, `revision` and `columns`; by
+            default every text in a row counts, in lists and mappings too.
+        folder: Where to write.
+        n_grams: Words of an n-gram.
+
+    Returns:
+        Of each set: `rows`, `n_grams` (distinct), and `too_short`: rows that have no n-gram, and cannot be found.
+
+    Raises:
+        UserError: If a set cannot be loaded, lacks a column, or has no n-gram at all.
+    """
+    folder = get_datafolder(folder)
+    found = {}
+    for entry in evaluation_sets:
+        hashes: set[int] = set()
+        rows = too_short = 0
+        for row in _rows(entry):
+            of_row = {value for text in _texts(row) for value in hashed_n_grams(text, n_grams)}
+            hashes |= of_row
+            rows += 1
+            too_short += not of_row
+        if not hashes:
+            raise UserError(f"evaluation_sets: {entry['name']}: none of its {rows} rows has {n_grams} words in a row")
+        with folder.open(f"{entry['name']}.npy", "wb") as file:
+            np.save(file, np.array(sorted(hashes), dtype=np.uint64))
+        found[entry["name"]] = {"rows": rows, "n_grams": len(hashes), "too_short": too_short}
+    return found
+
+
+class ContaminationFilter(BaseFilter):
+    """Removes a document that shares an n-gram of words with an evaluation set.
+
+    Args:
+        folder: What `build_index` wrote.
+        n_grams: Of the index.
+        exclusion_writer: Gets the removed documents; `filter_detail` is the set and the first n-gram that it shares,
+            `filter_score` the share of the document's n-grams that the sets have.
+    """
+
+    name = "🦠 Contamination"
+
+    def __init__(self, folder: DataFolderLike, n_grams: int = 13, exclusion_writer: DiskWriter | None = None):
+        super().__init__(exclusion_writer)
+        self.folder, self.n_grams = get_datafolder(folder), n_grams
+        self._index: dict[str, np.ndarray] | None = None
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        if self._index is None:
+            self._index = {file.removesuffix(".npy"): self._load(file) for file in self.folder.glob("*.npy")}
+        hashes = np.fromiter(hashed_n_grams(doc.text, self.n_grams), dtype=np.uint64)
+        hits = {name: _among(hashes, index) for name, index in self._index.items() if len(hashes)}
+        name = max(hits, key=lambda name: hits[name].sum(), default=None)
+        if name is None or not hits[name].any():
+            return True
+        first = int(hits[name].argmax())
+        doc.metadata["filter_detail"] = f"{name}: {' '.join(words(doc.text)[first : first + self.n_grams])}"
+        doc.metadata["filter_score"] = float(np.logical_or.reduce(list(hits.values())).mean())
+        return False, "contaminated"
+
+    def _load(self, file: str) -> np.ndarray:
+        with self.folder.open(file, "rb") as stream:
+            return np.load(stream)
+
+
+def _among(hashes: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Which of the hashes are in a sorted index. numpy's `isin` would sort the index anew for every document."""
+    places = np.minimum(np.searchsorted(index, hashes), len(index) - 1)
+    return index[places] == hashes
+
+
+def _builder(path: str) -> str | None:
+    for suffix in (".gz", ".bz2", ".xz", ".zst"):
+        path = path.removesuffix(suffix)
+    return _BUILDERS.get(path[path.rfind(".") :])
+
+
+def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    columns, builder = entry.get("columns"), _builder(entry["path"])
+    try:
+        if builder:
+            dataset = load_dataset(builder, data_files=entry["path"], split="train", streaming=True)
+        else:
+            dataset = load_dataset(
+                entry["path"],
+                entry.get("config"),
+                split=entry.get("split", "test"),
+                revision=entry.get("revision"),
+                streaming=True,
+            )
+        for row in dataset:
+            if missing := set(columns or ()) - row.keys():
+                have = ", ".join(row)
+                raise UserError(f"evaluation_sets: {entry['name']}: no column '{min(missing)}', only {have}")
+            yield {name: row[name] for name in columns or row}
+    except UserError:
+        raise
+    except Exception as error:  # the errors of the builders have no common base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"evaluation_sets: {entry['name']}: cannot load {entry['path']}: {reason}") from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

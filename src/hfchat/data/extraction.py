@@ -1,0 +1,54 @@
+"""From markup to text, in a process of its own with a hard time limit: some pages make any extractor hang."""
+
+from collections.abc import Callable, Iterator
+
+from datatrove.data import Document
+from datatrove.pipeline.extractors.base import ExtractorSandbox
+
+
+class Extraction:
+    """Turns the text of documents into what `extract` makes of it, within a time limit.
+
+    datatrove's extractors do the same in the same sandbox, but drop the documents that fail. Here they get a
+    `filter_reason`: `extraction_timeout`, `extraction_failed` or `extraction_empty`.
+
+    Args:
+        extract: From markup to text; a function of a module, so that it can be sent to another process.
+        timeout: Seconds of wall-clock time that one document may take.
+    """
+
+    def __init__(self, extract: Callable[[str], str | None], timeout: float):
+        self.extract, self.timeout = extract, timeout
+
+    def run(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """Passes on documents that have a `filter_reason` already as they are."""
+        self.extract("")  # imports its library here, where no clock runs; the sandbox is forked from this process
+        with ExtractorSandbox(self.timeout) as sandbox:
+            for document in documents:
+                if "filter_reason" not in document.metadata:
+                    self._extract(document, sandbox)
+                yield document
+
+    def _extract(self, document: Document, sandbox: ExtractorSandbox) -> None:
+        about = document.metadata
+        about["step"] = "extract"
+        try:
+            text = sandbox.process_document(document.text, self._guarded)
+        except TimeoutError:
+            about["filter_reason"], about["filter_score"] = "extraction_timeout", self.timeout
+        except EOFError:
+            about["filter_reason"], about["filter_detail"] = "extraction_failed", "the extractor's process died"
+        except RuntimeError as error:
+            about["filter_reason"], about["filter_detail"] = "extraction_failed", str(error)
+        else:
+            if text and text.strip():
+                document.text = text
+                about["step"] = "read"
+            else:
+                about["filter_reason"] = "extraction_empty"
+
+    def _guarded(self, text: str) -> str | RuntimeError | None:
+        try:
+            return self.extract(text)
+        except Exception as error:  # of any parser; the sandbox raises what it is handed
+            return RuntimeError(f"{type(error).__name__}: {error}"[:300])

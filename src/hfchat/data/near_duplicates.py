@@ -1,0 +1,158 @@
+"""Near-duplicates by MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets,
+ch. 3): datatrove's signatures and search for pairs, with clusters of which the first document is kept."""
+
+import math
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.io import DataFolderLike, get_datafolder
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup import MinhashConfig, MinhashDedupSignature
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+from datatrove.utils.binaryio import read_tuples_from_file
+
+from hfchat.data.words import hashed_n_grams
+
+# Of the pairs whose similarity is just the one asked for, the share that is found.
+RECALL = 0.97
+MAX_HASHES = 160
+_SHINGLES_AT_A_TIME = 4096
+_CLUSTERS = np.dtype([("document", "<u4"), ("cluster", "<u4"), ("size", "<u4"), ("removed", "?")])
+
+
+def detection_probability(similarity: float, bands: int, rows: int) -> float:
+    """Of finding a pair of documents with this Jaccard similarity: `1 - (1 - s^rows)^bands`, ibid. section 3.4.2."""
+    return 1 - (1 - similarity**rows) ** bands
+
+
+def minhash_config(
+    similarity: float = 0.8, n_grams: int = 5, bands: int | None = None, rows: int | None = None
+) -> MinhashConfig:
+    """The number of bands and the rows of each for a similarity: the most rows, and so the fewest pairs below it, with
+    which `RECALL` of the pairs are found by no more than `MAX_HASHES` hashes. (datatrove's 14 x 8 find 92% at 0.8.)
+
+    Args:
+        similarity: Jaccard similarity of the sets of n-grams.
+        n_grams: Words of an n-gram.
+        bands: Given with `rows`, they are taken as they are.
+        rows: Hashes of a band.
+
+    Raises:
+        ValueError: If a value makes no sense.
+    """
+    if not 0 < similarity < 1 or n_grams < 1:
+        raise ValueError(
+            f"near_dedup: similarity must be between 0 and 1, n_grams at least 1: {similarity}, {n_grams}"
+        )
+    if (bands is None) != (rows is None) or min(bands or 1, rows or 1) < 1:
+        raise ValueError("near_dedup: give both bands and rows, at least 1 each, or neither")
+    if bands is None:
+        choices = []
+        for rows in range(1, MAX_HASHES + 1):
+            needed = math.log(1 - RECALL) / math.log1p(-(similarity**rows)) if similarity**rows > 1e-9 else math.inf
+            if needed * rows <= MAX_HASHES:
+                choices.append((rows, math.ceil(needed)))
+        if not choices:
+            raise ValueError(f"near_dedup: a similarity of {similarity} needs more than {MAX_HASHES} hashes: raise it")
+        rows, bands = max(choices)
+    return MinhashConfig(n_grams=n_grams, num_buckets=bands, hashes_per_bucket=rows)
+
+
+class NearDuplicateSignatures(MinhashDedupSignature):
+    """Writes the signatures of documents, by n-grams of `hfchat.data.words`; a book takes no more memory than a page."""
+
+    def __init__(self, output_folder: DataFolderLike, config: MinhashConfig):
+        # The base class makes a tokenizer for words, which is not used.
+        super().__init__(output_folder, config)
+
+    def get_shingles(self, text: str) -> np.ndarray:
+        shingles = np.fromiter(hashed_n_grams(text, self.config.n_grams), dtype=np.uint64)
+        return np.unique(shingles).reshape(-1, 1)
+
+    def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
+        parts = range(0, len(shingles), _SHINGLES_AT_A_TIME)
+        signature_of = super().get_signature
+        signatures = [np.array(signature_of(shingles[i : i + _SHINGLES_AT_A_TIME]), np.uint64) for i in parts]
+        return np.minimum.reduce(signatures).tolist()
+
+
+class NearDuplicateClusters(PipelineStep):
+    """Joins pairs of documents to clusters, and says of each document of one whether it is removed: all but the first.
+
+    Args:
+        input_folder: Of the pairs, files `*.dups` of datatrove.
+        output_folder: Gets a file per task, `NNNNN.clusters`. Memory grows with the number of near-duplicates.
+    """
+
+    type = "🫂 - DEDUP"
+    name = "🎯 Clusters of near-duplicates"
+
+    def __init__(self, input_folder: DataFolderLike, output_folder: DataFolderLike):
+        super().__init__()
+        self.input_folder, self.output_folder = get_datafolder(input_folder), get_datafolder(output_folder)
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        first: dict[tuple[int, int], tuple[int, int]] = {}  # a document to an earlier one of its cluster, or itself
+
+        def root(document: tuple[int, int]) -> tuple[int, int]:
+            path = []
+            while (parent := first.setdefault(document, document)) != document:
+                path.append(document)
+                document = parent
+            for passed in path:
+                first[passed] = document
+            return document
+
+        for file in self.input_folder.list_files(glob_pattern="*.dups"):
+            with self.input_folder.open(file, "rb") as stream:
+                for file1, document1, file2, document2 in read_tuples_from_file(stream, "4I", lines_to_buffer=1000):
+                    a, b = root((file1, document1)), root((file2, document2))
+                    first[max(a, b)] = min(a, b)
+        members: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for document in sorted(first):
+            members.setdefault(root(document), []).append(document)
+        rows: dict[int, list[tuple[int, int, int, bool]]] = {}
+        for cluster, (kept, documents) in enumerate(sorted(members.items())):
+            for file, document in documents:
+                rows.setdefault(file, []).append((document, cluster, len(documents), (file, document) != kept))
+        self.stat_update("clusters", value=len(members))
+        for file, entries in rows.items():
+            with self.output_folder.open(f"{file:05d}.clusters", "wb") as stream:
+                stream.write(np.array(sorted(entries), dtype=_CLUSTERS).tobytes())
+
+
+class NearDuplicateFilter(BaseFilter):
+    """Removes what `NearDuplicateClusters` says; documents kept of a cluster get `cluster` and `cluster_size`.
+
+    Args:
+        folder: What `NearDuplicateClusters` wrote.
+        exclusion_writer: Gets the removed ones, the number of their cluster as `filter_detail`.
+    """
+
+    name = "🎯 Near-duplicates"
+
+    def __init__(self, folder: DataFolderLike, exclusion_writer: DiskWriter | None = None):
+        super().__init__(exclusion_writer)
+        self.folder = get_datafolder(folder)
+        self._entries: dict[int, Any] = {}
+        self._position = -1
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        file = f"{rank:05d}.clusters"
+        content = self.folder.cat_file(file) if self.folder.isfile(file) else b""
+        self._entries = {int(entry["document"]): entry for entry in np.frombuffer(content, dtype=_CLUSTERS)}
+        self._position = -1
+        yield from super().run(data, rank, world_size)
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        self._position += 1
+        entry = self._entries.get(self._position)
+        if entry is None:
+            return True
+        if entry["removed"]:
+            doc.metadata["filter_detail"] = str(entry["cluster"])
+            return False, "near_duplicate"
+        doc.metadata["cluster"], doc.metadata["cluster_size"] = int(entry["cluster"]), int(entry["size"])
+        return True

@@ -1,0 +1,1 @@
+"""What should not be in a text: personal data, obscenity. For cleaning data, for guards, and for evaluation."""

@@ -1,0 +1,102 @@
+"""Obscene, sexual and abusive words in a text, by a list."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+_TOKEN = re.compile(r"[^\W_][\w@$!*]*")
+_DISGUISED = re.compile(r"[@$!013457]")
+_UNDISGUISE = str.maketrans("@$!013457", "asioieast")
+_ENDINGS = ("", "s", "es", "ed", "er", "ers", "ing", "y")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An entry of the lexicon in a text.
+
+    Attributes:
+        entry: As it stands in the list.
+        category: Its section: `sexual`, `obscene`, `slur`.
+        start: Position of its first character, and `end` the one after its last.
+    """
+
+    entry: str
+    category: str
+    start: int
+    end: int
+
+
+class Lexicon:
+    """Finds the entries of a list, as whole words in any case, also with a letter starred out or written as a digit.
+
+    A list has a word per line; `[name]` begins a section, `#` a comment. `word~` stands for its forms in -s, -es, -ed,
+    -er, -ers, -ing and -y too. It knows words and no context: what it finds is a sign, not a verdict.
+
+    Args:
+        path: A list of one's own; by default the one in English that comes with hfchat.
+
+    Raises:
+        ValueError: If the list cannot be read, or has no entry.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        source = Path(path) if path else resources.files("hfchat.safety") / "lexicon_en.txt"
+        try:
+            text = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"lexicon {path}: {error}") from error
+        self._forms = {form: (entry, category) for entry, category in _entries(text) for form in _inflect(entry)}
+        if not self._forms:
+            raise ValueError(f"lexicon {path}: has no entry")
+        self._starred = {
+            form[:i] + "*" * (j - i) + form[j:]: found
+            for form, found in self._forms.items()
+            if len(form) >= 4
+            for i in range(1, len(form) - 1)
+            for j in range(i + 1, len(form))
+        }
+
+    def find(self, text: str) -> list[Hit]:
+        """All entries in a text, in order."""
+        found = []
+        for token in _TOKEN.finditer(text):
+            word = token[0].rstrip("!*").lower()
+            if match := self._lookup(word):
+                found.append(Hit(*match, token.start(), token.start() + len(word)))
+        return found
+
+    def _lookup(self, word: str) -> tuple[str, str] | None:
+        if match := self._forms.get(word):
+            return match
+        if "*" in word:
+            return self._starred.get(word)
+        # "5h1t", but not the road "A55": most of it are letters still.
+        signs = len(_DISGUISED.findall(word))
+        if 0 < signs < len(word) / 2 and len(word) >= 4:
+            return self._forms.get(word.translate(_UNDISGUISE))
+        return None
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    category = "unsorted"
+    for line in text.splitlines():
+        line = line.split("#")[0].strip().lower()
+        if section := re.fullmatch(r"\[(\w+)\]", line):
+            category = section[1]
+        elif line:
+            yield line, category
+
+
+def _inflect(entry: str) -> Iterator[str]:
+    if not entry.endswith("~"):
+        yield entry
+        return
+    stem = entry[:-1]
+    for ending in _ENDINGS:
+        yield stem + ending
+        if ending in ("ed", "er", "ers", "ing", "y"):  # "slut", "slutty"
+            yield stem + stem[-1] + ending
+            if stem.endswith("e"):
+                yield stem[:-1] + ending
