@@ -8,7 +8,8 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "src" / "hfchat"
 STAGES = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
-ALLOWED = {("serving", "safety"), ("serving", "feedback")}
+# `safety` says what personal data and obscenity are; those who clean, guard and measure must mean the same by it.
+ALLOWED = {("serving", "safety"), ("serving", "feedback"), ("data", "safety")}
 
 
 def imported_stages(file):

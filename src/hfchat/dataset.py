@@ -67,7 +67,7 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
     """What keeps `messages` from being a conversation that the assistant ends.
 
     Args:
-        messages: List of `{"role", "content"}`. Where `roles` has `tool`, a turn may have `tool_calls` for its content.
+        messages: List of `{"role", "content"}`. Where `roles` has `tool`, a turn may have `tool_calls` instead.
         roles: Those that may speak.
 
     Returns:

@@ -1,16 +1,21 @@
 """Paths on any storage that fsspec knows: a local path, or a URL such as `s3://bucket/corpus` or `hf://datasets/...`."""
 
 import shutil
+import warnings
 from pathlib import Path
 
+import fsspec
 from upath import UPath
 
 
 def as_path(path: str | Path) -> Path:
     """A `pathlib.Path`, or for a URL a `upath.UPath`, which has the same methods."""
-    if isinstance(path, UPath):
-        return path
-    return UPath(path) if "://" in str(path) else Path(path)
+    if isinstance(path, UPath) or "://" not in str(path):
+        return path if isinstance(path, UPath) else Path(path)
+    file_system, _ = fsspec.url_to_fs(str(path))
+    with warnings.catch_warnings():  # of WebHDFS, for which it has no class of its own: the general one does
+        warnings.filterwarnings("ignore", message="UPath .* not explicitly implemented")
+        return UPath(path, **file_system.storage_options)
 
 
 def is_remote(path: str | Path) -> bool:

@@ -1,105 +1,253 @@
+import json
+import multiprocessing
 import os
+import random
+import signal
+import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from hfchat.data.corpus import COLUMNS, build_corpus
+from hfchat.data.chain import Step
+from hfchat.data.corpus import build_corpus, plan
+from hfchat.data.execution import Executor
+from hfchat.data.shards import SCHEMA
 from hfchat.data.sources import Source
 from hfchat.errors import UserError
+from hfchat.storage import as_path
 
-OPTIONS = {"min_characters": 20, "validation_fraction": 0.2, "tasks": 3, "workers": 1}
+QUESTION = "How many apples does Mary have if she buys twelve and gives five of them to her three hungry brothers?"
+STEPS = [
+    "fix_text",
+    "clean_text",
+    {"quality": {"min_characters": 60}},
+    "language",
+    "pii",
+    "exact_dedup",
+    {"near_dedup": {"bands": 4, "rows": 5}},
+]
+OPTIONS = {
+    "validation_fraction": 0.2,
+    "tasks": 3,
+    "workers": 1,
+    "executor": Executor("local"),
+    "strict": False,
+    "max_document_bytes": 100_000,
+    "config": {"tasks": 3},
+}
 
 
 def document(i: int) -> str:
-    return f"Document {i} has a text of its own, which no other document has: {i * i}."
+    chance = random.Random(i)
+    nouns = ["river", "engine", "teacher", "window", "garden", "market", "letter", "winter", "signal", "copper"]
+    verbs = ["carries", "finds", "leaves", "paints", "repairs", "follows", "answers", "measures"]
+    return " ".join(
+        f"The {chance.choice(nouns)} of the {chance.choice(nouns)} {chance.choice(verbs)} a {chance.choice(nouns)} "
+        f"{chance.randrange(1000)} {'before' if chance.random() < 0.5 else 'after'} the {chance.choice(nouns)}."
+        for _ in range(8)
+    )
 
 
-@pytest.fixture
-def texts(tmp_path) -> Path:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for i in range(40):
-        (folder / f"{i:02d}.txt").write_text(document(i))
-    (folder / "copy-a.txt").write_text(document(7))
-    (folder / "copy-b.txt").write_text(document(7) + "  \n")  # a copy once it is cleaned
-    (folder / "short.txt").write_text("Short.")
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory) -> Path:
+    """40 documents of their own; a copy of one, a near-copy of another, a short, a broken and a contaminated one."""
+    folder = tmp_path_factory.mktemp("documents")
+    rows = [{"text": document(i), "id": f"d{i}"} for i in range(40)]
+    rows[3]["text"] += " Write to jane.doe@company.org."
+    rows += [
+        {"text": document(7) + "  \n", "id": "copy"},  # a copy once it is cleaned
+        {"text": f"{document(8)} So it is.", "id": "near-copy"},
+        {"text": "Short.", "id": "short"},
+        {"text": f"{document(50)} {QUESTION}", "id": "contaminated"},
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "a.jsonl").write_text("\n".join(lines[:20]) + "\n{broken\n")
+    (folder / "b.jsonl").write_text("\n".join(lines[20:]) + "\n")
+    (folder / "evaluation.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n")
     return folder
 
 
-def build(texts, folder, **options):
-    return build_corpus([Source({"path": f"{texts}/*.txt", "license": "CC0-1.0"})], folder, **OPTIONS | options)
+def sources(documents: Path, pattern: str = "[ab].jsonl") -> list[Source]:
+    return [Source({"path": f"{documents}/{pattern}", "name": "made", "license": "CC0-1.0"})]
 
 
-def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+def steps(documents: Path) -> list[Step]:
+    evaluation = {"name": "apples", "path": f"{documents}/evaluation.jsonl"}
+    return [Step(step) for step in (*STEPS, {"decontaminate": {"evaluation_sets": [evaluation]}})]
 
 
-def test_every_document_is_kept_or_removed_with_its_reason(texts, tmp_path):
-    counts = build(texts, tmp_path / "out")
-    assert counts["read"] == 43
-    assert counts["removed"] == {"exact_duplicate": 2, "too_short": 1}
-    assert sum(counts["documents"].values()) == 40
-    corpus = load_dataset(str(tmp_path / "out"))
-    assert corpus["train"].column_names == COLUMNS
-    kept = [*corpus["train"]["text"], *corpus["validation"]["text"]]
-    assert sorted(kept) == sorted(document(i) for i in range(40))
-    assert len({*corpus["train"]["id"], *corpus["validation"]["id"]}) == 40
-    removed = load_dataset("parquet", data_files=f"{tmp_path}/out/removed/*/*.parquet", split="train")
-    assert sorted(removed["reason"]) == ["exact_duplicate", "exact_duplicate", "too_short"]
-    assert sum(map(len, (text.encode() for text in corpus["train"]["text"]))) == counts["bytes"]["train"]
+def build(documents: Path, folder, pattern: str = "[ab].jsonl", **options):
+    return build_corpus(sources(documents, pattern), steps(documents), as_path(folder), **OPTIONS | options)
 
 
-def test_the_output_does_not_depend_on_the_number_of_workers(texts, tmp_path):
-    build(texts, tmp_path / "one")
-    build(texts, tmp_path / "two", workers=2)
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+def files(folder) -> dict[str, bytes]:
+    folder = as_path(folder)
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
-def test_the_split_is_stable_when_documents_are_added(texts, tmp_path):
-    build(texts, tmp_path / "before")
-    for i in range(100, 140):
-        (texts / f"{i}.txt").write_text(document(i))
-    build(texts, tmp_path / "after")
-    before, after = (
-        {
-            text: split
-            for split in ("train", "validation")
-            for text in load_dataset(str(tmp_path / name))[split]["text"]
-        }
-        for name in ("before", "after")
-    )
-    assert len(after) == 80
-    assert {text: after[text] for text in before} == before
+@pytest.fixture(scope="module")
+def whole(documents, tmp_path_factory) -> Path:
+    """The corpus of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole") / "corpus"
+    (folder.parent / "counts.json").write_text(json.dumps(build(documents, folder)))
+    return folder
 
 
-def test_an_interrupted_build_goes_on_and_ends_the_same(texts, tmp_path, monkeypatch):
-    build(texts, tmp_path / "whole")
-    from hfchat.data import corpus
+def test_every_document_is_kept_or_removed_with_its_reason(whole):
+    counts = json.loads((whole.parent / "counts.json").read_text())
+    reasons = {"unreadable": 1, "too_short": 1, "exact_duplicate": 1, "near_duplicate": 1, "contaminated": 1}
+    assert counts["removed"] == reasons
+    assert counts["read"] == 45 == sum(counts["documents"].values()) + sum(reasons.values())
+    assert counts["pii"] == {"email": 1}
+    assert counts["evaluation_sets"]["apples"]["rows"] == 1
+    assert counts["near_duplicate_clusters"] == 1
 
-    execute, steps = corpus._execute, []
-
-    def stop_at_the_second(description, *args):
-        steps.append(description)
-        if len(steps) == 2:
-            raise KeyboardInterrupt
-        execute(description, *args)
-
-    monkeypatch.setattr(corpus, "_execute", stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        build(texts, tmp_path / "out")
-    monkeypatch.undo()
-    filtered = sorted((tmp_path / "out" / "scratch" / "filtered").iterdir())
-    times = [os.stat(file).st_mtime_ns for file in filtered]
-    assert filtered
-    monkeypatch.setattr(corpus.shutil, "rmtree", lambda path: None)
-    build(texts, tmp_path / "out")
-    assert [os.stat(file).st_mtime_ns for file in filtered] == times, "finished tasks were done again"
-    monkeypatch.undo()
-    corpus.shutil.rmtree(tmp_path / "out" / "scratch")
-    assert files(tmp_path / "whole") == files(tmp_path / "out")
+    corpus = load_dataset(str(whole))
+    assert corpus["train"].column_names == SCHEMA.names
+    kept = {row["id"]: row["text"] for split in corpus.values() for row in split}
+    assert kept.keys() == {f"d{i}" for i in range(40)}
+    assert kept["d3"].endswith("Write to email@example.com.")
+    assert {row["license"] for split in corpus.values() for row in split} == {"CC0-1.0"}
+    assert sum(len(text.encode()) for text in corpus["train"]["text"]) == counts["bytes"]["train"]
 
 
-def test_an_empty_split_is_an_error_that_says_what_to_do(texts, tmp_path):
-    with pytest.raises(UserError, match=r"the validation split came out empty \(43 documents read"):
-        build(texts, tmp_path / "out", validation_fraction=1e-9)
+def test_removed_documents_say_why(whole):
+    rows = {}
+    for file in whole.glob("removed/*/*.parquet"):
+        for row in pq.read_table(file).to_pylist():
+            assert row["reason"] == file.parent.name
+            rows[row["reason"]] = row
+    assert rows["too_short"]["step"] == "quality"
+    assert rows["exact_duplicate"]["id"] == "copy"
+    assert rows["near_duplicate"]["id"] == "near-copy"
+    assert rows["contaminated"]["detail"].startswith("apples: how many apples does mary")
+    assert rows["contaminated"]["score"] > 0
+    assert "a.jsonl#20" in rows["unreadable"]["id"]
+    assert rows["unreadable"]["detail"].startswith("JSONDecodeError")
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_output_does_not_depend_on_the_number_of_workers(documents, whole, tmp_path, workers):
+    build(documents, tmp_path / "out", workers=workers)
+    assert files(tmp_path / "out") == files(whole)
+
+
+def test_the_split_is_stable_when_documents_are_added(documents, whole, tmp_path):
+    build(documents, tmp_path / "part", pattern="a.jsonl")
+
+    def splits(folder):
+        return {row["text"]: name for name, split in load_dataset(str(folder)).items() for row in split}
+
+    part = splits(tmp_path / "part")
+    assert part
+    assert part.items() <= splits(whole).items()
+
+
+def test_strict_makes_input_that_cannot_be_read_an_error(documents, tmp_path):
+    with pytest.raises(UserError, match=r"made/a\.jsonl#20 cannot be read: JSONDecodeError"):
+        build(documents, tmp_path / "out", strict=True)
+
+
+def test_a_corpus_without_a_document_is_an_error_that_says_what_to_do(documents, tmp_path):
+    with pytest.raises(UserError, match=r"no document is left of 45 .*'too_short': 44"):
+        build_corpus(sources(documents), [Step({"quality": {"min_characters": 10_000}})], tmp_path / "out", **OPTIONS)
+
+
+def test_a_split_without_documents_is_not_in_the_card(documents, tmp_path):
+    counts = build(documents, tmp_path / "out", validation_fraction=1e-9)
+    assert counts["documents"] == {"train": 40, "validation": 0}
+    assert set(load_dataset(str(tmp_path / "out"))) == {"train"}
+
+
+def test_a_corpus_that_is_built_again_is_loaded_as_it_is_now(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": document(i)}) for i in range(9)))
+    source = [Source({"path": f"{tmp_path}/a.jsonl"})]
+    for change in ("river", "fjord"):  # as long, so that no size in characters tells them apart
+        text = (tmp_path / "a.jsonl").read_text()
+        (tmp_path / "a.jsonl").write_text(text.replace("river", change))
+        build_corpus(source, [Step("clean_text")], tmp_path / "out", **OPTIONS)
+        assert any(change in row["text"] for split in load_dataset(str(tmp_path / "out")).values() for row in split)
+
+
+def test_lost_documents_are_noticed(documents, tmp_path, monkeypatch):
+    from hfchat.data import cleaning
+
+    def lose_one(self, data, rank=0, world_size=1):
+        for position, each in enumerate(data):
+            if position != 3:
+                yield each
+
+    monkeypatch.setattr(cleaning.CleanText, "run", lose_one)
+    with pytest.raises(RuntimeError, match="45 documents were read, but"):
+        build(documents, tmp_path / "out")
+
+
+def test_s3_gets_what_a_disk_gets(documents, whole, bucket, tmp_path):
+    for file in documents.iterdir():
+        as_path(f"{bucket}/in/{file.name}").write_bytes(file.read_bytes())
+    remote = [Source({"path": f"{bucket}/in/[ab].jsonl", "name": "made", "license": "CC0-1.0"})]
+    build_corpus(remote, steps(documents), as_path(f"{bucket}/corpus"), **OPTIONS)
+    assert files(f"{bucket}/corpus") == files(whole)
+
+
+def test_webhdfs_gets_what_a_disk_gets(documents, whole, webhdfs):
+    for file in documents.iterdir():
+        as_path(f"{webhdfs}/in/{file.name}").write_bytes(file.read_bytes())
+    remote = [Source({"path": f"{webhdfs}/in/[ab].jsonl", "name": "made", "license": "CC0-1.0"})]
+    build_corpus(remote, steps(documents), as_path(f"{webhdfs}/corpus"), **OPTIONS)
+    assert files(f"{webhdfs}/corpus") == files(whole)
+
+
+def test_every_phase_says_what_it_writes(documents, tmp_path):
+    """What is not named is neither checked nor cleared, so a damaged or a half-written file would go unseen."""
+    from datatrove.io import DataFolder
+
+    from hfchat.data.execution import execute
+
+    folder = DataFolder(str(tmp_path / "out"))
+    phases = plan(sources(documents), steps(documents), folder, 0.2, 3, False, 100_000)
+    execute(phases, folder, Executor("local"), workers=1)
+    named = {
+        file
+        for phase in phases
+        for rank in range(phase.tasks)
+        for pattern in phase.outputs
+        for file in folder.glob(pattern.format(rank=rank))
+    }
+    written = {file for file in folder.list_files() if not file.startswith(("scratch/logs", "scratch/workers.lock"))}
+    assert written <= named
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_corpus(documents, whole, tmp_path):
+    """Twenty runs, each killed at a random moment of its time and started again, as by `kill -9`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hfchat.data.corpus", "hfchat.data.deduplication", "hfchat.data.language"])
+
+    def run(folder: Path, seconds: float | None = None) -> tuple[bool, float]:
+        process = context.Process(target=build, args=(documents, folder))
+        process.start()
+        began = time.monotonic()
+        process.join(seconds)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            return True, time.monotonic() - began
+        assert process.exitcode == 0
+        return False, time.monotonic() - began
+
+    run(tmp_path / "warm-up")
+    _, duration = run(tmp_path / "undisturbed")
+    chance, killed, stages = random.Random(0), 0, set()
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        was_killed, _ = run(folder, chance.uniform(0.05, 1.0) * duration)
+        killed += was_killed
+        stages.add(len(list(folder.glob("scratch/logs/*"))))
+        run(folder)
+        assert files(folder) == files(whole), f"attempt {attempt}"
+    assert killed >= 10
+    assert len(stages) >= 3, "the moments were not spread over the phases"

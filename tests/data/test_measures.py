@@ -19,7 +19,7 @@ PROSE = """\
 In the morning the keeper of the lighthouse climbs narrow stairs with a can of oil, and wipes the salt off the glass.
 Ships that have passed in the night are written down in a book, each with its port, its cargo and the hour.
 Nobody has ever asked to see it, but she says that somebody will want to know when the last barque went north.
-After breakfast there is bread to be made, a boat to be tarred, and a letter of her sister that has waited for its turn.
+After breakfast there is bread to be made, a boat to be tarred, and a letter of her sister that waits for its turn.
 Most days the wind decides what can be done; on the others it is the goat, who eats rope and is sorry for nothing.
 When evening comes the lamp is lit again, and far out a small light seems to say that it has been noticed.
 """

@@ -16,6 +16,7 @@ PREFIX = "/webhdfs/v1"
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and content in one packet: two would wait for each other's acknowledgement
     root: Path
 
     def handle_operation(self) -> None:

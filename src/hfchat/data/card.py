@@ -40,6 +40,17 @@ def write_card(folder: DataFolder, summary: Summary, config: Mapping[str, Any]) 
             }
         ],
     }
+    # `datasets` finds its cached copy by this, and not by the files: without it, a corpus that is built again under the
+    # same path would be loaded as it was before.
+    header["dataset_info"] = {
+        "config_name": "default",
+        "splits": [
+            {"name": split, "num_bytes": summary.bytes[split], "num_examples": summary.documents[split]}
+            for split in splits
+        ],
+        "download_size": sum(folder.size(file) for file in folder.glob("data/*.parquet")),
+        "dataset_size": sum(summary.bytes.values()),
+    }
     if codes := sorted(code for code in summary.languages if re.fullmatch(r"[a-z]{2,3}", code)):
         header["language"] = codes
     lines = [

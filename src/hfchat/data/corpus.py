@@ -19,7 +19,7 @@ from hfchat.data.report import summarize, write_report
 from hfchat.data.shards import DocumentWriter, OwnShardReader, RemovedWriter
 from hfchat.data.sources import Source
 from hfchat.errors import UserError
-from hfchat.storage import remove_tree
+from hfchat.storage import is_remote, remove_tree
 
 SPLITS = ("train", "validation")
 
@@ -58,7 +58,7 @@ def build_corpus(
     Raises:
         UserError: If a split comes out empty, or for unreadable input when `strict`.
     """
-    corpus = DataFolder(str(folder.absolute()))
+    corpus = DataFolder(folder.path, fs=folder.fs) if is_remote(folder) else DataFolder(str(folder.absolute()))
     phases = plan(sources, steps, corpus, validation_fraction, tasks, strict, max_document_bytes)
     if not execute(phases, corpus, executor, workers):
         return None

@@ -46,13 +46,13 @@ def minhash_config(
         raise ValueError(
             f"near_dedup: similarity must be between 0 and 1, n_grams at least 1: {similarity}, {n_grams}"
         )
-    if (bands is None) != (rows is None) or min(bands or 1, rows or 1) < 1:
+    if (bands is None) != (rows is None) or (bands is not None and min(bands, rows) < 1):
         raise ValueError("near_dedup: give both bands and rows, at least 1 each, or neither")
     if bands is None:
         choices = []
         for rows in range(1, MAX_HASHES + 1):
             needed = math.log(1 - RECALL) / math.log1p(-(similarity**rows)) if similarity**rows > 1e-9 else math.inf
-            if needed * rows <= MAX_HASHES:
+            if math.ceil(min(needed, MAX_HASHES + 1)) * rows <= MAX_HASHES:
                 choices.append((rows, math.ceil(needed)))
         if not choices:
             raise ValueError(f"near_dedup: a similarity of {similarity} needs more than {MAX_HASHES} hashes: raise it")

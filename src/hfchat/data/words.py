@@ -8,7 +8,7 @@ import xxhash
 
 # Scripts that put no spaces between words: there, each letter counts as one.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-_WORD = regex.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{N}}])+")
+_WORD = regex.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{N}}\p{{Mc}}])+")
 _ASCII_WORD = regex.compile(r"[a-z0-9]+")
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,٫]\p{Nd}+)*")
 _MARKS = regex.compile(r"\p{Mn}+")
