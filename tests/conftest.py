@@ -13,6 +13,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # `datasets` caches by path, and pytest uses the same temporary paths again.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hfchat-tests-")
 
+pytest_plugins = ["tests.servers.storage"]
+
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 

@@ -70,6 +70,14 @@ class _Parser(TrlParser):
     def error(self, message: str):
         raise UserError(f"command line: {message}")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if isinstance(action.type, type) and issubclass(action.type, dict):
+            try:
+                return action.type(arg_string)
+            except ValueError as error:  # argparse would say only that the value is not valid
+                raise UserError(f"command line: --{action.dest}: {' '.join(str(error).split())}") from error
+        return super()._get_value(action, arg_string)
+
     def parse_known_args(self, args=None, namespace=None):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:

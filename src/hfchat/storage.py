@@ -38,8 +38,14 @@ def move_folder(source: Path, target: Path) -> None:
     One step on a local disk and on HDFS. Object stores have no folders: there, every object is copied and deleted.
     """
     if isinstance(source, UPath):
-        source.fs.invalidate_cache()
-        source.fs.mv(source.path, target.path, recursive=True)
-        source.fs.invalidate_cache()
+        file_system = source.fs
+        file_system.invalidate_cache()
+        if type(file_system).mv is not fsspec.AbstractFileSystem.mv:
+            file_system.mv(source.path, target.path)
+        else:  # the general one stops at what looks like a folder
+            files = file_system.find(source.path)
+            file_system.copy(files, [target.path + file.removeprefix(source.path) for file in files])
+            file_system.rm(source.path, recursive=True)
+        file_system.invalidate_cache()
     else:
         source.rename(target)

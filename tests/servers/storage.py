@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from tests.data.webhdfs_server import serve
+from tests.servers.webhdfs import serve
 
 
 @pytest.fixture(scope="session")
