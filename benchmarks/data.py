@@ -1,22 +1,23 @@
 """Speed and memory of the data pipeline: what it adds to datatrove, speed-up, peak memory, and the rate of each step.
 
     python benchmarks/data.py
-    python benchmarks/data.py --data notes.jsonl 'books/*.txt' --megabytes 5 --repeats 6
+    python benchmarks/data.py --data notes.jsonl 'books/*.txt' --megabytes 10 --repeats 6
     python benchmarks/data.py --megabytes 0.2 --repeats 1  # only to see that it runs
 
-The input is made of the documents of `--data`, repeated; in each repetition a word in ten is another one, and a word in
-a hundred one that is new, so that no two are near-duplicates and the vocabulary grows with the corpus. `--megabytes` is
-the size 1x. Every measurement is in a fresh process. One Markdown table is printed:
+The input is made of the documents of `--data`, repeated; in each repetition a word in ten is another one, and a word
+in a hundred one that is new, so that no two are near-duplicates and the vocabulary grows with the corpus.
+`--megabytes` is the size 1x. Every measurement is in a fresh process. One Markdown table is printed:
 
-- overhead: hfchat's chain and the same blocks with nothing but datatrove around them, one worker, in turn (A B B A ...).
-  Seconds are medians, without start-up: both ran once before. "no steps" only reads and writes: what is added per
-  document, undiluted by filters.
-- speed-up: from one to two workers, at 4x. The start of workers is included, as it is for a user; it stands apart under
-  start-up, with nothing to read, and with a document a task, for which each worker loads its models.
-- memory: of filters that hold a document at a time, and (at a larger 1x) of deduplication, which writes, sorts and
+- overhead: hfchat's chain, and the same blocks with nothing but datatrove around them, one worker, in turn
+  (A B B A ...). Seconds are medians, without start-up: both ran once before. "no steps" only reads and writes, to show
+  what is added to a document undiluted by filters.
+- start-up: with nothing to read, and with a document a task, for which each worker loads its models.
+- speed-up: from one to two workers, start-up included, as it is for a user.
+- memory: of filters, which hold a document at a time, and (at a larger 1x) of deduplication, which writes, sorts and
   compares them all. Writers and readers hold up to 16 million characters a task: a smaller 1x has not filled them.
-- step: each block of the chain alone, on what the blocks before let through, in the CPU time of its process. Where no
-  documents go in, MB are those that come out, or of the corpus.
+- step: the CPU time that each block takes for itself, in a chain that runs in one task. Where no documents go in, MB
+  are those that come out, or of the corpus. datatrove splits a document into words once for the filters in a row that
+  need them, which the first of them pays for; the last row is what that takes alone.
 
 MB are 10^6 bytes of text in UTF-8 that go in, documents/s those that go in. RSS is the resident memory, sampled every
 quarter of a second, of the process that runs the phases and of its largest worker; with one worker they are the same.
@@ -24,7 +25,6 @@ quarter of a second, of the process that runs the phases and of its largest work
 
 import argparse
 import contextlib
-import copy
 import gc
 import io
 import itertools
@@ -34,7 +34,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -47,8 +47,10 @@ import pyarrow.parquet as pq
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.io import DataFolder
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import ParquetWriter
+from datatrove.utils.text import split_into_parts, split_into_words
 from loguru import logger
 
 from hfchat.data.chain import Step
@@ -73,7 +75,7 @@ DEDUPLICATION: list[Any] = ["clean_text", "exact_dedup", "near_dedup"]
 TASKS = 2
 SHARDS = 4 * TASKS
 # Deduplication is so much faster, and its 1x must fill the 16 million characters of each task's writer.
-DEDUPLICATION_SIZE = 14
+DEDUPLICATION_SIZE = 7
 HEADER = (
     "measurement", "case", "MB", "tasks", "workers", "seconds", "documents/s", "MB/s", "driver RSS, MB",
     "worker RSS, MB", "result",
@@ -161,7 +163,7 @@ def run_hfchat(source: Input, steps: Sequence[Any], tasks: int, workers: int) ->
 
 
 def run_datatrove(source: Input, steps: Sequence[Any], tasks: int, workers: int) -> Run:
-    """The same blocks between datatrove's reader and writers. Steps that have phases of their own cannot be among them."""
+    """The same blocks between datatrove's reader and writers; none that has phases of its own."""
 
     def start(output: Path) -> Callable[[], Any]:
         chain = [Step(step) for step in steps]
@@ -180,6 +182,7 @@ def _timed(start: Callable[[Path], Callable[[], Any]]) -> Run:
         logger.remove()
         call = start(Path(output))  # imports the blocks
         gc.collect()
+        split_into_parts.cache_clear()  # of the last documents of the run before
         started, cpu_started = time.perf_counter(), time.process_time()
         call()
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
@@ -213,34 +216,62 @@ def compare(source: Input, warm_up: Input, steps: Sequence[Any], repeats: int) -
     return first, second
 
 
-def block_rates(source: Input, steps: Sequence[Any]) -> dict[str, tuple[float, float, int]]:
-    """MB, CPU seconds and documents of each block of the chain, by the name of its class; one task, one after the other."""
-    seconds: Counter[str] = Counter()
-    megabytes: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as output, contextlib.redirect_stderr(io.StringIO()):
-        logger.remove()
-        for phase in phases(source, steps, Path(output), tasks=1):
-            for rank in range(phase.tasks):
-                documents: list[Document] | None = None
-                for block in phase.pipeline:
-                    name = type(block).__name__
-                    if documents:  # loads what the block needs
-                        list(block.run(iter(copy.deepcopy(documents[:1])), rank, phase.tasks) or ())
-                    size = _megabytes(documents) if documents else 0.0
-                    count = len(documents or ())
-                    started = time.process_time()
-                    result = block.run(documents and iter(documents), rank, phase.tasks)
-                    documents = None if result is None else list(result)
-                    seconds[name] += time.process_time() - started
-                    if rank == 0:
-                        megabytes[name] += size or (_megabytes(documents) if documents else source.megabytes)
-                        counts[name] += count or len(documents or ()) or source.documents
-    return {name: (megabytes[name], seconds[name], counts[name]) for name in seconds}
+class Metered:
+    """What a block passes on; counts it, and the CPU seconds that the block and those before it have taken."""
+
+    def __init__(self, block: PipelineStep, before: "Metered | None", rank: int, tasks: int):
+        self.before, self.documents, self.megabytes = before, 0, 0.0
+        started = time.process_time()
+        self._passed_on = iter(block.run(before and iter(before), rank, tasks) or ())  # some do all of it here
+        self.seconds = time.process_time() - started
+
+    def __iter__(self) -> Iterator[Document]:
+        while True:
+            started = time.process_time()
+            document = next(self._passed_on, None)
+            self.seconds += time.process_time() - started
+            if document is None:
+                return
+            self.documents += 1
+            self.megabytes += len(document.text.encode()) / 1e6
+            yield document
 
 
-def _megabytes(documents: Sequence[Document]) -> float:
-    return sum(len(document.text.encode()) for document in documents) / 1e6
+def step_rates(source: Input, warm_up: Input, steps: Sequence[Any]) -> dict[str, tuple[Input, float]]:
+    """What went into each block of the chain, and its own CPU seconds, by the name of its class.
+
+    The last entry, `split_into_words`, is no block of its own.
+    """
+    for which in (warm_up, source):
+        rates: dict[str, tuple[Input, float]] = {}
+        with tempfile.TemporaryDirectory() as output, contextlib.redirect_stderr(io.StringIO()):
+            logger.remove()
+            for phase in phases(which, steps, Path(output), tasks=1):
+                for rank in range(phase.tasks):
+                    for name, entered, seconds in _run_metered(phase, rank, which):
+                        counted, before = rates.get(name, (Input(which.folder, 0, 0.0), 0.0))
+                        if rank == 0:  # tasks of an index share the corpus
+                            documents, megabytes = counted.documents + entered[0], counted.megabytes + entered[1]
+                            counted = Input(which.folder, documents, megabytes)
+                        rates[name] = counted, before + seconds
+        texts = [json.loads(line)["text"] for file in which.folder.iterdir() for line in file.open(encoding="utf-8")]
+        split_into_parts.cache_clear()
+        started = time.process_time()
+        for text in texts:
+            split_into_words(text)
+        rates["split_into_words"] = which, time.process_time() - started
+    return rates
+
+
+def _run_metered(phase: Phase, rank: int, corpus: Input) -> Iterator[tuple[str, tuple[int, float], float]]:
+    meters: list[Metered] = []
+    for block in phase.pipeline:
+        meters.append(Metered(block, meters[-1] if meters else None, rank, phase.tasks))
+    deque(meters[-1], maxlen=0)
+    for block, meter in zip(phase.pipeline, meters, strict=True):
+        counted = meter.before or meter
+        entered = (counted.documents, counted.megabytes) if counted.documents else (corpus.documents, corpus.megabytes)
+        yield type(block).__name__, entered, meter.seconds - (meter.before.seconds if meter.before else 0.0)
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Memory]:
@@ -293,43 +324,54 @@ def report_overhead(case: str, source: Input, warm_up: Input, steps: Sequence[An
     print_row("overhead", f"{case}, hfchat", **common, **_rates(source, ours.seconds), result=result)
 
 
-def report_start_up(empty: Input, one_each: Input) -> None:
+def report_start_up(empty: Input, one_each: Input) -> list[float]:
+    """Returns the seconds of one and two workers that load their models."""
+    loaded = []
     for workers in (1, 2):
         for case, source in (("nothing to read", empty), ("a document a task", one_each)):
             run, _ = in_fresh_process(run_hfchat, source, FILTERS, TASKS, workers)
             print_row("start-up", case, MB=source.megabytes, tasks=TASKS, workers=workers, seconds=run.seconds)
+        loaded.append(run.seconds)
+    return loaded
 
 
-def report_speed_up(large: Input) -> None:
-    """And, of the run with two workers, the memory."""
-    before = 0.0
+def report_speed_up(large: Input, start_up: Sequence[float]) -> None:
+    runs = []
     for workers in (1, 2):
-        run, memory = in_fresh_process(run_hfchat, large, FILTERS, TASKS, workers)
-        result = f"speed-up {before / run.seconds:.2f} (goal: at least 1.7)" if before else ""
-        cells = {**_rates(large, run.seconds), **_peaks(memory), "tasks": TASKS, "workers": workers}
+        run, _ = in_fresh_process(run_hfchat, large, FILTERS, TASKS, workers)
+        runs.append(run.seconds)
+        result = ""
+        if workers == 2:
+            one, two = (seconds - loading for seconds, loading in zip(runs, start_up, strict=True))
+            result = f"speed-up {runs[0] / runs[1]:.2f} (goal: at least 1.7); without start-up {one / two:.2f}"
+        cells = {"tasks": TASKS, "workers": workers, **_rates(large, run.seconds)}
         print_row("speed-up", "filters, 4x", **cells, result=result)
-        before = run.seconds
-    print_row("memory", "filters, 4x", **cells)
 
 
-def report_memory(case: str, source: Input, steps: Sequence[Any], tasks: int) -> None:
-    run, memory = in_fresh_process(run_hfchat, source, steps, tasks, 2)
-    print_row("memory", case, tasks=tasks, workers=2, **_rates(source, run.seconds), **_peaks(memory))
+def report_memory(case: str, small: Input, large: Input, steps: Sequence[Any]) -> None:
+    first = 0.0
+    for size, source, tasks in (("1x", small, TASKS), ("4x", large, TASKS), ("4x", large, 4 * TASKS)):
+        run, memory = in_fresh_process(run_hfchat, source, steps, tasks, 2)
+        result = f"worker {memory.worker / first - 1:+.0%} on 1x" if first else ""
+        first = first or memory.worker
+        cells = {"tasks": tasks, "workers": 2, **_rates(source, run.seconds), **_peaks(memory)}
+        print_row("memory", f"{case}, {size}", **cells, result=result)
 
 
-def report_steps(source: Input) -> None:
-    rates, _ = in_fresh_process(block_rates, source, [*FILTERS, "exact_dedup", "near_dedup"])
-    total = sum(seconds for _, seconds, _ in rates.values())
-    for name, (megabytes, seconds, documents) in rates.items():
-        part = Input(source.folder, documents, megabytes)
-        print_row("step", name, tasks=1, **_rates(part, seconds), result=f"{seconds / total:.1%} of time")
+def report_steps(source: Input, warm_up: Input) -> None:
+    rates, _ = in_fresh_process(step_rates, source, warm_up, [*FILTERS, "exact_dedup", "near_dedup"])
+    words, words_seconds = rates.pop("split_into_words")
+    total = sum(seconds for _, seconds in rates.values())
+    for name, (entered, seconds) in rates.items():
+        print_row("step", name, tasks=1, **_rates(entered, seconds), result=f"{seconds / total:.1%} of time")
+    print_row("step", "(splitting into words)", tasks=1, **_rates(words, words_seconds))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     dump = ROOT.parent / "shared" / "data" / "pretrain" / "enwiki-excerpt.xml.bz2"
     parser.add_argument("--data", nargs="+", default=[str(dump)], help="files or globs, as in a source's `path`")
-    parser.add_argument("--megabytes", type=float, default=2.5, help="of text at size 1x")
+    parser.add_argument("--megabytes", type=float, default=4.0, help="of text at size 1x")
     parser.add_argument("--repeats", type=int, default=4, help="runs of each side for the overhead")
     arguments = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
@@ -353,14 +395,11 @@ def main() -> None:
         goal = " (goal: at most +5% of time)"
         report_overhead("filters", small, one_each, FILTERS, arguments.repeats, goal)
         report_overhead("no steps", small_bulk, one_each, [], arguments.repeats, "")
-        report_start_up(empty, one_each)
-        report_speed_up(large)
-        report_memory("filters, 1x", small, FILTERS, TASKS)
-        report_memory("filters, 4x, 4x tasks", large, FILTERS, 4 * TASKS)
-        report_memory("deduplication, 1x", small_bulk, DEDUPLICATION, TASKS)
-        report_memory("deduplication, 4x", large_bulk, DEDUPLICATION, TASKS)
-        report_memory("deduplication, 4x, 4x tasks", large_bulk, DEDUPLICATION, 4 * TASKS)
-        report_steps(small)
+        start_up = report_start_up(empty, one_each)
+        report_speed_up(large, start_up)
+        report_memory("filters", small, large, FILTERS)
+        report_memory("deduplication", small_bulk, large_bulk, DEDUPLICATION)
+        report_steps(small, one_each)
 
 
 if __name__ == "__main__":

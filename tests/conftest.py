@@ -11,7 +11,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # `datasets` caches by path, and pytest uses the same temporary paths again.
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hfchat-tests-")
+_datasets_cache = tempfile.TemporaryDirectory(prefix="hfchat-tests-", ignore_cleanup_errors=True)
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 
 pytest_plugins = ["tests.servers.storage"]
 

@@ -1,22 +1,47 @@
 """The dataset card of a corpus; its header tells `datasets.load_dataset` where the splits are."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 from datatrove.io import DataFolder
 
-from hfchat.data.report import Summary, plain
+from hfchat.data.report import Summary, markdown_environment, settings_as_yaml, write_page
 
-# Licences that the Hub knows by these names (https://huggingface.co/docs/hub/repositories-licenses).
+# The Hub's names of licences, https://huggingface.co/docs/hub/repositories-licenses
 _HUB_LICENSES = {
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
-    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "gfdl", "gpl-2.0", "gpl-3.0",
-    "lgpl-3.0", "mpl-2.0", "odc-by", "odbl", "pddl", "unlicense", "unknown", "isc", "psfl", "zlib",
+    "apache-2.0", "mit", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc",
+    "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense",
+    "zlib", "pddl", "lgpl-lr", "unknown",
 }  # fmt: skip
-_SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
-          (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B")]  # fmt: skip
+# What SPDX and the classifiers of Python packages call them.
+_OTHER_NAMES = {
+    "odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl", "gfdl-1.2": "gfdl", "gfdl-1.3": "gfdl",
+    "mit license": "mit", "bsd license": "bsd", "isc license (iscl)": "isc",
+    "mozilla public license 2.0 (mpl 2.0)": "mpl-2.0",
+}  # fmt: skip
+# The Hub's categories: the first number of documents that is too many for each.
+_SIZES = (
+    "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",
+    "100B<n<1T", "n>1T",
+)  # fmt: skip
+# Identification errs on short texts: a language of fewer documents may not be there at all.
+_LANGUAGE_SHARE = 0.01
+
+# What is true of the corpus where a step is not in the chain.
+_WITHOUT = {
+    ("language",): "Languages were not identified: there may be documents in any.",
+    ("inappropriate", "classifier"): "Obscene, hateful and otherwise inappropriate documents were not looked for.",
+    ("exact_dedup",): "Documents that occur more than once were not removed.",
+    ("near_dedup",): "Documents that are almost the same were not removed.",
+    ("decontaminate",): "Evaluation sets were not kept out: a model trained on this may have seen their answers.",
+}
 
 
 def write_card(folder: DataFolder, summary: Summary, config: Mapping[str, Any]) -> None:
@@ -28,81 +53,53 @@ def write_card(folder: DataFolder, summary: Summary, config: Mapping[str, Any]) 
         config: The settings of the run.
     """
     splits = [split for split, documents in summary.documents.items() if documents]
-    known = {license.lower() for license in summary.licenses} & _HUB_LICENSES
-    header: dict[str, Any] = {
-        "license": sorted(known) if len(known) == len(summary.licenses) else "other",
+    languages = [
+        code
+        for code, documents in sorted(summary.languages.items())
+        if documents >= _LANGUAGE_SHARE * summary.kept and re.fullmatch(r"[a-z]{2,3}", code)
+    ]
+    header = {
+        **_license(summary.licenses),
+        **({"language": languages} if languages else {}),
         "task_categories": ["text-generation"],
-        "size_categories": [next((name for limit, name in _SIZES if summary.kept < limit), "n>1B")],
+        "size_categories": [_SIZES[min(max(len(str(summary.kept)) - 3, 0), len(_SIZES) - 1)]],
         "configs": [
             {
                 "config_name": "default",
                 "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits],
             }
         ],
+        # `datasets` finds its cached copy by this, and not by the files: without it, a corpus that is built again
+        # under the same path would be loaded as it was before.
+        "dataset_info": {
+            "config_name": "default",
+            "splits": [
+                {"name": split, "num_bytes": summary.bytes[split], "num_examples": summary.documents[split]}
+                for split in splits
+            ],
+            "download_size": sum(folder.size(file) for file in folder.glob("data/*.parquet")),
+            "dataset_size": summary.bytes.total(),
+        },
     }
-    # `datasets` finds its cached copy by this, and not by the files: without it, a corpus that is built again under the
-    # same path would be loaded as it was before.
-    header["dataset_info"] = {
-        "config_name": "default",
-        "splits": [
-            {"name": split, "num_bytes": summary.bytes[split], "num_examples": summary.documents[split]}
-            for split in splits
-        ],
-        "download_size": sum(folder.size(file) for file in folder.glob("data/*.parquet")),
-        "dataset_size": sum(summary.bytes.values()),
-    }
-    if codes := sorted(code for code in summary.languages if re.fullmatch(r"[a-z]{2,3}", code)):
-        header["language"] = codes
-    lines = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# Corpus\n",
-        "Made by `recipes/prepare_data.py` of hfchat; `lineage.json` holds the inputs, settings and versions, "
-        "`report.html` shows what was kept and what was removed.\n",
-        '```python\nfrom datasets import load_dataset\n\ncorpus = load_dataset("path/of/this/folder")\n```\n',
-        "| split | documents | megabytes | tokens |\n| --- | ---: | ---: | ---: |",
-        *(
-            f"| {split} | {summary.documents[split]:,} | {summary.bytes[split] / 1e6:.1f} | "
-            f"{f'{summary.tokens[split]:,}' if summary.tokens[split] else 'not counted'} |"
-            for split in splits
-        ),
-        "\nColumns: `text`, `id`, `source`, `license`, `url`, and where known `date`, `language`, `language_score` and "
-        "`token_count`.\n",
-        "## Sources\n",
-        "| source | licence, as it states it | documents |\n| --- | --- | ---: |",
-        *(
-            f"| {_cell(source)} | {_cell(', '.join(sorted(summary.source_licenses[source])))} | {documents:,} |"
-            for source, documents in summary.sources.most_common(100)
-        ),
-        *([f"\nand {len(summary.sources) - 100:,} more, see `report.md`."] if len(summary.sources) > 100 else []),
-        "\n## How it was made\n",
-        f"{summary.read:,} documents were read. Each that was removed is kept in `removed/`, with its reason.\n",
-        "| step | documents left | removed |\n| --- | ---: | --- |",
-        *(
-            f"| {step} | {left:,} | {', '.join(f'{reason} {count:,}' for reason, count in removed.most_common())} |"
-            for step, left, removed in summary.funnel()
-        ),
-        f"\n```yaml\n{yaml.safe_dump(_chain(config), sort_keys=False, allow_unicode=True)}```\n",
-        "## Personal data, and limits\n",
-        _personal_data(summary),
-        "The filters are heuristics: some good documents are gone, and some bad ones are left. Each document keeps the "
-        "licence of its source; the collection as a whole has no other. Nobody has read all of it.",
-    ]
-    with folder.open("README.md", "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    context = {"summary": summary, "settings": settings_as_yaml(config), "limits": _limits(summary)}
+    body = markdown_environment().get_template("card.md.jinja").render(context)
+    write_page(folder, "README.md", f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{body}")
 
 
-def _chain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: plain(config[key]) for key in ("sources", "steps", "validation_fraction", "tasks") if key in config}
+def _license(licenses: Iterable[str]) -> dict[str, Any]:
+    """The Hub's entry for licences: its own names if it has one for each, or `other` with a name."""
+    known = sorted({_hub_license(license) or "" for license in licenses})
+    if "" not in known:
+        return {"license": known[0] if len(known) == 1 else known or "unknown"}
+    only = next(iter(licenses)) if len(list(licenses)) == 1 else "several"
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", only.lower()).strip("-") or "unnamed"}
 
 
-def _personal_data(summary: Summary) -> str:
-    if "pii" not in summary.chain:
-        return "Personal data was not looked for.\n"
-    replaced = ", ".join(f"{count:,} of kind {kind}" for kind, count in summary.pii.items()) or "none found"
-    return (
-        f"Email and IP addresses, phone and card numbers were replaced by values that are nobody's, as far as the "
-        f"settings asked and rules can find them ({replaced}). Names and postal addresses were not looked for.\n"
-    )
+def _hub_license(license: str) -> str | None:
+    name = re.sub(r"-(only|or-later)$", "", license.strip().lower())
+    name = _OTHER_NAMES.get(name, name)
+    return name if name in _HUB_LICENSES else None
 
 
-def _cell(value: str) -> str:
-    return " ".join(value.split()).replace("|", "\\|")
+def _limits(summary: Summary) -> list[str]:
+    return [text for steps, text in _WITHOUT.items() if not set(steps) & set(summary.chain)]

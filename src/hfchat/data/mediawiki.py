@@ -110,9 +110,12 @@ _LEFTOVERS = [
     (re.compile(r"'{2,5}"), ""),  # italics and bold, which the parser was told to leave as they are
     (re.compile(r"\(\s*[,;:]?\s*\)|\[\s*\]"), ""),  # brackets that a template left empty
     (re.compile(r"\(\s*[,;:]\s*"), "("),
-    (re.compile(r"[ \t\xa0]{2,}"), " "),
+    (re.compile(r"[ \t\xa0]+"), " "),
     (re.compile(r" ([,.;:!?)])(?=\s|$)"), r"\1"),
 ]
+
+
+_BROKEN_FILE = re.compile(r"\[\[(File|Image):|(thumb(nail)?|frame(d)?|left|right|center)\|")
 
 
 def _clean_line(line: str) -> str:
@@ -121,7 +124,7 @@ def _clean_line(line: str) -> str:
     for pattern, replacement in _LEFTOVERS:
         line = pattern.sub(replacement, line)
     # A file whose brackets do not match is left over as text.
-    if line.strip() in ("-", "|", "|}", "}}") or re.match(r"(thumb(nail)?|frame(d)?|left|right|center)\|", line):
+    if line.strip() in ("-", "|", "|}", "}}") or _BROKEN_FILE.match(line):
         return ""
     return line.strip()
 

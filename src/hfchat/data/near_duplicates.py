@@ -61,7 +61,7 @@ def minhash_config(
 
 
 class NearDuplicateSignatures(MinhashDedupSignature):
-    """Writes the signatures of documents, by n-grams of `hfchat.data.words`; a book takes no more memory than a page."""
+    """Writes signatures of documents, by n-grams of `hfchat.data.words`; a book takes as little memory as a page."""
 
     def __init__(self, output_folder: DataFolderLike, config: MinhashConfig):
         # The base class makes a tokenizer for words, which is not used.

@@ -261,7 +261,9 @@ def _decoded(content: bytes, encoding: str, max_bytes: int) -> Record:
 def _parts(stream: IO[bytes], separator: bytes | None, max_bytes: int) -> Iterator[bytes]:
     """What stands between separators; of a part of more than `max_bytes`, the first `max_bytes + 1` and no more."""
     part, skipping = b"", False
-    while chunk := stream.read(1 << 20):
+    # read1 gives what there is before the place where a compressed file breaks; read would lose it.
+    read = getattr(stream, "read1", stream.read)
+    while chunk := read(1 << 16):
         part += chunk
         if separator is None:
             part = part[: max_bytes + 1]

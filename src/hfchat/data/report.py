@@ -1,26 +1,72 @@
 """The data report: what was read, kept and removed, as numbers, as pictures, and as documents to look at."""
 
 import difflib
+import functools
 import hashlib
 import heapq
-import html
-import math
+import itertools
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from datatrove.io import DataFolder
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    import jinja2
+
 SAMPLES = 20
-EXCERPT = 600
+EXCERPT_CHARACTERS = 600
+UNREADABLE_SHOWN = 50
 CLUSTERS_SHOWN = 5
-# Bins of the histogram of lengths: three to a factor of ten, from 10 characters on.
-_BINS_PER_DECADE = 3
+CLUSTER_MEMBERS_SHOWN = 3
+CLUSTER_EXCERPT_CHARACTERS = 300
+# What two near duplicates are compared by; `ClusterWriter` keeps as much.
+_COMPARED_CHARACTERS = 2000
+# Rare domains are forgotten beyond this many, which bounds the memory that the Web's millions of them would take.
+_MAX_DOMAINS = 1_000_000
+# Where the bins of the histogram of lengths begin, in characters.
+LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 8) for digit in (1, 2, 5)))
+
+# Settings that say where and how fast the work was done, but not what came out: the report must not depend on them.
+_NOT_SHOWN = {"output_dir", "overwrite_output_dir", "workers", "executor", "strict"}
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_IN_URL = re.compile(
+    r"([?&][^=&\s]*(?:sig|token|key|secret|password|credential)[^=&\s]*=)[^&\s]+", re.IGNORECASE
+)
+
+# Control characters, marks of direction (they can make text read otherwise than it is), halves of surrogate pairs.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What Markdown would take for its own: anywhere, at either end of a word, and at the start of a line.
+_MARKDOWN = re.compile(r"[\\`*|~\[\]$]|(?<![^\W_])_|_(?![^\W_])|^\s*[-+=#]")
+# A word with the space after it; a character of the scripts that write no spaces.
+_NO_SPACES = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+\s*|[^\w\s]\s*|\s+")
+
+
+@dataclass
+class Amount:
+    """How much of something there is: `documents`, and `bytes` of their text in UTF-8."""
+
+    documents: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Cluster:
+    """A near-duplicate cluster: its `size` in documents, the kept one, and some of those removed (`id` and `text`)."""
+
+    size: int
+    kept: dict[str, str]
+    removed: list[dict[str, str]]
 
 
 @dataclass
@@ -31,14 +77,18 @@ class Summary:
         chain: Names of the steps, in their order.
         read: Documents read.
         documents: Documents per split; `bytes` (UTF-8) and `tokens` (0 where not counted) likewise.
-        removed: Documents removed per step and reason.
-        licenses: Documents kept per licence; `sources`, `languages` and `domains` likewise.
+        removed: Documents removed, per step and reason.
+        licenses: What was kept, per licence; `sources` likewise.
         source_licenses: Licences of each source.
-        lengths: Documents per bin of length, for `kept` and `removed`; bin b begins at `10 ** (b / 3)` characters.
-        samples: Random documents, `kept` and `removed`.
-        unreadable: Of records that could not be read: place and error of the first of them.
-        cluster_sizes: Near-duplicate clusters per number of documents.
-        clusters: Some of them: the kept document, and those removed.
+        languages: Documents kept per language, where it was identified.
+        domains: Documents kept per registered domain (or host) of their URL, where they have one.
+        domains_complete: Whether no rare domain had to be forgotten.
+        lengths: Documents per bin of `LENGTH_EDGES`, for `kept` and `removed`.
+        samples: Random documents, `kept` and `removed`: rows with the beginning of `text`, and `characters` in all.
+        unreadable: Of the first records that could not be read: id and error.
+        unreadable_count: How many there are.
+        cluster_sizes: Near-duplicate clusters per number of documents in them.
+        clusters: Some of them.
         pii: Personal data replaced, per kind.
     """
 
@@ -48,16 +98,18 @@ class Summary:
     bytes: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     removed: dict[str, Counter[str]] = field(default_factory=dict)
-    licenses: Counter[str] = field(default_factory=Counter)
-    sources: Counter[str] = field(default_factory=Counter)
+    licenses: dict[str, Amount] = field(default_factory=dict)
+    sources: dict[str, Amount] = field(default_factory=dict)
+    source_licenses: dict[str, set[str]] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
-    source_licenses: dict[str, set[str]] = field(default_factory=dict)
+    domains_complete: bool = True
     lengths: dict[str, Counter[int]] = field(default_factory=lambda: {"kept": Counter(), "removed": Counter()})
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"kept": [], "removed": []})
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    unreadable_count: int = 0
     cluster_sizes: Counter[int] = field(default_factory=Counter)
-    clusters: list[tuple[dict[str, Any], list[dict[str, Any]]]] = field(default_factory=list)
+    clusters: list[Cluster] = field(default_factory=list)
     pii: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -72,7 +124,7 @@ class Summary:
     def funnel(self) -> list[tuple[str, int, Counter[str]]]:
         """Of each step: its name, the documents left after it, and those that it removed per reason."""
         left, rows = self.read, []
-        for step in self.chain:
+        for step in dict.fromkeys([*self.chain, *sorted(self.removed)]):
             removed = self.removed.get(step, Counter())
             left -= removed.total()
             rows.append((step, left, removed))
@@ -85,16 +137,23 @@ class Summary:
             "documents": dict(self.documents),
             "bytes": dict(self.bytes),
             "tokens": dict(self.tokens),
-            "removed": dict(self.reasons.most_common()),
-            "licenses": dict(self.licenses.most_common()),
-            "sources": dict(self.sources.most_common()),
-            "languages": dict(self.languages.most_common()),
+            "removed": dict(ranked(self.reasons)),
+            "licenses": {name: amount.documents for name, amount in ranked(self.licenses)},
+            "sources": {name: amount.documents for name, amount in ranked(self.sources)},
+            "languages": dict(ranked(self.languages)),
             "near_duplicate_clusters": self.cluster_sizes.total(),
         }
 
 
+def ranked(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Entries of numbers or `Amount`s with the most documents first; equal ones by name."""
+    return sorted(counts.items(), key=lambda entry: (-getattr(entry[1], "documents", entry[1]), entry[0]))
+
+
 def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
-    """Read all that was written, row group by row group.
+    """Read all that was written, one row group at a time.
+
+    Memory holds a row group, and 8 bytes for each near duplicate removed.
 
     Args:
         folder: Of the corpus.
@@ -105,100 +164,169 @@ def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
         RuntimeError: If the documents that were read are not those kept and removed.
     """
     summary = Summary(list(chain), read)
-    kept, removed = _Sample(SAMPLES), _Sample(SAMPLES)
-    kept_files, removed_files = folder.glob("data/*.parquet"), folder.glob("removed/*/*.parquet")
-    clusters: dict[str, list[dict[str, Any]]] = {}
+    kept, removed, clusters = _Sample(), _Sample(), _Clusters()
+    kept_files, removed_files = (sorted(folder.glob(p)) for p in ("data/*.parquet", "removed/*/*.parquet"))
     with tqdm(total=len(kept_files) + len(removed_files), desc=f"{'count and report':>34}", unit="file") as bar:
-        for file in sorted(kept_files):
-            split = file.split("/")[-1].rsplit("-", 1)[0]
-            for row in _rows(folder, file):
-                _add_kept(summary, split, row)
-                kept.offer(row)
+        for file in kept_files:
+            split = file.rsplit("/", 1)[-1].rsplit("-", 1)[0]
+            for table in _row_groups(folder, file):
+                _add_kept(summary, split, table)
+                kept.offer(table)
             bar.update()
-        for file in sorted(removed_files):
-            for row in _rows(folder, file):
-                summary.removed.setdefault(row["step"], Counter())[row["reason"]] += 1
-                summary.lengths["removed"][_bin(row["text"])] += 1
-                removed.offer(row)
-                if row["reason"] == "unreadable":
-                    summary.unreadable.append((row["id"], row["detail"] or ""))
-                if row["reason"] == "near_duplicate":
-                    members = clusters.setdefault(row["detail"], [])
-                    members.append({"id": row["id"], "text": row["text"][:2000]})
+        for file in removed_files:
+            for table in _row_groups(folder, file):
+                _add_removed(summary, table)
+                removed.offer(table)
+                clusters.offer(table.filter(pc.equal(table["reason"], "near_duplicate")))
             bar.update()
-    total = summary.kept + summary.reasons.total()
-    if read != total:
-        raise RuntimeError(
-            f"{read} documents were read, but {summary.kept} kept and {summary.reasons.total()} removed"
-        )
+    lost = summary.reasons.total()
+    if read != summary.kept + lost:
+        raise RuntimeError(f"{read} documents were read, but {summary.kept} kept and {lost} removed")
     summary.samples = {"kept": kept.rows(), "removed": removed.rows()}
-    summary.cluster_sizes = Counter(len(members) + 1 for members in clusters.values())
-    summary.clusters = _examples(folder, clusters)
+    summary.cluster_sizes = clusters.sizes()
+    summary.clusters = clusters.examples(folder)
     return summary
 
 
-def _add_kept(summary: Summary, split: str, row: Mapping[str, Any]) -> None:
-    summary.documents[split] += 1
-    summary.bytes[split] += len(row["text"].encode())
-    summary.tokens[split] += row["token_count"] or 0
-    summary.licenses[row["license"] or "unknown"] += 1
-    source = row["source"] or "unknown"
-    summary.sources[source] += 1
-    summary.source_licenses.setdefault(source, set()).add(row["license"] or "unknown")
-    if row["language"]:
-        summary.languages[row["language"]] += 1
-    if host := _host(row["url"]):
-        summary.domains[host] += 1
-    summary.lengths["kept"][_bin(row["text"])] += 1
-
-
-def _host(url: str | None) -> str | None:
-    try:
-        return urlsplit(url or "").hostname
-    except ValueError:  # brackets that are no IPv6 address
-        return None
-
-
-def _rows(folder: DataFolder, file: str) -> Iterator[dict[str, Any]]:
+def _row_groups(folder: DataFolder, file: str) -> Iterator[pa.Table]:
     with folder.open(file, "rb") as stream, pq.ParquetFile(stream) as parquet:
         for group in range(parquet.num_row_groups):
-            yield from parquet.read_row_group(group).to_pylist()
+            yield parquet.read_row_group(group)
 
 
-def _bin(text: str) -> int:
-    return max(_BINS_PER_DECADE, math.floor(_BINS_PER_DECADE * math.log10(max(len(text), 1))))
+def _add_kept(summary: Summary, split: str, table: pa.Table) -> None:
+    size = pc.binary_length(table["text"])
+    summary.documents[split] += table.num_rows
+    summary.bytes[split] += pc.sum(size).as_py() or 0
+    summary.tokens[split] += pc.sum(table["token_count"]).as_py() or 0
+    provenance = pa.table({name: pc.fill_null(table[name], "unknown") for name in ("source", "license")})
+    groups = provenance.append_column("bytes", size).group_by(["source", "license"], use_threads=False)
+    for row in groups.aggregate([("bytes", "sum"), ("bytes", "count")]).to_pylist():
+        source, license = row["source"] or "unknown", row["license"] or "unknown"
+        summary.source_licenses.setdefault(source, set()).add(license)
+        for amount in (summary.sources.setdefault(source, Amount()), summary.licenses.setdefault(license, Amount())):
+            amount.documents += row["bytes_count"]
+            amount.bytes += row["bytes_sum"]
+    summary.languages.update(_value_counts(table["language"]))
+    for url, count in _value_counts(table["url"]).items():
+        if name := _domain(url):
+            summary.domains[name] += count
+    if len(summary.domains) > _MAX_DOMAINS:
+        summary.domains = Counter(dict(ranked(summary.domains)[: _MAX_DOMAINS // 2]))
+        summary.domains_complete = False
+    summary.lengths["kept"].update(_bins(table["text"]))
+
+
+def _add_removed(summary: Summary, table: pa.Table) -> None:
+    groups = table.select(["step", "reason"]).group_by(["step", "reason"], use_threads=False)
+    for row in groups.aggregate([([], "count_all")]).to_pylist():
+        of_step = summary.removed.setdefault(row["step"] or "unknown", Counter())
+        of_step[row["reason"] or "unknown"] += row["count_all"]
+    summary.lengths["removed"].update(_bins(table["text"]))
+    unreadable = table.filter(pc.equal(table["reason"], "unreadable"))
+    summary.unreadable_count += unreadable.num_rows
+    room = UNREADABLE_SHOWN - len(summary.unreadable)
+    for row in unreadable.select(["id", "detail"]).slice(0, room).to_pylist():
+        summary.unreadable.append((row["id"], row["detail"] or ""))
+
+
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist() if row["values"]}
+
+
+def _bins(texts: pa.ChunkedArray) -> dict[int, int]:
+    bins = np.searchsorted(LENGTH_EDGES, pc.utf8_length(texts).to_numpy(), side="right") - 1
+    return {int(b): int(count) for b, count in zip(*np.unique(bins, return_counts=True), strict=True)}
+
+
+def _domain(url: str) -> str | None:
+    found = re.match(r"https?://([^/?#\\]+)", url, re.IGNORECASE)
+    return _registered_domain(found[1].lower()) if found else None
+
+
+@functools.lru_cache(maxsize=100_000)
+def _registered_domain(host: str) -> str | None:
+    found = _suffix_list()(host)
+    name = found.top_domain_under_public_suffix or found.domain
+    return name if re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", name) else None
+
+
+@functools.cache
+def _suffix_list():
+    import tldextract
+
+    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list in its wheel: nothing is fetched
+
+
+def _rank(name: str) -> int:
+    """A random number for a name, always the same one."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, key=b"report").digest(), "big")
 
 
 class _Sample:
-    """Random rows: those with the smallest hashes of their ids, which are the same whatever the order."""
+    """Random rows: those whose ids have the smallest hashes, whatever the order they come in."""
 
-    def __init__(self, size: int):
-        self.size = size
-        self._heap: list[tuple[int, str, dict[str, Any]]] = []
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, dict[str, Any]]] = []
+        self._seen = itertools.count()
 
-    def offer(self, row: Mapping[str, Any]) -> None:
-        rank = -int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big")
-        if len(self._heap) < self.size or rank > self._heap[0][0]:
-            entry = (rank, row["id"], {**row, "text": row["text"][: 2 * EXCERPT], "characters": len(row["text"])})
-            # Two removed rows can have the same id, and rows do not compare.
-            if all(entry[:2] != other[:2] for other in self._heap):
-                (heapq.heappush if len(self._heap) < self.size else heapq.heappushpop)(self._heap, entry)
+    def offer(self, table: pa.Table) -> None:
+        for position, name in enumerate(table["id"].to_pylist()):
+            # Ids may occur twice; the second number keeps rows, which have no order, from being compared.
+            key = (-_rank(name), -next(self._seen))
+            if len(self._heap) == SAMPLES and key < self._heap[0][:2]:
+                continue
+            row = table.slice(position, 1).to_pylist()[0]
+            row |= {"text": row["text"][: EXCERPT_CHARACTERS + 1], "characters": len(row["text"])}
+            (heapq.heappush if len(self._heap) < SAMPLES else heapq.heapreplace)(self._heap, (*key, row))
 
     def rows(self) -> list[dict[str, Any]]:
-        return [row for _, _, row in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+        return [row for *_, row in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
-def _examples(
-    folder: DataFolder, clusters: Mapping[str, list[dict[str, Any]]]
-) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    largest = sorted(clusters, key=lambda cluster: (-len(clusters[cluster]), int(cluster)))[:CLUSTERS_SHOWN]
-    kept = {
-        str(row["cluster"]): row
-        for file in sorted(folder.glob("clusters/*.parquet"))
-        for row in _rows(folder, file)
-        if str(row["cluster"]) in largest
-    }
-    return [(kept[cluster], clusters[cluster]) for cluster in largest if cluster in kept]
+class _Clusters:
+    """Near-duplicate clusters: the sizes of all, and the documents of a random few."""
+
+    def __init__(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._members: dict[int, list[dict[str, str]]] = {}
+
+    def offer(self, removed: pa.Table) -> None:
+        if not removed.num_rows:
+            return
+        ids = removed.filter(pc.is_valid(removed["detail"]))["detail"].cast(pa.int64()).to_numpy()
+        self._ids.append(ids)
+        for cluster in np.unique(ids).tolist():
+            self._members.setdefault(cluster, [])
+        # A cluster that stays to the end was never among those dropped here, so none of its documents is missed.
+        self._members = {cluster: self._members[cluster] for cluster in self._smallest()}
+        for cluster, members in self._members.items():
+            rows = removed.filter(pc.equal(removed["detail"], str(cluster))).select(["id", "text"])
+            for row in rows.slice(0, CLUSTER_MEMBERS_SHOWN - len(members)).to_pylist():
+                members.append({"id": row["id"], "text": row["text"][:_COMPARED_CHARACTERS]})
+
+    def _smallest(self) -> list[int]:
+        return sorted(self._members, key=lambda cluster: (_rank(str(cluster)), cluster))[:CLUSTERS_SHOWN]
+
+    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.unique(np.concatenate(self._ids or [np.empty(0, np.int64)]), return_counts=True)
+
+    def sizes(self) -> Counter[int]:
+        sizes, clusters = np.unique(self._counts()[1] + 1, return_counts=True)  # and the one that was kept
+        return Counter(dict(zip(sizes.tolist(), clusters.tolist(), strict=True)))
+
+    def examples(self, folder: DataFolder) -> list[Cluster]:
+        kept = {}
+        for file in sorted(folder.glob("clusters/*.parquet")) if self._members else ():
+            for table in _row_groups(folder, file):
+                chosen = table.filter(pc.is_in(table["cluster"], pa.array([*self._members], pa.int64())))
+                kept |= {row["cluster"]: {"id": row["id"], "text": row["text"]} for row in chosen.to_pylist()}
+        sizes = {cluster: count + 1 for cluster, count in zip(*(a.tolist() for a in self._counts()), strict=True)}
+        return [
+            Cluster(sizes[cluster], kept[cluster], self._members[cluster])
+            for cluster in self._smallest()
+            if cluster in kept
+        ]
 
 
 def write_report(
@@ -212,103 +340,177 @@ def write_report(
         config: The settings of the run.
         evaluation_sets: Of each set that was kept out: `rows`, `n_grams`, `too_short`.
     """
+    context = {
+        "summary": summary,
+        "lengths": _length_rows(summary),
+        "clusters": [
+            (cluster, [(document, *compare(cluster.kept["text"], document["text"])) for document in cluster.removed])
+            for cluster in summary.clusters
+        ],
+        "settings": settings_as_yaml(config),
+        "evaluation_sets": evaluation_sets,
+    }
+    for name, environment in (("report.html", _html_environment()), ("report.md", markdown_environment())):
+        write_page(folder, name, environment.get_template(f"{name}.jinja").render(context))
+
+
+def write_page(folder: DataFolder, name: str, page: str) -> None:
+    """Write a rendered page, the same bytes everywhere."""
+    with folder.open(name, "wb") as file:
+        file.write(page.encode())
+
+
+def settings_as_yaml(config: Mapping[str, Any]) -> str:
+    """The settings that decide what comes out, in the form of the YAML that a user writes, without credentials."""
+    plain = json.loads(json.dumps({key: config[key] for key in config if key not in _NOT_SHOWN}, default=str))
+    for source in plain.get("sources", ()):
+        if "storage_options" in source:
+            source["storage_options"] = _masked(source["storage_options"])
+    if "steps" in plain:
+        plain["steps"] = [
+            next(iter(step)) if isinstance(step, dict) and not any(step.values()) else step for step in plain["steps"]
+        ]
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    return _SECRET_IN_URL.sub(r"\1***", _USER_IN_URL.sub("***@", text))
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(item) for item in value]
+    return "***" if isinstance(value, str) else value
+
+
+def _length_rows(summary: Summary) -> list[tuple[int, int, int]]:
+    """Bins without gaps: (from how many characters, kept, removed)."""
+    kept, removed = summary.lengths["kept"], summary.lengths["removed"]
+    used = [*kept, *removed]
+    return [(LENGTH_EDGES[b], kept[b], removed[b]) for b in (range(min(used), max(used) + 1) if used else ())]
+
+
+def compare(kept: str, removed: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Two near duplicates side by side, about `CLUSTER_EXCERPT_CHARACTERS` of each, from their first difference on.
+
+    Returns:
+        The pieces of each: (text, whether the other has it not).
+    """
+    words = [_WORD.findall(text[:_COMPARED_CHARACTERS]) for text in (kept, removed)]
+    operations = difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes()
+    first = next((operation[1::2] for operation in operations if operation[0] != "equal"), (0, 0))
+    marked = [
+        [operation[0] != "equal" for operation in operations for _ in range(*operation[i : i + 2])] for i in (1, 3)
+    ]
+    return tuple(_pieces(*side) for side in zip(words, marked, first, strict=True))
+
+
+def _pieces(words: list[str], marked: list[bool], first: int) -> list[tuple[str, bool]]:
+    start, before = first, 0
+    while start and before + len(words[start - 1]) <= CLUSTER_EXCERPT_CHARACTERS // 3:
+        start -= 1
+        before += len(words[start])
+    if start and sum(map(len, words[:start])) <= CLUSTER_EXCERPT_CHARACTERS // 3:
+        start = 0
+    end, length = start, 0
+    while end < len(words) and length < CLUSTER_EXCERPT_CHARACTERS:
+        length += len(words[end])
+        end += 1
+    pieces = [
+        ("".join(word for word, _ in group)[:CLUSTER_EXCERPT_CHARACTERS], mark)
+        for mark, group in itertools.groupby(
+            zip(words[start:end], marked[start:end], strict=True), key=lambda entry: entry[1]
+        )
+    ]
+    return [*([("… ", False)] if start else []), *pieces, *([("…", False)] if end < len(words) else [])]
+
+
+def visible(text: str) -> str:
+    """The text with what hides or reorders it made visible: control characters, marks of direction, surrogates."""
+    return _HIDDEN.sub(_picture, text)
+
+
+def _picture(match: re.Match) -> str:
+    code = ord(match[0])
+    if 0xD800 <= code <= 0xDFFF:
+        return "\N{REPLACEMENT CHARACTER}"
+    if code == 0x7F:
+        return "\N{SYMBOL FOR DELETE}"
+    return chr(0x2400 + code) if code < 0x20 else f"[U+{code:04X}]"
+
+
+def _html_environment() -> "jinja2.Environment":
+    from markupsafe import Markup
+
+    def literal(value: Any) -> Any:
+        # Markup is the output of a macro, in which each value has been through this already.
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    return _environment(literal)
+
+
+def markdown_environment() -> "jinja2.Environment":
+    """Templates in which every value is escaped for Markdown, within one line; `fenced` makes a block of a text."""
+    from markupsafe import Markup
+
+    def literal(value: Any) -> Markup:
+        if isinstance(value, Markup):
+            return value
+        text = re.sub(r"\s+", " ", visible(str(value)))
+        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return Markup(_MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text))
+
+    def fenced(text: str, language: str = "text") -> Markup:
+        text = visible(text).rstrip("\n")
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        return Markup(f"{fence}{language}\n{text}\n{fence}")
+
+    environment = _environment(literal)
+    environment.filters["fenced"] = fenced
+    return environment
+
+
+def _environment(finalize: Any) -> "jinja2.Environment":
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hfchat.data"), autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters |= {"excerpt": _excerpt, "quote": _quote, "cell": _cell, "bar": _bar, "percent": _percent}
-    context = {
-        "summary": summary,
-        "funnel": summary.funnel(),
-        "lengths": _length_rows(summary),
-        "clusters": [(kept, _differences(kept, removed)) for kept, removed in summary.clusters],
-        "config": yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=110),
-        "evaluation_sets": evaluation_sets,
-        "megabytes": sum(summary.bytes.values()) / 1e6,
-        "tables": [
-            ("Languages", "language", summary.languages),
-            ("Licences, as each source states them", "licence", summary.licenses),
-            ("Sources", "source", summary.sources),
-            ("Domains", "domain", summary.domains),
-        ],
+        loader=jinja2.PackageLoader("hfchat.data"),
+        autoescape=True,
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": lambda value: f"{value:,}",
+        "share": _share,
+        "width": lambda value, greatest: f"{100 * value / greatest if greatest else 0:.2f}%",
+        "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 50_000 else f"{value / 1e3:,.1f} kB",
+        "short": _short,
+        "compact": _compact,
+        "excerpt": lambda text, length=EXCERPT_CHARACTERS: text if len(text) <= length else f"{text[:length]}…",
+        "ranked": ranked,
     }
-    for name in ("report.html", "report.md"):
-        with folder.open(name, "w", encoding="utf-8") as file:
-            file.write(environment.get_template(f"{name}.jinja").render(context))
+    return environment
 
 
-def plain(value: Any) -> Any:
-    """Settings as YAML can write them: `Source` and the like are mappings."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+def _share(value: int, total: int) -> str:
+    """Percent, such that neither 0% nor 100% is said of what is not quite."""
+    percent = 100 * value / total if total else 0.0
+    if value and percent < 0.1:
+        return "<0.1%"
+    return f"{min(percent, 99.9) if value < total else percent:.1f}%"
 
 
-def _length_rows(summary: Summary) -> list[tuple[str, int, int]]:
-    """Bins without gaps: (from how many characters, kept, removed)."""
-    kept, removed = summary.lengths["kept"], summary.lengths["removed"]
-    bins = [*kept, *removed]
-    return [
-        (f"{_rounded(10 ** (b / _BINS_PER_DECADE)):,}", kept[b], removed[b])
-        for b in (range(min(bins), max(bins) + 1) if bins else ())
-    ]
+def _short(value: int) -> str:
+    for unit, name in ((1_000_000, "M"), (1_000, "k")):
+        if value >= unit:
+            return f"{value // unit}{name}"
+    return str(value)
 
 
-def _rounded(value: float) -> int:
-    digits = 10 ** (math.floor(math.log10(value)))
-    return round(value / digits) * digits
-
-
-def _printable(text: str) -> str:
-    """Without what can hide or reorder text: control characters and marks of direction."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _excerpt(text: str, length: int = EXCERPT) -> str:
-    text = _printable(text)
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
-def _quote(text: str, length: int = EXCERPT) -> str:
-    """For Markdown: a code block that the text cannot end."""
-    text = _excerpt(text, length)
-    longest = max((len(run) for run in text.replace("\n", " ").split(" ") if set(run) == {"`"}), default=0)
-    fence = "`" * max(3, longest + 1)
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def _cell(value: Any) -> str:
-    """For a cell of a Markdown table."""
-    return html.escape(_printable(str(value)), quote=False).replace("|", "\\|").replace("\n", " ")
-
-
-def _bar(value: int, greatest: int) -> str:
-    """Width of a bar, as CSS."""
-    return f"{100 * value / greatest:.2f}%" if greatest else "0%"
-
-
-def _percent(value: int, total: int) -> str:
-    return f"{100 * value / total:.1f}%" if total else "-"
-
-
-def _differences(kept: Mapping[str, Any], removed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each removed document in pieces: (text, whether the kept one does not have it there)."""
-    result = []
-    words = _excerpt(kept["text"]).split(" ")
-    for document in removed[:3]:
-        other = _excerpt(document["text"]).split(" ")
-        pieces = [
-            (" ".join(other[start:end]), operation != "equal")
-            for operation, _, _, start, end in difflib.SequenceMatcher(
-                None, words, other, autojunk=False
-            ).get_opcodes()
-            if end > start
-        ]
-        result.append({"id": document["id"], "pieces": pieces})
-    return result
+def _compact(value: int) -> str:
+    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if value >= unit:
+            return f"{value / unit:.2f}{name}"
+    return f"{value:,}"

@@ -1,6 +1,7 @@
 """Where documents come from: one entry of `sources` in the YAML is one source."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,9 @@ class Source(dict):
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
             raise ValueError("each of sources must be a mapping with a 'path'")
         super().__init__(value)
+        if "kind" not in self and self.kind == "hub" and not _may_be_dataset(self["path"]):
+            kinds = ", ".join(_KEYS)
+            raise ValueError(f"source {self['path']}: its name does not say what it is; give a 'kind': one of {kinds}")
         if self.kind not in _KEYS:
             raise ValueError(f"source {self['path']}: kind must be one of {', '.join(_KEYS)}, not {self.kind!r}")
         unknown = self.keys() - _KEYS[self.kind]
@@ -204,3 +208,8 @@ class Source(dict):
         if not found:
             raise UserError(f"sources: {self['path']}: no such file")
         return folder, found
+
+
+def _may_be_dataset(path: str) -> bool:
+    """Whether it is a folder, or can be the id of a Hub dataset."""
+    return Path(path).is_dir() or bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path))

@@ -1,0 +1,137 @@
+import bz2
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hfchat.errors import UserError
+from tests.data.reading import read_all
+
+
+def test_each_text_file_is_a_document(tmp_path):
+    (tmp_path / "a.txt").write_text("first\n\nfile")
+    (tmp_path / "b.md").write_text("# second")
+    assert read_all({"path": f"{tmp_path}/*.txt"}, tmp_path / "out").texts == ["first\n\nfile"]
+    assert read_all({"path": f"{tmp_path}/b.md"}, tmp_path / "out2").texts == ["# second"]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
+def test_documents_stand_between_separators_however_the_file_is_read(tmp_path, monkeypatch, chunk):
+    from hfchat.data import readers
+
+    parts = readers._parts
+
+    class InChunks:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def read(self, _):
+            return self.stream.read(chunk)
+
+        read1 = read
+
+    monkeypatch.setattr(readers, "_parts", lambda stream, *args: parts(InChunks(stream), *args))
+    (tmp_path / "a.txt").write_text("one\n===\ntwo\n===\n" + "x" * 50 + "\n===\nlast")
+    source = {"path": f"{tmp_path}/a.txt", "separator": "\n===\n"}
+    found = read_all(source, tmp_path / "out", max_document_bytes=20)
+    assert found.texts == ["one", "two", "last"]
+    (large,) = found.removed
+    assert large["reason"] == "too_large"
+    assert set(large["text"]) == {"x"}
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
+def test_compressed_files_are_read_as_the_plain_ones(tmp_path, suffix, compress):
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(compress.compress(b'{"text": "packed"}\n'))
+    assert read_all({"path": f"{tmp_path}/*.jsonl.{suffix}"}, tmp_path / "out").texts == ["packed"]
+
+
+def test_zstandard(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b'{"text": "packed"}\n'))
+    assert read_all({"path": f"{tmp_path}/*.jsonl.zst"}, tmp_path / "out").texts == ["packed"]
+
+
+def test_a_bad_line_costs_that_line(tmp_path):
+    lines = [
+        b'{"text": "good"}',
+        b"{broken",
+        b'{"text": "\xff\xfe"}',
+        b'{"body": "no text"}',
+        b'{"text": "\\ud800 half"}',
+        b"",
+        b"[1]",
+        b'{"text": "  "}',
+        b'{"text": "good too"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    found = read_all({"path": f"{tmp_path}/a.jsonl", "name": "n"}, tmp_path / "out")
+    assert found.texts == ["good", "good too"]
+    assert found.reasons == ["empty"] + ["unreadable"] * 5
+    details = {row["id"]: row["detail"] for row in found.removed if row["reason"] == "unreadable"}
+    assert details["n/a.jsonl#1"].startswith("JSONDecodeError")
+    assert details["n/a.jsonl#2"].startswith("UnicodeDecodeError")
+    assert details["n/a.jsonl#3"] == "no text under the key 'text', only ['body']"
+    assert "surrogate" in details["n/a.jsonl#4"]
+    assert {row["step"] for row in found.removed} == {"read"}
+
+
+def test_text_in_another_encoding_is_unreadable_until_the_encoding_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("ein schöner Tag".encode("latin-1"))
+    (row,) = read_all({"path": f"{tmp_path}/a.txt"}, tmp_path / "out").removed
+    assert row["reason"] == "unreadable"
+    assert row["detail"].startswith("UnicodeDecodeError")
+    found = read_all({"path": f"{tmp_path}/a.txt", "encoding": "latin-1"}, tmp_path / "out2")
+    assert found.texts == ["ein schöner Tag"]
+
+
+def test_a_file_that_is_cut_off_costs_its_rest(tmp_path):
+    lines = "".join(json.dumps({"text": f"document {i} {i**9}"}) + "\n" for i in range(5000))
+    packed = gzip.compress(lines.encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "b.jsonl").write_text('{"text": "after it"}\n')
+    found = read_all({"path": f"{tmp_path}/*.jsonl*", "kind": "json-lines"}, tmp_path / "out")
+    assert "after it" in found.texts
+    assert found.texts[0] == "document 0 0"
+    assert 0 < len(found.texts) < 5001
+    assert any("EOFError" in row["detail"] for row in found.removed)
+
+
+def test_parquet_is_read_with_its_own_provenance_and_half_a_file_costs_that_file(tmp_path):
+    rows = [{"text": f"row {i}", "id": f"r{i}", "url": None, "number": i} for i in range(200)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=64)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(content[: len(content) // 2])
+    found = read_all({"path": f"{tmp_path}/*.parquet"}, tmp_path / "out", world_size=2)
+    assert found.texts == [row["text"] for row in rows]
+    assert found.documents[5].id == "r5"
+    assert found.reasons == ["unreadable"]
+    assert "b.parquet" in found.removed[0]["id"]
+
+
+def test_a_column_that_is_not_there_is_an_error(tmp_path):
+    pq.write_table(pa.Table.from_pylist([{"content": "x"}]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"no column 'text', only \['content'\]"):
+        read_all({"path": f"{tmp_path}/a.parquet"}, tmp_path / "out")
+
+
+def test_strict_names_the_record(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{broken\n')
+    with pytest.raises(UserError, match=r"n/a\.jsonl#1 cannot be read: JSONDecodeError"):
+        read_all({"path": f"{tmp_path}/a.jsonl", "name": "n"}, tmp_path / "out", strict=True)
+
+
+def test_a_document_that_is_too_large_is_removed_with_an_excerpt(tmp_path):
+    (tmp_path / "a.txt").write_text("ä" * 300_000)
+    (row,) = read_all({"path": f"{tmp_path}/a.txt"}, tmp_path / "out", max_document_bytes=500_000).removed
+    assert row["reason"] == "too_large"
+    assert row["text"] == "ä" * 100_000
+
+
+def test_what_a_kept_document_went_through_is_not_said_of_later_removals(tmp_path):
+    (tmp_path / "a.txt").write_text("kept")
+    (document,) = read_all({"path": f"{tmp_path}/a.txt"}, tmp_path / "out").documents
+    assert "step" not in document.metadata

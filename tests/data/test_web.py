@@ -1,0 +1,183 @@
+import gzip
+import io
+import time
+
+import pytest
+from datatrove.executor import LocalPipelineExecutor
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from hfchat.data.web import decode, html_to_text
+from tests.conftest import SHARED_DATA
+from tests.data.reading import read_all
+
+WARC = SHARED_DATA / "warc"
+needs_shared_data = pytest.mark.skipif(not WARC.exists(), reason="the shared data is not here")
+ARTICLE = "A ferry crosses the river every hour, and the people on the bank wave to those on board. " * 6
+
+
+def page(body: str = ARTICLE) -> bytes:
+    return f"<html><body><nav>Menu Home</nav><article><p>{body}</p></article></body></html>".encode()
+
+
+def write_warc(path, *pages, compress=True):
+    """Pages are (url, content) or (url, content, headers) or (url, content, headers, status)."""
+    with path.open("wb") as file:
+        writer = WARCWriter(file, gzip=compress)
+        writer.write_record(writer.create_warcinfo_record("test", {"software": "test"}))
+        for url, content, *rest in pages:
+            headers = [("Content-Type", "text/html; charset=utf-8"), *(rest[0] if rest else [])]
+            status = rest[1] if len(rest) > 1 else "200 OK"
+            http = StatusAndHeaders(status, dict(headers).items(), protocol="HTTP/1.1")
+            writer.write_record(
+                writer.create_warc_record(url, "response", payload=io.BytesIO(content), http_headers=http)
+            )
+
+
+def test_pages_become_text_with_their_address_and_date(tmp_path):
+    write_warc(tmp_path / "a.warc.gz", ("https://a.org/1", page()), ("https://a.org/2", page(ARTICLE.upper())))
+    found = read_all({"path": f"{tmp_path}/*.warc.gz", "name": "crawl"}, tmp_path / "out", world_size=2)
+    assert sorted(found.texts) == sorted([ARTICLE.strip(), ARTICLE.upper().strip()])
+    about = {document.metadata["url"]: document for document in found.documents}["https://a.org/1"]
+    assert about.id.startswith("<urn:uuid:")
+    assert about.metadata["date"].endswith("Z")
+    assert about.metadata["source"] == "crawl"
+    assert "filter_reason" not in about.metadata
+    assert "step" not in about.metadata
+
+
+def test_what_is_no_page_is_skipped(tmp_path):
+    write_warc(
+        tmp_path / "a.warc",
+        ("https://a.org/image", b"\x89PNG", [("Content-Type", "image/png")]),
+        ("https://a.org/gone", page(), [], "404 Not Found"),
+        ("https://a.org/page", page()),
+        compress=False,
+    )
+    found = read_all({"path": f"{tmp_path}/a.warc"}, tmp_path / "out")
+    assert (found.read, found.skipped) == (1, 3)
+
+
+def test_what_a_page_does_not_give_is_removed_with_its_reason(tmp_path):
+    bomb = gzip.compress(b"<p>" + b" " * 3_000_000 + b"</p>")
+    write_warc(
+        tmp_path / "a.warc.gz",
+        ("https://a.org/bomb", bomb, [("Content-Encoding", "gzip")]),
+        ("https://a.org/broken", b"\x1f\x8b\x08garbage", [("Content-Encoding", "gzip")]),
+        ("https://a.org/empty", b"<html><body><div></div></body></html>"),
+        ("https://a.org/nothing", b""),
+        ("https://a.org/page", page()),
+    )
+    found = read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out", max_document_bytes=1_000_000)
+    assert found.texts == [ARTICLE.strip()]
+    reasons = {row["url"].rsplit("/", 1)[1]: (row["step"], row["reason"]) for row in found.removed}
+    assert reasons["bomb"] == ("read", "too_large")
+    assert reasons["empty"] == ("extract", "extraction_empty")
+    assert reasons["nothing"] == ("read", "empty")
+    assert reasons["broken"][1] in ("unreadable", "extraction_empty")
+    assert all(len(row["text"]) <= 100_000 for row in found.removed)
+
+
+def hang_or_fail(html: str) -> str | None:
+    """An extractor for which some pages are too much."""
+    if "hang" in html:
+        time.sleep(60)
+    if "crash" in html:
+        import os
+
+        os._exit(1)
+    if "fail" in html:
+        raise ValueError("what a page")
+    return html_to_text(html)
+
+
+def test_a_page_that_hangs_fails_or_kills_the_extractor_costs_itself(tmp_path, monkeypatch):
+    from hfchat.data import sources
+
+    monkeypatch.setattr(sources, "html_to_text", hang_or_fail)
+    bodies = ["hang", "one", "fail", "two", "crash", "three"]
+    write_warc(tmp_path / "a.warc.gz", *((f"https://a.org/{body}", page(f"{body} {ARTICLE}")) for body in bodies))
+    began = time.monotonic()
+    found = read_all({"path": f"{tmp_path}/a.warc.gz", "timeout": 2.0}, tmp_path / "out")
+    assert time.monotonic() - began < 30
+    assert [text.split()[0] for text in found.texts] == ["one", "two", "three"]
+    removed = {row["reason"]: row for row in found.removed if row["reason"] != "extraction_failed"}
+    assert removed["extraction_timeout"]["score"] == 2.0
+    details = sorted(row["detail"] for row in found.removed if row["reason"] == "extraction_failed")
+    assert details == ["ValueError: what a page", "the extractor's process died"]
+    assert all("<article>" in row["text"] for row in found.removed)
+
+
+def test_pages_are_extracted_in_the_workers_of_a_pool(tmp_path):
+    from functools import partial
+
+    from datatrove.io import DataFolder
+    from datatrove.pipeline.writers import JsonlWriter
+
+    from hfchat.data.shards import RemovedWriter
+    from hfchat.data.sources import Source
+
+    write_warc(tmp_path / "a.warc.gz", *((f"https://a.org/{i}", page(f"{i} {ARTICLE}")) for i in range(6)))
+    writer = partial(RemovedWriter, DataFolder(str(tmp_path / "out")), "00", "source0")
+    step = Source({"path": f"{tmp_path}/a.warc.gz"}).step(writer)
+    pipeline = [step, JsonlWriter(str(tmp_path / "written"), compression=None)]
+    LocalPipelineExecutor(pipeline, tasks=2, workers=2, logging_dir=str(tmp_path / "logs")).run()
+    lines = [line for file in (tmp_path / "written").iterdir() for line in file.read_text().splitlines()]
+    assert len(lines) == 6
+
+
+def test_what_is_kept_of_a_page_does_not_depend_on_the_pages_before_it():
+    html = page("<p>The same paragraph stands on every page of this site, again and again, in full.</p>" * 2).decode()
+    assert len({html_to_text(html) for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "charset", "text"),
+    [
+        ("größer".encode(), None, "größer"),
+        ("größer".encode("latin-1"), "iso-8859-1", "größer"),
+        ("größer".encode(), "no-such-charset", "größer"),
+        ('<meta charset="windows-1251">Привет'.encode("cp1251"), None, '<meta charset="windows-1251">Привет'),
+        ("Привет, как дела? Это длинный текст на русском языке.".encode("koi8-r"), "utf-8", None),
+    ],
+)
+def test_the_encoding_of_a_page_is_found(content, charset, text):
+    found = decode(content, charset)
+    assert found == text if text else "Привет" in found or "\ufffd" not in found
+
+
+@needs_shared_data
+def test_real_pages_of_common_crawl():
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        crawled = read_all({"path": str(WARC / "warcfile.warc.gz")}, Path(folder) / "1", world_size=2)
+        assert len(crawled.documents) == 15
+        russian = next(document.text for document in crawled.documents if "01spb.ru" in document.metadata["url"])
+        assert sum("а" <= letter <= "я" for letter in russian.lower()) > len(russian) / 2  # from windows-1251
+        wet = read_all({"path": str(WARC / "whirlwind.warc.wet.gz")}, Path(folder) / "2")
+        assert [document.metadata["url"] for document in wet.documents] == ["https://an.wikipedia.org/wiki/Escopete"]
+        warc = read_all({"path": str(WARC / "whirlwind.warc.gz")}, Path(folder) / "3")
+        assert "Escopete" in warc.texts[0]
+        assert len(warc.texts[0]) < len(wet.texts[0])  # without menus
+
+
+@needs_shared_data
+def test_a_real_file_that_is_cut_off_costs_its_last_record(tmp_path):
+    found = read_all({"path": str(WARC / "clipped.warc.gz"), "name": "c"}, tmp_path / "out")
+    (row,) = found.removed
+    assert row["reason"] == "unreadable"
+    assert row["detail"] == "the record is cut off, 13,068 bytes before its end"
+    assert row["url"].startswith("http://www.houstonpress.com/")
+
+
+def test_a_damaged_record_costs_the_rest_of_its_file(tmp_path):
+    write_warc(tmp_path / "a.warc.gz", *((f"https://a.org/{i}", page(f"{i} {ARTICLE}")) for i in range(8)))
+    content = bytearray((tmp_path / "a.warc.gz").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 60] = bytes(60)
+    (tmp_path / "a.warc.gz").write_bytes(bytes(content))
+    found = read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out")
+    assert 1 <= len(found.texts) < 8
+    assert "unreadable" in found.reasons
