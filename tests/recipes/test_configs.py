@@ -27,10 +27,14 @@ def config_class(recipe: str) -> type:
     return found
 
 
+def names_absent_data(file: Path) -> bool:
+    return "../shared/" in file.read_text(encoding="utf-8") and not SHARED_DATA.exists()
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_recipe_takes_its_configs(file, monkeypatch):
     monkeypatch.chdir(ROOT)
-    if "../shared/" in file.read_text() and not SHARED_DATA.exists():
+    if names_absent_data(file):
         pytest.skip("names files of the shared data, which are not here")
     (config,) = parse(config_class(RECIPES.get(file.parent.name, file.stem)), argv=["--config", str(file)])
     assert config.asked
