@@ -98,6 +98,7 @@ def execute(phases: Sequence[Phase], folder: DataFolder, executor: Executor, wor
     jobs = [_job(phase, number, folder, executor, workers) for number, phase in enumerate(phases, start=1)]
     with _no_other_workers(folder):
         _repair(jobs)
+    _preload(phases)
     if executor["kind"] == "slurm":
         return _submit(jobs)
     for number, job in enumerate(jobs):
@@ -289,6 +290,14 @@ def _run(job: _Job, description: str) -> None:
     if failed := job.get_incomplete_ranks():
         logs = job.logging_dir.resolve_paths(f"logs/task_{failed[0]:05d}.log")
         raise RuntimeError(f"{job.phase.name}: {len(failed)} tasks failed; of the first, see {logs}")
+
+
+def _preload(phases: Sequence[Phase]) -> None:
+    """Have the fork server import what the blocks need, once: every phase has new workers."""
+    modules = {type(block).__module__ for phase in phases for block in phase.pipeline}
+    if "hfchat.data.measures" in modules:  # its filters find words with spaCy, and that brings torch
+        modules.add("spacy")
+    multiprocess.get_context("forkserver").set_forkserver_preload(["__main__", *sorted(modules)])
 
 
 def _connect_to_ray(workers: int) -> None:
