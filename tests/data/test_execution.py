@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import dill
 import pytest
 from datatrove.io import DataFolder
 
@@ -118,6 +119,19 @@ def test_a_user_error_of_a_task_reaches_the_user(folder, expected, workers):
         execute(phases(folder, Refuses(1)), folder, Executor("local"), workers)
     execute(phases(folder), folder, Executor("local"), workers)
     assert outputs(folder) == expected
+
+
+def test_workers_are_sent_where_their_job_is_and_not_the_job(folder):
+    """A pool whose pipe is full when a task fails waits for itself for ever; this happened with a list of sites."""
+    from hfchat.data.execution import _job
+
+    heavy = Numbers()
+    heavy.weight = "x" * 1_000_000
+    job = _job(Phase("make", [heavy], 2, ()), 1, folder, Executor("local"), 1)
+    job.run()
+    sent = dill.dumps(job)
+    assert len(sent) < 5_000
+    assert dill.loads(sent).pipeline[0].weight == heavy.weight
 
 
 def test_workers_do_not_outlive_a_killed_run(folder, tmp_path):

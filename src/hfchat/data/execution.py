@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dill
 import multiprocess  # datatrove's
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.io import DataFolder
@@ -174,9 +175,19 @@ class _Job:
 
 
 class _LocalJob(_Job, LocalPipelineExecutor):
+    stored = False
+
     def run(self) -> Any:
         _have_forks_end_with_this_process()
+        with self.logging_dir.open("job.pik", "wb") as file:
+            dill.dump(self, file)
+        self.stored = True
         return super().run()
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        # The pool sends the job to its workers with every task. Where that takes long and fills the pipe, a task that
+        # fails leaves the pool waiting for itself for ever; so workers are sent the place where it is.
+        return (_load, (self.logging_dir,)) if self.stored else super().__reduce_ex__(protocol)
 
     @contextlib.contextmanager
     def _as_worker(self) -> Iterator[None]:
@@ -184,6 +195,11 @@ class _LocalJob(_Job, LocalPipelineExecutor):
             _end_with_the_run()
         with _locked(self.folder, fcntl.LOCK_SH):
             yield
+
+
+def _load(logging_dir: DataFolder) -> _LocalJob:
+    with logging_dir.open("job.pik", "rb") as file:
+        return dill.load(file)
 
 
 class _RayJob(_Job, RayPipelineExecutor):
