@@ -7,20 +7,30 @@ Your own conversations (OpenAI's `messages`, ShareGPT, Alpaca, questions and ans
     python recipes/prepare_conversations.py --output_dir outputs/mine/conversations \
         --sources '{"path": "chats/*.jsonl", "license": "CC-BY-4.0"}'
 
-`hfchat.data.conversations.ConversationSource` says what a source can be. The output opens with
+`hfchat.data.conversation_sources.ConversationSource` says what a source can be. The output opens with
 `datasets.load_dataset("outputs/mine/conversations")`, and `recipes/finetune.py --dataset_name` takes it; `report.md`
 in it says what was dropped and why.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hfchat.config import StageArguments, parse
-from hfchat.data.conversations import SPLITS, ConversationSource, EvaluationSet, prepare
+from hfchat.data.conversation_sources import ConversationSource
+from hfchat.data.conversations import prepare
 from hfchat.data.decontamination import check_evaluation_sets
 from hfchat.errors import run
 from hfchat.lineage import Stage, describe
 from hfchat.safety.pii import KINDS, PII
+
+
+class EvaluationSet(dict):
+    """A mapping, which the command line gives as JSON; `check_evaluation_sets` says what may be in it."""
+
+    def __init__(self, value: dict[str, Any] | str):
+        super().__init__(json.loads(value) if isinstance(value, str) else value)
 
 
 @dataclass
@@ -29,7 +39,7 @@ class PrepareConversationsArguments(StageArguments):
 
     sources: list[ConversationSource] = field(
         default_factory=list,
-        metadata={"help": "Mappings with a 'path' and a 'license' each (see hfchat.data.conversations)."},
+        metadata={"help": "Mappings with a 'path' and a 'license' each (see hfchat.data.conversation_sources)."},
     )
     pii: list[str] = field(
         default_factory=lambda: list(KINDS),
@@ -85,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage.finish(metrics=summary.counts(), licenses=summary.licenses)
 
     print(f"read {summary.conversations:,} conversations, removed {dict(summary.removed.most_common()) or 'none'}")
-    print(f"{summary.kind}: {', '.join(f'{summary.kept[split]:,} for {split}' for split in SPLITS)}")
+    print(f"{summary.kind}: {', '.join(f'{count:,} for {split}' for split, count in summary.kept.items())}")
     print(f"replaced {dict(summary.personal_data.most_common()) or 'no'} personal data")
     print(f"dataset: {args.output_dir}, what was dropped and why: {args.output_dir}/report.md")
 

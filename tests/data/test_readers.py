@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import io
 import json
 import lzma
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hfchat.data.readers import _parts
 from hfchat.errors import UserError
 from tests.data.reading import read_all
 
@@ -65,17 +67,20 @@ def test_a_bad_line_costs_that_line(tmp_path):
         b"",
         b"[1]",
         b'{"text": "  "}',
+        b'{"text": "half", "url": "\\ud800"}',
+        b'{"text": null}',
         b'{"text": "good too"}',
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     found = read_all({"path": f"{tmp_path}/a.jsonl", "name": "n"}, tmp_path / "out")
     assert found.texts == ["good", "good too"]
-    assert found.reasons == ["empty"] + ["unreadable"] * 5
+    assert found.reasons == ["empty"] * 2 + ["unreadable"] * 6
     details = {row["id"]: row["detail"] for row in found.removed if row["reason"] == "unreadable"}
     assert details["n/a.jsonl#1"].startswith("JSONDecodeError")
     assert details["n/a.jsonl#2"].startswith("UnicodeDecodeError")
     assert details["n/a.jsonl#3"] == "no text under the key 'text', only ['body']"
-    assert "surrogate" in details["n/a.jsonl#4"]
+    assert "'text' holds half a surrogate pair" in details["n/a.jsonl#4"]
+    assert "'url' holds half a surrogate pair" in details["n/a.jsonl#7"]
     assert {row["step"] for row in found.removed} == {"read"}
 
 
@@ -112,6 +117,15 @@ def test_parquet_is_read_with_its_own_provenance_and_half_a_file_costs_that_file
     assert "b.parquet" in found.removed[0]["id"]
 
 
+def test_a_row_of_parquet_that_is_not_utf_8_costs_itself(tmp_path):
+    offsets = pa.array([0, 2, 4, 6], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"ab\xff\xfecd")])
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    found = read_all({"path": f"{tmp_path}/a.parquet"}, tmp_path / "out")
+    assert found.texts == ["ab", "cd"]
+    assert found.removed[0]["detail"].startswith("UnicodeDecodeError")
+
+
 def test_a_column_that_is_not_there_is_an_error(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"content": "x"}]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"no column 'text', only \['content'\]"):
@@ -129,6 +143,25 @@ def test_a_document_that_is_too_large_is_removed_with_an_excerpt(tmp_path):
     (row,) = read_all({"path": f"{tmp_path}/a.txt"}, tmp_path / "out", max_document_bytes=500_000).removed
     assert row["reason"] == "too_large"
     assert row["text"] == "ä" * 100_000
+
+
+def test_no_more_is_read_of_a_file_than_a_document_may_have():
+    stream = io.BytesIO(bytes(10_000_000))
+    (part,) = _parts(stream, None, 1_000_000)
+    assert len(part) == 1_000_001
+    assert stream.tell() < 1_200_000
+
+
+def test_a_line_that_is_too_long_is_too_large(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 5000}) + '\n{"text": "next"}\n')
+    found = read_all({"path": f"{tmp_path}/a.jsonl"}, tmp_path / "out", max_document_bytes=1000)
+    assert found.texts == ["next"]
+    assert found.reasons == ["too_large"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert read_all({"path": f"{tmp_path}/a.txt"}, tmp_path / "out").texts == ["hello"]
 
 
 def test_what_a_kept_document_went_through_is_not_said_of_later_removals(tmp_path):

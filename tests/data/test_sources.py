@@ -23,6 +23,9 @@ from tests.data.reading import read_all
         ({"path": "a.pdf", "kind": "pdf"}, "kind must be one of installed-docs, text, gutenberg"),
         ({"path": "a.xml", "namespaces": 0}, "'namespaces' must be a list, not 0"),
         ({"path": "a.warc", "timeout": "long"}, "'timeout' must be a number, not 'long'"),
+        ({"path": "a.xml", "namespaces": ["0"]}, r"'namespaces' must be numbers, not \['0'\]"),
+        ({"path": "a.txt", "encoding": "utf-99"}, "'encoding': unknown encoding: utf-99"),
+        ({"path": "a.txt", "encoding": "utf-16", "separator": "--"}, "'separator' needs an encoding that has ASCII"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused(value, problem):
@@ -123,6 +126,37 @@ def test_a_folder_of_a_dataset_is_read_like_one_of_the_hub(tmp_path):
     assert found.documents[0].metadata["url"] == "https://a.org/0"
     limited = read_all({**source, "limit": 4}, tmp_path / "limited", world_size=3)
     assert len(limited.documents) == 4
+
+
+def test_a_row_of_a_dataset_without_text_is_removed(tmp_path):
+    rows = [{"text": "one"}, {"text": ""}, {"text": None}, {"text": "two"}]
+    (tmp_path / "dataset").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "dataset" / "train.parquet")
+    found = read_all({"path": str(tmp_path / "dataset"), "name": "d"}, tmp_path / "out", world_size=2)
+    assert sorted(found.texts) == ["one", "two"]
+    assert found.reasons == ["empty"] * 2
+    assert found.read == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [({"text_key": "body"}, r"no column 'body', only \['text'\]"), ({"split": "best"}, "Bad split: best")],
+)
+def test_what_a_dataset_does_not_have_is_named(tmp_path, keys, problem):
+    (tmp_path / "dataset").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"text": "one"}]), tmp_path / "dataset" / "train.parquet")
+    with pytest.raises(UserError, match=problem):
+        read_all({"path": str(tmp_path / "dataset"), **keys}, tmp_path / "out")
+
+
+def test_a_dataset_that_cannot_be_had_is_named(tmp_path):
+    with pytest.raises(UserError, match="sources: nobody/nothing: "):
+        read_all({"path": "nobody/nothing"}, tmp_path / "out")
+
+
+def test_a_storage_that_there_is_not_is_named():
+    with pytest.raises(UserError, match=r"sources: s4://a/b\.txt: .*Protocol not known: s4"):
+        Source({"path": "s4://a/b.txt"}).describe()
 
 
 def test_remote_files_are_found_by_their_pattern(bucket, tmp_path):

@@ -7,7 +7,7 @@ from datatrove.executor import LocalPipelineExecutor
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from hfchat.data.web import decode, html_to_text
+from hfchat.data.web import decode, html_to_text, parse_warc
 from tests.conftest import SHARED_DATA
 from tests.data.reading import read_all
 
@@ -137,6 +137,10 @@ def test_what_is_kept_of_a_page_does_not_depend_on_the_pages_before_it():
         ("größer".encode(), None, "größer"),
         ("größer".encode("latin-1"), "iso-8859-1", "größer"),
         ("größer".encode(), "no-such-charset", "größer"),
+        ("größer".encode(), "undefined", "größer"),
+        ("größer".encode(), "unicode_escape", "größer"),
+        ("<p>größer".encode(), "utf-16", "<p>größer"),
+        ("“größer”".encode("cp1252"), "iso-8859-1", "“größer”"),
         ('<meta charset="windows-1251">Привет'.encode("cp1251"), None, '<meta charset="windows-1251">Привет'),
         ("Привет, как дела? Это длинный текст на русском языке.".encode("koi8-r"), "utf-8", None),
     ],
@@ -172,12 +176,78 @@ def test_a_real_file_that_is_cut_off_costs_its_last_record(tmp_path):
     assert row["url"].startswith("http://www.houstonpress.com/")
 
 
-def test_a_damaged_record_costs_the_rest_of_its_file(tmp_path):
-    write_warc(tmp_path / "a.warc.gz", *((f"https://a.org/{i}", page(f"{i} {ARTICLE}")) for i in range(8)))
-    content = bytearray((tmp_path / "a.warc.gz").read_bytes())
+def damage(path):
+    content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 60] = bytes(60)
-    (tmp_path / "a.warc.gz").write_bytes(bytes(content))
-    found = read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out")
-    assert 1 <= len(found.texts) < 8
-    assert "unreadable" in found.reasons
+    path.write_bytes(bytes(content))
+
+
+def drop_length(path):
+    path.write_bytes(path.read_bytes().replace(b"Content-Length:", b"Content-Lungth:", 1))
+
+
+@pytest.mark.parametrize(("harm", "compress", "kept"), [(damage, True, 7), (drop_length, False, 8)])
+def test_a_damaged_record_costs_itself(tmp_path, harm, compress, kept):
+    pages = [f"{i} {ARTICLE}".strip() for i in range(8)]
+    write_warc(
+        tmp_path / "a.warc", *((f"https://a.org/{i}", page(text)) for i, text in enumerate(pages)), compress=compress
+    )
+    harm(tmp_path / "a.warc")
+    found = read_all({"path": f"{tmp_path}/a.warc", "name": "n"}, tmp_path / "out", world_size=2)
+    assert len(found.texts) == kept
+    assert set(found.texts) <= set(pages)
+    assert found.reasons == ["unreadable"]
+    assert found.removed[0]["id"].startswith("n/a.warc#")
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_file_that_is_cut_off_in_any_record_says_so(tmp_path, compress):
+    image = [("Content-Type", "image/png")]
+    write_warc(
+        tmp_path / "a.warc",
+        ("https://a.org/1", page("one")),
+        ("https://a.org/2", page("two"), image),
+        compress=compress,
+    )
+    content = (tmp_path / "a.warc").read_bytes()
+    whole = list(parse_warc(io.BytesIO(content), 10**6))
+    assert [record and record.fault for record in whole] == [None, None, None]
+    silent = 0
+    for end in range(len(content)):
+        found = list(parse_warc(io.BytesIO(content[:end]), 10**6))
+        silent += not any(record and record.fault for record in found)
+    # Between two records there is nothing to see; the last bytes of each (newlines, checksum) hold no text.
+    assert silent <= 3 * 12 + 1
+
+
+def test_bytes_after_compressed_content_are_not_missed(tmp_path):
+    content = gzip.compress(page()) + b"trailing" * 10_000
+    write_warc(tmp_path / "a.warc.gz", ("https://a.org/1", content, [("Content-Encoding", "gzip")]))
+    assert read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out").texts == [ARTICLE.strip()]
+
+
+@pytest.mark.parametrize("suffix", ["bz2", "zst"])
+def test_a_file_may_be_compressed_as_a_whole(tmp_path, suffix):
+    compress = pytest.importorskip({"bz2": "bz2", "zst": "zstandard"}[suffix]).compress
+    write_warc(tmp_path / "a.warc", ("https://a.org/1", page()), compress=False)
+    (tmp_path / f"a.warc.{suffix}").write_bytes(compress((tmp_path / "a.warc").read_bytes()))
+    assert read_all({"path": f"{tmp_path}/a.warc.{suffix}"}, tmp_path / "out").texts == [ARTICLE.strip()]
+
+
+def test_plain_text_stays_as_it_is(tmp_path):
+    text = "Kept < as > it\n\n    is & was"
+    write_warc(tmp_path / "a.warc.gz", ("https://a.org/1", text.encode(), [("Content-Type", "text/plain")]))
+    assert read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out").texts == [text]
+
+
+def half_a_pair(html: str) -> str:
+    return f"\ud800 {html_to_text(html)}"
+
+
+def test_what_parquet_cannot_hold_is_replaced(tmp_path, monkeypatch):
+    from hfchat.data import sources
+
+    monkeypatch.setattr(sources, "html_to_text", half_a_pair)
+    write_warc(tmp_path / "a.warc.gz", ("https://a.org/1", page()))
+    assert read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out").texts == [f"\ufffd {ARTICLE.strip()}"]

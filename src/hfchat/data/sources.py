@@ -16,7 +16,15 @@ from hfchat.data.books import parse_book
 from hfchat.data.extraction import Extraction
 from hfchat.data.installed_docs import InstalledDocsReader, describe_installation
 from hfchat.data.mediawiki import parse_dump, wikitext_to_text
-from hfchat.data.readers import FileReader, HubReader, SourceStep, parse_json_lines, parse_parquet, parse_text
+from hfchat.data.readers import (
+    FileReader,
+    HubReader,
+    SourceStep,
+    one_line,
+    parse_json_lines,
+    parse_parquet,
+    parse_text,
+)
 from hfchat.data.web import html_to_text, parse_warc
 from hfchat.errors import UserError
 from hfchat.lineage import describe
@@ -69,10 +77,10 @@ class Source(dict):
     - `warc`, `wet`: Common Crawl. HTML becomes text in at most `timeout` seconds (20) a page.
     - `mediawiki` (`.xml`): a dump of Wikipedia; `namespaces` ([0]), `timeout` (20).
     - `hub`: a dataset's id or folder, with `text_key`, `config`, `split` (train), `revision` (pin it), `limit`
-      (documents), `streaming` (true).
+      (rows, in all), `streaming` (true).
     - `installed-docs`: the documentation of installed Python packages, `max_bytes_per_package` (1,000,000).
 
-    Text, JSON and XML may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). `license`, `url` and `name` become each
+    All but Parquet may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). `license`, `url` and `name` become each
     document's provenance where a record has none of its own; `storage_options` go to fsspec, e.g. `{anon: true}`.
 
     Raises:
@@ -98,6 +106,18 @@ class Source(dict):
             if not isinstance(item, expected):
                 name = "number" if isinstance(expected, tuple) else expected.__name__
                 raise ValueError(f"source {self['path']}: '{key}' must be a {name}, not {item!r}")
+        self._check_encoding()
+        if not all(isinstance(namespace, int) for namespace in self.get("namespaces", [])):
+            raise ValueError(f"source {self['path']}: 'namespaces' must be numbers, not {self['namespaces']!r}")
+
+    def _check_encoding(self) -> None:
+        encoding = self.get("encoding", "utf-8")
+        try:
+            newline = "\n".encode(encoding)
+        except LookupError as error:
+            raise ValueError(f"source {self['path']}: 'encoding': {error}") from error
+        if "separator" in self and newline != b"\n":  # the file is split before it is decoded
+            raise ValueError(f"source {self['path']}: 'separator' needs an encoding that has ASCII, not {encoding}")
 
     @property
     def kind(self) -> str:
@@ -189,7 +209,9 @@ class Source(dict):
             "mediawiki": partial(parse_dump, namespaces=self.get("namespaces", [0])),
         }[self.kind]
         folder, files = self._files()
-        compression = None if self.kind in ("warc", "wet", "parquet") else "infer"
+        # Each record of a .warc.gz is compressed by itself: warcio goes on at the next where gzip would stop.
+        raw = self.kind == "parquet" or (self.kind in ("warc", "wet") and self["path"].endswith(".gz"))
+        compression = None if raw else "infer"
         return FileReader(folder, files, parse, compression, provenance, max_document_bytes)
 
     def _files(self) -> tuple[DataFolder, list[str]]:
@@ -199,12 +221,12 @@ class Source(dict):
         above, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
         if not is_remote(self["path"]):
             above = str(Path(above or ("/" if self["path"].startswith("/") else ".")).absolute())
-        folder = DataFolder(above, **self.get("storage_options", {}))
         try:
+            folder = DataFolder(above, **self.get("storage_options", {}))
             files = folder.list_files(glob_pattern=pattern) if has_magic(pattern) else [pattern]
             found = [file for file in files if folder.isfile(file)]
-        except OSError as error:
-            raise UserError(f"sources: {self['path']}: {error}") from error
+        except Exception as error:  # a protocol without a driver, no credentials, no network: each driver has its own
+            raise UserError(f"sources: {self['path']}: {one_line(error)}") from error
         if not found:
             raise UserError(f"sources: {self['path']}: no such file")
         return folder, found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-_TOKEN = re.compile(r"[^\W_][\w@$!*]*")
+_TOKEN = re.compile(r"[@$]?[^\W_](?:[^\W_]|[@$!*])*")
 _DISGUISED = re.compile(r"[@$!013457]")
 _UNDISGUISE = str.maketrans("@$!013457", "asioieast")
 _ENDINGS = ("", "s", "es", "ed", "er", "ers", "ing", "y")
@@ -17,7 +17,7 @@ class Hit:
     """An entry of the lexicon in a text.
 
     Attributes:
-        entry: As it stands in the list.
+        entry: The first word of its line in the list.
         category: Its section: `sexual`, `obscene`, `slur`.
         start: Position of its first character, and `end` the one after its last.
     """
@@ -31,8 +31,9 @@ class Hit:
 class Lexicon:
     """Finds the entries of a list, as whole words in any case, also with a letter starred out or written as a digit.
 
-    A list has a word per line; `[name]` begins a section, `#` a comment. `word~` stands for its forms in -s, -es, -ed,
-    -er, -ers, -ing and -y too. It knows words and no context: what it finds is a sign, not a verdict.
+    A list has a word per line, and after it those that count as the same; `[name]` begins a section, `#` a comment.
+    `word~` stands for its forms in -s, -es, -ed, -er, -ers, -ing and -y too. It knows words and no context: what it
+    finds is a sign, not a verdict.
 
     Args:
         path: A list of one's own; by default the one in English that comes with hfchat.
@@ -47,7 +48,12 @@ class Lexicon:
             text = source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"lexicon {path}: {error}") from error
-        self._forms = {form: (entry, category) for entry, category in _entries(text) for form in _inflect(entry)}
+        self._forms = {
+            form: (words[0].rstrip("~"), category)
+            for words, category in _entries(text)
+            for word in words
+            for form in _inflect(word)
+        }
         if not self._forms:
             raise ValueError(f"lexicon {path}: has no entry")
         self._starred = {
@@ -62,9 +68,13 @@ class Lexicon:
         """All entries in a text, in order."""
         found = []
         for token in _TOKEN.finditer(text):
-            word = token[0].rstrip("!*").lower()
-            if match := self._lookup(word):
-                found.append(Hit(*match, token.start(), token.start() + len(word)))
+            word = token[0].rstrip("!*")
+            start = token.start()
+            if not (match := self._lookup(word.lower())) and word[0] in "@$":  # "@name", and not "@sshole"
+                word, start = word[1:], start + 1
+                match = self._lookup(word.lower())
+            if match:
+                found.append(Hit(*match, start, start + len(word)))
         return found
 
     def _lookup(self, word: str) -> tuple[str, str] | None:
@@ -79,21 +89,21 @@ class Lexicon:
         return None
 
 
-def _entries(text: str) -> Iterator[tuple[str, str]]:
+def _entries(text: str) -> Iterator[tuple[list[str], str]]:
     category = "unsorted"
     for line in text.splitlines():
         line = line.split("#")[0].strip().lower()
         if section := re.fullmatch(r"\[(\w+)\]", line):
             category = section[1]
         elif line:
-            yield line, category
+            yield line.split(), category
 
 
-def _inflect(entry: str) -> Iterator[str]:
-    if not entry.endswith("~"):
-        yield entry
+def _inflect(word: str) -> Iterator[str]:
+    if not word.endswith("~"):
+        yield word
         return
-    stem = entry[:-1]
+    stem = word[:-1]
     for ending in _ENDINGS:
         yield stem + ending
         if ending in ("ed", "er", "ers", "ing", "y"):  # "slut", "slutty"

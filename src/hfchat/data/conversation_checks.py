@@ -1,0 +1,152 @@
+"""What training needs of an example, and what must not be in it: what is not kept has a reason."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from datatrove.data import Document
+
+from hfchat.chat_template import SPECIAL_TOKENS
+from hfchat.data.conversation_formats import KINDS, ConversationError, Message
+from hfchat.data.decontamination import ContaminationFilter
+from hfchat.dataset import find_fault
+from hfchat.safety.pii import PII
+
+_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+
+
+def check(kind: str, example: Mapping[str, Any]) -> None:
+    """Hold an example against what training needs of it.
+
+    Consecutive messages of one role are refused rather than merged: who joins them writes a turn that nobody wrote.
+
+    Raises:
+        ConversationError: With the reason.
+    """
+    prompt = example.get("prompt", [])
+    for column in KINDS[kind]:
+        if column in ("prompt", "label"):
+            continue
+        answer = example[column]
+        asks = column != "messages" and any(turn["role"] in ("system", "user") for turn in answer)
+        if kind == "preference" and (asks or not prompt or not answer):
+            raise ConversationError(
+                "different_prompts", f"'{column}' is no answer to a prompt that both answers share"
+            )
+        _check_conversation(prompt + answer)
+        if asks:
+            raise ConversationError("not_alternating", f"'{column}' has a turn that is not the assistant's")
+
+
+def _check_conversation(messages: Sequence[Message]) -> None:
+    fault = find_fault(messages, ("system", "user", "assistant", "tool"))
+    if fault is not None:
+        raise ConversationError(*fault)
+    before = None
+    for position, turn in enumerate(messages):
+        role = turn["role"]
+        if role == "system" and position:
+            raise ConversationError("system_not_first", f"turn {position} is the system's; only the first may be")
+        after = None if before is None or before["role"] == "system" else before["role"]
+        calls = before is not None and bool(before.get("tool_calls"))
+        follows = {
+            "system": True,
+            "user": after is None or (after == "assistant" and not calls),
+            "assistant": after in ("user", "tool"),
+            "tool": calls or after == "tool",
+        }[role]
+        if not follows:
+            previous = "nothing" if after is None else f"the {after}'s" + (" call of a tool" if calls else "")
+            raise ConversationError("not_alternating", f"turn {position} is the {role}'s, after {previous}")
+        if match := _SPECIAL_TOKEN.search(turn["content"]):
+            raise ConversationError(
+                "special_token", f"turn {position} ({role}) has the special token {match[0]} in its text"
+            )
+        before = turn
+
+
+def all_messages(example: Mapping[str, Any]) -> Iterator[Message]:
+    """The messages of an example, column by column."""
+    for column in ("messages", "prompt", "completion", "chosen", "rejected"):
+        yield from example.get(column, [])
+
+
+class Cleaner:
+    """Checks examples of one kind, and replaces personal data in them; knows those that it has seen.
+
+    Args:
+        kind: One of `KINDS`.
+        pii: Kinds of personal data to replace (`hfchat.safety.pii`).
+        regions: Whose national phone numbers are replaced.
+        index_folder: Evaluation sets to keep out, by `hfchat.data.decontamination.build_index`; None for none.
+        n_grams: Words of the index's n-grams.
+    """
+
+    def __init__(self, kind: str, pii: Sequence[str], regions: Sequence[str], index_folder: str | None, n_grams: int):
+        self.kind = kind
+        self.pii = PII(kinds=pii, regions=regions)
+        self.contamination = ContaminationFilter(index_folder, n_grams) if index_folder else None
+        self.replaced: Counter[str] = Counter()
+        self._seen: set[bytes] = set()
+
+    def clean(self, example: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """The example, and the hash of its normalized messages.
+
+        Raises:
+            ConversationError: With the reason.
+        """
+        check(self.kind, example)
+        self._check_contamination(example)
+        example, replaced = self._replace_pii(example)
+        if "chosen" in example and digest_of(example["chosen"]) == digest_of(example["rejected"]):
+            raise ConversationError("chosen_is_rejected", "the two answers are the same")
+        digest = digest_of(example)
+        if digest in self._seen:
+            raise ConversationError("duplicate", "an earlier conversation has the same messages")
+        self._seen.add(digest)
+        self.replaced += replaced
+        return example, digest
+
+    def _check_contamination(self, example: Mapping[str, Any]) -> None:
+        if self.contamination is None:
+            return
+        for message in all_messages(example):
+            document = Document(message["content"], "")
+            if self.contamination.filter(document) is not True:
+                raise ConversationError("contaminated", document.metadata.get("filter_detail", ""))
+
+    def _replace_pii(self, example: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
+        replaced: Counter[str] = Counter()
+
+        def replace(value: Any) -> Any:
+            if isinstance(value, str):
+                value, found = self.pii.replace(value)
+                replaced.update(found)
+                return value
+            if isinstance(value, list):
+                return [replace(item) for item in value]
+            return {key: replace(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+        def replace_in(turn: Message) -> Message:
+            return {key: replace(item) if key in ("content", "tool_calls") else item for key, item in turn.items()}
+
+        columns = (column for column in KINDS[self.kind] if column != "label")
+        return example | {column: list(map(replace_in, example[column])) for column in columns}, replaced
+
+
+def digest_of(value: Any) -> bytes:
+    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form, with single spaces."""
+
+    def normalize(item: Any) -> Any:
+        if isinstance(item, str):
+            return " ".join(unicodedata.normalize("NFC", item).split())
+        if isinstance(item, list):
+            return [normalize(part) for part in item]
+        return {key: normalize(part) for key, part in item.items()} if isinstance(item, dict) else item
+
+    text = json.dumps(normalize(value), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

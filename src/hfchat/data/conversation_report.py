@@ -1,0 +1,118 @@
+"""What was kept and dropped of conversations: as numbers, as a report in Markdown, and as the dataset card."""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from hfchat.data.card import license_entry
+from hfchat.data.conversation_formats import KINDS
+from hfchat.data.report import markdown_environment
+
+
+@dataclass
+class Summary:
+    """What was read, kept and dropped.
+
+    Attributes:
+        kind: One of `KINDS`.
+        sources: Of each: `name`, `license`, `url`, `format`, `rows` read, `conversations` in them, and those `kept`.
+        kept: Conversations per split.
+        removed: Conversations per reason.
+        examples: Of each reason, the first removed ones, as they are written.
+        personal_data: Replacements per kind, in the kept conversations.
+        evaluation_sets: What `build_index` said of them.
+        turns: Number of turns, without the system's, to conversations. A pair counts by its chosen answer.
+        characters: Of each kept conversation.
+        samples: Kept conversations drawn by their hash: `(hash, example)`.
+    """
+
+    kind: str
+    sources: list[dict[str, Any]]
+    kept: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    personal_data: Counter[str] = field(default_factory=Counter)
+    evaluation_sets: dict[str, Any] = field(default_factory=dict)
+    turns: Counter[int] = field(default_factory=Counter)
+    characters: list[int] = field(default_factory=list)
+    samples: list[tuple[bytes, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def conversations(self) -> int:
+        return sum(source["conversations"] for source in self.sources)
+
+    @property
+    def licenses(self) -> list[str]:
+        return sorted({source["license"] for source in self.sources if source["kept"]})
+
+    def counts(self) -> dict[str, Any]:
+        """For the lineage."""
+        return {
+            "kind": self.kind,
+            "rows": sum(source["rows"] for source in self.sources),
+            "conversations": self.conversations,
+            "kept": dict(self.kept),
+            "removed": dict(self.removed.most_common()),
+            "sources": self.sources,
+            "personal_data": dict(self.personal_data.most_common()),
+            "evaluation_sets": self.evaluation_sets,
+        }
+
+    def add_kept(self, example: dict[str, Any], digest: bytes, split: str) -> None:
+        """Count an example, and show it if its hash is among the smallest."""
+        answer = "messages" if self.kind == "messages" else "chosen" if self.kind == "preference" else "completion"
+        messages = [*example.get("prompt", []), *example[answer]]
+        self.kept[split] += 1
+        self.turns[sum(turn["role"] != "system" for turn in messages)] += 1
+        self.characters.append(sum(len(turn["content"]) for turn in messages))
+        self.samples = heapq.nsmallest(5, [*self.samples, (digest, example)], key=lambda sample: sample[0])
+
+    def add_removed(self, row: dict[str, str]) -> None:
+        """Count a removed row: `row`, `reason`, `detail` and `place`."""
+        self.removed[row["reason"]] += 1
+        examples = self.examples.setdefault(row["reason"], [])
+        if len(examples) < 3:
+            examples.append(row)
+
+
+def report(summary: Summary) -> str:
+    """What was kept and dropped, in Markdown."""
+    ordered = sorted(summary.characters)
+    shares = {"shortest": 0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1}
+    context = {
+        "summary": summary,
+        "kept": summary.kept.total(),
+        "lengths": [
+            (name, ordered[min(int(share * len(ordered)), len(ordered) - 1)]) for name, share in shares.items()
+        ],
+        "samples": [_plain(example) for _, example in summary.samples],
+    }
+    return markdown_environment().get_template("conversation_report.md.jinja").render(context)
+
+
+def card(summary: Summary) -> str:
+    """The dataset card; its header tells `datasets.load_dataset` where the splits are."""
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split, count in summary.kept.items() if count]
+    header = {
+        **license_entry(summary.licenses),
+        "task_categories": ["text-generation"],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    context = {"summary": summary, "columns": KINDS[summary.kind]}
+    body = markdown_environment().get_template("conversation_card.md.jinja").render(context)
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{body}"
+
+
+def _plain(example: Mapping[str, Any]) -> str:
+    parts = []
+    for column in ("messages", "prompt", "completion", "chosen", "rejected"):
+        for turn in example.get(column, []):
+            who = turn["role"] if column in ("messages", "prompt") else f"{turn['role']}, {column}"
+            calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
+            parts.append(f"[{who}]\n{turn['content']}{calls}")
+    return "\n\n".join(parts + ([f"[label] {example['label']}"] if "label" in example else []))
