@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"read {counts['read']:,} documents, removed {counts['removed'] or 'none'}")
     for split, documents in counts["documents"].items():
         print(f"{split:>10}: {documents:,} documents, {counts['bytes'][split] / 1e6:.1f} MB")
+    if not counts["documents"]["validation"]:
+        print("no document fell to validation, which the next stages read: raise validation_fraction or add sources")
     print(f"corpus: {args.output_dir}, what was removed and why: {args.output_dir}/report.html")
 
 

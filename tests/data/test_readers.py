@@ -153,7 +153,7 @@ def test_no_more_is_read_of_a_file_than_a_document_may_have():
 
 
 def test_a_line_that_is_too_long_is_too_large(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 5000}) + '\n{"text": "next"}\n')
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 200_000}) + '\n{"text": "next"}\n')
     found = read_all({"path": f"{tmp_path}/a.jsonl"}, tmp_path / "out", max_document_bytes=1000)
     assert found.texts == ["next"]
     assert found.reasons == ["too_large"]

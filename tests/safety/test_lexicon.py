@@ -16,7 +16,7 @@ parse titillate title titan constitution cumulative document circumstance accumu
 sniggering niggardly push it Niger Nigeria snigger denigrate coon Maine dyke dike chink armour chinks Sambo
 spice spicy despicable conspicuous pegging pussy willow cat bitch queer gay lesbian transgender Muslim Jewish
 breast cancer sexual health vagina penis buttress button embarrass harass hassle passion compass Cassandra
-fagotto Fagin kikuyu raghu wogan twattle swan kernel bastardised sextant sextet pornic homework assassin A55
+fagotto Fagin kikuyu raghu wogan twattle swan kernel bastardised sextant sextet pornic homework assassin 7175
 B4 M5 5t3 7h3 h3llo f**d 2*3*4 a*b @home $100 US$5 masturbation pornography orgasm fellatio ejaculation BDSM
 spastic kaffir lime bastard goddamn bollocks
 """

@@ -1,9 +1,17 @@
 """From markup to text, in a process of its own with a hard time limit: some pages make any extractor hang."""
 
+import ctypes
+import os
+import platform
+import signal
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.extractors.base import ExtractorSandbox
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Extraction:
@@ -23,7 +31,7 @@ class Extraction:
     def run(self, documents: Iterator[Document]) -> Iterator[Document]:
         """Passes on documents that have a `filter_reason` already as they are."""
         self.extract("")  # imports its library here, where no clock runs; the sandbox is forked from this process
-        with ExtractorSandbox(self.timeout) as sandbox:
+        with _Sandbox(self.timeout) as sandbox:
             for document in documents:
                 if "filter_reason" not in document.metadata:
                     self._extract(document, sandbox)
@@ -52,3 +60,18 @@ class Extraction:
             return self.extract(text)
         except Exception as error:  # of any parser; the sandbox raises what it is handed
             return RuntimeError(f"{type(error).__name__}: {error}"[:300])
+
+
+class _Sandbox(ExtractorSandbox):
+    """datatrove's, whose process ends with the one that started it even if that is killed with SIGKILL (on Linux)."""
+
+    def _ensure_process(self, extract_fn: Callable[[str], Any]) -> None:
+        self.parent = os.getpid()
+        super()._ensure_process(extract_fn)
+
+    def _worker(self, conn: Connection, extract_fn: Callable[[str], Any]) -> None:
+        if platform.system() == "Linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != self.parent:  # it was killed before this process could ask to be told
+                os._exit(1)
+        super()._worker(conn, extract_fn)

@@ -20,7 +20,7 @@ _SUPERSETS = {
     "euc-kr": "cp949",
 }
 # Codecs of Python that are no encodings of pages, and decode most of what they are given to something else.
-_NOT_OF_PAGES = re.compile(r"(raw.)?unicode.escape|utf.?7|idna|punycode|undefined", re.IGNORECASE)
+_NOT_OF_PAGES = re.compile(r"(raw.)?unicode.escape|utf.?7|idna|punycode", re.IGNORECASE)
 # HTML's own, obsolete tag for what is no HTML up to its end (https://html.spec.whatwg.org/#parsing-main-inbody).
 _PLAIN = "<plaintext>"
 _META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
