@@ -49,6 +49,9 @@ def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
         if "--config" in words and names_absent_data(ROOT / words[words.index("--config") + 1]):
             pytest.skip("names files of the shared data, which are not here")
         parse(config_class(words[recipe].removeprefix("recipes/").removesuffix(".py")), argv=words[recipe + 1 :])
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        program = (ROOT / words[1]).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in program for word in words[2:] if word.startswith("--"))
     elif words[0] == "hfchat":
         _parser().parse_args(words[1:])
     elif words[0] == "make":
