@@ -204,3 +204,14 @@ def test_real_pairs_of_hh_rlhf(run):
     first = rows_of(folder)[0]
     assert [message["role"] for message in first["prompt"]] == ["user", "assistant", "user", "assistant", "user"]
     assert first["chosen"][0]["content"].startswith("No, sorry!")
+
+
+def test_a_dataset_that_is_made_again_is_loaded_as_it_is_now(tmp_path):
+    options = {"pii": [], "pii_regions": [], "evaluation_sets": [], "n_grams": 5, "strict": False}
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for answers in (["one", "two"], ["three hundred and forty-five", "six"]):
+        write_jsonl(tmp_path / "a.jsonl", [{"messages": [user(f"Ask {a}?"), assistant(a)]} for a in answers])
+        prepare([ConversationSource({"path": f"{tmp_path}/a.jsonl"})], folder, validation_fraction=0.0, **options)
+        found = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert sorted(row[-1]["content"] for row in found["messages"]) == sorted(answers)

@@ -95,13 +95,23 @@ def report(summary: Summary) -> str:
     return markdown_environment().get_template("conversation_report.md.jinja").render(context)
 
 
-def card(summary: Summary) -> str:
-    """The dataset card; its header tells `datasets.load_dataset` where the splits are."""
+def card(summary: Summary, download_size: int) -> str:
+    """The dataset card; its header tells `datasets.load_dataset` where the splits are.
+
+    Args:
+        summary: What is in the dataset.
+        download_size: Bytes of its files: by them `datasets` tells a dataset that was made again from its cached copy.
+    """
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split, count in summary.kept.items() if count]
     header = {
         **license_entry(summary.licenses),
         "task_categories": ["text-generation"],
         "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {
+            "config_name": "default",
+            "splits": [{"name": split, "num_examples": count} for split, count in summary.kept.items() if count],
+            "download_size": download_size,
+        },
     }
     context = {"summary": summary, "columns": KINDS[summary.kind]}
     body = markdown_environment().get_template("conversation_card.md.jinja").render(context)

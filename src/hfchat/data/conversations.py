@@ -95,7 +95,8 @@ def prepare(
         outputs.write_splits(summary.kept)
     _check_counts(folder, summary)
     (folder / "report.md").write_text(report(summary), encoding="utf-8")
-    (folder / "README.md").write_text(card(summary), encoding="utf-8")
+    size = sum(file.stat().st_size for file in folder.glob("data/*.parquet"))
+    (folder / "README.md").write_text(card(summary, size), encoding="utf-8")
     return summary
 
 
