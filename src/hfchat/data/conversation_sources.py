@@ -10,7 +10,6 @@ import lzma
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from fsspec.core import has_magic
@@ -18,7 +17,6 @@ from fsspec.core import has_magic
 from hfchat.data.conversation_formats import FORMATS, TAKES_INSTRUCTION, Row, find_format
 from hfchat.data.readers import EXCERPT_CHARACTERS
 from hfchat.errors import UserError
-from hfchat.storage import is_remote
 
 _READERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _COMPRESSED = (".gz", ".bz2", ".xz")
@@ -198,20 +196,11 @@ class ConversationSource(dict):
 
     def _files(self, path: str) -> list[tuple[str, Callable[[], IO[bytes]]]]:
         """Name and opener of each file that the path names."""
-        from datatrove.io import DataFolder
+        from hfchat.data.sources import find_files
 
-        parts = path.split("/")
-        fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
-        above, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
-        root = above if is_remote(path) else str(Path(above or ("/" if path.startswith("/") else ".")).absolute())
-        try:
-            folder = DataFolder(root, **self.get("storage_options", {}))
-            files = folder.list_files(glob_pattern=pattern) if has_magic(pattern) else [pattern]
-            files = [file for file in files if folder.isfile(file)]
-        except OSError as error:
-            raise UserError(f"sources: {path}: {error}") from error
-        if not files:
-            raise UserError(f"sources: {path}: no such file")
+        folder, files = find_files(path, self.get("storage_options", {}))
+        parts = path.split("/")[:-1]
+        above = "/".join(itertools.takewhile(lambda part: not has_magic(part), parts))
         prefix = above and f"{above}/"
         return [(f"{prefix}{file}", functools.partial(folder.open, file, "rb", compression="infer")) for file in files]
 

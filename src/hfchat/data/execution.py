@@ -6,7 +6,6 @@ not outlive the process that started it. A shard that no longer agrees with its 
 """
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import hashlib
@@ -16,7 +15,6 @@ import itertools
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -32,6 +30,7 @@ from datatrove.io import DataFolder
 from loguru import logger
 from tqdm import tqdm
 
+from hfchat.data.processes import end_with_parent
 from hfchat.errors import UserError
 
 _WORKERS_LOCK = "scratch/workers.lock"
@@ -97,7 +96,7 @@ def execute(phases: Sequence[Phase], folder: DataFolder, executor: Executor, wor
     """
     logger.remove()
     jobs = [_job(phase, number, folder, executor, workers) for number, phase in enumerate(phases, start=1)]
-    with _no_other_workers(folder):
+    with _locked(folder, fcntl.LOCK_EX):  # until workers of a killed run are gone, they write the same files
         _repair(jobs)
     _preload(phases)
     if executor["kind"] == "slurm":
@@ -228,19 +227,12 @@ def _end_with_the_run() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-    _have_forks_end_with_this_process()
 
 
 @functools.cache
 def _have_forks_end_with_this_process() -> None:
-    """Of datatrove's: the process of its queues, and the sandboxes of extractors. Only Linux can."""
-
-    def ask_kernel() -> None:
-        pr_set_pdeathsig = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-    if sys.platform == "linux":
-        os.register_at_fork(after_in_child=ask_kernel)
+    # The process of datatrove's queues: it would wait for ever. A fork of a fork has another parent than this one.
+    os.register_at_fork(after_in_child=lambda: end_with_parent(os.getppid()))
 
 
 def _job(phase: Phase, number: int, folder: DataFolder, executor: Executor, workers: int) -> _Job:
@@ -340,13 +332,6 @@ def _submit(jobs: Sequence[_SlurmJob]) -> bool:
     )  # fmt: skip
     print(f"submitted {len(pending)} phases; {finished.stdout.strip()} counts and reports when they are done")
     return False
-
-
-@contextlib.contextmanager
-def _no_other_workers(folder: DataFolder) -> Iterator[None]:
-    """Wait for workers of a killed run to be gone: until then they write the same files."""
-    with _locked(folder, fcntl.LOCK_EX):
-        yield
 
 
 @contextlib.contextmanager

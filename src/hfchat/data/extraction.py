@@ -1,9 +1,6 @@
 """From markup to text, in a process of its own with a hard time limit: some pages make any extractor hang."""
 
-import ctypes
 import os
-import platform
-import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -11,7 +8,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.extractors.base import ExtractorSandbox
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from hfchat.data.processes import end_with_parent
 
 
 class Extraction:
@@ -70,8 +67,5 @@ class _Sandbox(ExtractorSandbox):
         super()._ensure_process(extract_fn)
 
     def _worker(self, conn: Connection, extract_fn: Callable[[str], Any]) -> None:
-        if platform.system() == "Linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != self.parent:  # it was killed before this process could ask to be told
-                os._exit(1)
+        end_with_parent(self.parent)
         super()._worker(conn, extract_fn)

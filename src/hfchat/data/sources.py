@@ -215,21 +215,33 @@ class Source(dict):
         return FileReader(folder, files, parse, compression, provenance, max_document_bytes)
 
     def _files(self) -> tuple[DataFolder, list[str]]:
-        """The folder above the first part with a wildcard, and the files that the path names in it."""
-        parts = self["path"].split("/")
-        fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
-        above, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
-        if not is_remote(self["path"]):
-            above = str(Path(above or ("/" if self["path"].startswith("/") else ".")).absolute())
-        try:
-            folder = DataFolder(above, **self.get("storage_options", {}))
-            files = folder.list_files(glob_pattern=pattern) if has_magic(pattern) else [pattern]
-            found = [file for file in files if folder.isfile(file)]
-        except Exception as error:  # a protocol without a driver, no credentials, no network: each driver has its own
-            raise UserError(f"sources: {self['path']}: {one_line(error)}") from error
-        if not found:
-            raise UserError(f"sources: {self['path']}: no such file")
-        return folder, found
+        return find_files(self["path"], self.get("storage_options", {}))
+
+
+def find_files(path: str, storage_options: dict[str, Any]) -> tuple[DataFolder, list[str]]:
+    """The folder above the first part of a path that has a wildcard, and the files that the path names in it.
+
+    Args:
+        path: A file or glob, here or as an fsspec URL.
+        storage_options: For fsspec.
+
+    Raises:
+        UserError: If there are none, or the storage cannot be reached.
+    """
+    parts = path.split("/")
+    fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
+    above, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
+    if not is_remote(path):
+        above = str(Path(above or ("/" if path.startswith("/") else ".")).absolute())
+    try:
+        folder = DataFolder(above, **storage_options)
+        files = folder.list_files(glob_pattern=pattern) if has_magic(pattern) else [pattern]
+        found = [file for file in files if folder.isfile(file)]
+    except Exception as error:  # a protocol without a driver, no credentials, no network: each driver has its own
+        raise UserError(f"sources: {path}: {one_line(error)}") from error
+    if not found:
+        raise UserError(f"sources: {path}: no such file")
+    return folder, found
 
 
 def _may_be_dataset(path: str) -> bool:
