@@ -1,5 +1,6 @@
 """Blocks of datatrove that tests run in other processes, so they must be importable there."""
 
+import os
 import time
 
 from datatrove.data import Document
@@ -38,4 +39,16 @@ class Refuses(PipelineStep):
     def run(self, data, rank=0, world_size=1):
         if rank == self.refused_rank:
             raise UserError(f"task {rank} does not like its input")
+        yield from data
+
+
+class Dies(PipelineStep):
+    """Ends its process in one task, as the system does that has no memory left."""
+
+    type = "🔻 - FILTER"
+    name = "💀 Dies"
+
+    def run(self, data, rank=0, world_size=1):
+        if rank == 1:
+            os._exit(9)
         yield from data

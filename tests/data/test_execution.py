@@ -13,7 +13,7 @@ from hfchat.data.execution import Executor, Phase, below, execute
 from hfchat.data.shards import DocumentWriter, OwnShardReader
 from hfchat.errors import UserError
 from tests.conftest import ROOT
-from tests.data.blocks import Numbers, Refuses
+from tests.data.blocks import Dies, Numbers, Refuses
 
 TASKS = 3
 
@@ -127,11 +127,18 @@ def test_workers_are_sent_where_their_job_is_and_not_the_job(folder):
 
     heavy = Numbers()
     heavy.weight = "x" * 1_000_000
-    job = _job(Phase("make", [heavy], 2, ()), 1, folder, Executor("local"), 1)
+    job = _job(Phase("make", [heavy], 2, ()), 1, folder, Executor("local"), 2)
     job.run()
     sent = dill.dumps(job)
     assert len(sent) < 5_000
     assert dill.loads(sent).pipeline[0].weight == heavy.weight
+
+
+def test_a_worker_that_dies_ends_the_run_which_can_go_on(folder, expected):
+    with pytest.raises(RuntimeError, match="copy: a worker died at once"):
+        execute(phases(folder, Dies()), folder, Executor("local"), workers=2)
+    execute(phases(folder), folder, Executor("local"), workers=2)
+    assert outputs(folder) == expected
 
 
 def test_workers_do_not_outlive_a_killed_run(folder, tmp_path):

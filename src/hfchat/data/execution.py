@@ -5,6 +5,7 @@ was cut off left behind is deleted first, checksums of what the task wrote are k
 not outlive the process that started it. A shard that no longer agrees with its checksum is made again.
 """
 
+import concurrent.futures
 import contextlib
 import fcntl
 import functools
@@ -13,6 +14,7 @@ import inspect
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import shlex
 import subprocess
@@ -24,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import dill
-import multiprocess  # datatrove's
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.io import DataFolder
 from loguru import logger
@@ -177,15 +178,33 @@ class _LocalJob(_Job, LocalPipelineExecutor):
     stored = False
 
     def run(self) -> Any:
+        """In this process with one worker; with several, in processes whose death is noticed.
+
+        datatrove's own pool would wait for ever for a task whose worker the system has killed.
+        """
         _have_forks_end_with_this_process()
+        if self.workers == 1:
+            return super().run()
         with self.logging_dir.open("job.pik", "wb") as file:
             dill.dump(self, file)
         self.stored = True
-        return super().run()
+        context = multiprocessing.get_context("forkserver")
+        with concurrent.futures.ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+            tasks = [pool.submit(self._run_for_rank, rank, rank) for rank in self.get_incomplete_ranks()]
+            try:
+                for task in concurrent.futures.as_completed(tasks):
+                    task.result()
+            except concurrent.futures.BrokenExecutor as error:
+                raise RuntimeError(
+                    f"{self.phase.name}: a worker died at once, as by want of memory or a full disk; make room, or "
+                    "run with fewer workers, and the same command goes on where it was"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return None
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        # The pool sends the job to its workers with every task. Where that takes long and fills the pipe, a task that
-        # fails leaves the pool waiting for itself for ever; so workers are sent the place where it is.
+        # Every task would send the job to its worker, lists of sites and all; so workers are sent where it is.
         return (_load, (self.logging_dir,)) if self.stored else super().__reduce_ex__(protocol)
 
     @contextlib.contextmanager
@@ -223,7 +242,7 @@ def _end_with_the_run() -> None:
     """End this worker when the process that runs the phases is gone, however it went."""
 
     def wait() -> None:
-        multiprocess.parent_process().join()
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -305,7 +324,7 @@ def _preload(phases: Sequence[Phase]) -> None:
     modules = {type(block).__module__ for phase in phases for block in phase.pipeline}
     if "hfchat.data.measures" in modules:  # its filters find words with spaCy, and that brings torch
         modules.add("spacy")
-    multiprocess.get_context("forkserver").set_forkserver_preload(["__main__", *sorted(modules)])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", *sorted(modules)])
 
 
 def _connect_to_ray(workers: int) -> None:
