@@ -1,5 +1,6 @@
 """Blocks of datatrove that tests run in other processes, so they must be importable there."""
 
+import errno
 import os
 import time
 
@@ -51,4 +52,16 @@ class Dies(PipelineStep):
     def run(self, data, rank=0, world_size=1):
         if rank == 1:
             os._exit(9)
+        yield from data
+
+
+class FindsTheDiskFull(PipelineStep):
+    """Fails in one task as a write does when no space is left."""
+
+    type = "🔻 - FILTER"
+    name = "💾 Full"
+
+    def run(self, data, rank=0, world_size=1):
+        if rank == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield from data

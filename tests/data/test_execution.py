@@ -13,7 +13,7 @@ from hfchat.data.execution import Executor, Phase, below, execute
 from hfchat.data.shards import DocumentWriter, OwnShardReader
 from hfchat.errors import UserError
 from tests.conftest import ROOT
-from tests.data.blocks import Dies, Numbers, Refuses
+from tests.data.blocks import Dies, FindsTheDiskFull, Numbers, Refuses
 
 TASKS = 3
 
@@ -134,8 +134,15 @@ def test_workers_are_sent_where_their_job_is_and_not_the_job(folder):
     assert dill.loads(sent).pipeline[0].weight == heavy.weight
 
 
+def test_a_full_disk_is_one_clear_line_and_the_run_can_go_on(folder, expected):
+    with pytest.raises(UserError, match=f"copy: no space left for {folder.path}; make room"):
+        execute(phases(folder, FindsTheDiskFull()), folder, Executor("local"), workers=2)
+    execute(phases(folder), folder, Executor("local"), workers=2)
+    assert outputs(folder) == expected
+
+
 def test_a_worker_that_dies_ends_the_run_which_can_go_on(folder, expected):
-    with pytest.raises(RuntimeError, match="copy: a worker died at once"):
+    with pytest.raises(UserError, match="copy: a worker died at once"):
         execute(phases(folder, Dies()), folder, Executor("local"), workers=2)
     execute(phases(folder), folder, Executor("local"), workers=2)
     assert outputs(folder) == expected

@@ -7,6 +7,7 @@ not outlive the process that started it. A shard that no longer agrees with its 
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -136,6 +137,13 @@ class _Job:
                 with self.logging_dir.open(f"errors/{rank:05d}", "w") as file:
                     file.write(str(error))
                 raise
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise UserError(
+                        f"{self.phase.name}: no space left for {self.folder.path}; make room, and the same command "
+                        "goes on where it was"
+                    ) from error
+                raise
 
     def mark_rank_as_completed(self, rank: int) -> None:
         checksums = {file: self._checksum(file) for file in self.files(rank)}
@@ -195,7 +203,7 @@ class _LocalJob(_Job, LocalPipelineExecutor):
                 for task in concurrent.futures.as_completed(tasks):
                     task.result()
             except concurrent.futures.BrokenExecutor as error:
-                raise RuntimeError(
+                raise UserError(
                     f"{self.phase.name}: a worker died at once, as by want of memory or a full disk; make room, or "
                     "run with fewer workers, and the same command goes on where it was"
                 ) from error

@@ -1,5 +1,6 @@
 """From markup to text, in a process of its own with a hard time limit: some pages make any extractor hang."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -60,11 +61,25 @@ class Extraction:
 
 
 class _Sandbox(ExtractorSandbox):
-    """datatrove's, whose process ends with the one that started it even if that is killed with SIGKILL (on Linux)."""
+    """datatrove's, but forked, and with a process that ends with the one that started it (on Linux, even by SIGKILL).
+
+    datatrove's starts its process in the way of the one it is in: in a worker of a pool that is a server of forks,
+    which would have to be sent the extractor and import its library within the time that one document may take.
+    """
 
     def _ensure_process(self, extract_fn: Callable[[str], Any]) -> None:
+        if self.process is not None and self.process.is_alive():
+            return
+        if self.process is not None:
+            self._cleanup_process()
+        context = multiprocessing.get_context("fork")
         self.parent = os.getpid()
-        super()._ensure_process(extract_fn)
+        self.parent_conn, self.child_conn = context.Pipe()
+        self.process = context.Process(target=self._worker, args=(self.child_conn, extract_fn), daemon=True)
+        self.process.start()
+        self.child_conn.close()  # so that its death is the end of the pipe
+        self.all_processes.append(self.process)
+        self.parent_conn.recv()  # it is ready; the library was imported before the fork
 
     def _worker(self, conn: Connection, extract_fn: Callable[[str], Any]) -> None:
         end_with_parent(self.parent)
