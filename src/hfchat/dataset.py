@@ -11,13 +11,15 @@ from hfchat.errors import UserError
 from hfchat.lineage import describe
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 _FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ROLES = ("system", "user", "assistant")  # what the project's chat template takes
 
 
-def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
+def load_split(
+    dataset_name: str, split: str, column: str, *, config_name: str | None = None, streaming: bool = False
+) -> "Dataset | IterableDataset":
     """`datasets.load_dataset` for one split, its failures as one line.
 
     A local file has no splits of its own: it is loaded whole, whatever `split` is asked for.
@@ -26,6 +28,8 @@ def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
         dataset_name: Folder, `.jsonl`, `.json`, `.parquet` or `.csv` file, or Hub id.
         split: Name of the split.
         column: A column that must be there.
+        config_name: Configuration of a dataset that has several.
+        streaming: Rows are read when they are iterated over.
 
     Raises:
         UserError: If there is no such dataset, split or column, or no row.
@@ -33,34 +37,58 @@ def load_split(dataset_name: str, split: str, column: str) -> "Dataset":
     from datasets import config, load_dataset
 
     path = Path(dataset_name)
-    cache_dir = None
-    if path.exists():
+    options: dict[str, Any] = {"streaming": streaming}
+    if path.exists() and not streaming:
         # datasets keys the cache of a local folder with a card by its path: rows changed in place would go unseen.
-        cache_dir = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
+        options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
     try:
         if path.is_file():
             if path.suffix not in _FILE_BUILDERS:
                 raise UserError(
                     f"dataset_name {dataset_name}: must be one of {', '.join(_FILE_BUILDERS)}, or a folder"
                 )
-            dataset = load_dataset(
-                _FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train", cache_dir=cache_dir
-            )
+            dataset = load_dataset(_FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train", **options)
         else:
-            looks_local = path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1
-            if (looks_local or path.suffix in _FILE_BUILDERS) and not path.is_dir():
-                raise UserError(f"dataset_name {dataset_name}: no such file or folder{_hint(column)}")
-            dataset = load_dataset(dataset_name, split=split, cache_dir=cache_dir)
+            _check_exists(dataset_name, column)
+            dataset = load_dataset(dataset_name, config_name, split=split, **options)
+        columns = dataset.column_names or list(next(iter(dataset), {}))
     except UserError:
         raise
     except Exception as error:  # the errors of the builders have no common base
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {reason}") from error
-    if column not in dataset.column_names:
-        raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {dataset.column_names}")
-    if len(dataset) == 0:
+        raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {_reason(error)}") from error
+    if not streaming and len(dataset) == 0:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
+    if column not in columns:
+        raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {columns}")
     return dataset
+
+
+def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:
+    """Whether a dataset has a split of this name. A local file has none.
+
+    Raises:
+        UserError: If there is no such dataset.
+    """
+    from datasets import get_dataset_split_names
+
+    if Path(dataset_name).is_file():
+        return False
+    _check_exists(dataset_name, "text")
+    try:
+        return split in get_dataset_split_names(dataset_name, config_name)
+    except Exception as error:  # the errors of the builders have no common base
+        raise UserError(f"dataset_name {dataset_name}: cannot be loaded: {_reason(error)}") from error
+
+
+def _check_exists(dataset_name: str, column: str) -> None:
+    path = Path(dataset_name)
+    looks_local = path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1
+    if (looks_local or path.suffix in _FILE_BUILDERS) and not path.is_dir():
+        raise UserError(f"dataset_name {dataset_name}: no such file or folder{_hint(column)}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str] | None:

@@ -32,7 +32,7 @@ from datatrove.io import DataFolder
 from loguru import logger
 from tqdm import tqdm
 
-from hfchat.data.processes import end_with_parent
+from hfchat.processes import end_with_parent
 from hfchat.errors import UserError
 
 _WORKERS_LOCK = "scratch/workers.lock"

@@ -9,7 +9,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.extractors.base import ExtractorSandbox
 
-from hfchat.data.processes import end_with_parent
+from hfchat.processes import end_with_parent
 
 
 class Extraction:

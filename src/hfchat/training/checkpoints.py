@@ -1,34 +1,97 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints that are whole or not there, and a training that SIGTERM ends without a loss."""
 
+import errno
+import json
 import os
 import shutil
+import signal
+import threading
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+
+from hfchat.errors import UserError
+from hfchat.processes import signal_with_parent
 
 if TYPE_CHECKING:
     from torch import nn
 
 _WRITING = ".writing"
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WEIGHTS = ("*.safetensors", "pytorch_model_fsdp*", "global_step*", "adapter_model.*")
 
 
-class AtomicCheckpointMixin:
-    """For a `Trainer`: checkpoints are written aside and renamed, so that a killed run leaves none cut in half."""
+class CheckpointMixin:
+    """For a `Trainer`: checkpoints are written aside and renamed, so that a killed run leaves none cut in half.
+
+    On SIGTERM, which schedulers send before they kill, a checkpoint is saved after the step at hand, and the process
+    ends with status 143. Started by `accelerate launch`, the process gets SIGTERM also when its launcher is killed.
+    """
 
     _writing = False
+    _signalled = False
+    _terminated = False
 
-    def _get_output_dir(self, trial) -> str:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+            return super().train(*args, **kwargs)
+        before = signal.signal(signal.SIGTERM, self._remember_signal)
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # the launcher sets it, and does not pass signals on
+            signal_with_parent(signal.SIGTERM)
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if self._terminated:
+            if self.is_world_process_zero():
+                print(f"SIGTERM: saved checkpoint-{self.state.global_step}; the same command goes on from there")
+            raise SystemExit(128 + signal.SIGTERM)
+        return result
+
+    def _remember_signal(self, *_: Any) -> None:
+        self._signalled = True
+        if self.args.world_size > 1:
+            self.accelerator.set_trigger()
+
+    def _stops_now(self) -> bool:
+        # One process must not wait for its device after every step; several must stop after the same one.
+        return self.accelerator.check_trigger() if self.args.world_size > 1 else self._signalled
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self._stops_now():
+            self._terminated = self.state.global_step < self.state.max_steps
+            self.control.should_save = self.control.should_training_stop = True
+        if self.control.should_save:
+            # The sum of the losses since the last log is in no checkpoint: without this, a resumed run would log
+            # another mean than an undisturbed one.
+            self.control.should_log = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, _WRITING) if self._writing else folder
 
-    def _save_checkpoint(self, model: "nn.Module", trial) -> None:
+    def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         self._writing = True
         try:
+            shutil.rmtree(self._get_output_dir(trial), ignore_errors=True)  # of a run that was killed
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._move_into_place(Path(self._get_output_dir(trial)))
+        except Exception as error:  # each library that writes here has errors of its own
+            if (reason := _out_of_space(error)) is None:
+                raise
+            shutil.rmtree(self._get_output_dir(trial), ignore_errors=True)
+            last = last_checkpoint(self.args.output_dir)
+            kept = f"{Path(last).name} is whole" if last else "there is none before it"
+            raise UserError(
+                f"checkpoint-{self.state.global_step} cannot be written to {self.args.output_dir}: {reason}; {kept}. "
+                "Make room, and the same command goes on from there"
+            ) from error
         finally:
             self._writing = False
         self.accelerator.wait_for_everyone()
@@ -43,5 +106,49 @@ class AtomicCheckpointMixin:
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest whole checkpoint of an earlier run, or None. What a killed run was writing is ignored."""
-    return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+    """The newest whole checkpoint of an earlier run, or None. One that is not whole is passed over with a warning."""
+    if not Path(output_dir).is_dir():
+        return None
+    for checkpoint in reversed(sort_checkpoints(str(output_dir))):
+        fault = find_damage(Path(checkpoint))
+        if fault is None:
+            return checkpoint
+        print(f"warning: {checkpoint} is not whole ({fault}); passing it over")
+    return None
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is missing or cut in a checkpoint of `Trainer`; None if nothing is."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "no trainer_state.json"
+    except ValueError:
+        return "trainer_state.json is cut"
+    weights = [file for pattern in _WEIGHTS for file in checkpoint.glob(pattern)]
+    if not weights:
+        return "no weights"
+    for file in weights:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (SafetensorError, OSError):
+                return f"{file.name} is cut"
+    for file in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
+        if not zipfile.is_zipfile(file):  # as `torch.save` writes; its directory is at the end
+            return f"{file.name} is cut"
+    return None
+
+
+def _out_of_space(error: BaseException | None) -> str | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
+            return os.strerror(error.errno)
+        for number in _OUT_OF_SPACE:  # safetensors and PyTorch raise their own, with the system's words in them
+            if os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None

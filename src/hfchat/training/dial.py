@@ -1,24 +1,34 @@
-"""One dial: the depth of a model gives its width, heads, and how to train it."""
+"""One dial: the depth of a model gives its shape, and the size of a model how to train it.
 
+What the constants were chosen by, and what did not work, is in `benchmarks/LOG.md`.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Width per layer. Kaplan et al. (arXiv:2001.08361, section 3) find the loss nearly flat over a wide range of this
 # ratio; 64 keeps one attention head of 64 per layer of depth.
 ASPECT_RATIO = 64
 HEAD_DIM = 64
+# Matrix products are fastest on whole tiles, so embeddings get a multiple of this many rows.
+VOCABULARY_MULTIPLE = 64
 # Tokens per parameter for the least compute at a given loss (Hoffmann et al., arXiv:2203.15556).
 TOKENS_PER_PARAMETER = 20
+# Where the constants below were measured.
+_REFERENCE_WIDTH = 256
+_REFERENCE_TOKENS = 1_000_000
+_REFERENCE_BATCH = 4096
 
 
 @dataclass(frozen=True)
-class Dial:
-    """What a depth implies.
+class Shape:
+    """The shape that a depth implies.
 
     Attributes:
         depth: Number of layers.
@@ -26,21 +36,15 @@ class Dial:
         num_attention_heads: Heads of `HEAD_DIM` each.
         intermediate_size: Width of the gated MLP: 8/3 of the hidden size, as a third matrix would otherwise cost
             half as much again (Shazeer, arXiv:2002.05202), rounded up to a multiple of 64.
-        learning_rate: Peak of Muon, and of AdamW beside it. The optimum falls as 1/width (Yang et al.,
-            arXiv:2203.03466); 5e-3 at width 256 took the demo to 2.25 bits per byte in 250 steps of 1,024 tokens. It
-            is a first choice, not a tuned one. AdamW alone gets a fifth of it.
-        weight_decay: That of GPT-3 (Brown et al., arXiv:2005.14165, appendix B).
     """
 
     depth: int
     hidden_size: int
     num_attention_heads: int
     intermediate_size: int
-    learning_rate: float
-    weight_decay: float = 0.1
 
     @classmethod
-    def from_depth(cls, depth: int) -> "Dial":
+    def from_depth(cls, depth: int) -> "Shape":
         if depth < 1:
             raise UserError(f"depth must be at least 1, not {depth}")
         hidden_size = ASPECT_RATIO * depth
@@ -49,20 +53,35 @@ class Dial:
             hidden_size=hidden_size,
             num_attention_heads=hidden_size // HEAD_DIM,
             intermediate_size=-(-8 * hidden_size // (3 * 64)) * 64,
-            learning_rate=5e-3 * 256 / hidden_size,
         )
 
     def model_config(
-        self, architecture: str, tokenizer: "PreTrainedTokenizerBase", block_size: int
+        self,
+        architecture: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        block_size: int,
+        *,
+        tie_word_embeddings: bool = True,
+        dropout: float = 0.0,
     ) -> "PreTrainedConfig":
-        """A plain `LlamaConfig` (`"llama"`) or `GPT2Config` (`"gpt2"`) for sequences of `block_size` tokens."""
+        """A plain `LlamaConfig` (`"llama"`) or `GPT2Config` (`"gpt2"`) for sequences of `block_size` tokens.
+
+        Args:
+            architecture: Which of them.
+            tokenizer: Its vocabulary, rounded up to a multiple of `VOCABULARY_MULTIPLE`, is the model's.
+            block_size: Longest sequence.
+            tie_word_embeddings: One matrix for both ends: half of a small model would be embeddings otherwise
+                (arXiv:1608.05859).
+            dropout: Llama has one on attention alone, GPT-2 three.
+        """
         from transformers import GPT2Config, LlamaConfig
 
-        tokens = {
-            "vocab_size": len(tokenizer),
+        shared = {
+            "vocab_size": -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
             "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.bos_token_id,  # a base model ends a document, not a turn
+            "eos_token_id": tokenizer.eos_token_id,  # a base model ends a document, not a turn
             "pad_token_id": tokenizer.pad_token_id,
+            "tie_word_embeddings": tie_word_embeddings,
         }
         if architecture == "gpt2":
             return GPT2Config(
@@ -70,10 +89,10 @@ class Dial:
                 n_embd=self.hidden_size,
                 n_head=self.num_attention_heads,
                 n_positions=block_size,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                **tokens,
+                resid_pdrop=dropout,
+                embd_pdrop=dropout,
+                attn_pdrop=dropout,
+                **shared,
             )
         return LlamaConfig(
             num_hidden_layers=self.depth,
@@ -82,6 +101,47 @@ class Dial:
             num_key_value_heads=self.num_attention_heads,
             intermediate_size=self.intermediate_size,
             max_position_embeddings=block_size,
-            tie_word_embeddings=True,  # half of a small model would be embeddings otherwise (arXiv:1608.05859)
-            **tokens,
+            attention_dropout=dropout,
+            **shared,
         )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train a model of a given size.
+
+    Attributes:
+        hidden_size: Its width.
+        num_parameters: All of them, embeddings counted once if they are tied.
+    """
+
+    hidden_size: int
+    num_parameters: int
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "Plan":
+        return cls(model.config.get_text_config().hidden_size, model.num_parameters())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to train on."""
+        return TOKENS_PER_PARAMETER * self.num_parameters
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per step, a power of two. The best batch grows as tokens^0.383 (Bergsma et al., arXiv:2505.13738)."""
+        return 2 ** round(math.log2(_REFERENCE_BATCH * (self.tokens / _REFERENCE_TOKENS) ** 0.383))
+
+    def learning_rate(self, optimizer: str, relative_batch: float = 1.0) -> float:
+        """Peak for the hidden matrices with `"muon"`, for everything with `"adamw"`."""
+        rate = 1e-2 if optimizer == "muon" else 2e-3
+        return rate * (_REFERENCE_WIDTH / self.hidden_size) * min(1.0, relative_batch) ** 0.5
+
+    def embedding_learning_rate(self, relative_batch: float = 1.0) -> float:
+        """Of AdamW beside Muon."""
+        return 1e-2 * (_REFERENCE_WIDTH / self.hidden_size) ** 0.5 * min(1.0, relative_batch) ** 0.5
+
+    @property
+    def weight_decay(self) -> float:
+        """That of GPT-3 (Brown et al., arXiv:2005.14165, appendix B)."""
+        return 0.1

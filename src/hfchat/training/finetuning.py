@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import SFTTrainer
 
-from hfchat.training.checkpoints import AtomicCheckpointMixin
+from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class FinetuneTrainer(AtomicCheckpointMixin, SFTTrainer):
+class FinetuneTrainer(CheckpointMixin, SFTTrainer):
     """`SFTTrainer` whose checkpoints are whole or not there, and which scores only the tokens that are learned.
 
     A small model's time goes into the logits: SmolLM2-135M has 49,152 of them per token. For packed sequences they

@@ -10,31 +10,36 @@ if TYPE_CHECKING:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` on matrices between the embeddings, `torch.optim.AdamW` on embeddings, norms and biases.
+    """`torch.optim.Muon` on the matrices between embeddings and head, `torch.optim.AdamW` on all other parameters.
 
-    Muon (Jordan et al., https://kellerjordan.github.io/posts/muon) needs each matrix whole, so it does not go with
-    FSDP or ZeRO-3. Its updates are scaled to the size of AdamW's, so that both take the same learning rate (Liu et
-    al., arXiv:2502.16982). AdamW decays none of its weights: they are embeddings and gains.
+    Muon: Jordan et al., https://kellerjordan.github.io/posts/muon. Its updates are scaled to the size of AdamW's (Liu
+    et al., arXiv:2502.16982). AdamW decays none of its weights: they are embeddings and gains.
+
+    The groups and the state of both are those of this optimizer, so that it is saved, loaded and sharded like any
+    other.
 
     Args:
         model: Its trainable parameters are optimized.
-        lr: Learning rate of both.
+        lr: Learning rate of the hidden matrices.
+        embedding_lr: Learning rate of all other parameters.
         weight_decay: Of the hidden matrices.
         betas: Of AdamW.
     """
 
-    def __init__(self, model: "PreTrainedModel", lr: float, weight_decay: float, betas: tuple[float, float]):
-        ends = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
-        ends |= {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        hidden = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) not in ends]
-        muon = {id(parameter) for parameter in hidden}
-        rest = [parameter for parameter in trained if id(parameter) not in muon]
-        self._parts = {
-            "muon": torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            "adamw": torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=betas),
-        }
-        super().__init__(self._groups(), {})
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        lr: float,
+        embedding_lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ):
+        hidden, rest = split_parameters(model)
+        muon = torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW(rest, lr=embedding_lr, weight_decay=0.0, betas=betas)
+        self._parts = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -42,17 +47,25 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self._parts.values():
+        for part in self._parts:
             part.step()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts.items()}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # `load_state_dict` comes here with groups and state that are new objects
+        self._share()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, part in self._parts.items():
-            part.load_state_dict(state_dict[name])
-        self.param_groups[:] = self._groups()  # a schedule sets the learning rate in these very dictionaries
+    def _share(self) -> None:
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups = [group]
+            part.state = self.state
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return [group for part in self._parts.values() for group in part.param_groups]
+
+def split_parameters(model: "PreTrainedModel") -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The trainable matrices between embeddings and head, and all other trainable parameters."""
+    ends = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
+    ends |= {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hidden = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) not in ends]
+    taken = {id(parameter) for parameter in hidden}
+    return hidden, [parameter for parameter in trained if id(parameter) not in taken]

@@ -1,5 +1,6 @@
-"""A corpus as one memory-mapped stream of tokens, read in blocks in which documents do not see each other."""
+"""A corpus as a stream of tokens, cut into blocks in which documents do not see each other."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,21 +33,27 @@ def tokenize_corpus(
         return
     scratch = folder.with_name(folder.name + ".writing")
     scratch.mkdir(parents=True, exist_ok=True)
-    separator = separator_id(tokenizer)
     starts, size, position = [], 0, 0
-    with (scratch / "tokens.bin").open("wb") as file:
-        batches = dataset.select_columns([column]).iter(_BATCH)
-        for batch in tqdm(batches, desc=description, total=-(-len(dataset) // _BATCH), unit="batch"):
+    with (scratch / "tokens.bin").open("wb") as file, tqdm(total=len(dataset), desc=description, unit="doc") as bar:
+        for batch in dataset.select_columns([column]).iter(_BATCH):
             texts = batch[column]
-            for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-                document = np.array([separator, *ids, separator], dtype=_dtype(tokenizer))
+            for document in encode_documents(texts, tokenizer):
                 document.tofile(file)
                 starts.append(position)
                 position += len(document)
             size += sum(len(text.encode()) for text in texts)
+            bar.update(len(texts))
+            bar.set_postfix(tokens=f"{position:,}")
     np.save(scratch / "starts.npy", np.array(starts, dtype=np.int64))
     np.save(scratch / "bytes.npy", np.array(size, dtype=np.int64))
     scratch.rename(folder)
+
+
+def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[np.ndarray]:
+    """The tokens of each document between two separators; of the type that all ids of the tokenizer fit in."""
+    separator = separator_id(tokenizer)
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [np.array([separator, *ids, separator], dtype=_dtype(tokenizer)) for ids in encoded]
 
 
 def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -57,15 +64,7 @@ def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 class PackedDataset(TorchDataset):
     """Consecutive blocks of a tokenized corpus; nothing is dropped and only the last block is padded.
 
-    An item holds, each of shape `(block_size,)` and type int64:
-
-    - `input_ids`,
-    - `position_ids`, which start at 0 with every document. In packed input without an attention mask, this is what
-      tells transformers to keep documents apart (`masking_utils.find_packed_sequence_indices`),
-    - `labels` and `shift_labels`, both the *next* token of each position, so that the first token of a block is
-      predicted by the last of the one before. The opening token of a document is nobody's label.
-
-    Any item is read in constant time, so resuming at any step costs nothing.
+    An item is what `make_block` returns. Any item is read in constant time, so resuming at any step costs nothing.
 
     Args:
         folder: Written by `tokenize_corpus`.
@@ -97,21 +96,34 @@ class PackedDataset(TorchDataset):
         window[: len(available)] = available
         # Where documents open in the window, relative to it.
         low, high = np.searchsorted(self.starts, [first, first + self.block_size + 1])
-        opened = self.starts[low:high] - first
+        opens = np.zeros(self.block_size + 1, dtype=bool)
+        opens[self.starts[low:high] - first] = True
+        opens[len(available) :] = True  # padding: a document of its own at each position
+        return make_block(window, opens)
 
-        is_start = np.zeros(self.block_size + 1, dtype=bool)
-        is_start[opened] = True
-        is_start[len(available) :] = True  # padding: a document of its own at each position
-        offsets = np.arange(self.block_size)
-        positions = offsets - np.maximum.accumulate(np.where(is_start[:-1], offsets, 0))
-        labels = np.where(is_start[1:], IGNORE, window[1:])
-        labels = torch.from_numpy(labels)
-        return {
-            "input_ids": torch.from_numpy(window[:-1].copy()),
-            "position_ids": torch.from_numpy(positions),
-            "labels": labels,
-            "shift_labels": labels,
-        }
+
+def make_block(window: np.ndarray, opens: np.ndarray) -> dict[str, torch.Tensor]:
+    """What a model is trained on, each of shape `(block_size,)` and type int64:
+
+    - `input_ids`,
+    - `position_ids`, which start at 0 with every document. In packed input without an attention mask, this is what
+      tells transformers to keep documents apart (`masking_utils.find_packed_sequence_indices`),
+    - `labels` and `shift_labels`, both the *next* token of each position, so that the first token of a block is
+      predicted by the last of the one before. The opening token of a document is nobody's label.
+
+    Args:
+        window: Tokens of the block and the one after it; shape `(block_size + 1,)`, int64.
+        opens: Whether each opens a document; of the same shape, bool.
+    """
+    offsets = np.arange(len(window) - 1)
+    positions = offsets - np.maximum.accumulate(np.where(opens[:-1], offsets, 0))
+    labels = torch.from_numpy(np.where(opens[1:], IGNORE, window[1:]))
+    return {
+        "input_ids": torch.from_numpy(window[:-1].copy()),
+        "position_ids": torch.from_numpy(positions),
+        "labels": labels,
+        "shift_labels": labels,
+    }
 
 
 def _dtype(tokenizer: "PreTrainedTokenizerBase") -> type[np.unsignedinteger]:

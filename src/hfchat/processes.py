@@ -6,14 +6,20 @@ import signal
 import sys
 
 
+def signal_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when the one that started it ends. Only Linux can."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
 def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the one that started it ends, even by SIGKILL. Only Linux can.
+    """Have this process killed when the one that started it ends, even by SIGKILL. Only on Linux.
 
     Args:
         parent: Number of the process that started this one, as it was then: it may have ended since.
     """
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        signal_with_parent(signal.SIGKILL)
         if os.getppid() != parent:  # it was killed before this process could ask to be told
             os._exit(1)

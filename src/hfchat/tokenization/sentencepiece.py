@@ -1,0 +1,226 @@
+"""SentencePiece-style tokenizers: Unigram and BPE over characters with byte fallback, and import of its models."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
+
+from hfchat.chat_template import SPECIAL_TOKENS
+from hfchat.errors import UserError
+from hfchat.tokenization.bpe import SPLIT_PATTERNS, SplitPattern
+from hfchat.tokenization.chat_tokenizer import VOCABULARY_MULTIPLE, as_chat_tokenizer
+from hfchat.tokenization.sampling import first_bytes
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+# The share of characters that get a token of their own; the rest is spelled in bytes. The default of SentencePiece.
+CHARACTER_COVERAGE = 0.9995
+_ALPHABET_BYTES = 20_000_000
+
+_SPACE = "▁"  # what SentencePiece writes for a space
+# A literal "▁" would come back as a space, so it is written in two characters that begin with one that Unicode keeps
+# out of texts (the noncharacter U+FDD0), and so is that one.
+_ESCAPE = "\ufdd0"
+_ESCAPED_SPACE, _ESCAPED_ESCAPE = _ESCAPE + "s", _ESCAPE + "e"
+
+_UNKNOWN = "<unk>"
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_ASCII = [chr(code) for code in range(0x21, 0x7F)]
+
+
+def train_sentencepiece_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    split_pattern: SplitPattern = "gpt2",
+    vocab_multiple: int = VOCABULARY_MULTIPLE,
+    show_progress: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Train BPE over characters; the rare ones are spelled in bytes.
+
+    The arguments are those of `train_bpe`. Unlike SentencePiece's own defaults, nothing is normalised and no space is
+    put before a text, so that any text comes back exactly.
+    """
+    learnable = _learnable(vocab_size)
+    alphabet = common_characters(first_bytes(texts, _ALPHABET_BYTES), learnable)
+    scratch = Tokenizer(models.BPE())
+    _set_pipeline(scratch, split_pattern)
+    scratch.train_from_iterator(
+        keep_characters(texts, alphabet),
+        trainers.BpeTrainer(vocab_size=learnable, initial_alphabet=_ASCII, show_progress=show_progress),
+    )
+    trained = json.loads(scratch.to_str())["model"]
+    learned = sorted(trained["vocab"], key=trained["vocab"].__getitem__)
+    tokens = [*SPECIAL_TOKENS, _UNKNOWN, *_BYTES, *learned]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[tuple(merge) for merge in trained["merges"]],
+            unk_token=_UNKNOWN,
+            byte_fallback=True,
+        )
+    )
+    _set_pipeline(tokenizer, split_pattern)
+    return as_chat_tokenizer(tokenizer, vocab_multiple)
+
+
+def train_unigram(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    split_pattern: SplitPattern = "gpt2",
+    vocab_multiple: int = VOCABULARY_MULTIPLE,
+    show_progress: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Train a Unigram language model (arXiv:1804.10959) over characters; the rare ones are spelled in bytes.
+
+    The arguments, and what comes back exactly, are those of `train_sentencepiece_bpe`.
+    """
+    learnable = _learnable(vocab_size)
+    alphabet = common_characters(first_bytes(texts, _ALPHABET_BYTES), learnable)
+    scratch = Tokenizer(models.Unigram())
+    _set_pipeline(scratch, split_pattern)
+    scratch.train_from_iterator(
+        keep_characters(texts, alphabet),
+        trainers.UnigramTrainer(vocab_size=learnable, initial_alphabet=_ASCII, show_progress=show_progress),
+    )
+    pieces = [tuple(piece) for piece in json.loads(scratch.to_str())["model"]["vocab"]]
+    # Unigram finds any piece of its vocabulary in a text, so the special tokens stay outside of it. What the splits
+    # leave apart ("<", "0", "x"...) can never be one of those below.
+    vocabulary = [(_UNKNOWN, 0.0), *((byte, 0.0) for byte in _BYTES), *pieces]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    _set_pipeline(tokenizer, split_pattern)
+    return as_chat_tokenizer(tokenizer, vocab_multiple)
+
+
+def common_characters(texts: Iterable[str], learnable: int) -> set[str]:
+    """The most frequent characters that make up `CHARACTER_COVERAGE` of the texts, at most half of `learnable`."""
+    counts = Counter()
+    for text in texts:
+        counts.update(text)
+    uncovered = (1 - CHARACTER_COVERAGE) * counts.total()
+    kept = [character for character, _ in counts.most_common()]
+    while kept and counts[kept[-1]] <= uncovered:
+        uncovered -= counts[kept.pop()]
+    return {*kept[: learnable // 2], *_ASCII, " ", "\n"}
+
+
+def keep_characters(texts: Iterable[str], alphabet: set[str]) -> Iterator[str]:
+    """The texts without runs of other characters, which would each need a token; a line break stands for them."""
+    others = re.compile(f"[^{re.escape(''.join(sorted(alphabet)))}]+")
+    return (others.sub("\n", text) for text in texts)
+
+
+def import_sentencepiece(file: str | Path, vocab_multiple: int = VOCABULARY_MULTIPLE) -> PreTrainedTokenizerFast:
+    """A SentencePiece `.model` (Unigram or BPE) as a tokenizer with the project's special tokens after its pieces.
+
+    It normalises as the model says, and so may lose text: see `hfchat.tokenization.check.lost_samples`.
+
+    Raises:
+        UserError: If sentencepiece is not installed, or the file holds no such model.
+    """
+    proto = read_sentencepiece(file)
+    spec, normalization = proto.trainer_spec, proto.normalizer_spec
+    kinds = {name: proto.SentencePiece.Type.Value(name) for name in ("NORMAL", "CONTROL", "USER_DEFINED")}
+    vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    # Only normal pieces are found in a text; a score below all others keeps Unigram from the rest of them.
+    floor = min((piece.score for piece in proto.pieces if piece.type == kinds["NORMAL"]), default=0.0) - 100
+    scores = [
+        (piece.piece, piece.score if piece.type == kinds["NORMAL"] else floor) for piece in proto.pieces
+    ]
+    if spec.model_type == spec.UNIGRAM:
+        model = models.Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
+    else:
+        skipped = {piece.piece for piece in proto.pieces if piece.type != kinds["NORMAL"]}
+        model = models.BPE(
+            vocab=vocabulary,
+            merges=generate_merges(vocabulary, scores, skipped),
+            unk_token=spec.unk_piece,
+            fuse_unk=True,
+            byte_fallback=spec.byte_fallback,
+        )
+    tokenizer = Tokenizer(model)
+    tokenizer.add_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=piece.type == kinds["CONTROL"])
+            for piece in proto.pieces
+            if piece.type in (kinds["CONTROL"], kinds["USER_DEFINED"])
+        ]
+    )
+    steps = []
+    if normalization.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(normalization.precompiled_charsmap))
+    if normalization.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    prefixed = normalization.add_dummy_prefix
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement=_SPACE, prepend_scheme="first" if prefixed else "never", split=False
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(content=" ", left=1, right=0)] if prefixed else []),
+        ]
+    )
+    return as_chat_tokenizer(tokenizer, vocab_multiple)
+
+
+def read_sentencepiece(file: str | Path) -> "ModelProto":
+    """Parse a `.model`.
+
+    Raises:
+        UserError: If sentencepiece is not installed, or the file holds no Unigram or BPE model.
+    """
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    except ImportError as error:
+        raise UserError(
+            f"sentencepiece_model {file}: needs sentencepiece and protobuf; run `pip install 'hfchat[tokenization]'`"
+        ) from error
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(Path(file).read_bytes())
+    except OSError as error:
+        raise UserError(f"sentencepiece_model {file}: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise UserError(f"sentencepiece_model {file}: is not a SentencePiece model") from error
+    spec = proto.trainer_spec
+    if not proto.pieces or spec.model_type not in (spec.UNIGRAM, spec.BPE):
+        raise UserError(f"sentencepiece_model {file}: holds no SentencePiece model of the type unigram or bpe")
+    return proto
+
+
+def _learnable(vocab_size: int) -> int:
+    return vocab_size - len(SPECIAL_TOKENS) - len(_BYTES) - 1
+
+
+def _set_pipeline(tokenizer: Tokenizer, split_pattern: SplitPattern) -> None:
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(_ESCAPE, _ESCAPED_ESCAPE), normalizers.Replace(_SPACE, _ESCAPED_SPACE)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERNS[split_pattern]), behavior="isolated"),
+            pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Replace(_ESCAPED_SPACE, _SPACE),
+            decoders.Replace(_ESCAPED_ESCAPE, _ESCAPE),
+        ]
+    )

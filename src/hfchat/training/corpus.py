@@ -1,0 +1,78 @@
+"""The two sides of a corpus: what is trained on, and what is validated on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfchat.dataset import has_split, load_split
+from hfchat.errors import UserError
+from hfchat.training.packing import PackedDataset, tokenize_corpus
+from hfchat.training.streaming import StreamedDataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hfchat.training.pretraining import PretrainArguments
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Attributes:
+    train: Blocks to train on.
+    validation: Blocks to validate on.
+    """
+
+    train: PackedDataset | StreamedDataset
+    validation: PackedDataset
+
+    @property
+    def blocks(self) -> int | None:
+        """Blocks to train on; None for a stream."""
+        return len(self.train) if isinstance(self.train, PackedDataset) else None
+
+    def __str__(self) -> str:
+        if isinstance(self.train, StreamedDataset):
+            return f"a stream of documents; {len(self.validation.tokens):,} tokens to validate on"
+        return (
+            f"{len(self.train.tokens):,} tokens of {len(self.train.starts):,} documents to train on, "
+            f"{len(self.validation.tokens):,} to validate on; 0% cropped, {self.train.padded_share:.3%} padding"
+        )
+
+
+def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Corpus:
+    """Tokenize a corpus into `folder`, once, or open it as a stream.
+
+    Without a split for validation, the first `args.validation_documents` (at most a tenth) are held out.
+
+    Raises:
+        UserError: If the dataset cannot be loaded, or has too few documents to hold any out.
+    """
+    name, column, config_name = args.dataset_name, args.text_column, args.dataset_config_name
+    with args.main_process_first(desc="tokenizing the corpus"):
+        train = load_split(name, "train", column, config_name=config_name, streaming=args.streaming)
+        if has_split(name, "validation", config_name=config_name):
+            validation = load_split(name, "validation", column, config_name=config_name)
+        elif args.streaming:
+            validation = _collect(train.take(args.validation_documents), column)
+            train = train.skip(args.validation_documents)
+        else:
+            held_out = min(args.validation_documents, len(train) // 10)
+            if held_out == 0:
+                raise UserError(f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from")
+            validation, train = train.select(range(held_out)), train.select(range(held_out, len(train)))
+        tokenize_corpus(validation, column, tokenizer, folder / "tokens-validation", "tokenizing, validation")
+        if not args.streaming:
+            tokenize_corpus(train, column, tokenizer, folder / "tokens-train", "tokenizing, train")
+    packed = PackedDataset(folder / "tokens-validation", args.block_size, tokenizer)
+    if not args.streaming:
+        return Corpus(PackedDataset(folder / "tokens-train", args.block_size, tokenizer), packed)
+    from datasets.distributed import split_dataset_by_node
+
+    share = split_dataset_by_node(train, rank=args.process_index, world_size=args.world_size)
+    return Corpus(StreamedDataset(share, column, args.block_size, tokenizer), packed)
+
+
+def _collect(documents, column):
+    from datasets import Dataset
+
+    return Dataset.from_dict({column: [row[column] for row in documents]})

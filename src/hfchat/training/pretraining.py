@@ -1,0 +1,265 @@
+"""Settings and `Trainer` of pretraining: what one dial derives, checkpoints that hold, and what is measured."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import ProgressCallback, Trainer, TrainingArguments, default_data_collator
+from transformers.trainer_utils import SchedulerType
+
+from hfchat.errors import UserError
+from hfchat.models import supports_bf16
+from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
+from hfchat.training.checkpoints import CheckpointMixin
+from hfchat.training.dial import Plan
+from hfchat.training.optimizer import MuonWithAdamW
+from hfchat.training.progress import LossSpikes, PretrainProgress
+from hfchat.training.samples import PrintSamples
+from hfchat.training.throughput import Throughput, flops_per_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfchat.training.corpus import Corpus
+
+
+@dataclass
+class PretrainArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of pretraining, and where the model and its data come from.
+
+    What is None is derived: from the depth by `hfchat.training.dial`, or from the machine.
+    """
+
+    dataset_name: str = field(default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, for a Hub id."})
+    text_column: str = field(default="text", metadata={"help": "Its column of text."})
+    streaming: bool = field(default=False, metadata={"help": "Tokenize while training, for what no disk holds."})
+    validation_documents: int = field(
+        default=1000, metadata={"help": "Held out from the front of a corpus that has no validation split."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer; with model_name_or_path, by default the model's own."}
+    )
+    add_tokens: list[str] = field(
+        default_factory=list, metadata={"help": "Special tokens to add, e.g. those of the chat template."}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Start from this model, not from scratch."})
+    depth: int = field(default=4, metadata={"help": "From scratch: layers. All that is not set follows from it."})
+    architecture: Literal["llama", "gpt2"] = field(default="llama", metadata={"help": "From scratch: which."})
+    tie_word_embeddings: bool = field(default=True, metadata={"help": "From scratch: one matrix for both ends."})
+    dropout: float = field(default=0.0, metadata={"help": "From scratch: useful where text is seen many times."})
+    block_size: int = field(default=512, metadata={"help": "Tokens per sequence."})
+    optimizer: Literal["muon", "adamw"] | None = field(
+        default=None, metadata={"help": "By default Muon from scratch, AdamW (see optim) from a model."}
+    )
+    embedding_learning_rate: float | None = field(
+        default=None, metadata={"help": "With Muon: AdamW's rate for embeddings and gains; by default from the depth."}
+    )
+    chunked_loss: bool = field(
+        default=False, metadata={"help": "Never hold all logits at once: less memory with a large vocabulary."}
+    )
+    fp8: bool = field(default=False, metadata={"help": "Matrix products in 8 bits (torchao); from Hopper GPUs on."})
+    sample_prompts: list[str] = field(
+        default_factory=lambda: ["The function returns", "This library"],
+        metadata={"help": "Continued at evaluations."},
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an output made otherwise."})
+
+    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine computes in bf16."})
+    torch_compile: bool | None = field(
+        default=None, metadata={"help": "By default on GPUs; what cannot be compiled runs as it is."}
+    )
+    learning_rate: float | None = field(default=None, metadata={"help": "By default from the depth, or 1e-4."})
+    weight_decay: float | None = field(default=None, metadata={"help": "By default from the depth, or 0.1."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "As in GPT-3 (arXiv:2005.14165)."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Steps, or below 1 a share of them."})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "By default as many sequences as the depth asks for."}
+    )
+    gradient_accumulation_steps: int | None = field(
+        default=None, metadata={"help": "By default what is missing to the batch that the depth asks for."}
+    )
+    num_train_epochs: float = field(
+        default=-1, metadata={"help": "By default as long as 20 tokens per parameter take (arXiv:2203.15556)."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between losses."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate."})
+    eval_steps: float | None = field(default=0.2, metadata={"help": "Steps, or below 1 a share of them."})
+    save_steps: float = field(default=0.2, metadata={"help": "Steps, or below 1 a share of them."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            raise ValueError("output_dir: say where the model goes, e.g. --output_dir outputs/mine/base")
+        if self.model_name_or_path is None and self.tokenizer_name is None:
+            raise ValueError("tokenizer_name: needed to train from scratch, e.g. --tokenizer_name tokenizer")
+        if self.block_size < 8:
+            raise ValueError(f"block_size must be at least 8, not {self.block_size}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.validation_documents < 1:
+            raise ValueError(f"validation_documents must be at least 1, not {self.validation_documents}")
+        if self.streaming and self.max_steps <= 0 and self.num_train_epochs > 0:
+            raise ValueError("num_train_epochs: the length of a stream is not known; set max_steps")
+        if self.optimizer is None:
+            self.optimizer = "adamw" if self.model_name_or_path else "muon"
+        accelerated = torch.accelerator.is_available() and not self.use_cpu
+        self.use_cpu = not accelerated
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and supports_bf16()
+        if self.torch_compile is None:
+            self.torch_compile = accelerated
+        self._batch_is_set = self.per_device_train_batch_size or self.gradient_accumulation_steps
+        self.per_device_train_batch_size = self.per_device_train_batch_size or 1
+        self.gradient_accumulation_steps = self.gradient_accumulation_steps or 1
+        super().__post_init__()
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.block_size * self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def derive(self, model: "PreTrainedModel", blocks: int | None) -> None:
+        """Fill what is not set: from the size of the model; for one that is trained already, not the learning rate.
+
+        Args:
+            model: That is to be trained.
+            blocks: Sequences of the corpus; None for a stream.
+        """
+        plan = Plan.of(model)
+        if not self._batch_is_set:
+            sequences = max(1, round(plan.batch_tokens / self.block_size / self.world_size))
+            at_once = max(1, (4096 if self.use_cpu else 32_768) // self.block_size)
+            self.gradient_accumulation_steps = -(-sequences // at_once)
+            self.per_device_train_batch_size = -(-sequences // self.gradient_accumulation_steps)
+        if self.max_steps <= 0:
+            tokens = plan.tokens if self.num_train_epochs <= 0 else self.num_train_epochs * blocks * self.block_size
+            self.max_steps = math.ceil(tokens / self.tokens_per_step)
+        relative_batch = self.tokens_per_step / plan.batch_tokens
+        if self.learning_rate is None:
+            self.learning_rate = 1e-4 if self.model_name_or_path else plan.learning_rate(self.optimizer, relative_batch)
+        if self.embedding_learning_rate is None:
+            self.embedding_learning_rate = (
+                self.learning_rate if self.model_name_or_path else plan.embedding_learning_rate(relative_batch)
+            )
+        if self.weight_decay is None:
+            self.weight_decay = plan.weight_decay
+        if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.lr_scheduler_kwargs:
+            # The shortest decay that reaches the loss of a full one (Haegele et al., arXiv:2405.18392, figure 5).
+            self.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(0.2 * self.max_steps)}
+
+    def describe(self, model: "PreTrainedModel") -> str:
+        """What is going to be trained, and how, in two lines."""
+        rates = f"learning rate {self.learning_rate:.2g}"
+        if self.optimizer == "muon":
+            rates += f" ({self.embedding_learning_rate:.2g} for embeddings)"
+        flops = flops_per_token(model, self.block_size) * self.max_steps * self.tokens_per_step
+        return (
+            f"{type(model).__name__}: {model.config.num_hidden_layers} layers, {model.config.hidden_size} wide, "
+            f"{model.num_parameters():,} parameters\n"
+            f"{self.max_steps:,} steps of {self.tokens_per_step:,} tokens ({self.train_batch_size} x {self.block_size} "
+            f"on each of {self.world_size}, {self.gradient_accumulation_steps} at a time), {self.optimizer}, {rates}, "
+            f"weight decay {self.weight_decay:g}, {flops:.1e} FLOP"
+        )
+
+
+class PretrainTrainer(CheckpointMixin, Trainer):
+    """`Trainer` for the packed sequences of a corpus.
+
+    Args:
+        model: What to train.
+        args: Its settings, complete.
+        corpus: What to train and validate on.
+        tokenizer: Saved beside the model.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        args: PretrainArguments,
+        corpus: "Corpus",
+        tokenizer: "PreTrainedTokenizerBase",
+    ):
+        # Left alone, `Trainer` would drop `shift_labels`, which no model names in its signature, and models would
+        # shift the labels once more: they would learn the token after the next.
+        args.remove_unused_columns = False
+        # Given a tokenizer, it would collate with the tokenizer's `pad`, which adds an attention mask; with a mask,
+        # transformers does not look for packed sequences, and documents would see each other.
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=default_data_collator,
+            train_dataset=corpus.train,
+            eval_dataset=corpus.validation,
+            processing_class=tokenizer,
+            compute_metrics=bits_per_byte(corpus.validation.num_bytes),
+            preprocess_logits_for_metrics=negative_log_likelihood,
+            callbacks=[LossSpikes(), PrintSamples(tokenizer, args.sample_prompts)],
+        )
+        self.throughput = Throughput(model, args.block_size, args.tokens_per_step, args.device, args.world_size)
+        self.add_callback(self.throughput)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(PretrainProgress())
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        if resume_from_checkpoint and self.args.streaming:
+            self.train_dataset.resume(Path(resume_from_checkpoint) / self._stream_file)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not self.args.streaming:
+            return super().get_train_dataloader()
+        # Each process has its share of the stream; accelerate would share it out once more.
+        return DataLoader(self.train_dataset, self.args.train_batch_size, collate_fn=self.data_collator)
+
+    @property
+    def _stream_file(self) -> str:
+        return f"stream-{self.args.process_index}-of-{self.args.world_size}.json"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.streaming:
+            blocks = self.state.global_step * self.args.gradient_accumulation_steps * self.args.train_batch_size
+            self.train_dataset.save(Path(output_dir) / self._stream_file, blocks)
+
+    def create_optimizer(self, model: "PreTrainedModel | None" = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.args.optimizer == "muon":
+            if self.is_deepspeed_enabled:
+                raise UserError("optimizer muon: DeepSpeed splits the matrices that it needs whole; use adamw, or FSDP")
+            self.optimizer = MuonWithAdamW(
+                self.model if model is None else model,
+                lr=self.args.learning_rate,
+                embedding_lr=self.args.embedding_learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
+        return super().create_optimizer(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs or "eval_loss" in logs:
+            logs = {**logs, **self.throughput.measure(self.state)}
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`, but an evaluation that fails during training does not end it: that would lose the rest."""
+        try:
+            with self.throughput.paused():
+                return super().evaluate(*args, **kwargs)
+        except (RuntimeError, ValueError, OSError) as error:  # out of memory is a RuntimeError
+            if not self.is_in_train or self.args.world_size > 1:  # the processes would no longer be in step
+                raise
+            message = (str(error).strip().splitlines() or [""])[0]
+            tqdm.write(f"warning: the evaluation failed, training goes on: {type(error).__name__}: {message}")
+            return {}
+
+    def final_metrics(self) -> dict[str, float]:
+        """Those of the last evaluation of the training if it was made after the last step; else of one made now."""
+        for entry in reversed(self.state.log_history):
+            if "eval_loss" in entry and entry["step"] == self.state.global_step:
+                return {key: value for key, value in entry.items() if key.startswith("eval_")}
+        return self.evaluate()

@@ -1,0 +1,94 @@
+"""A corpus that no disk holds: blocks made while training, from a stream that can be resumed."""
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset as TorchIterableDataset
+
+from hfchat.training.packing import encode_documents, make_block
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 64  # documents
+
+
+class StreamedDataset(TorchIterableDataset):
+    """Endless blocks from a stream of documents, packed like those of `PackedDataset`, in the order of the stream.
+
+    Each process reads its own share of the stream, so a run is resumed with the same number of processes.
+
+    Args:
+        documents: One per row. With several processes, the share of this one.
+        column: Its column of text.
+        block_size: Tokens per item.
+        tokenizer: Its `bos_token` (or else `eos_token`) separates documents.
+    """
+
+    def __init__(
+        self, documents: "IterableDataset", column: str, block_size: int, tokenizer: "PreTrainedTokenizerBase"
+    ):
+        self.documents = documents.select_columns([column])
+        self.column = column
+        self.block_size = block_size
+        self.tokenizer = tokenizer
+        self.resumed_at = 0
+        # Where the stream stood before each batch of documents that blocks not yet saved come from.
+        self._places: deque[dict[str, Any]] = deque([{"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}])
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Starts with `resumed_at` empty blocks, which `Trainer` passes over like those it has trained on."""
+        yield from itertools.repeat(self._empty(), self.resumed_at)
+        place = self._places[0]
+        number = place["block"]
+        tokens, opens = np.array(place["tokens"], dtype=np.int64), np.array(place["opens"], dtype=bool)
+        for texts, source, passes in self._batches(place):
+            for document in encode_documents(texts, self.tokenizer):
+                tokens = np.concatenate([tokens, document.astype(np.int64)])
+                opens = np.concatenate([opens, np.arange(len(document)) == 0])
+            while len(tokens) > self.block_size:
+                if number >= self.resumed_at:
+                    yield make_block(tokens[: self.block_size + 1], opens[: self.block_size + 1])
+                tokens, opens = tokens[self.block_size :], opens[self.block_size :]
+                number += 1
+            self._places.append(
+                {
+                    "block": number,
+                    "pass": passes,
+                    "source": source,
+                    "tokens": tokens.tolist(),
+                    "opens": opens.tolist(),
+                }
+            )
+
+    def save(self, file: Path, blocks: int) -> None:
+        """Write down where the stream stands when `blocks` of its blocks have been trained on."""
+        while len(self._places) > 1 and self._places[1]["block"] <= blocks:
+            self._places.popleft()
+        file.write_text(json.dumps({**self._places[0], "trained": blocks}), encoding="utf-8")
+
+    def resume(self, file: Path) -> None:
+        """Go on where `save` was called."""
+        place = json.loads(file.read_text(encoding="utf-8"))
+        self.resumed_at = place.pop("trained")
+        self._places = deque([place])
+
+    def _batches(self, place: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any], int]]:
+        """Texts, the state of the source after them, and how often it has been read to its end; without an end."""
+        if place["source"] is not None:
+            self.documents.load_state_dict(place["source"])
+        for passes in itertools.count(place["pass"]):
+            rows = iter(self.documents)
+            while batch := [row[self.column] for row in itertools.islice(rows, _BATCH)]:
+                yield batch, self.documents.state_dict(), passes
+
+    def _empty(self) -> dict[str, torch.Tensor]:
+        window = np.zeros(self.block_size + 1, dtype=np.int64)
+        return make_block(window, np.ones(self.block_size + 1, dtype=bool))
