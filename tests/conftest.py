@@ -63,10 +63,10 @@ def tiny_model(tokenizer, architecture: str = "llama", seed: int = 0):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hfchat.training.dial import Dial
+    from hfchat.training.dial import Shape
 
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(Dial.from_depth(2).model_config(architecture, tokenizer, block_size=128))
+    return AutoModelForCausalLM.from_config(Shape.from_depth(2).model_config(architecture, tokenizer, block_size=128))
 
 
 @pytest.fixture(scope="session")

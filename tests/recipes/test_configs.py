@@ -14,7 +14,7 @@ from tests.conftest import ROOT, SHARED_DATA
 
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.yaml"))
 # Folders with the settings of one recipe for several corpora; elsewhere a file is named like its recipe.
-RECIPES = {"data": "prepare_data", "conversations": "prepare_conversations"}
+RECIPES = {"data": "prepare_data", "conversations": "prepare_conversations", "tokenizers": "train_tokenizer"}
 
 
 def config_class(recipe: str) -> type:
@@ -22,7 +22,7 @@ def config_class(recipe: str) -> type:
     (found,) = (
         value
         for value in vars(module).values()
-        if dataclasses.is_dataclass(value) and getattr(value, "__module__", "") == module.__name__
+        if dataclasses.is_dataclass(value) and value.__module__ in (module.__name__, "hfchat.training.pretraining")
     )
     return found
 

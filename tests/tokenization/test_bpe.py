@@ -1,59 +1,86 @@
+import itertools
+import random
+import sys
+
 import pytest
-from datasets import Dataset
-from tokenizers import normalizers
-from transformers import AutoTokenizer
 
-from hfchat.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, fingerprint
-from hfchat.tokenization.bpe import sample_text, train_bpe
-from hfchat.tokenization.check import SAMPLES, bytes_per_token, check_saved_tokenizer
+from hfchat.errors import UserError
+from hfchat.tokenization.bpe import SPLIT_PATTERNS, byte_level_splitter, resolve_trainer, train_bpe
+from hfchat.tokenization.check import SAMPLES, unicode_blocks
+from tests.conftest import SHARED_DATA, TEXTS
 
-TEXTS = ["the quick brown fox jumps over the lazy dog " * 5, "def f(x): return x ** 2\n" * 5]
-
-
-def test_any_text_comes_back_exactly(tokenizer):
-    for text in [*SAMPLES.values(), "".join(map(chr, range(1, 0x300)))]:
-        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+# Of equally frequent pairs: many, so that an order other than that of the byte values shows.
+TIES = [f"{a}{b} {b}\u00e9{a}" for a, b in itertools.permutations("abc~!|\u00ff\u4e00\t", 2)]
 
 
-def test_a_text_opens_with_the_document_separator(tokenizer):
-    assert tokenizer("text")["input_ids"][0] == tokenizer.bos_token_id
+def same_ids(texts, vocab_size, split_pattern):
+    pytest.importorskip("rustbpe")
+    first, second = (
+        train_bpe(texts, vocab_size, split_pattern=split_pattern, trainer=trainer).backend_tokenizer.to_str()
+        for trainer in ("tokenizers", "rustbpe")
+    )
+    return first == second
 
 
-def test_special_tokens_are_single_and_the_template_is_saved(tokenizer):
-    assert [tokenizer.encode(token, add_special_tokens=False) for token in SPECIAL_TOKENS] == [[0], [1], [2], [3]]
-    assert tokenizer.chat_template == CHAT_TEMPLATE
-    assert tokenizer.init_kwargs["chat_template_fingerprint"] == fingerprint(tokenizer)
+@pytest.mark.parametrize("split_pattern", list(SPLIT_PATTERNS))
+def test_both_trainers_give_the_same_tokenizer(split_pattern):
+    generator = random.Random(0)
+    runs = ["".join(generator.choices("a= \n", k=30)) for _ in range(200)]
+    for texts in (TIES, runs, [*TEXTS, *SAMPLES.values()]):
+        assert same_ids(texts, 768, split_pattern)
 
 
-def test_a_lossy_tokenizer_does_not_pass(tmp_path):
-    trained = train_bpe(TEXTS, 300)
-    trained.save_pretrained(tmp_path / "good")
-    check_saved_tokenizer(tmp_path / "good", trained)
-    trained.backend_tokenizer.normalizer = normalizers.NFC()
-    trained.save_pretrained(tmp_path / "lossy")
-    with pytest.raises(ValueError, match="combining marks does not survive a round trip"):
-        check_saved_tokenizer(tmp_path / "lossy", trained)
+@pytest.mark.parametrize("split_pattern", list(SPLIT_PATTERNS))
+def test_both_trainers_give_the_same_tokenizer_of_real_text(split_pattern):
+    if not SHARED_DATA.exists():
+        pytest.skip("the shared data are not here")
+    text = (SHARED_DATA / "pretrain" / "wikitext2-valid.txt").read_text(encoding="utf-8")
+    assert same_ids(text.split("\n"), 4096, split_pattern)
 
 
-def test_a_tokenizer_that_reloads_as_another_does_not_pass(tmp_path):
-    train_bpe(TEXTS, 300).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="gives other ids for code"):
-        check_saved_tokenizer(tmp_path, train_bpe(TEXTS[:1], 290))
-    trained = AutoTokenizer.from_pretrained(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="the chat template was not saved"):
-        check_saved_tokenizer(tmp_path, trained)
+@pytest.mark.parametrize("split_pattern", list(SPLIT_PATTERNS))
+def test_both_trainers_split_at_every_character_alike(split_pattern):
+    rustbpe = pytest.importorskip("rustbpe")
+    characters = [c for name, text in unicode_blocks().items() for c in text if len(text) < 3000]
+    texts = [f"x{c}1 {c}\n'{c}\n" for c in characters]
+    trainer = rustbpe.Tokenizer()
+    # Enough merges that every piece becomes one token: then an encoded text has as many tokens as pieces.
+    trainer.train_from_iterator(iter(texts), 2_000_000, pattern=SPLIT_PATTERNS[split_pattern])
+    splitter = byte_level_splitter(split_pattern)
+    differ = [text for text in texts if len(trainer.encode(text)) != len(splitter.pre_tokenize_str(text))]
+    assert not differ
+    assert len(texts) > 20_000
 
 
-def test_the_sample_keeps_to_its_bytes_and_its_seed():
-    dataset = Dataset.from_dict({"text": [f"é{i:03d}" for i in range(100)]})  # 5 bytes each
-    sample = list(sample_text(dataset, "text", sample_bytes=50, seed=1))
-    assert len(sample) == 10
-    assert sample == list(sample_text(dataset, "text", sample_bytes=50, seed=1))
-    assert sample != list(sample_text(dataset, "text", sample_bytes=50, seed=2))
-    assert len(list(sample_text(dataset, "text", sample_bytes=10**9, seed=1))) == 100
+@pytest.mark.parametrize("trainer", ["tokenizers", "auto"])
+def test_long_runs_neither_take_hours_nor_break_the_regex(trainer):
+    texts = ["a" + " " * 1_000_000 + "b", "ACGT" * 50_000]
+    assert "ACGTACGT" in train_bpe(texts, 512, trainer=trainer).get_vocab()
 
 
-def test_bytes_per_token_counts_bytes(tokenizer):
-    tokens = len(tokenizer("ééé", add_special_tokens=False)["input_ids"])
-    assert bytes_per_token(tokenizer, ["ééé", "ééé"]) == 6 / tokens
+def test_without_rustbpe_tokenizers_trains(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rustbpe", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert resolve_trainer("auto") == "tokenizers"
+    with pytest.raises(UserError, match="pip install rustbpe"):
+        resolve_trainer("rustbpe")
+    assert "the" in train_bpe(["the the"], 512).get_vocab()
+
+
+def test_what_a_text_raises_is_passed_on():
+    class Refused:
+        def __iter__(self):
+            yield "a text"
+            raise UserError("too much")
+
+    for trainer in ("tokenizers", "auto"):
+        with pytest.raises(UserError, match="too much"):
+            train_bpe(Refused(), 512, trainer=trainer)
+
+
+def test_the_patterns_differ_in_numbers_and_line_breaks():
+    def pieces(pattern, text):
+        return [piece for piece, _ in byte_level_splitter(pattern).pre_tokenize_str(text)]
+
+    assert pieces("gpt2", "12345 it's;\n\n  x") == ["12345", "Ġit", "'s", ";", "ĊĊĠ", "Ġx"]
+    assert pieces("gpt4", "12345 it'S;\n\n  x") == ["123", "45", "Ġit", "'S", ";ĊĊ", "Ġ", "Ġx"]

@@ -1,9 +1,13 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import default_data_collator
+from transformers import modeling_flash_attention_utils as flash_utils
 
-from hfchat.training.packing import IGNORE, PackedDataset, tokenize_corpus
+from hfchat.training.packing import IGNORE, PackedDataset, collate_for_flash_attention, make_block, tokenize_corpus
 from tests.conftest import tiny_model
 
 DOCUMENTS = ["first document", "the second document is a little longer than the first", "third"]
@@ -61,21 +65,97 @@ def test_a_vocabulary_beyond_16_bits_is_stored_whole(tokenizer, tmp_path, monkey
     assert PackedDataset(tmp_path / "tokens", 8, tokenizer).tokens.dtype == np.uint32
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_block_is_what_a_model_is_trained_on():
+    """A document of three tokens, one of two that the block cuts, and what becomes of both."""
+    window = np.array([1, 7, 1, 1, 8, 9])
+    opens = np.array([True, False, False, True, False, False])
+    block = {key: value.tolist() for key, value in make_block(window, opens).items()}
+    assert block["input_ids"] == [1, 7, 1, 1, 8]
+    assert block["position_ids"] == [0, 1, 2, 0, 1]
+    assert block["labels"] == block["shift_labels"] == [7, 1, IGNORE, 8, 9]
+
+
+def documents_in(positions):
+    """Row, start and end of each document (or piece of one) in a batch."""
+    for row, places in enumerate(positions.tolist()):
+        starts = [place for place, position in enumerate(places) if position == 0]
+        yield from ((row, start, end) for start, end in pairwise([*starts, len(places)]))
+
+
+def inputs(batch):
+    return {key: value for key, value in batch.items() if "labels" not in key}
+
+
+def check_documents_are_apart(model, blocks, collate, attention):
+    batch = inputs(collate(list(blocks)))
+    documents = list(documents_in(batch["position_ids"]))
+    # More than one row, so that what works for a batch of one alone is found out.
+    assert len(batch["input_ids"]) > 1
+    assert len(documents) > len(DOCUMENTS)
+    model.eval().set_attn_implementation("eager")
+    alone = [model(input_ids=batch["input_ids"][row, None, start:end]).logits[0] for row, start, end in documents]
+    model.config._attn_implementation = attention
+    # Compiled, flex attention takes half a minute; with a cache, transformers does not look for packed sequences
+    # (`Trainer` switches it off).
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        packed = model(**batch, use_cache=False).logits
+    for (row, start, end), expected in zip(documents, alone, strict=True):
+        torch.testing.assert_close(packed[row, start:end], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [("llama", "eager"), ("llama", "sdpa"), ("llama", "flex_attention"), ("gpt2", "eager"), ("gpt2", "sdpa")],
+)
 def test_documents_do_not_see_each_other(tokenizer, stream, architecture, attention):
-    model = tiny_model(tokenizer, architecture).eval()
+    model = tiny_model(tokenizer, architecture)
+    check_documents_are_apart(model, PackedDataset(stream, 20, tokenizer), default_data_collator, attention)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_documents_do_not_see_each_other_in_flash_attention(tokenizer, stream, architecture, monkeypatch):
+    """The kernels need a GPU. What is in question is what transformers hands them, and how."""
+
+    def flash(q, k, v, softmax_scale=None, causal=False, **_):
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale)
+        return out.transpose(1, 2)
+
+    def flash_varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False
+    ):
+        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+        assert max(cu_seqlens_q.diff()) <= max_seqlen_q
+        parts = [
+            flash(*(part[None, start:end] for part in (q, k, v)), softmax_scale=softmax_scale, causal=causal)[0]
+            for start, end in pairwise(cu_seqlens_q.tolist())
+        ]
+        return torch.cat(parts)
+
+    for name, stand_in in {
+        "_loaded_implementation": "flash_attention_2",
+        "_flash_fn": flash,
+        "_flash_varlen_fn": flash_varlen,
+        "_process_flash_kwargs_fn": flash_utils._lazy_define_process_function(flash_varlen),
+    }.items():
+        monkeypatch.setattr(flash_utils, name, stand_in)
+    monkeypatch.setattr("transformers.integrations.flash_attention.get_target_dtype", lambda *_: None)
+    blocks = PackedDataset(stream, 20, tokenizer)
+    model = tiny_model(tokenizer, architecture)
+    check_documents_are_apart(model, blocks, collate_for_flash_attention, "flash_attention_2")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_loss_of_a_document_moves_no_other(tokenizer, stream, architecture, attention):
+    model = tiny_model(tokenizer, architecture)
     model.set_attn_implementation(attention)
-    documents = [encode(tokenizer, text) for text in DOCUMENTS]
-    block = PackedDataset(stream, sum(map(len, documents)) - 1, tokenizer)[0]
-    with torch.no_grad():
-        # With a cache, transformers does not look for packed sequences; `Trainer` switches it off.
-        packed = model(
-            input_ids=block["input_ids"][None], position_ids=block["position_ids"][None], use_cache=False
-        ).logits[0]
-        start = 0
-        for document in documents:
-            alone = model(input_ids=torch.tensor([document])).logits[0]
-            end = min(start + len(document), len(packed))
-            torch.testing.assert_close(packed[start:end], alone[: end - start], atol=1e-5, rtol=1e-4)
-            start = end
+    batch = default_data_collator(list(PackedDataset(stream, 20, tokenizer)))
+    embeddings = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    logits = model(inputs_embeds=embeddings, position_ids=batch["position_ids"], use_cache=False).logits
+    for row, start, end in documents_in(batch["position_ids"]):
+        (gradient,) = torch.autograd.grad(logits[row, start:end].logsumexp(-1).sum(), embeddings, retain_graph=True)
+        assert gradient[row, start:end].abs().sum() > 0
+        gradient[row, start:end] = 0
+        assert gradient.abs().sum() == 0, "another document has a gradient"

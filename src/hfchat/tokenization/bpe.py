@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,6 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.errors import UserError
 from hfchat.tokenization.chat_tokenizer import VOCABULARY_MULTIPLE, as_chat_tokenizer
+from hfchat.tokenization.sampling import break_long_runs
 
 SplitPattern = Literal["gpt2", "gpt4"]
 Trainer = Literal["auto", "tokenizers", "rustbpe"]
@@ -43,12 +45,11 @@ def train_bpe(
     """Train byte-level BPE (GPT-2's byte alphabet), so that any text has tokens.
 
     Args:
-        texts: What to learn the merges from, no iterator: rarely, they are read twice. Of them, only the distinct
-            words are kept in memory.
+        texts: What to learn the merges from. They are read once, and only their distinct words are kept in memory.
         vocab_size: Tokens, the special ones included. Fewer are learned if the texts do not hold enough pairs.
         split_pattern: What merges never cross, of `SPLIT_PATTERNS`.
-        trainer: What learns the merges: `"tokenizers"`, `"rustbpe"`, or `"auto"`, the second where it is installed
-            and can split the texts. The result is the same.
+        trainer: What learns the merges: `"tokenizers"`, `"rustbpe"`, or `"auto"`, the second where it is installed.
+            The result is the same.
         vocab_multiple: What is missing to a multiple of it is filled up with reserved tokens.
         show_progress: Show the progress bars of `tokenizers`.
 
@@ -57,17 +58,13 @@ def train_bpe(
         `pad_token` is neither.
 
     Raises:
-        UserError: If `trainer` is not installed, or cannot split a text.
+        UserError: If `trainer` is not installed.
     """
     count = vocab_size - len(SPECIAL_TOKENS) - len(_BYTE_TO_CHARACTER)
-    merges = None
+    texts = map(break_long_runs, texts)
     if resolve_trainer(trainer) == "rustbpe":
         merges = _merges_by_rustbpe(texts, split_pattern, count)
-        if merges is None and trainer == "rustbpe":
-            raise UserError(
-                "trainer rustbpe: its regex cannot split a text with a very long run of spaces; use --trainer auto"
-            )
-    if merges is None:
+    else:
         merges = _merges_by_tokenizers(texts, split_pattern, count, show_progress)
     # The ids of GPT-2's vocabulary: the byte alphabet in the order of its characters, then the merges.
     tokens = [*SPECIAL_TOKENS, *sorted(_BYTE_TO_CHARACTER.values()), *(left + right for left, right in merges)]
@@ -119,17 +116,11 @@ def _merges_by_tokenizers(
     return [tuple(merge) for merge in json.loads(scratch.to_str())["model"]["merges"]]
 
 
-def _merges_by_rustbpe(texts: Iterable[str], split_pattern: SplitPattern, count: int) -> list[Merge] | None:
-    """None where its regex fails: on millions of spaces in a row it runs out of stack, and Rust panics."""
+def _merges_by_rustbpe(texts: Iterable[str], split_pattern: SplitPattern, count: int) -> list[Merge]:
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
-    try:
-        trainer.train_from_iterator(iter(texts), count + 256, pattern=SPLIT_PATTERNS[split_pattern])
-    except BaseException as error:  # that of a panic is no Exception, and has no name to import
-        if type(error).__name__ != "PanicException":
-            raise
-        return None
+    trainer.train_from_iterator(texts, count + 256, pattern=SPLIT_PATTERNS[split_pattern])
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     return [
         tuple("".join(_BYTE_TO_CHARACTER[byte] for byte in part) for part in _last_merge(token, ranks))
@@ -144,9 +135,8 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:], strict=False)]
-        lowest = min(pairs)
-        parts = list(_merge_pair(parts, pairs, lowest))
+        pairs = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
+        parts = list(_merge_pair(parts, pairs, min(pairs)))
     left, right = parts
     return left, right
 

@@ -1,6 +1,7 @@
-"""From a trained or imported tokenizer to that of a chat model: special tokens, template, a vocabulary of good size."""
+"""Give a trained or imported tokenizer special tokens, template and size, and save it so that any server reads it."""
 
 import json
+import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer, processors
@@ -36,13 +37,20 @@ def as_chat_tokenizer(tokenizer: Tokenizer, vocab_multiple: int = VOCABULARY_MUL
     return wrapped
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """`save_pretrained`, and what other programs look for in `tokenizer_config.json`.
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, folder: str | Path, *, sentencepiece_model: str | Path | None = None
+) -> None:
+    """`save_pretrained`, and what other programs look for.
 
     transformers 5 keeps the template in `chat_template.jinja` and the added tokens in `tokenizer.json` alone, and
     names a class that transformers 4 does not have. TGI and older llama.cpp and vLLM read the template from
     `tokenizer_config.json`, llama.cpp's converter the added tokens of a SentencePiece model, and what runs on
     transformers 4 needs a class of its own. transformers 5 reads both forms.
+
+    Args:
+        tokenizer: From `as_chat_tokenizer`.
+        folder: Where to.
+        sentencepiece_model: The file that it was imported from; llama.cpp's converter looks for it.
     """
     tokenizer.save_pretrained(folder)
     file = Path(folder) / "tokenizer_config.json"
@@ -58,4 +66,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
             for id, token in sorted(tokenizer.added_tokens_decoder.items())
         },
     }
+    if sentencepiece_model is not None:
+        shutil.copyfile(sentencepiece_model, Path(folder) / "tokenizer.model")
     file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

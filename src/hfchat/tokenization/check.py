@@ -1,7 +1,10 @@
 """Check that a saved tokenizer is the one that was trained, and loses no text."""
 
+import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
+from fontTools.unicodedata import Blocks
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfchat.chat_template import check_chat_template
@@ -15,26 +18,57 @@ SAMPLES = {
     "combining marks": "e\u0301 ≠ é, Zürich, नमस्ते, ไทย, a\u0323\u0307",
     "spaces": "  two before , one after \u00a0no-break\u2009thin   ",
     "control": "bell \x07 and nul \x00 and \ufeff and \U0010ffff",
+    "what SentencePiece writes": "▁one ▁▁ <0x41><unk> \ufdd0s\ufdd0",
 }
 
 
-def check_saved_tokenizer(folder: str | Path, trained: PreTrainedTokenizerBase) -> None:
-    """Reload `folder` with `AutoTokenizer` and compare.
+def check_saved_tokenizer(
+    folder: str | Path, trained: PreTrainedTokenizerBase, *, lossless: bool = True
+) -> PreTrainedTokenizerBase:
+    """Reload `folder` with `AutoTokenizer` and compare, on `SAMPLES` and all of Unicode.
+
+    Args:
+        folder: Where it was saved.
+        trained: What was saved.
+        lossless: Whether each of `SAMPLES` must come back as it was.
+
+    Returns:
+        The reloaded tokenizer.
 
     Raises:
         ValueError: If ids differ, if a text does not come back exactly, or if the chat template was lost.
     """
     reloaded = AutoTokenizer.from_pretrained(folder)
-    for name, text in SAMPLES.items():
-        ids = reloaded(text)["input_ids"]
-        if ids != trained(text)["input_ids"]:
+    for name, text in (SAMPLES | unicode_blocks()).items():
+        if reloaded(text)["input_ids"] != trained(text)["input_ids"]:
             raise ValueError(f"{folder}: the reloaded tokenizer gives other ids for {name}")
-        decoded = reloaded.decode(ids, skip_special_tokens=True)
-        if decoded != text:
-            raise ValueError(f"{folder}: {name} does not survive a round trip: {text!r} became {decoded!r}")
+    for name, decoded in lost_texts(reloaded, SAMPLES).items() if lossless else ():
+        raise ValueError(f"{folder}: {name} does not survive a round trip: {SAMPLES[name]!r} became {decoded!r}")
     if reloaded.chat_template != trained.chat_template:
         raise ValueError(f"{folder}: the chat template was not saved")
     check_chat_template(reloaded)
+    return reloaded
+
+
+def lost_texts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> dict[str, str]:
+    """What became of those that do not come back exactly when their ids are decoded, by their names."""
+    ids = tokenizer(list(texts.values()))["input_ids"]
+    decoded = (tokenizer.decode(row, skip_special_tokens=True) for row in ids)
+    return {name: after for (name, before), after in zip(texts.items(), decoded, strict=True) if after != before}
+
+
+def unicode_blocks() -> dict[str, str]:
+    """Of each block of Unicode, its assigned characters in one text; surrogates are none."""
+    starts = [*Blocks.RANGES, 0x110000]
+    blocks = {
+        name: "".join(
+            character
+            for character in map(chr, range(start, end))
+            if unicodedata.category(character) not in ("Cn", "Cs")
+        )
+        for name, start, end in zip(Blocks.VALUES, starts, starts[1:], strict=False)
+    }
+    return {name: text for name, text in blocks.items() if text and name != "No_Block"}
 
 
 def bytes_per_token(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:

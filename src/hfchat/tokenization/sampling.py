@@ -1,14 +1,14 @@
-"""Read a corpus up to a number of bytes, say beforehand what that will cost, and refuse what trainers cannot count."""
+"""Read a corpus up to a number of bytes, say what training on it will cost, and refuse what trainers cannot count."""
 
-import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from hfchat.errors import UserError
 
@@ -21,6 +21,8 @@ MAX_PAIR_COUNT = 2**31 - 1
 MAX_CHARACTER_COUNT = 2**32 - 1
 
 PILOT_BYTES = 2_000_000
+LONGEST_RUN = 1000
+_LONG_RUN = re.compile(rf"(\s{{{LONGEST_RUN}}})\s+|(\S{{{LONGEST_RUN}}})(?=\S)")
 
 
 class TextSample:
@@ -33,44 +35,50 @@ class TextSample:
         total_bytes: UTF-8 bytes that it yields.
     """
 
-    def __init__(
-        self, dataset: "Dataset", column: str, sample_bytes: int, seed: int, *, show_progress: bool = False
-    ):
+    def __init__(self, dataset: "Dataset", column: str, sample_bytes: int, seed: int):
         rows = dataset.select_columns([column])
         # As Arrow stores strings: their bytes, and an offset of 4 (or 8) bytes each, which is only overestimated here.
         available = rows.data.nbytes
         self._rows = rows if available <= sample_bytes else rows.shuffle(seed=seed)
         self._column = column
-        self._show_progress = show_progress
         self.total_bytes = min(available, sample_bytes)
         self._sample_bytes = sample_bytes
 
     def __iter__(self) -> Iterator[str]:
         remaining = self._sample_bytes
-        with tqdm(
-            total=self.total_bytes, desc="read", unit="B", unit_scale=True, disable=not self._show_progress
-        ) as bar:
-            for batch in self._rows.iter(batch_size=100):
-                for text in batch[self._column]:
-                    encoded = text.encode()
-                    if len(encoded) > remaining:
-                        text = encoded[:remaining].decode(errors="ignore")
-                    bar.update(min(len(encoded), remaining))
-                    if text:
-                        yield text
-                    remaining -= len(encoded)
-                    if remaining <= 0:
-                        return
+        for batch in self._rows.iter(batch_size=100):
+            for text in batch[self._column]:
+                encoded = text.encode()
+                if len(encoded) > remaining:
+                    text = encoded[:remaining].decode(errors="ignore")
+                if text:
+                    yield text
+                remaining -= len(encoded)
+                if remaining <= 0:
+                    return
+
+
+def break_long_runs(text: str) -> str:
+    """The text with runs of spaces cut to `LONGEST_RUN`, and a line break in others that are as long.
+
+    The time that `tokenizers` takes for a word grows with the square of its length (100,000 spaces: 27 seconds), and
+    the regex of rustbpe runs out of stack at a million spaces. Runs up to twice as long may stay.
+    """
+    for start in range(0, len(text), LONGEST_RUN):
+        window = text[start : start + LONGEST_RUN]
+        if len(window) == LONGEST_RUN and (window.isspace() or len(window.split(maxsplit=1)) == 1):
+            return _LONG_RUN.sub(lambda match: match[1] or f"{match[2]}\n", text)
+    return text
 
 
 def first_bytes(texts: Iterable[str], count: int) -> list[str]:
-    """The first texts, until they have `count` bytes of UTF-8."""
-    taken, remaining = [], count
+    """The first texts, until they have `count` bytes of UTF-8; of an iterator, no more are taken."""
+    taken, size = [], 0
     for text in texts:
-        if remaining <= 0:
-            break
         taken.append(text)
-        remaining -= len(text.encode())
+        size += len(text.encode())
+        if size >= count:
+            break
     return taken
 
 
@@ -101,9 +109,9 @@ class Estimate:
 
 def estimate(
     sample: TextSample,
-    count_words: Callable[[Iterable[str]], int],
-    train: Callable[[Iterable[str], int], object],
-    vocab_size: int,
+    splitter: PreTokenizer,
+    read: Callable[[list[str]], object],
+    train: Callable[[list[str]], object],
     bytes_per_word: int,
 ) -> Estimate:
     """Extrapolate from a pilot: the first `PILOT_BYTES` of the sample, or a tenth of it.
@@ -113,32 +121,40 @@ def estimate(
 
     Args:
         sample: What will be read.
-        count_words: Number of distinct words in texts.
-        train: Trains on texts for a vocabulary size; called twice, with the smallest and with `vocab_size`.
-        vocab_size: Of the training.
+        splitter: Splits a text into words.
+        read: Does with texts what takes time in proportion to their bytes.
+        train: Does that, and learns.
         bytes_per_word: Peak memory of the trainer per distinct word.
     """
     pilot = first_bytes(sample, min(PILOT_BYTES, max(sample.total_bytes // 10, 1)))
-    sizes = [len(text.encode()) for text in pilot]
-    half = first_bytes(pilot, sum(sizes) // 2)
-    words, words_of_half = count_words(pilot), count_words(half)
-    halves = sum(sizes) / max(sum(sizes[: len(half)]), 1)
-    exponent = math.log(words / words_of_half) / math.log(halves) if words_of_half and halves > 1 else 1.0
-    ratio = max(sample.total_bytes / max(sum(sizes), 1), 1.0)
-    distinct = int(words * ratio ** min(exponent, 1.0))
-    reading = _seconds(lambda: train(pilot, MIN_VOCAB_SIZE))
-    learning = max(_seconds(lambda: train(pilot, vocab_size)) - reading, 0.0)
+    size = _bytes_in(pilot)
+    half = first_bytes(pilot, size // 2)
+    words, words_of_half = (_distinct_words(texts, splitter) for texts in (pilot, half))
+    # Of very little text, or always the same, nothing can be said; then every word is taken for a new one.
+    exponent = math.log(words / words_of_half) / math.log(size / _bytes_in(half)) if len(half) < len(pilot) else 1.0
+    ratio = sample.total_bytes / size
+    distinct = int(words * ratio**exponent)
+    reading = _seconds(read, pilot)
+    learning = max(_seconds(train, pilot) - reading, 0.0)
     return Estimate(
-        sample.total_bytes,
-        distinct,
-        distinct * bytes_per_word,
-        reading * ratio + learning * distinct / max(words, 1),
+        total_bytes=sample.total_bytes,
+        distinct_words=distinct,
+        memory_bytes=distinct * bytes_per_word,
+        seconds=reading * ratio + learning * distinct / words,
     )
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def _distinct_words(texts: Iterable[str], splitter: PreTokenizer) -> int:
+    return len({word for text in texts for word, _ in splitter.pre_tokenize_str(text)})
+
+
+def _bytes_in(texts: Iterable[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def _seconds(function: Callable[[list[str]], object], texts: list[str]) -> float:
     started = time.perf_counter()
-    function()
+    function(texts)
     return time.perf_counter() - started
 
 
@@ -166,13 +182,13 @@ class CountLimit:
         if sample.total_bytes <= self.maximum:
             return
         pilot = first_bytes(sample, PILOT_BYTES)
-        share = int(self._count(pilot).max()) / sum(len(text.encode()) for text in pilot)
+        share = int(self._count(pilot).max()) / _bytes_in(pilot)
         if share * sample.total_bytes > self.maximum:
             # A tenth less, as a part of the text may have more of it than the pilot.
             raise UserError(
                 f"sample_bytes {sample.total_bytes}: the most frequent {self._what} would occur about "
-                f"{share * sample.total_bytes:,.0f} times, but the trainer counts only to {self.maximum:,}; use at most "
-                f"--sample_bytes {int(0.9 * self.maximum / share)}"
+                f"{share * sample.total_bytes:,.0f} times, but the trainer counts only to {self.maximum:,}; "
+                f"use at most --sample_bytes {int(0.9 * self.maximum / share)}"
             )
 
     def guard(self, texts: Iterable[str], total_bytes: int) -> Iterator[str]:
@@ -184,17 +200,16 @@ class CountLimit:
         if total_bytes <= self.maximum:
             yield from texts
             return
-        counts = np.zeros(2**16, dtype=np.int64)
-        read = 0
-        for batch in itertools.batched(texts, 1000) if hasattr(itertools, "batched") else _batched(texts, 1000):
+        counts, read, texts = np.zeros(2**16, dtype=np.int64), 0, iter(texts)
+        while batch := first_bytes(texts, 1_000_000):
             counts += self._count(batch)
-            read += sum(len(text.encode()) for text in batch)
             if counts.max() > self.maximum:
                 raise UserError(
-                    f"sample_bytes: after {read:,} bytes the most frequent {self._what} occurred more than "
-                    f"{self.maximum:,} times, and the trainer counts no further; use at most "
-                    f"--sample_bytes {int(0.9 * read)}"
+                    f"sample_bytes: within {read + _bytes_in(batch):,} bytes the most frequent {self._what} occurs "
+                    f"more than {self.maximum:,} times, and the trainer counts no further; "
+                    f"use at most --sample_bytes {read}"
                 )
+            read += _bytes_in(batch)
             yield from batch
 
     @property

@@ -15,7 +15,7 @@ from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.errors import UserError
 from hfchat.tokenization.bpe import SPLIT_PATTERNS, SplitPattern
 from hfchat.tokenization.chat_tokenizer import VOCABULARY_MULTIPLE, as_chat_tokenizer
-from hfchat.tokenization.sampling import first_bytes
+from hfchat.tokenization.sampling import break_long_runs, first_bytes
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -91,9 +91,9 @@ def train_unigram(
         keep_characters(texts, alphabet),
         trainers.UnigramTrainer(vocab_size=learnable, initial_alphabet=_ASCII, show_progress=show_progress),
     )
-    pieces = [tuple(piece) for piece in json.loads(scratch.to_str())["model"]["vocab"]]
-    # Unigram finds any piece of its vocabulary in a text, so the special tokens stay outside of it. What the splits
-    # leave apart ("<", "0", "x"...) can never be one of those below.
+    pieces = _in_one_order(json.loads(scratch.to_str())["model"]["vocab"], len(alphabet))
+    # Unigram finds any piece of its vocabulary in a text, so the special tokens stay outside of it. Those inside are
+    # never found: the pattern splits them ("<", "0", "x", ...).
     vocabulary = [(_UNKNOWN, 0.0), *((byte, 0.0) for byte in _BYTES), *pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     _set_pipeline(tokenizer, split_pattern)
@@ -113,9 +113,9 @@ def common_characters(texts: Iterable[str], learnable: int) -> set[str]:
 
 
 def keep_characters(texts: Iterable[str], alphabet: set[str]) -> Iterator[str]:
-    """The texts without runs of other characters, which would each need a token; a line break stands for them."""
+    """The texts without the other characters, which would each need a token; a line break stands for a run of them."""
     others = re.compile(f"[^{re.escape(''.join(sorted(alphabet)))}]+")
-    return (others.sub("\n", text) for text in texts)
+    return (break_long_runs(others.sub("\n", text)) for text in texts)
 
 
 def import_sentencepiece(file: str | Path, vocab_multiple: int = VOCABULARY_MULTIPLE) -> PreTrainedTokenizerFast:
@@ -132,9 +132,7 @@ def import_sentencepiece(file: str | Path, vocab_multiple: int = VOCABULARY_MULT
     vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     # Only normal pieces are found in a text; a score below all others keeps Unigram from the rest of them.
     floor = min((piece.score for piece in proto.pieces if piece.type == kinds["NORMAL"]), default=0.0) - 100
-    scores = [
-        (piece.piece, piece.score if piece.type == kinds["NORMAL"] else floor) for piece in proto.pieces
-    ]
+    scores = [(piece.piece, piece.score if piece.type == kinds["NORMAL"] else floor) for piece in proto.pieces]
     if spec.model_type == spec.UNIGRAM:
         model = models.Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
     else:
@@ -159,11 +157,11 @@ def import_sentencepiece(file: str | Path, vocab_multiple: int = VOCABULARY_MULT
         steps.append(normalizers.Precompiled(normalization.precompiled_charsmap))
     if normalization.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    tokenizer.normalizer = normalizers.Sequence(steps)
     prefixed = normalization.add_dummy_prefix
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement=_SPACE, prepend_scheme="first" if prefixed else "never", split=False
-    )
+    if prefixed:  # Metaspace would put none before a text that begins with a space
+        steps.append(normalizers.Prepend(_SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(_SPACE, " "),
@@ -203,6 +201,19 @@ def read_sentencepiece(file: str | Path) -> "ModelProto":
 
 def _learnable(vocab_size: int) -> int:
     return vocab_size - len(SPECIAL_TOKENS) - len(_BYTES) - 1
+
+
+def _in_one_order(pieces: list[tuple[str, float]], characters: int) -> list[tuple[str, float]]:
+    """Pieces and scores that are the same in each run on the same text.
+
+    `UnigramTrainer::finalize` gives each character that it must keep and did not learn 0.0001 more than the one
+    before, in the random order of a hash set; here they share the lowest score. Sums of floats differ in their last
+    digits.
+    """
+    lowest = min(score for _, score in pieces)
+    given = lowest + 0.0001 * characters
+    scores = {piece: round(lowest if len(piece) == 1 and score <= given else score, 6) for piece, score in pieces}
+    return sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def _set_pipeline(tokenizer: Tokenizer, split_pattern: SplitPattern) -> None:

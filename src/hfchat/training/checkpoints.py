@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from hfchat.errors import UserError
 from hfchat.processes import signal_with_parent
@@ -59,6 +59,12 @@ class CheckpointMixin:
         # One process must not wait for its device after every step; several must stop after the same one.
         return self.accelerator.check_trigger() if self.args.world_size > 1 else self._signalled
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint: `Trainer` would go on
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self._stops_now():
             self._terminated = self.state.global_step < self.state.max_steps
@@ -68,6 +74,13 @@ class CheckpointMixin:
             # another mean than an undisturbed one.
             self.control.should_log = True
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`, but the model of a run that keeps its checkpoints in shards is saved too, in one piece."""
+        if self.is_fsdp_enabled and not _internal_call:
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -102,7 +115,10 @@ class CheckpointMixin:
             shutil.rmtree(target, ignore_errors=True)
             checkpoint.rename(target)
         aside.rmdir()
-        rotate_checkpoints(str(aside.parent), save_total_limit=self.args.save_total_limit, use_mtime=True)
+        for other in aside.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if int(other.name.rpartition("-")[2]) > self.state.global_step:  # passed over when this run was resumed
+                shutil.rmtree(other, ignore_errors=True)
+        rotate_checkpoints(str(aside.parent), save_total_limit=self.args.save_total_limit)
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:

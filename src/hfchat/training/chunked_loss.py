@@ -21,13 +21,14 @@ def use_chunked_loss(model: "PreTrainedModel") -> None:
         model: Whose labels come as `shift_labels`.
 
     Raises:
-        UserError: If this PyTorch cannot.
+        UserError: If this PyTorch cannot, or if the model's logits are not just hidden states times the head's weight.
     """
     if not hasattr(torch.nn.functional, "linear_cross_entropy"):
-        raise UserError(f"chunked_loss: needs PyTorch 2.13 or newer, this is {torch.__version__}")
+        raise UserError(f"chunked_loss: needs PyTorch 2.13 or newer, this is {torch.__version__}; leave it out")
+    _check_head(model)
     forward = model.forward
 
-    @functools.wraps(forward)
+    @functools.wraps(forward)  # `Trainer` looks into the signature for what it may pass
     def forward_in_chunks(*args: Any, shift_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if shift_labels is None or not model.training:
             return forward(*args, shift_labels=shift_labels, **kwargs)
@@ -40,14 +41,33 @@ def use_chunked_loss(model: "PreTrainedModel") -> None:
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
-        loss = torch.nn.functional.linear_cross_entropy(
+        losses = torch.nn.functional.linear_cross_entropy(
             hidden,
             weight,
             shift_labels.flatten(),
             ignore_index=IGNORE,
-            reduction="mean" if num_items is None else "sum",
+            # Its own sum is in the dtype of the hidden states: in bfloat16, it would be off by some percent.
+            reduction="none",
             options=torch.nn.LinearCrossEntropyOptions(),
         )
-        return CausalLMOutput(loss=loss if num_items is None else loss / num_items)
+        if num_items is None:
+            num_items = shift_labels.ne(IGNORE).sum()
+        return CausalLMOutput(loss=losses.sum(dtype=torch.float32) / num_items)
 
     model.forward = forward_in_chunks
+
+
+@torch.no_grad()
+def _check_head(model: "PreTrainedModel") -> None:
+    """Some models scale, cap or shift what their head gives (Granite, Gemma 2, Phi): their loss would be another."""
+    if model.device.type == "meta":
+        return
+    was_training = model.training
+    model.eval()
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    hidden = model.base_model(input_ids=ids).last_hidden_state
+    product = hidden @ model.get_output_embeddings().weight.T
+    same = torch.allclose(model(input_ids=ids).logits, product, rtol=1e-3, atol=1e-3)
+    model.train(was_training)
+    if not same:
+        raise UserError(f"chunked_loss: the logits of {type(model).__name__} are not a matrix product; leave it out")

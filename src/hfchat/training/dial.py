@@ -20,10 +20,10 @@ HEAD_DIM = 64
 VOCABULARY_MULTIPLE = 64
 # Tokens per parameter for the least compute at a given loss (Hoffmann et al., arXiv:2203.15556).
 TOKENS_PER_PARAMETER = 20
-# Where the constants below were measured.
+# Where the learning rates were measured: the width, and the tokens of a run with its best batch.
 _REFERENCE_WIDTH = 256
-_REFERENCE_TOKENS = 1_000_000
-_REFERENCE_BATCH = 4096
+_REFERENCE_TOKENS = 400_000
+_REFERENCE_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -108,40 +108,48 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train a model of a given size.
+    """How to train a model of a given size on a given number of tokens.
 
     Attributes:
         hidden_size: Its width.
-        num_parameters: All of them, embeddings counted once if they are tied.
+        tokens: To train on, by default `TOKENS_PER_PARAMETER` for each of its parameters.
     """
 
     hidden_size: int
-    num_parameters: int
+    tokens: int
 
     @classmethod
-    def of(cls, model: "PreTrainedModel") -> "Plan":
-        return cls(model.config.get_text_config().hidden_size, model.num_parameters())
-
-    @property
-    def tokens(self) -> int:
-        """Tokens to train on."""
-        return TOKENS_PER_PARAMETER * self.num_parameters
+    def of(cls, model: "PreTrainedModel", tokens: int | None = None) -> "Plan":
+        if tokens is None:
+            tokens = TOKENS_PER_PARAMETER * model.num_parameters()
+        return cls(model.config.get_text_config().hidden_size, tokens)
 
     @property
     def batch_tokens(self) -> int:
         """Tokens per step, a power of two. The best batch grows as tokens^0.383 (Bergsma et al., arXiv:2505.13738)."""
         return 2 ** round(math.log2(_REFERENCE_BATCH * (self.tokens / _REFERENCE_TOKENS) ** 0.383))
 
-    def learning_rate(self, optimizer: str, relative_batch: float = 1.0) -> float:
-        """Peak for the hidden matrices with `"muon"`, for everything with `"adamw"`."""
-        rate = 1e-2 if optimizer == "muon" else 2e-3
-        return rate * (_REFERENCE_WIDTH / self.hidden_size) * min(1.0, relative_batch) ** 0.5
+    def learning_rate(self, optimizer: str, tokens_per_step: int) -> float:
+        """Peak for the hidden matrices with `"muon"`, for everything with `"adamw"`.
 
-    def embedding_learning_rate(self, relative_batch: float = 1.0) -> float:
-        """Of AdamW beside Muon."""
-        return 1e-2 * (_REFERENCE_WIDTH / self.hidden_size) ** 0.5 * min(1.0, relative_batch) ** 0.5
+        It falls as 1/width: in our runs with Muon, and by theory with AdamW (Yang et al., arXiv:2203.03466).
+        """
+        rate = 1e-2 if optimizer == "muon" else 2e-3
+        return rate * _REFERENCE_WIDTH / self.hidden_size * self._batch_factor(tokens_per_step)
+
+    def embedding_learning_rate(self, tokens_per_step: int) -> float:
+        """Peak of AdamW beside Muon.
+
+        That it falls as 1/sqrt(width) is a guess between theory for embeddings (not at all) and for a head (1/width),
+        which are one matrix here.
+        """
+        return 3e-2 * (_REFERENCE_WIDTH / self.hidden_size) ** 0.5 * self._batch_factor(tokens_per_step)
 
     @property
     def weight_decay(self) -> float:
         """That of GPT-3 (Brown et al., arXiv:2005.14165, appendix B)."""
         return 0.1
+
+    def _batch_factor(self, tokens_per_step: int) -> float:
+        """A smaller batch than the best is noisier and wants a rate that falls with its root (arXiv:2205.10287)."""
+        return min(1.0, tokens_per_step / self.batch_tokens) ** 0.5

@@ -26,7 +26,7 @@ def load_initial_model(args: "PretrainArguments") -> tuple["PreTrainedModel", "P
     if args.model_name_or_path is None:
         _add_tokens(tokenizer, args.add_tokens)
         return new_model(args, tokenizer), tokenizer
-    model = load_model(args.model_name_or_path, dtype="float32")
+    model = load_model(args.model_name_or_path, dtype="float32", attn_implementation=args.attn_implementation)
     if args.tokenizer_name:
         _check_extends(tokenizer, load_tokenizer(args.model_name_or_path))
     _add_tokens(tokenizer, args.add_tokens)
@@ -52,7 +52,7 @@ def new_model(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase") -
         tie_word_embeddings=args.tie_word_embeddings,
         dropout=args.dropout,
     )
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=args.attn_implementation)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(_RESIDUAL_OUTPUTS):

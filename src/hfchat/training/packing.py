@@ -126,5 +126,29 @@ def make_block(window: np.ndarray, opens: np.ndarray) -> dict[str, torch.Tensor]
     }
 
 
+def collate_for_flash_attention(blocks: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor | int]:
+    """Stack what `make_block` makes, and say where its documents lie.
+
+    In a batch of more than one row, transformers gives flash attention no heed to positions
+    (`modeling_flash_attention_utils._is_packed_sequence`): without this, documents would see each other.
+
+    Returns:
+        The blocks' tensors, of shape `(batch, block_size)`; `cu_seq_lens_q` and `cu_seq_lens_k`, both where each
+        document begins in the flattened batch, and its end, of shape `(documents + 1,)` and type int32;
+        `max_length_q` and `max_length_k`, both the most tokens that one can have.
+    """
+    batch = {key: torch.stack([block[key] for block in blocks]) for key in blocks[0]}
+    rows, block_size = batch["position_ids"].shape
+    starts = batch["position_ids"].flatten().eq(0).nonzero().flatten()
+    lengths = torch.nn.functional.pad(starts, (0, 1), value=rows * block_size).int()
+    return {
+        **batch,
+        "cu_seq_lens_q": lengths,
+        "cu_seq_lens_k": lengths,
+        "max_length_q": block_size,
+        "max_length_k": block_size,
+    }
+
+
 def _dtype(tokenizer: "PreTrainedTokenizerBase") -> type[np.unsignedinteger]:
     return np.uint16 if len(tokenizer) <= 2**16 else np.uint32

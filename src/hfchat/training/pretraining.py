@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_utils import SchedulerType
+from transformers.utils import is_flash_attn_2_available
 
 from hfchat.errors import UserError
 from hfchat.models import supports_bf16
@@ -58,6 +61,9 @@ class PretrainArguments(TrainingArguments):
     )
     embedding_learning_rate: float | None = field(
         default=None, metadata={"help": "With Muon: AdamW's rate for embeddings and gains; by default from the depth."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "By default flash_attention_2 where flash-attn is installed, else sdpa."}
     )
     chunked_loss: bool = field(
         default=False, metadata={"help": "Never hold all logits at once: less memory with a large vocabulary."}
@@ -115,6 +121,8 @@ class PretrainArguments(TrainingArguments):
             self.bf16 = not self.fp16 and supports_bf16()
         if self.torch_compile is None:
             self.torch_compile = accelerated
+        if self.attn_implementation is None:
+            self.attn_implementation = "flash_attention_2" if accelerated and is_flash_attn_2_available() else "sdpa"
         self._batch_is_set = self.per_device_train_batch_size or self.gradient_accumulation_steps
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
         self.gradient_accumulation_steps = self.gradient_accumulation_steps or 1
@@ -131,27 +139,40 @@ class PretrainArguments(TrainingArguments):
             model: That is to be trained.
             blocks: Sequences of the corpus; None for a stream.
         """
-        plan = Plan.of(model)
+        if self.num_train_epochs > 0:
+            tokens = round(self.num_train_epochs * blocks * self.block_size)
+        else:
+            tokens = self.max_steps * self.tokens_per_step if self.max_steps > 0 and self._batch_is_set else None
+        plan = Plan.of(model, tokens)
         if not self._batch_is_set:
             sequences = max(1, round(plan.batch_tokens / self.block_size / self.world_size))
-            at_once = max(1, (4096 if self.use_cpu else 32_768) // self.block_size)
+            at_once = max(1, self._tokens_at_once(model) // self.block_size)
             self.gradient_accumulation_steps = -(-sequences // at_once)
             self.per_device_train_batch_size = -(-sequences // self.gradient_accumulation_steps)
         if self.max_steps <= 0:
-            tokens = plan.tokens if self.num_train_epochs <= 0 else self.num_train_epochs * blocks * self.block_size
-            self.max_steps = math.ceil(tokens / self.tokens_per_step)
-        relative_batch = self.tokens_per_step / plan.batch_tokens
+            self.max_steps = math.ceil(plan.tokens / self.tokens_per_step)
         if self.learning_rate is None:
-            self.learning_rate = 1e-4 if self.model_name_or_path else plan.learning_rate(self.optimizer, relative_batch)
+            from_scratch = plan.learning_rate(self.optimizer, self.tokens_per_step)
+            self.learning_rate = 1e-4 if self.model_name_or_path else from_scratch
         if self.embedding_learning_rate is None:
-            self.embedding_learning_rate = (
-                self.learning_rate if self.model_name_or_path else plan.embedding_learning_rate(relative_batch)
-            )
+            from_scratch = plan.embedding_learning_rate(self.tokens_per_step)
+            self.embedding_learning_rate = self.learning_rate if self.model_name_or_path else from_scratch
         if self.weight_decay is None:
             self.weight_decay = plan.weight_decay
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.lr_scheduler_kwargs:
             # The shortest decay that reaches the loss of a full one (Haegele et al., arXiv:2405.18392, figure 5).
             self.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(0.2 * self.max_steps)}
+
+    def _tokens_at_once(self, model: "PreTrainedModel") -> int:
+        """What fits into a forward and backward pass: on a GPU, the activations of half its memory."""
+        if self.use_cpu or not torch.cuda.is_available():
+            return 4096
+        config = model.config.get_text_config()
+        # In bytes (Korthikanti et al., arXiv:2205.05198, table 2, without what attention does not keep), and the logits
+        # in bfloat16 and float32 with their gradients.
+        activations = 34 * config.hidden_size * config.num_hidden_layers
+        logits = 0 if self.chunked_loss else 12 * config.vocab_size
+        return torch.cuda.get_device_properties(self.device).total_memory // 2 // (activations + logits)
 
     def describe(self, model: "PreTrainedModel") -> str:
         """What is going to be trained, and how, in two lines."""
@@ -188,6 +209,7 @@ class PretrainTrainer(CheckpointMixin, Trainer):
         # Left alone, `Trainer` would drop `shift_labels`, which no model names in its signature, and models would
         # shift the labels once more: they would learn the token after the next.
         args.remove_unused_columns = False
+        args.ignore_data_skip = args.streaming  # the stream itself goes on where it was
         # Given a tokenizer, it would collate with the tokenizer's `pad`, which adds an attention mask; with a mask,
         # transformers does not look for packed sequences, and documents would see each other.
         super().__init__(
@@ -199,12 +221,22 @@ class PretrainTrainer(CheckpointMixin, Trainer):
             processing_class=tokenizer,
             compute_metrics=bits_per_byte(corpus.validation.num_bytes),
             preprocess_logits_for_metrics=negative_log_likelihood,
-            callbacks=[LossSpikes(), PrintSamples(tokenizer, args.sample_prompts)],
+            callbacks=[LossSpikes()],
         )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # else no process has all the weights
+            self.add_callback(PrintSamples(tokenizer, args.sample_prompts))
         self.throughput = Throughput(model, args.block_size, args.tokens_per_step, args.device, args.world_size)
         self.add_callback(self.throughput)
         if self.pop_callback(ProgressCallback):
             self.add_callback(PretrainProgress())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        state = PartialState()
+        if self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            # Asked to shard over CPUs, accelerate would silently copy the model to each; it can do what it was asked.
+            if state.distributed_type is DistributedType.MULTI_CPU:
+                state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         if resume_from_checkpoint and self.args.streaming:
@@ -227,6 +259,11 @@ class PretrainTrainer(CheckpointMixin, Trainer):
             blocks = self.state.global_step * self.args.gradient_accumulation_steps * self.args.train_batch_size
             self.train_dataset.save(Path(output_dir) / self._stream_file, blocks)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.args.streaming:  # `Trainer` counts from where it was resumed
+            self.state.epoch = self.state.global_step / self.state.max_steps
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def create_optimizer(self, model: "PreTrainedModel | None" = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.args.optimizer == "muon":
             if self.is_deepspeed_enabled:
@@ -243,6 +280,7 @@ class PretrainTrainer(CheckpointMixin, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs or "eval_loss" in logs:
             logs = {**logs, **self.throughput.measure(self.state)}
+        logs.pop("train_loss", None)  # the mean of the steps since the run was resumed
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -250,12 +288,15 @@ class PretrainTrainer(CheckpointMixin, Trainer):
         try:
             with self.throughput.paused():
                 return super().evaluate(*args, **kwargs)
-        except (RuntimeError, ValueError, OSError) as error:  # out of memory is a RuntimeError
+        except Exception as error:  # out of memory, a metric, a sample: whatever it is
             if not self.is_in_train or self.args.world_size > 1:  # the processes would no longer be in step
                 raise
             message = (str(error).strip().splitlines() or [""])[0]
             tqdm.write(f"warning: the evaluation failed, training goes on: {type(error).__name__}: {message}")
             return {}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        return bool(metrics) and super()._determine_best_metric(metrics, trial)
 
     def final_metrics(self) -> dict[str, float]:
         """Those of the last evaluation of the training if it was made after the last step; else of one made now."""

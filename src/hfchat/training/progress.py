@@ -1,5 +1,6 @@
 """What is seen of a training while it runs."""
 
+import math
 import statistics
 from collections import deque
 
@@ -37,7 +38,8 @@ class LossSpikes(TrainerCallback):
         self.recent: deque[float] = deque(maxlen=_WINDOW)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.recent.extend(entry["loss"] for entry in state.log_history if "loss" in entry)
+        for entry in state.log_history:
+            self._remember(entry.get("loss"))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss")
@@ -47,15 +49,19 @@ class LossSpikes(TrainerCallback):
             state.log_history[-1]["loss_spike"] = True
             if state.is_world_process_zero:
                 tqdm.write(f"  step {state.global_step:>5} | warning: the loss jumped to {loss:.3f}")
-        self.recent.append(loss)
+        self._remember(loss)
+
+    def _remember(self, loss: float | None) -> None:
+        if loss is not None and math.isfinite(loss):  # one NaN would make a NaN of every mean to come
+            self.recent.append(loss)
 
 
 def is_spike(loss: float, before: "deque[float]") -> bool:
-    """Whether `loss` is not a number, or more than `SPIKE_SIGMAS` standard deviations above the mean of `before`.
+    """Whether `loss` is not finite, or more than `SPIKE_SIGMAS` standard deviations above the mean of `before`.
 
-    With fewer than half a window of losses before it, only what is not a number is one.
+    With fewer than half a window of losses before it, only what is not finite is one.
     """
-    if loss != loss or loss == float("inf"):
+    if not math.isfinite(loss):
         return True
     if len(before) < _WINDOW // 2:
         return False

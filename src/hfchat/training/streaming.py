@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
+from hfchat.errors import UserError
 from hfchat.training.packing import encode_documents, make_block
 
 if TYPE_CHECKING:
@@ -39,13 +40,11 @@ class StreamedDataset(TorchIterableDataset):
         self.column = column
         self.block_size = block_size
         self.tokenizer = tokenizer
-        self.resumed_at = 0
+        self._trained = 0  # blocks, when it was resumed
         # Where the stream stood before each batch of documents that blocks not yet saved come from.
         self._places: deque[dict[str, Any]] = deque([{"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}])
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Starts with `resumed_at` empty blocks, which `Trainer` passes over like those it has trained on."""
-        yield from itertools.repeat(self._empty(), self.resumed_at)
         place = self._places[0]
         number = place["block"]
         tokens, opens = np.array(place["tokens"], dtype=np.int64), np.array(place["opens"], dtype=bool)
@@ -54,7 +53,7 @@ class StreamedDataset(TorchIterableDataset):
                 tokens = np.concatenate([tokens, document.astype(np.int64)])
                 opens = np.concatenate([opens, np.arange(len(document)) == 0])
             while len(tokens) > self.block_size:
-                if number >= self.resumed_at:
+                if number >= self._trained:
                     yield make_block(tokens[: self.block_size + 1], opens[: self.block_size + 1])
                 tokens, opens = tokens[self.block_size :], opens[self.block_size :]
                 number += 1
@@ -69,15 +68,24 @@ class StreamedDataset(TorchIterableDataset):
             )
 
     def save(self, file: Path, blocks: int) -> None:
-        """Write down where the stream stands when `blocks` of its blocks have been trained on."""
+        """Write down where the stream stands when `blocks` of its blocks have been trained on, all runs together."""
         while len(self._places) > 1 and self._places[1]["block"] <= blocks:
             self._places.popleft()
         file.write_text(json.dumps({**self._places[0], "trained": blocks}), encoding="utf-8")
 
     def resume(self, file: Path) -> None:
-        """Go on where `save` was called."""
-        place = json.loads(file.read_text(encoding="utf-8"))
-        self.resumed_at = place.pop("trained")
+        """Go on where `save` was called. The cost does not depend on how far that was.
+
+        Raises:
+            UserError: If there is no such file: another number of processes wrote the checkpoint.
+        """
+        try:
+            place = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"streaming: {file.parent} has no {file.name}; a stream is resumed by as many processes as have read it"
+            ) from error
+        self._trained = place.pop("trained")
         self._places = deque([place])
 
     def _batches(self, place: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any], int]]:
@@ -85,10 +93,11 @@ class StreamedDataset(TorchIterableDataset):
         if place["source"] is not None:
             self.documents.load_state_dict(place["source"])
         for passes in itertools.count(place["pass"]):
+            self.documents.set_epoch(passes)  # else each pass would start where the first was resumed
             rows = iter(self.documents)
-            while batch := [row[self.column] for row in itertools.islice(rows, _BATCH)]:
+            batch = [row[self.column] for row in itertools.islice(rows, _BATCH)]
+            if not batch and passes > place["pass"]:
+                raise UserError("streaming: no document is left to train on; lower validation_documents")
+            while batch:
                 yield batch, self.documents.state_dict(), passes
-
-    def _empty(self) -> dict[str, torch.Tensor]:
-        window = np.zeros(self.block_size + 1, dtype=np.int64)
-        return make_block(window, np.ones(self.block_size + 1, dtype=bool))
+                batch = [row[self.column] for row in itertools.islice(rows, _BATCH)]

@@ -1,6 +1,7 @@
 """How fast a model is trained, and what share of its device's arithmetic that is."""
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,13 @@ from transformers import TrainerCallback
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerState
 
-# Dense bfloat16 (V100, T4: float16) FLOP/s of tensor cores, from the makers' data sheets. The first name that occurs
-# in the device's own counts.
+# Dense bfloat16 (V100, T4: float16) FLOP/s of tensor cores, from the makers' data sheets. The keys are patterns; the
+# first that the device's own name has as whole words counts.
 PEAK_FLOPS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
-    "H200": 989e12,
     "GH200": 989e12,
+    "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
@@ -27,13 +28,13 @@ PEAK_FLOPS = {
     "A100": 312e12,
     "A10G": 70e12,
     "A10": 125e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
+    "RTX 5090$": 209.5e12,
+    "RTX 4090$": 165.2e12,
+    "RTX 3090$": 71e12,
     "V100": 125e12,
     "T4": 65e12,
     "MI300X": 1307e12,
-    "MI250X": 383e12,
+    "MI250X": 191.5e12,  # half a card: each of its two dies is a device
 }
 
 
@@ -59,6 +60,7 @@ class Throughput(TrainerCallback):
         self.earlier = 0.0
         self.last = (0.0, 0)  # when the last log was made, at which step
         self.pause = 0.0
+        self.is_paused = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         logged = [entry["elapsed_seconds"] for entry in state.log_history if "elapsed_seconds" in entry]
@@ -70,21 +72,25 @@ class Throughput(TrainerCallback):
     def paused(self) -> Iterator[None]:
         """Time spent in here is not time spent training."""
         started = time.perf_counter()
+        self.is_paused = True
         try:
             yield
         finally:
+            self.is_paused = False
             self.pause += time.perf_counter() - started
 
     def measure(self, state: "TrainerState") -> dict[str, float]:
-        """What to log: `elapsed_seconds` of training and evaluation, earlier parts of a resumed run included,
-        `tokens_per_second` since the last call, and `mfu`, where the peak of the device is known.
+        """What to log: `elapsed_seconds` of training and evaluation, earlier parts of a resumed run included.
+
+        Outside of pauses also `tokens_per_second` since it was last measured, and `mfu`, where the peak of the device
+        is known.
         """
         if self.began is None:
             return {}
         now = time.perf_counter()
         measured: dict[str, Any] = {"elapsed_seconds": round(self.earlier + now - self.began, 3)}
         then, step = self.last
-        if state.global_step > step:
+        if state.global_step > step and not self.is_paused:
             seconds = now - then - self.pause
             speed = (state.global_step - step) * self.tokens_per_step / seconds
             measured["tokens_per_second"] = round(speed, 1)
@@ -113,4 +119,6 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    if "MIG" in name:  # a slice of a GPU
+        return None
+    return next((peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name)), None)
