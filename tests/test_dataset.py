@@ -1,8 +1,10 @@
 import json
+import shutil
 
 import pytest
+from datasets import Dataset, IterableDataset
 
-from hfchat.dataset import load_split
+from hfchat.dataset import has_split, load_split
 from hfchat.errors import UserError
 
 
@@ -11,10 +13,90 @@ def test_a_corpus_opens_by_split(corpus):
     assert len(load_split(str(corpus), "validation", "text")) == 6
 
 
+def write(file, count=3):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps({"text": f"{file.stem} {i}"}) + "\n" for i in range(count)))
+    return str(file)
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A folder of two configurations, the second of which has a validation split."""
+    folder = tmp_path / "configured"
+    for name in ("a", "b", "c"):
+        write(folder / f"{name}.jsonl")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- {config_name: one, data_files: [{split: train, path: a.jsonl}]}\n"
+        "- {config_name: two, data_files: [{split: train, path: b.jsonl}, {split: validation, path: c.jsonl}]}\n---\n"
+    )
+    return str(folder)
+
+
 def test_a_file_opens_whole(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(json.dumps({"text": str(i)}) for i in range(3)))
-    assert len(load_split(str(file), "validation", "text")) == 3
+    file = write(tmp_path / "rows.jsonl")
+    assert len(load_split(file, "validation", "text")) == 3
+    assert not has_split(file, "validation")
+
+
+def test_a_stream_has_the_rows_of_the_dataset(corpus):
+    stream = load_split(str(corpus), "validation", "text", streaming=True)
+    assert isinstance(stream, IterableDataset)
+    assert [row["text"] for row in stream] == load_split(str(corpus), "validation", "text")["text"][:]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_configuration_of_several_is_taken(configured, streaming):
+    def first(split, config_name):
+        return next(iter(load_split(configured, split, "text", config_name=config_name, streaming=streaming)))["text"]
+
+    assert first("train", "one") == "a 0"
+    assert first("train", "two") == "b 0"
+    assert first("validation", "two") == "c 0"
+
+
+def test_splits_are_those_of_the_card_or_of_the_files_names(corpus, configured, tmp_path):
+    assert has_split(str(corpus), "validation")
+    assert not has_split(str(corpus), "test")
+    assert has_split(configured, "validation", config_name="two")
+    assert not has_split(configured, "validation", config_name="one")
+    for name in ("train", "validation"):
+        write(tmp_path / "named" / f"{name}.jsonl")
+    assert has_split(str(tmp_path / "named"), "validation")
+    write(tmp_path / "unnamed" / "rows.jsonl")
+    assert has_split(str(tmp_path / "unnamed"), "train")
+    assert not has_split(str(tmp_path / "unnamed"), "validation")
+
+
+def test_a_dataset_whose_splits_are_not_known_is_named(configured, tmp_path):
+    with pytest.raises(UserError, match="a/b/corpus: no such file or folder"):
+        has_split("a/b/corpus", "train")
+    with pytest.raises(
+        UserError, match=r"configured: cannot be loaded: .* dataset_config_name is not set.*'one', 'two'"
+    ):
+        has_split(configured, "train")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match=r"nothing: cannot be loaded: .*any data files"):
+        has_split(str(tmp_path / "nothing"), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_cannot_be_read_is_one_line(configured, tmp_path, streaming):
+    def fails_with(problem, name, **kwargs):
+        with pytest.raises(UserError, match=problem) as raised:
+            load_split(str(name), "train", "text", streaming=streaming, **kwargs)
+        assert "\n" not in str(raised.value)
+
+    fails_with("cannot load split 'train': .* dataset_config_name is not set.*'one', 'two'", configured)
+    fails_with("cannot load split 'train': .*'three' not found.*'one', 'two'", configured, config_name="three")
+    (tmp_path / "cut.jsonl").write_text('{"text": "a"}\n{"text": ')
+    fails_with("cannot load split 'train': JSON parse error", tmp_path / "cut.jsonl")
+    write(tmp_path / "rows" / "train.jsonl", count=0)
+    fails_with("cannot load split 'train': its files have no rows", tmp_path / "rows")
+    Dataset.from_dict({"text": [], "id": []}).to_parquet(tmp_path / "empty.parquet")
+    fails_with("split 'train'(: .* no data| is empty)", tmp_path / "empty.parquet")
+    Dataset.from_dict({"content": ["a"]}).to_parquet(tmp_path / "other.parquet")
+    fails_with(r"has no column 'text', only \['content'\]", tmp_path / "other.parquet")
 
 
 def test_what_is_missing_is_named(corpus, tmp_path):
@@ -31,10 +113,6 @@ def test_what_is_missing_is_named(corpus, tmp_path):
 
 
 def test_rows_changed_in_place_are_seen(corpus, tmp_path):
-    import shutil
-
-    from datasets import Dataset
-
     folder = shutil.copytree(corpus, tmp_path / "corpus")
     assert len(load_split(str(folder), "validation", "text")) == 6
     Dataset.from_dict({"text": ["changed"]}).to_parquet(folder / "data" / "validation-00000.parquet")

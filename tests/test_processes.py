@@ -52,7 +52,7 @@ def test_a_process_is_signalled_when_its_parent_ends(orphan):
         signal.signal(signal.SIGTERM, say_goodbye)
         signal_with_parent(signal.SIGTERM)
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(20)
         print("was left alone", flush=True)
         """
     )
@@ -68,7 +68,7 @@ def test_a_process_is_killed_when_its_parent_ends(orphan):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_with_parent(os.getppid())
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(20)
         print("was left alone", flush=True)
         """
     )

@@ -51,12 +51,13 @@ def load_split(
         else:
             _check_exists(dataset_name, column)
             dataset = load_dataset(dataset_name, config_name, split=split, **options)
+        is_empty = next(iter(dataset), None) is None if streaming else len(dataset) == 0
         columns = dataset.column_names or list(next(iter(dataset), {}))
     except UserError:
         raise
     except Exception as error:  # the errors of the builders have no common base
         raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {_reason(error)}") from error
-    if not streaming and len(dataset) == 0:
+    if is_empty:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
     if column not in columns:
         raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {columns}")
@@ -88,7 +89,13 @@ def _check_exists(dataset_name: str, column: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+    cause = error.__cause__ or error
+    if isinstance(cause, StopIteration):  # of the JSON builder
+        return "its files have no rows"
+    first, *more = str(cause).strip().splitlines() or [type(error).__name__]
+    if first.startswith("Config name is missing") and more:
+        return f"it has several configurations, and dataset_config_name is not set. {more[0]}"
+    return first
 
 
 def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str] | None:

@@ -13,3 +13,23 @@ def packed(tokenizer, corpus, tmp_path_factory):
         tokenize_corpus(load_split(str(corpus), split, "text"), "text", tokenizer, folder / split, split)
         splits[split] = PackedDataset(folder / split, 32, tokenizer)
     return splits
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    from tests.training.runs import Runs
+
+    runs = Runs(tmp_path_factory.mktemp("runs") / "log")
+    yield runs
+    runs.close()
+
+
+@pytest.fixture(scope="session")
+def inputs(corpus, tokenizer, tmp_path_factory) -> list:
+    """Arguments of `recipes/pretrain.py`: what to train a tiny model on."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return [
+        "--dataset_name", corpus, "--tokenizer_name", folder, "--depth", 1, "--block_size", 32, "--bf16", "false",
+        "--sample_prompts", "The recipe", "--disable_tqdm", "true",
+    ]  # fmt: skip

@@ -1,140 +1,103 @@
-"""A run killed at random moments ends as if it had not been."""
+"""A run that is killed ends, when it is started again, as if it had not been."""
 
-import contextlib
-import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from hfchat.lineage import CHECKPOINTS, read_lineage
 from tests.conftest import ROOT
+from tests.training.runs import assert_identical, checkpoints, outcome
 
-RUN = [
-    "--depth", 1, "--block_size", 32, "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2,
-    "--max_steps", 36, "--save_steps", 4, "--eval_steps", 10, "--logging_steps", 3, "--bf16", "false",
-    "--sample_prompts", "The recipe",
+STEPS = [
+    "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--max_steps", 36, "--save_steps", 4,
+    "--eval_steps", 10, "--logging_steps", 3,
 ]  # fmt: skip
+# What is asked for beyond that, and how many kills.
 CASES = {
     "muon": ([], 20),
-    "dropout": (["--architecture", "gpt2", "--dropout", 0.1, "--optimizer", "adamw", "--block_size", 64], 4),
+    "dropout": (["--architecture", "gpt2", "--dropout", 0.1, "--optimizer", "adamw", "--block_size", 64], 3),
     "streaming": (["--streaming", "true"], 5),
 }
 
 
-class RunServer:
-    """See `run_server.py`."""
-
-    def __init__(self, log: Path):
-        self.log = log
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("run_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("w"),
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-
-    def run(self, arguments: list, kill_after: float | None = None) -> int:
-        """Exit status of a run with these arguments, killed after so many seconds unless it has ended by then."""
-        self.process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
-        self.process.stdin.flush()
-        number = int(self._answer())
-        if kill_after is not None and not select.select([self.process.stdout], [], [], kill_after)[0]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        return int(self._answer())
-
-    def _answer(self) -> str:
-        answer = self.process.stdout.readline()
-        assert answer, self.log.read_text()[-4000:]
-        return answer
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = RunServer(tmp_path_factory.mktemp("server") / "log")
-    yield server
-    server.process.stdin.close()
-    server.process.wait(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def arguments(corpus, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    return ["--dataset_name", corpus, "--tokenizer_name", folder, *RUN]
-
-
-def outcome(folder: Path) -> dict:
-    """All that a run leaves behind, but for how long it took."""
-    checkpoints = sorted((folder / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    last = checkpoints[-1]
-    curve = json.loads((folder / "loss_curve.json").read_text())
-    timed = ("elapsed_seconds", "tokens_per_second", "mfu", "_runtime", "_per_second")
-    return {
-        "weights": load_file(folder / "model.safetensors"),
-        "checkpoint": last.name,
-        "optimizer": torch.load(last / "optimizer.pt"),
-        "schedule": torch.load(last / "scheduler.pt"),
-        "metrics": [{key: value for key, value in entry.items() if not key.endswith(timed)} for entry in curve],
-        "final": {key: value for key, value in read_lineage(folder)["metrics"].items() if not key.endswith(timed)},
-    }
-
-
-def assert_identical(one, other, place="outcome"):
-    assert type(one) is type(other), place
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype, place
-        assert torch.equal(one, other), place
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for key in one:
-            assert_identical(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), place
-        for index, (first, second) in enumerate(zip(one, other, strict=True)):
-            assert_identical(first, second, f"{place}[{index}]")
-    else:
-        assert one == other, place
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(server, arguments, tmp_path, case):
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(runs, inputs, tmp_path, case):
     extra, kills = CASES[case]
-    arguments = [*arguments, *extra, "--output_dir"]
-    assert server.run([*arguments, tmp_path / "warm-up", "--max_steps", 1]) == 0
+    arguments = [*inputs, *STEPS, *extra, "--output_dir"]
+    runs.finish([*arguments, tmp_path / "warm-up", "--max_steps", 1])
     began = time.monotonic()
-    assert server.run([*arguments, tmp_path / "undisturbed"]) == 0
+    runs.finish([*arguments, tmp_path / "undisturbed"])
     duration = time.monotonic() - began
     undisturbed = outcome(tmp_path / "undisturbed")
 
-    moments, killed, resumed, finished = random.Random(0), 0, set(), 0
+    moments, killed, finished, resumed = random.Random(0), 0, 0, set()
     while killed < kills:
-        # What is left to do gets less with every kill, so the moments of one output are drawn from what is left.
-        output, left = tmp_path / f"killed-{finished}", duration
+        output = tmp_path / f"killed-{finished}"
         while killed < kills:
-            status = server.run([*arguments, output], kill_after=moments.uniform(0.05, left))
-            assert status in (0, -signal.SIGKILL), server.log.read_text()[-4000:]
-            if status == 0:
+            (process,) = runs.start([*arguments, output])
+            statuses = runs.wait(moments.uniform(0, duration))
+            if statuses is None:
+                os.kill(process, signal.SIGKILL)
+                statuses = runs.wait()
+            assert statuses in ([0], [-signal.SIGKILL]), runs.tail()
+            if statuses == [0]:  # before its kill, which therefore is for another output
                 break
             killed += 1
-            found = {path.name for path in tmp_path.glob(f"{output.name}.partial-*/{CHECKPOINTS}/checkpoint-*")}
-
-            resumed |= found
+            resumed |= {checkpoint.name for checkpoint in checkpoints(output)}
         else:
-            assert server.run([*arguments, output]) == 0, server.log.read_text()[-4000:]
+            runs.finish([*arguments, output])
         assert_identical(outcome(output), undisturbed)
         finished += 1
-    print(case, finished, time.monotonic()-began, duration)
-    assert len(resumed) > 2, "no moment was one in the training"
+    assert len(resumed) > 1, "no kill came while a run was training"
+
+
+def wait_for_checkpoint(output, is_alive):
+    deadline = time.monotonic() + 120
+    while not checkpoints(output) and time.monotonic() < deadline:
+        assert is_alive()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def long_run(runs, inputs, tmp_path_factory):
+    """Arguments of a run that leaves time for a signal after its first checkpoint, and its outcome without one."""
+    arguments = [*inputs, *STEPS, "--max_steps", 60, "--save_steps", 20, "--eval_steps", 30, "--output_dir"]
+    output = tmp_path_factory.mktemp("long-run") / "undisturbed"
+    runs.finish([*arguments, output])
+    return arguments, outcome(output)
+
+
+def assert_goes_on(runs, output, arguments, undisturbed):
+    """As an undisturbed run, but for the log, which has the step of the signal besides."""
+    runs.finish([*arguments, output])
+    for part in ("weights", "optimizer", "schedule"):
+        assert_identical(outcome(output)[part], undisturbed[part])
+
+
+def test_sigterm_saves_where_the_run_is_and_ends_it(runs, long_run, tmp_path):
+    output = tmp_path / "terminated"
+    (process,) = runs.start([*long_run[0], output])
+    wait_for_checkpoint(output, lambda: runs.wait(0) is None)
+    os.kill(process, signal.SIGTERM)
+    assert runs.wait() == [128 + signal.SIGTERM], runs.tail()
+    assert not output.exists()
+    last = checkpoints(output)[-1].name
+    assert f"SIGTERM: saved {last}; the same command goes on from there" in runs.tail()
+    assert_goes_on(runs, output, *long_run)
+
+
+def test_sigterm_to_the_launcher_saves_too(runs, long_run, tmp_path):
+    output = tmp_path / "terminated"
+    config = ROOT / "accelerate_configs" / "cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "recipes/pretrain.py"]
+    command += map(str, [*long_run[0], output])
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    wait_for_checkpoint(output, lambda: launcher.poll() is None)
+    launcher.terminate()
+    printed, _ = launcher.communicate(timeout=120)  # the training has the other end of the pipe, too
+    assert f"SIGTERM: saved {checkpoints(output)[-1].name}" in printed
+    assert_goes_on(runs, output, *long_run)

@@ -78,7 +78,10 @@ class CheckpointMixin:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`, but the model of a run that keeps its checkpoints in shards is saved too, in one piece."""
         if self.is_fsdp_enabled and not _internal_call:
-            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+            weights = self.accelerator.get_state_dict(self.model)
+            for name in self.model.all_tied_weights_keys:
+                weights.pop(name, None)
+            self._save(output_dir, state_dict=weights)
         else:
             super().save_model(output_dir, _internal_call)
 

@@ -134,7 +134,7 @@ class Plan:
 
         It falls as 1/width: in our runs with Muon, and by theory with AdamW (Yang et al., arXiv:2203.03466).
         """
-        rate = 1e-2 if optimizer == "muon" else 2e-3
+        rate = 1e-2 if optimizer == "muon" else 3e-3
         return rate * _REFERENCE_WIDTH / self.hidden_size * self._batch_factor(tokens_per_step)
 
     def embedding_learning_rate(self, tokens_per_step: int) -> float:

@@ -1,0 +1,82 @@
+"""Several processes train the model that one would have trained."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.training.runs import checkpoints, curve, losses
+
+# The batch is the one that the depth asks for, however many processes there are to share it.
+STEPS = ["--max_steps", 12, "--logging_steps", 1, "--save_steps", 4, "--eval_steps", 6]
+# Rounding differs with the number of processes, and Muon's orthogonalisation in bfloat16 makes more of it.
+TOLERANCE = {"adamw": 1e-5, "muon": 2e-3}
+FSDP = "cpu_two_processes_fsdp"
+
+
+@pytest.fixture(scope="module")
+def alone(runs, inputs, tmp_path_factory):
+    """For each optimizer, what one process makes."""
+    folder = tmp_path_factory.mktemp("alone")
+    for optimizer in TOLERANCE:
+        runs.finish([*inputs, *STEPS, "--optimizer", optimizer, "--output_dir", folder / optimizer])
+    return folder
+
+
+def assert_same_training(output, alone):
+    tolerance = TOLERANCE[alone.name]
+    assert losses(output) == pytest.approx(losses(alone), rel=tolerance)
+    evaluations, expected = (
+        [entry for entry in curve(folder) if "eval_bits_per_byte" in entry] for folder in (output, alone)
+    )
+    for one, other in zip(evaluations, expected, strict=True):
+        assert one["eval_predicted_tokens"] == other["eval_predicted_tokens"]
+        assert one["eval_bits_per_byte"] == pytest.approx(other["eval_bits_per_byte"], rel=tolerance)
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (output, alone))
+    assert weights.keys() == expected.keys()
+    model = AutoModelForCausalLM.from_pretrained(output)
+    assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("config", ["cpu_two_processes", FSDP])
+def test_two_processes_train_what_one_would(run_recipe, inputs, alone, tmp_path, config):
+    arguments = [*inputs, *STEPS, "--optimizer", "adamw", "--output_dir", tmp_path / "two"]
+    printed = run_recipe("pretrain", *arguments, launch=config).stdout
+    assert "(64 x 32 on each of 2, 1 at a time)" in printed
+    assert_same_training(tmp_path / "two", alone / "adamw")
+
+
+def test_muon_is_sharded(runs, inputs, alone, tmp_path):
+    runs.finish([*inputs, *STEPS, "--optimizer", "muon", "--output_dir", tmp_path / "two"], FSDP, processes=2)
+    assert_same_training(tmp_path / "two", alone / "muon")
+    shards = checkpoints(tmp_path / "two")[-1] / "optimizer_0"
+    assert len(list(shards.glob("*.distcp"))) == 2
+
+
+@pytest.mark.parametrize("optimizer", TOLERANCE)
+def test_shards_are_resumed_by_another_number_of_processes(runs, inputs, alone, tmp_path, optimizer):
+    arguments = [*inputs, *STEPS, "--optimizer", optimizer, "--output_dir", tmp_path / "out"]
+    processes = runs.start(arguments, FSDP, processes=2)
+    deadline = time.monotonic() + 120
+    while not checkpoints(tmp_path / "out") and time.monotonic() < deadline:
+        assert runs.wait(0.01) is None, runs.tail()
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+    assert runs.wait() == [-signal.SIGKILL] * 2
+    runs.finish(arguments, FSDP, processes=1)
+    assert_same_training(tmp_path / "out", alone / optimizer)
+
+
+def test_sigterm_stops_all_processes_after_the_same_step(runs, inputs, tmp_path):
+    arguments = [*inputs, *STEPS, "--max_steps", 400, "--optimizer", "adamw", "--output_dir", tmp_path / "out"]
+    processes = runs.start(arguments, "cpu_two_processes", processes=2)
+    deadline = time.monotonic() + 120
+    while not checkpoints(tmp_path / "out") and time.monotonic() < deadline:
+        assert runs.wait(0.01) is None, runs.tail()
+    os.kill(processes[1], signal.SIGTERM)
+    assert runs.wait() == [128 + signal.SIGTERM] * 2, runs.tail()
+    assert f"SIGTERM: saved {checkpoints(tmp_path / 'out')[-1].name}" in runs.tail()
