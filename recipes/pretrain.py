@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.save_model(str(stage.work_dir))
     metrics = trainer.final_metrics()
     if trainer.is_world_process_zero():
-        save_loss_curve(trainer.state.log_history, stage.work_dir, "eval_bits_per_byte", "validation loss (bits per byte)")
+        history, label = trainer.state.log_history, "validation loss (bits per byte)"
+        save_loss_curve(history, stage.work_dir, "eval_bits_per_byte", label)
     stage.finish(metrics=metrics)
 
 

@@ -16,7 +16,7 @@ def test_contestants_run_in_turn():
     calls = []
     measured = measure({name: lambda name=name: calls.append(name) or name for name in "abc"}, repeats=2)
     assert "".join(calls) == "abccba"
-    assert [result for _, result in measured.values()] == ["a", "b", "c"]
+    assert [one.result for one in measured.values()] == ["a", "b", "c"]
 
 
 def test_the_table_has_each_trainer_and_both_agree(tmp_path, capsys):

@@ -29,8 +29,10 @@ def test_a_cut_does_not_halve_a_character(dataset):
     assert len(list(TextSample(dataset, "text", sample_bytes=51, seed=1))) == 10
 
 
-def test_a_corpus_that_fits_is_read_in_its_order(dataset):
-    assert list(TextSample(dataset, "text", sample_bytes=10**9, seed=1)) == dataset["text"][:]
+def test_a_corpus_that_fits_is_read_whole_and_mixed(dataset):
+    texts = list(TextSample(dataset, "text", sample_bytes=10**9, seed=1))
+    assert sorted(texts) == dataset["text"][:]
+    assert texts != dataset["text"][:]  # or the first ones would not be like the rest
 
 
 def test_first_bytes_takes_no_more_of_an_iterator():
@@ -68,6 +70,12 @@ def test_an_estimate_of_next_to_nothing_is_one():
     assert "0.0 MB to read" in str(
         estimate(sample, byte_level_splitter("gpt2"), lambda texts: None, lambda texts: None, 100)
     )
+
+
+def test_texts_that_are_all_empty_are_refused():
+    sample = TextSample(Dataset.from_dict({"text": ["", ""]}), "text", 10, 0)
+    with pytest.raises(UserError, match="all of its texts are empty"):
+        estimate(sample, byte_level_splitter("gpt2"), lambda texts: None, lambda texts: None, 100)
 
 
 def test_what_would_overflow_is_refused_before_it_is_read(dataset):

@@ -2,6 +2,7 @@ import io
 
 import pytest
 
+from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.errors import UserError
 from hfchat.tokenization.chat_tokenizer import save_tokenizer
 from hfchat.tokenization.check import SAMPLES, check_saved_tokenizer, lost_texts, unicode_blocks
@@ -39,6 +40,7 @@ def test_special_tokens_and_size(trained):
     assert len(trained) % 64 == 0
     ids = trained.apply_chat_template([{"role": "user", "content": "hi"}], return_dict=False)
     assert ids.count(trained.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert trained.convert_tokens_to_ids(SPECIAL_TOKENS) == [0, 1, 2, 3]
     # Spelled in the text, where special tokens are not meant, they are not found.
     plain = trained("<|im_end|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert trained.eos_token_id not in plain

@@ -99,7 +99,7 @@ def test_what_is_not_set_follows_from_the_length_that_is(model):
     args.derive(model, blocks=10_000)
     plan = Plan.of(model, tokens=2 * 10_000 * 32)
     assert args.tokens_per_step == plan.batch_tokens < Plan.of(model).batch_tokens
-    assert args.max_steps == math.ceil(plan.tokens / plan.batch_tokens)
+    assert args.max_steps == 2 * math.ceil(10_000 * 32 / plan.batch_tokens)
     short = arguments(per_device_train_batch_size=4, max_steps=10)
     long = arguments(per_device_train_batch_size=4, max_steps=100_000)
     for args in (short, long):

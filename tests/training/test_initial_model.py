@@ -90,6 +90,7 @@ def test_tokens_added_to_a_model_get_rows_near_the_mean_of_the_others(base):
     model, tokenizer = load_initial_model(arguments(model_name_or_path=base, add_tokens=["<|tool|>", "<|result|>"]))
     new = model.get_input_embeddings().weight
     assert tokenizer.encode("a<|tool|>b<|result|>", add_special_tokens=False)[1::2] == [size, size + 1]
+    assert tokenizer.decode([size, size + 1], skip_special_tokens=True) == ""
     assert len(new) == model.config.vocab_size == -(-len(tokenizer) // 64) * 64
     assert torch.equal(new[:size], old)
     spread = (old - old.mean(0)).norm(dim=1).mean()
@@ -132,9 +133,7 @@ def test_a_tokenizer_that_extends_the_models_own_is_taken(base, tmp_path):
 
 def test_a_foreign_tokenizer_is_refused(base, tmp_path):
     train_bpe(TEXTS[:3], vocab_size=400).save_pretrained(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^tokenizer_name .*: gives [\d,]+ of the model's tokens another id"
-    ):
+    with pytest.raises(UserError, match=r"^tokenizer_name .*: gives [\d,]+ of the model's tokens another id"):
         load_initial_model(arguments(model_name_or_path=base, tokenizer_name=str(tmp_path)))
 
 

@@ -3,33 +3,15 @@ from copy import copy
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from datasets import Dataset
 
 from hfchat.dataset import load_split
-from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
-from hfchat.training.dial import Dial
+from hfchat.errors import UserError
+from hfchat.training.corpus import load_corpus
 from hfchat.training.optimizer import MuonWithAdamW
-from recipes.pretrain import PretrainTrainer
-from tests.conftest import tiny_model
-
-
-def trainer_for(packed, tokenizer, output_dir, optimizer="muon", **arguments):
-    settings = {
-        "max_steps": 3, "learning_rate": 1e-2, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "logging_steps": 1, "save_strategy": "no", "seed": 3,
-    }  # fmt: skip
-    model = tiny_model(tokenizer)
-    muon = MuonWithAdamW(model, lr=settings["learning_rate"], weight_decay=0.1, betas=(0.9, 0.95))
-    return PretrainTrainer(
-        model=model,
-        optimizers=(muon if optimizer == "muon" else None, None),
-        processing_class=tokenizer,
-        args=TrainingArguments(output_dir=str(output_dir), **settings | arguments),
-        train_dataset=packed["train"],
-        eval_dataset=packed["validation"],
-        compute_metrics=bits_per_byte(packed["validation"].num_bytes),
-        preprocess_logits_for_metrics=negative_log_likelihood,
-    )
+from hfchat.training.pretraining import PretrainArguments
+from tests.conftest import TEXTS, tiny_model
+from tests.training.trainers import losses, trainer_for
 
 
 def test_bits_per_byte_are_those_of_the_documents_one_by_one(packed, tokenizer, corpus, tmp_path):
@@ -59,70 +41,74 @@ def test_bits_per_byte_do_not_depend_on_the_batch(packed, tokenizer, tmp_path):
     assert first["eval_bits_per_byte"] == pytest.approx(second["eval_bits_per_byte"], 1e-6)
 
 
-def test_the_loss_does_not_change_when_a_batch_of_8_becomes_8_steps_of_1(packed, tokenizer, tmp_path):
-    def losses(batch, accumulation):
-        # Muon's orthogonalisation, in bfloat16, would blow rounding up.
-        trainer = trainer_for(
-            packed,
-            tokenizer,
-            tmp_path,
-            optimizer="adamw",
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation,
-        )
+@pytest.fixture(scope="module")
+def eight_at_once(packed, tokenizer, tmp_path_factory):
+    trainer = trainer_for(packed, tokenizer, tmp_path_factory.mktemp("eight"), optimizer="adamw")
+    trainer.train()
+    return losses(trainer)
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 8), (2, 4)])
+def test_the_loss_does_not_change_when_a_batch_of_8_is_gathered_in_parts(
+    packed, tokenizer, tmp_path, eight_at_once, batch, accumulation
+):
+    trainer = trainer_for(
+        packed,
+        tokenizer,
+        tmp_path,
+        optimizer="adamw",  # Muon's orthogonalisation, in bfloat16, would blow rounding up
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+    )
+    trainer.train()
+    assert losses(trainer) == pytest.approx(eight_at_once, rel=1e-5)
+
+
+def test_the_last_metrics_are_those_of_the_model_at_its_end(packed, tokenizer, tmp_path):
+    at_end = trainer_for(packed, tokenizer, tmp_path, eval_strategy="steps", eval_steps=3)
+    before = trainer_for(packed, tokenizer, tmp_path, eval_strategy="steps", eval_steps=2)
+    for trainer, evaluations in ((at_end, 1), (before, 2)):
         trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-    assert losses(8, 1) == pytest.approx(losses(1, 8), rel=1e-5)
-
-
-def test_a_checkpoint_cut_while_it_is_written_is_not_resumed_from(packed, tokenizer, tmp_path, monkeypatch):
-    from hfchat.training.checkpoints import last_checkpoint
-
-    assert last_checkpoint(tmp_path / "nothing") is None
-    trainer = trainer_for(packed, tokenizer, tmp_path, save_strategy="steps", save_steps=1)
-    save_rng_state = trainer._save_rng_state
-
-    def die_in_the_second(output_dir):
-        if output_dir.endswith("checkpoint-2"):
-            raise KeyboardInterrupt
-        save_rng_state(output_dir)
-
-    monkeypatch.setattr(trainer, "_save_rng_state", die_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    assert last_checkpoint(tmp_path).endswith("checkpoint-1")
-    resumed = trainer_for(packed, tokenizer, tmp_path, save_strategy="steps", save_steps=1, save_total_limit=2)
-    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path))
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
-    undisturbed = trainer_for(packed, tokenizer, tmp_path / "undisturbed")
-    undisturbed.train()
-    for name, weight in undisturbed.model.state_dict().items():
-        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+        metrics = trainer.final_metrics()
+        assert metrics["eval_bits_per_byte"] == pytest.approx(trainer.evaluate()["eval_bits_per_byte"], rel=1e-6)
+        # One more than were made in the training, and than `final_metrics` had to make.
+        assert sum("eval_loss" in entry for entry in trainer.state.log_history) == evaluations + 1
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_the_dial_makes_plain_models_that_reload(tokenizer, tmp_path, architecture):
-    from transformers import AutoModelForCausalLM
-
-    dial = Dial.from_depth(3)
-    config = dial.model_config(architecture, tokenizer, block_size=64)
-    model = AutoModelForCausalLM.from_config(config)
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 192, 3)
-    assert config.max_position_embeddings == 64
-    model.save_pretrained(tmp_path)
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(model)
+def test_deepspeed_and_muon_are_refused(packed, tokenizer, tmp_path):
+    trainer = trainer_for(packed, tokenizer, tmp_path)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(UserError, match=r"optimizer muon: DeepSpeed splits the matrices .* use adamw, or FSDP"):
+        trainer.create_optimizer()
 
 
-def test_a_wider_model_learns_more_slowly():
-    assert Dial.from_depth(8).learning_rate == Dial.from_depth(4).learning_rate / 2
-    assert Dial.from_depth(12).intermediate_size == 2048
+@pytest.mark.parametrize("streaming", [False, True])
+def test_without_a_split_for_it_validation_is_taken_from_the_front(tokenizer, tmp_path, streaming):
+    file = tmp_path / "corpus.jsonl"
+    Dataset.from_dict({"text": TEXTS}).to_json(file)
+    args = PretrainArguments(
+        output_dir=str(tmp_path), tokenizer_name="that of the test", dataset_name=str(file), streaming=streaming,
+        validation_documents=5, block_size=32,
+    )  # fmt: skip
+    corpus = load_corpus(args, tokenizer, tmp_path / "tokens")
+    assert corpus.validation.num_bytes == sum(len(text.encode()) for text in TEXTS[:5])
+    first = next(iter(corpus.train))["input_ids"].tolist()
+    assert tokenizer.decode(first[1:]).startswith(TEXTS[5][:40])
+    assert corpus.blocks is None if streaming else corpus.blocks > 0
+
+
+def test_a_corpus_too_small_to_hold_any_out_is_refused(tokenizer, tmp_path):
+    file = tmp_path / "corpus.jsonl"
+    Dataset.from_dict({"text": TEXTS[:9]}).to_json(file)
+    args = PretrainArguments(output_dir=str(tmp_path), tokenizer_name="that of the test", dataset_name=str(file))
+    with pytest.raises(UserError, match="no validation split, and fewer than 10 documents"):
+        load_corpus(args, tokenizer, tmp_path / "tokens")
 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tokenizer):
     for architecture in ("llama", "gpt2"):
         model = tiny_model(tokenizer, architecture)
-        optimizer = MuonWithAdamW(model, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
+        optimizer = MuonWithAdamW(model, lr=1e-2, embedding_lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
         muon, adamw = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         assert muon | adamw == set(names)
@@ -134,7 +120,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tokenizer):
 
 def test_a_schedule_reaches_both_parts_after_the_state_is_loaded(tokenizer):
     model = tiny_model(tokenizer)
-    optimizer = MuonWithAdamW(model, lr=1.0, weight_decay=0.1, betas=(0.9, 0.95))
+    optimizer = MuonWithAdamW(model, lr=1.0, embedding_lr=1.0, weight_decay=0.1, betas=(0.9, 0.95))
     optimizer.load_state_dict(optimizer.state_dict())
     for group in optimizer.param_groups:
         group["lr"] = 0.0

@@ -32,8 +32,8 @@ from datatrove.io import DataFolder
 from loguru import logger
 from tqdm import tqdm
 
-from hfchat.processes import end_with_parent
 from hfchat.errors import UserError
+from hfchat.processes import end_with_parent
 
 _WORKERS_LOCK = "scratch/workers.lock"
 

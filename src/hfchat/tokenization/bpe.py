@@ -120,7 +120,8 @@ def _merges_by_rustbpe(texts: Iterable[str], split_pattern: SplitPattern, count:
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(texts, count + 256, pattern=SPLIT_PATTERNS[split_pattern])
+    # It holds as many texts as the buffer, and they may be books; `tokenizers` holds as many.
+    trainer.train_from_iterator(texts, count + 256, buffer_size=256, pattern=SPLIT_PATTERNS[split_pattern])
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     return [
         tuple("".join(_BYTE_TO_CHARACTER[byte] for byte in part) for part in _last_merge(token, ranks))

@@ -28,8 +28,8 @@ _LONG_RUN = re.compile(rf"(\s{{{LONGEST_RUN}}})\s+|(\S{{{LONGEST_RUN}}})(?=\S)")
 class TextSample:
     """Texts of a dataset, `sample_bytes` of UTF-8 at most. Each iteration reads them anew, in the same order.
 
-    Rows come from the memory-mapped dataset one batch at a time. Where all of it fits, they come in its own order,
-    else in one that depends on `seed` alone; the text that crosses the limit is cut.
+    Rows come from the memory-mapped dataset one batch at a time, in an order that depends on `seed` alone, so that the
+    first ones are like the rest. The text that crosses the limit is cut.
 
     Attributes:
         total_bytes: UTF-8 bytes that it yields.
@@ -38,10 +38,9 @@ class TextSample:
     def __init__(self, dataset: "Dataset", column: str, sample_bytes: int, seed: int):
         rows = dataset.select_columns([column])
         # As Arrow stores strings: their bytes, and an offset of 4 (or 8) bytes each, which is only overestimated here.
-        available = rows.data.nbytes
-        self._rows = rows if available <= sample_bytes else rows.shuffle(seed=seed)
+        self.total_bytes = min(rows.data.nbytes, sample_bytes)
+        self._rows = rows.shuffle(seed=seed)
         self._column = column
-        self.total_bytes = min(available, sample_bytes)
         self._sample_bytes = sample_bytes
 
     def __iter__(self) -> Iterator[str]:
@@ -125,8 +124,13 @@ def estimate(
         read: Does with texts what takes time in proportion to their bytes.
         train: Does that, and learns.
         bytes_per_word: Peak memory of the trainer per distinct word.
+
+    Raises:
+        UserError: If all texts are empty.
     """
     pilot = first_bytes(sample, min(PILOT_BYTES, max(sample.total_bytes // 10, 1)))
+    if not pilot:
+        raise UserError("dataset_name: all of its texts are empty; name a column of text with --text_column")
     size = _bytes_in(pilot)
     half = first_bytes(pilot, size // 2)
     words, words_of_half = (_distinct_words(texts, splitter) for texts in (pilot, half))

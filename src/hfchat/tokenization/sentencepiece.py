@@ -92,10 +92,11 @@ def train_unigram(
         trainers.UnigramTrainer(vocab_size=learnable, initial_alphabet=_ASCII, show_progress=show_progress),
     )
     pieces = _in_one_order(json.loads(scratch.to_str())["model"]["vocab"], len(alphabet))
-    # Unigram finds any piece of its vocabulary in a text, so the special tokens stay outside of it. Those inside are
-    # never found: the pattern splits them ("<", "0", "x", ...).
-    vocabulary = [(_UNKNOWN, 0.0), *((byte, 0.0) for byte in _BYTES), *pieces]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    # Unigram finds any piece of its vocabulary in a text, but none of the first ones, as the patterns split them.
+    fixed = [*SPECIAL_TOKENS, _UNKNOWN, *_BYTES]
+    tokenizer = Tokenizer(
+        models.Unigram([*((token, 0.0) for token in fixed), *pieces], unk_id=fixed.index(_UNKNOWN), byte_fallback=True)
+    )
     _set_pipeline(tokenizer, split_pattern)
     return as_chat_tokenizer(tokenizer, vocab_multiple)
 

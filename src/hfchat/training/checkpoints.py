@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _WRITING = ".writing"
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Where `torch.save` could not write, it says so in its own words: those of the system are lost.
+_PYTORCH_CANNOT_WRITE = ("iostream error", "PytorchStreamWriter failed writing", "inline_container.cc")
 _WEIGHTS = ("*.safetensors", "pytorch_model_fsdp*", "global_step*", "adapter_model.*")
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 
 
 class CheckpointMixin:
@@ -76,14 +79,24 @@ class CheckpointMixin:
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`, but the model of a run that keeps its checkpoints in shards is saved too, in one piece."""
-        if self.is_fsdp_enabled and not _internal_call:
-            weights = self.accelerator.get_state_dict(self.model)
-            for name in self.model.all_tied_weights_keys:
-                weights.pop(name, None)
-            self._save(output_dir, state_dict=weights)
-        else:
-            super().save_model(output_dir, _internal_call)
+        """As in `Trainer`, but the model of a run that keeps its checkpoints in shards is saved too, in one piece.
+
+        Raises:
+            UserError: If there is no room for it.
+        """
+        if _internal_call:  # a part of a checkpoint
+            return super().save_model(output_dir, _internal_call)
+        try:
+            if self.is_fsdp_enabled:
+                weights = self.accelerator.get_state_dict(self.model)
+                for name in self.model.all_tied_weights_keys:
+                    weights.pop(name, None)
+                self._save(output_dir, state_dict=weights)
+            else:
+                super().save_model(output_dir)
+        except Exception as error:  # each library that writes here has errors of its own
+            self._explain_lack_of_space(error, f"the model cannot be written to {output_dir}")
+            raise
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -98,19 +111,21 @@ class CheckpointMixin:
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._move_into_place(Path(self._get_output_dir(trial)))
-        except Exception as error:  # each library that writes here has errors of its own
-            if (reason := _out_of_space(error)) is None:
-                raise
+        except Exception as error:
             shutil.rmtree(self._get_output_dir(trial), ignore_errors=True)
-            last = last_checkpoint(self.args.output_dir)
-            kept = f"{Path(last).name} is whole" if last else "there is none before it"
-            raise UserError(
-                f"checkpoint-{self.state.global_step} cannot be written to {self.args.output_dir}: {reason}; {kept}. "
-                "Make room, and the same command goes on from there"
-            ) from error
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._explain_lack_of_space(error, f"{name} cannot be written to {self.args.output_dir}")
+            raise
         finally:
             self._writing = False
         self.accelerator.wait_for_everyone()
+
+    def _explain_lack_of_space(self, error: Exception, what: str) -> None:
+        if (reason := _out_of_space(error)) is None:
+            return
+        last = last_checkpoint(self.args.output_dir)
+        kept = f"{Path(last).name} is whole" if last else "there is no checkpoint"
+        raise UserError(f"{what}: {reason}; {kept}. Make room, and the same command goes on from there") from error
 
     def _move_into_place(self, aside: Path) -> None:
         for checkpoint in aside.iterdir():
@@ -149,6 +164,13 @@ def find_damage(checkpoint: Path) -> str | None:
     weights = [file for pattern in _WEIGHTS for file in checkpoint.glob(pattern)]
     if not weights:
         return "no weights"
+    if not any(file for pattern in _OPTIMIZER for file in checkpoint.glob(pattern)):
+        return "no state of the optimizer"
+    if not (checkpoint / "scheduler.pt").exists():
+        return "no scheduler.pt"
+    for shards in [*checkpoint.glob("pytorch_model_fsdp_*/"), *checkpoint.glob("optimizer_*/")]:
+        if not (shards / ".metadata").exists():  # PyTorch writes it last
+            return f"{shards.name} is cut"
     for file in weights:
         if file.suffix == ".safetensors":
             try:
@@ -169,5 +191,7 @@ def _out_of_space(error: BaseException | None) -> str | None:
         for number in _OUT_OF_SPACE:  # safetensors and PyTorch raise their own, with the system's words in them
             if os.strerror(number) in str(error):
                 return os.strerror(number)
+        if any(words in str(error) for words in _PYTORCH_CANNOT_WRITE):
+            return "a file cannot be written in full"
         error = error.__cause__ or error.__context__
     return None

@@ -58,7 +58,9 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
         else:
             held_out = min(args.validation_documents, len(train) // 10)
             if held_out == 0:
-                raise UserError(f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from")
+                raise UserError(
+                    f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from"
+                )
             validation, train = train.select(range(held_out)), train.select(range(held_out, len(train)))
         tokenize_corpus(validation, column, tokenizer, folder / "tokens-validation", "tokenizing, validation")
         if not args.streaming:

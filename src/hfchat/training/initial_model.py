@@ -27,15 +27,26 @@ def load_initial_model(args: "PretrainArguments") -> tuple["PreTrainedModel", "P
         _add_tokens(tokenizer, args.add_tokens)
         return new_model(args, tokenizer), tokenizer
     model = load_model(args.model_name_or_path, dtype="float32", attn_implementation=args.attn_implementation)
-    if args.tokenizer_name:
-        _check_extends(tokenizer, load_tokenizer(args.model_name_or_path))
+    own = load_tokenizer(args.model_name_or_path)
+    _check_extends(tokenizer, own)
     _add_tokens(tokenizer, args.add_tokens)
-    if len(tokenizer) > model.config.get_text_config().vocab_size:
-        # New rows are drawn around the mean of the others: far from it, they would take the whole softmax (Hewitt,
-        # https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=True)
+    _embed_new_tokens(model, len(own), len(tokenizer))
     check_fits(model, tokenizer, args.block_size)
     return model, tokenizer
+
+
+@torch.no_grad()
+def _embed_new_tokens(model: "PreTrainedModel", known: int, size: int) -> None:
+    """Give the tokens from `known` to `size` rows: the mean of those before them.
+
+    Far from it, a new row would take the whole softmax (Hewitt, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    """
+    if size == known:
+        return
+    if size > model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(size, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        end.weight[known:] = end.weight[:known].mean(0)
 
 
 def new_model(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":

@@ -20,6 +20,7 @@ from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.dial import Plan
 from hfchat.training.optimizer import MuonWithAdamW
+from hfchat.training.packing import collate_for_flash_attention
 from hfchat.training.progress import LossSpikes, PretrainProgress
 from hfchat.training.samples import PrintSamples
 from hfchat.training.throughput import Throughput, flops_per_token
@@ -85,13 +86,16 @@ class PretrainArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps, or below 1 a share of them."})
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "By default as many sequences as the depth asks for."}
+        default=None, metadata={"help": "By default, if accumulation is not set either, what the depth asks for."}
     )
     gradient_accumulation_steps: int | None = field(
-        default=None, metadata={"help": "By default what is missing to the batch that the depth asks for."}
+        default=None, metadata={"help": "By default 1, or if the batch is not set either, what the depth asks for."}
     )
     num_train_epochs: float = field(
         default=-1, metadata={"help": "By default as long as 20 tokens per parameter take (arXiv:2203.15556)."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look, after every step, for parameters that it left out: there are none."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between losses."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
@@ -107,6 +111,10 @@ class PretrainArguments(TrainingArguments):
             raise ValueError("tokenizer_name: needed to train from scratch, e.g. --tokenizer_name tokenizer")
         if self.block_size < 8:
             raise ValueError(f"block_size must be at least 8, not {self.block_size}")
+        if self.fp8 and self.block_size % 16:
+            raise ValueError(
+                f"fp8: works on tiles of 16, so block_size must be a multiple of that, not {self.block_size}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if self.validation_documents < 1:
@@ -139,7 +147,8 @@ class PretrainArguments(TrainingArguments):
             model: That is to be trained.
             blocks: Sequences of the corpus; None for a stream.
         """
-        if self.num_train_epochs > 0:
+        by_epochs = self.max_steps <= 0 and self.num_train_epochs > 0
+        if by_epochs:
             tokens = round(self.num_train_epochs * blocks * self.block_size)
         else:
             tokens = self.max_steps * self.tokens_per_step if self.max_steps > 0 and self._batch_is_set else None
@@ -149,7 +158,9 @@ class PretrainArguments(TrainingArguments):
             at_once = max(1, self._tokens_at_once(model) // self.block_size)
             self.gradient_accumulation_steps = -(-sequences // at_once)
             self.per_device_train_batch_size = -(-sequences // self.gradient_accumulation_steps)
-        if self.max_steps <= 0:
+        if by_epochs:  # each ends with a step, if need be a smaller one
+            self.max_steps = math.ceil(self.num_train_epochs * -(-blocks * self.block_size // self.tokens_per_step))
+        elif self.max_steps <= 0:
             self.max_steps = math.ceil(plan.tokens / self.tokens_per_step)
         if self.learning_rate is None:
             from_scratch = plan.learning_rate(self.optimizer, self.tokens_per_step)
@@ -168,8 +179,8 @@ class PretrainArguments(TrainingArguments):
         if self.use_cpu or not torch.cuda.is_available():
             return 4096
         config = model.config.get_text_config()
-        # In bytes (Korthikanti et al., arXiv:2205.05198, table 2, without what attention does not keep), and the logits
-        # in bfloat16 and float32 with their gradients.
+        # In bytes (Korthikanti et al., arXiv:2205.05198, table 2, without what attention does not keep), and the
+        # logits in bfloat16 and float32 with their gradients.
         activations = 34 * config.hidden_size * config.num_hidden_layers
         logits = 0 if self.chunked_loss else 12 * config.vocab_size
         return torch.cuda.get_device_properties(self.device).total_memory // 2 // (activations + logits)
@@ -183,8 +194,9 @@ class PretrainArguments(TrainingArguments):
         return (
             f"{type(model).__name__}: {model.config.num_hidden_layers} layers, {model.config.hidden_size} wide, "
             f"{model.num_parameters():,} parameters\n"
-            f"{self.max_steps:,} steps of {self.tokens_per_step:,} tokens ({self.train_batch_size} x {self.block_size} "
-            f"on each of {self.world_size}, {self.gradient_accumulation_steps} at a time), {self.optimizer}, {rates}, "
+            f"{self.max_steps:,} steps of {self.tokens_per_step:,} tokens ({self.train_batch_size} x "
+            f"{self.block_size} on each of {self.world_size}, {self.gradient_accumulation_steps} times), "
+            f"{self.optimizer}, {rates}, "
             f"weight decay {self.weight_decay:g}, {flops:.1e} FLOP"
         )
 
@@ -215,7 +227,9 @@ class PretrainTrainer(CheckpointMixin, Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=default_data_collator,
+            data_collator=collate_for_flash_attention
+            if "flash" in args.attn_implementation
+            else default_data_collator,
             train_dataset=corpus.train,
             eval_dataset=corpus.validation,
             processing_class=tokenizer,
@@ -232,10 +246,10 @@ class PretrainTrainer(CheckpointMixin, Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         state = PartialState()
-        if self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            # Asked to shard over CPUs, accelerate would silently copy the model to each; it can do what it was asked.
-            if state.distributed_type is DistributedType.MULTI_CPU:
-                state.distributed_type = DistributedType.MULTI_GPU
+        sharded = self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if sharded and state.distributed_type is DistributedType.MULTI_CPU:
+            # Asked to shard over CPUs, accelerate silently copies the model to each, though it can do as it is asked.
+            state.distributed_type = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
@@ -259,6 +273,10 @@ class PretrainTrainer(CheckpointMixin, Trainer):
             blocks = self.state.global_step * self.args.gradient_accumulation_steps * self.args.train_batch_size
             self.train_dataset.save(Path(output_dir) / self._stream_file, blocks)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.args.streaming:  # `Trainer` counts from where it was resumed
             self.state.epoch = self.state.global_step / self.state.max_steps
@@ -267,7 +285,9 @@ class PretrainTrainer(CheckpointMixin, Trainer):
     def create_optimizer(self, model: "PreTrainedModel | None" = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.args.optimizer == "muon":
             if self.is_deepspeed_enabled:
-                raise UserError("optimizer muon: DeepSpeed splits the matrices that it needs whole; use adamw, or FSDP")
+                raise UserError(
+                    "optimizer muon: DeepSpeed splits the matrices that it needs whole; use adamw, or FSDP"
+                )
             self.optimizer = MuonWithAdamW(
                 self.model if model is None else model,
                 lr=self.args.learning_rate,

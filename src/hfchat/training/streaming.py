@@ -42,7 +42,8 @@ class StreamedDataset(TorchIterableDataset):
         self.tokenizer = tokenizer
         self._trained = 0  # blocks, when it was resumed
         # Where the stream stood before each batch of documents that blocks not yet saved come from.
-        self._places: deque[dict[str, Any]] = deque([{"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}])
+        start = {"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}
+        self._places: deque[dict[str, Any]] = deque([start])
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         place = self._places[0]
@@ -83,7 +84,7 @@ class StreamedDataset(TorchIterableDataset):
             place = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(
-                f"streaming: {file.parent} has no {file.name}; a stream is resumed by as many processes as have read it"
+                f"streaming: {file.parent} has no {file.name}; a stream goes on with as many processes as it had"
             ) from error
         self._trained = place.pop("trained")
         self._places = deque([place])
