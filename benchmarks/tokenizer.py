@@ -4,8 +4,8 @@
     python benchmarks/tokenizer.py --data notes.txt --megabytes 1 --vocab_size 4096 --repeats 1
 
 The texts of `--data` (text files, an empty line between documents) are repeated up to `--megabytes`. Each measurement
-trains on all of them, in turn (A B C D D C B A ...). Seconds are medians, by the clock and of all cores together, which
-other programs disturb less; the ratios are the speed against bare `tokenizers`. The last line says whether both
+trains on all of them, in turn (A B C D D C B A ...). Seconds are medians, by the clock and of all cores together; the
+latter other programs disturb less. The ratios are the speed against bare `tokenizers`. The last line says whether both
 trainers gave the same ids.
 """
 
