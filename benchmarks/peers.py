@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -277,7 +278,9 @@ class Ours:
         self.tokens_per_step = tokens_of_a_step(arguments)
 
     def launch(self, name: str, *arguments: str) -> Finished:
-        """Run it, without evaluations on the way; the output goes to `folder/name`."""
+        """Run it anew, without evaluations on the way; the output goes to `folder/name`."""
+        for earlier in self.folder.glob(f"{name}*"):  # of a kept folder: a finished stage would not run again
+            shutil.rmtree(earlier)
         last = ["--output_dir", str(self.folder / name), "--overwrite_output_dir", "true", "--eval_strategy", "no"]
         return run(pretrain(self.config_file, *self.arguments, *last, "--save_strategy", "no", *arguments))
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks import gpu, shakespeare, throughput, time_to_quality
+from benchmarks import gpu, peers, shakespeare, throughput, time_to_quality
 from benchmarks.peers import (
     Finished,
     Line,
@@ -281,8 +281,15 @@ def test_a_missing_input_is_one_line(module, monkeypatch, tmp_path):
 
 
 def test_a_peers_answer_is_its_last_line(monkeypatch, tmp_path):
-    from benchmarks import peers
-
     answer = Finished(1.0, [Line(0.5, "loading"), Line(1.0, json.dumps({"nats_per_token": 1.5}))])
     monkeypatch.setattr(peers, "run", lambda *_, **__: answer)
     assert peers.measure_nanogpt(tmp_path / "ckpt.pt", tmp_path, tmp_path / "val.bin") == 1.5
+
+
+def test_ours_runs_again_where_an_earlier_run_left_its_output(monkeypatch, tmp_path):
+    for name in ("15-steps", "5-steps", "5-steps.partial-0123"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(peers, "run", lambda command: command)
+    command = peers.Ours(["--block_size", "8", "--per_device_train_batch_size", "1"], tmp_path).launch("5-steps")
+    assert command[command.index("--output_dir") + 1] == str(tmp_path / "5-steps")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["15-steps"]

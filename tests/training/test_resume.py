@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 from tests.training.runs import assert_identical, checkpoints, outcome
 
 STEPS = [
-    "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--max_steps", 36, "--save_steps", 4,
-    "--eval_steps", 10, "--logging_steps", 3,
+    "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--max_steps", 24, "--save_steps", 4,
+    "--eval_steps", 9, "--logging_steps", 3,
 ]  # fmt: skip
 # What is asked for beyond that, and how many kills.
 CASES = {
