@@ -4,6 +4,7 @@ As a program, it is the server that imports once, and forks the processes of eac
 one, as JSON. It answers with their numbers and, when all have ended, with their exit statuses.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 
 from hfchat.lineage import CHECKPOINTS, read_lineage
 from tests.conftest import ROOT
+
+_HANGS = 120  # seconds after which a run is taken to
 
 
 class Runs:
@@ -46,12 +49,23 @@ class Runs:
         run = {"arguments": [*map(str, arguments)], "processes": processes, "environment": environment}
         self._server.stdin.write(json.dumps(run) + "\n")
         self._server.stdin.flush()
-        return self._answer()
+        self._processes = self._answer()
+        return self._processes
 
     def wait(self, seconds: float | None = None) -> list[int] | None:
         """Exit statuses of the run's processes: 0, or less for a signal. None if it has not ended by then."""
-        if seconds is not None and not select.select([self._server.stdout], [], [], seconds)[0]:
-            return None
+        if select.select([self._server.stdout], [], [], _HANGS if seconds is None else seconds)[0]:
+            return self._answer()
+        if seconds is None:
+            self.kill()
+            raise AssertionError(f"the run hangs: {self.tail()}")
+        return None
+
+    def kill(self) -> list[int]:
+        """End the run as `kill -9` does. Returns its exit statuses."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(process, signal.SIGKILL)
         return self._answer()
 
     def finish(self, arguments: list, config: str | None = None, processes: int = 1) -> None:

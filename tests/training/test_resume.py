@@ -38,11 +38,8 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(runs, inputs,
     while killed < kills:
         output = tmp_path / f"killed-{finished}"
         while killed < kills:
-            (process,) = runs.start([*arguments, output])
-            statuses = runs.wait(moments.uniform(0, duration))
-            if statuses is None:
-                os.kill(process, signal.SIGKILL)
-                statuses = runs.wait()
+            runs.start([*arguments, output])
+            statuses = runs.wait(moments.uniform(0, duration)) or runs.kill()
             assert statuses in ([0], [-signal.SIGKILL]), runs.tail()
             if statuses == [0]:  # before its kill, which therefore is for another output
                 break
