@@ -259,6 +259,7 @@ class Outcome:
     process_seconds: float
     training_seconds: float
     bits_per_byte: float
+    checkpoint: Path | None = None
 
 
 class Ours:
@@ -291,7 +292,7 @@ class Ours:
         history = json.loads((self.folder / name / "loss_curve.json").read_text(encoding="utf-8"))
         (final,) = [entry["eval_bits_per_byte"] for entry in history if "eval_bits_per_byte" in entry]
         training = last_logged(finished, "train_runtime")
-        return Outcome(max_steps, self.tokens_per_step, finished.seconds, training, final)
+        return Outcome(max_steps, self.tokens_per_step, finished.seconds, training, final, self.folder / name)
 
     def calibrate(self, max_steps: int) -> Rate:
         """The rate and the start-up, to which the evaluation at the end is added."""
@@ -357,6 +358,33 @@ def measure_nanochat(base_dir: Path, checkout: Path, tag: str, step: int, block_
     environment = {"NANOCHAT_BASE_DIR": str(base_dir), "PYTHONPATH": str(checkout)}
     command = [python_of(checkout), str(Path(__file__).resolve()), *arguments]
     return _measured(run(command, cwd=checkout, environment=environment))
+
+
+def measure_ours(checkpoint: Path, corpus: Path, block_size: int) -> float:
+    """Bits per byte of our checkpoint over the validation split as nanochat's is measured: each document begins a
+    block, and its end is not predicted.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hfchat.dataset import load_split
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    texts = list(load_split(str(corpus), "validation", "text")["text"])
+    ignored, pairs, nats = -100, [], 0.0
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        ids = [tokenizer.bos_token_id, *ids]
+        for start in range(0, len(ids) - 1, block_size):
+            y = ids[start + 1 : start + block_size + 1]
+            x, missing = ids[start : start + len(y)], block_size - len(y)
+            pairs.append((x + [tokenizer.bos_token_id] * missing, y + [ignored] * missing))
+    for first in range(0, len(pairs), 16):
+        x, y = (torch.tensor(part, device=model.device) for part in zip(*pairs[first : first + 16], strict=True))
+        with torch.no_grad():
+            logits = model(x).logits.float().flatten(0, 1)
+        nats += torch.nn.functional.cross_entropy(logits, y.flatten(), ignore_index=ignored, reduction="sum").item()
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
 def _measured(finished: Finished) -> dict[str, float]:

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         history, label = trainer.state.log_history, "validation loss (bits per byte)"
         save_loss_curve(history, stage.work_dir, "eval_bits_per_byte", label)
-    stage.finish(metrics=metrics)
+    stage.finish(metrics=metrics, config=[args])
 
 
 if __name__ == "__main__":

@@ -118,15 +118,23 @@ class Stage:
             )
         self.work_dir.mkdir(parents=True, exist_ok=True)
 
-    def finish(self, metrics: Mapping[str, Any] | None = None, licenses: Iterable[str] | None = None) -> None:
+    def finish(
+        self,
+        metrics: Mapping[str, Any] | None = None,
+        licenses: Iterable[str] | None = None,
+        config: Iterable[Any] | None = None,
+    ) -> None:
         """Write `lineage.json` and move the output into its place. In a distributed run, only the main process does.
 
         Args:
             metrics: What the stage measured; must be JSON.
             licenses: Licences of the output, by default all those of the inputs.
+            config: The settings as they were used, where the recipe derived some after the stage began.
         """
         if not _is_main_process():
             return
+        for part in config or ():
+            self.config |= _settings(part) | {"output_dir": str(self.output_dir)}
         if licenses is None:
             licenses = (license for source in self.inputs.values() for license in source["licenses"])
         outputs = _hash_files(self.work_dir)

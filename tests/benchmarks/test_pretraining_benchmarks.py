@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from benchmarks import gpu, peers, shakespeare, throughput, time_to_quality
 from benchmarks.peers import (
     Finished,
@@ -19,6 +20,7 @@ from benchmarks.peers import (
     find,
     last_logged,
     markdown_table,
+    measure_ours,
     nanochat_step_seconds,
     nanogpt_evaluations,
     python_of,
@@ -28,6 +30,9 @@ from benchmarks.peers import (
     steps_within,
     tokens_of_a_step,
 )
+from transformers import AutoModelForCausalLM
+
+from hfchat.dataset import load_split
 
 NANOCHAT = """\
 Scaling LRs by 0.0884 for batch size 4,096 (reference: 524,288)
@@ -161,11 +166,24 @@ def test_a_table_aligns_numbers_and_rounds():
 
 def test_the_time_to_quality_is_a_ratio_to_the_peer():
     nanochat = Outcome(300, 4096, 400.0, 380.0, 2.4)
-    ours = [("a quarter", Outcome(500, 1024, 100.0, 80.0, 2.1))]
+    ours = [("a quarter", Outcome(500, 1024, 100.0, 80.0, 2.1), 2.3)]
     table = time_to_quality.report((nanochat, 2.5), ours)
-    assert cells(table, "nanochat") == ["nanochat", "300", "1,228,800", "400", "380", "2.4", "own count 2.5"]
-    assert cells(table, "ours,")[-1] == "0.25 of its time, 0.875 of its bits per byte"
+    assert cells(table, "nanochat") == ["nanochat", "300", "1,228,800", "400", "380", "2.4", "2.5", ""]
+    assert cells(table, "ours,")[-2:] == ["2.3", "0.25 of its time, 0.875 of its bits per byte"]
     assert cells(time_to_quality.report(None, ours), "nanochat")[-1] == "not found"
+
+
+def test_ours_is_measured_document_by_document(chat_model, corpus, tokenizer):
+    texts = load_split(str(corpus), "validation", "text")["text"]
+    model, nats = AutoModelForCausalLM.from_pretrained(chat_model), 0.0
+    for text in texts:
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+        for start in range(0, len(ids) - 1, 16):
+            block = torch.tensor([ids[start : start + 17]])
+            log_probs = model(block[:, :-1]).logits.log_softmax(-1)
+            nats -= log_probs.gather(-1, block[:, 1:, None]).sum().item()
+    expected = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert measure_ours(chat_model, corpus, block_size=16) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_faster_variant_gets_each_budget():

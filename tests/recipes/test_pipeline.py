@@ -40,7 +40,7 @@ def test_pretraining_ends_with_a_base_model_and_its_loss_curve(run_recipe, corpu
     arguments = ["--dataset_name", corpus, "--tokenizer_name", tokenizer_folder, *SMALL, "--max_steps", 12]
     arguments += ["--eval_steps", 6, "--output_dir", output]
     finished = run_recipe("pretrain", *arguments, launch="cpu")
-    assert "12 steps of 256 tokens (4 x 64 on each of 1, " in finished.stdout
+    assert "12 steps of 256 tokens (4 x 64), muon, " in finished.stdout
     lineage = read_lineage(output)
     curve = json.loads((output / "loss_curve.json").read_text())
     first, last = (entry["eval_bits_per_byte"] for entry in curve if "eval_bits_per_byte" in entry)
@@ -51,6 +51,20 @@ def test_pretraining_ends_with_a_base_model_and_its_loss_curve(run_recipe, corpu
     assert model.config.use_cache
     assert model.generation_config.eos_token_id == sorted({tokenizer.bos_token_id, tokenizer.eos_token_id})
     assert "nothing to do" in run_recipe("pretrain", *arguments).stdout
+
+
+def test_the_shipped_settings_of_gpt2_train_on_a_local_corpus(run_recipe, corpus, tokenizer_folder, tmp_path):
+    """The YAML of GPT-2 124M on FineWeb-Edu, but for the corpus and the size: streamed, with the chunked loss."""
+    settings = ["--config", "recipes/configs/gpt2-124m/pretrain.yaml", "--dataset_name", corpus, "--depth", 2]
+    settings += ["--dataset_config_name", "default", "--tokenizer_name", tokenizer_folder, "--block_size", 64]
+    settings += ["--max_steps", 4, "--sample_prompts", "Document"]
+    run_recipe("pretrain", *settings, "--output_dir", tmp_path / "base", launch="cpu")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "base").config.model_type == "gpt2"
+    used = read_lineage(tmp_path / "base")["config"]
+    assert used["streaming"]
+    assert used["chunked_loss"]
+    assert used["learning_rate"] > 0, "the lineage has what was derived"
+    assert used["output_dir"] == str(tmp_path / "base")
 
 
 def test_pretraining_goes_on_from_gpt2(run_recipe, corpus, tokenizer, tmp_path):

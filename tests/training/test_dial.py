@@ -163,7 +163,7 @@ def test_two_lines_say_what_is_going_to_be_trained(model):
     args.derive(model, blocks=1000)
     first, second = args.describe(model).splitlines()
     assert first == f"LlamaForCausalLM: 2 layers, 128 wide, {model.num_parameters():,} parameters"
-    assert second.startswith("1,234 steps of 256 tokens (4 x 32 ")
+    assert second.startswith("1,234 steps of 256 tokens (4 x 32 x 2 accumulated)")
     assert "muon, learning rate 0.02 (" in second
     assert second.endswith(" FLOP")
 

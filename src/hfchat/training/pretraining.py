@@ -190,14 +190,15 @@ class PretrainArguments(TrainingArguments):
         rates = f"learning rate {self.learning_rate:.2g}"
         if self.optimizer == "muon":
             rates += f" ({self.embedding_learning_rate:.2g} for embeddings)"
+        factors = [f"{self.train_batch_size} x {self.block_size}"]
+        factors += [f"{self.gradient_accumulation_steps} accumulated"] if self.gradient_accumulation_steps > 1 else []
+        factors += [f"{self.world_size} processes"] if self.world_size > 1 else []
         flops = flops_per_token(model, self.block_size) * self.max_steps * self.tokens_per_step
         return (
             f"{type(model).__name__}: {model.config.num_hidden_layers} layers, {model.config.hidden_size} wide, "
             f"{model.num_parameters():,} parameters\n"
-            f"{self.max_steps:,} steps of {self.tokens_per_step:,} tokens ({self.train_batch_size} x "
-            f"{self.block_size} on each of {self.world_size}, {self.gradient_accumulation_steps} times), "
-            f"{self.optimizer}, {rates}, "
-            f"weight decay {self.weight_decay:g}, {flops:.1e} FLOP"
+            f"{self.max_steps:,} steps of {self.tokens_per_step:,} tokens ({' x '.join(factors)}), {self.optimizer}, "
+            f"{rates}, weight decay {self.weight_decay:g}, {flops:.1e} FLOP"
         )
 
 

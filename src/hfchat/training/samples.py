@@ -22,17 +22,18 @@ class PrintSamples(TrainerCallback):
         self.max_new_tokens = max_new_tokens
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        # The weights of a sharded model are not all here, and generating would wait for the other processes.
-        if not state.is_world_process_zero or args.fsdp or args.deepspeed:
+        if not state.is_world_process_zero:
             return
         was_training = model.training
         model.eval()
         for prompt in self.prompts:
             inputs = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+            context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            room = self.max_new_tokens if context is None else context - inputs["input_ids"].shape[1]
             with torch.no_grad():
                 ids = model.generate(
                     **inputs,
-                    max_new_tokens=self.max_new_tokens,
+                    max_new_tokens=max(1, min(self.max_new_tokens, room)),
                     do_sample=False,
                     pad_token_id=self.tokenizer.pad_token_id,
                 )

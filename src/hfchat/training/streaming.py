@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,8 @@ class StreamedDataset(TorchIterableDataset):
         place = self._places[0]
         number = place["block"]
         tokens, opens = np.array(place["tokens"], dtype=np.int64), np.array(place["opens"], dtype=bool)
-        for texts, source, passes in self._batches(place):
-            for document in encode_documents(texts, self.tokenizer):
+        for documents, source, passes in _one_ahead(self._batches(place)):
+            for document in documents:
                 tokens = np.concatenate([tokens, document.astype(np.int64)])
                 opens = np.concatenate([opens, np.arange(len(document)) == 0])
             while len(tokens) > self.block_size:
@@ -89,8 +90,8 @@ class StreamedDataset(TorchIterableDataset):
         self._trained = place.pop("trained")
         self._places = deque([place])
 
-    def _batches(self, place: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any], int]]:
-        """Texts, the state of the source after them, and how often it has been read to its end; without an end."""
+    def _batches(self, place: dict[str, Any]) -> Iterator[tuple[list[np.ndarray], dict[str, Any], int]]:
+        """Documents, the state of the source after them, and how often it has been read to its end; without an end."""
         if place["source"] is not None:
             self.documents.load_state_dict(place["source"])
         for passes in itertools.count(place["pass"]):
@@ -100,5 +101,15 @@ class StreamedDataset(TorchIterableDataset):
             if not batch and passes > place["pass"]:
                 raise UserError("streaming: no document is left to train on; lower validation_documents")
             while batch:
-                yield batch, self.documents.state_dict(), passes
+                yield encode_documents(batch, self.tokenizer), self.documents.state_dict(), passes
                 batch = [row[self.column] for row in itertools.islice(rows, _BATCH)]
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The items, the next of which is made in a thread meanwhile: reading and tokenizing need not wait for a step."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        upcoming = pool.submit(next, items)
+        while True:
+            item = upcoming.result()
+            upcoming = pool.submit(next, items)
+            yield item
