@@ -57,7 +57,7 @@ def assert_same_training(output, alone):
 def test_two_processes_train_what_one_would(run_recipe, inputs, alone, tmp_path, config):
     arguments = [*inputs, *STEPS, "--optimizer", "adamw", "--output_dir", tmp_path / "two"]
     printed = run_recipe("pretrain", *arguments, launch=config).stdout
-    assert "(64 x 32 on each of 2, " in printed
+    assert "(64 x 32 x 2 processes)" in printed
     assert (checkpoints(tmp_path / "two")[-1] / "pytorch_model_fsdp_0").exists() == (config == FSDP)
     assert_same_training(tmp_path / "two", alone / "adamw")
 
