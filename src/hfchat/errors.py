@@ -1,7 +1,13 @@
 """Errors that are the user's to fix, and how a program ends on one."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Where `torch.save` could not write, it says so in its own words: those of the system are lost.
+_PYTORCH_CANNOT_WRITE = ("iostream error", "PytorchStreamWriter failed writing", "inline_container.cc")
 
 
 class UserError(Exception):
@@ -9,7 +15,7 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call `main` as the body of a program: a `UserError` becomes one line on stderr and exit status 2."""
+    """Call `main` as the body of a program: a `UserError`, or a full disk, becomes one line on stderr and status 2."""
     try:
         main()
     except UserError as error:
@@ -18,3 +24,22 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (reason := out_of_space(error)) is None:
+            raise
+        print(f"error: {reason}; make room, and the same command goes on where it was", file=sys.stderr)
+        sys.exit(2)
+
+
+def out_of_space(error: BaseException | None) -> str | None:
+    """The system's words, if an error or what caused it was that a file could not be written for want of room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
+            return os.strerror(error.errno)
+        for number in _OUT_OF_SPACE:  # safetensors and PyTorch raise their own, with the system's words in them
+            if os.strerror(number) in str(error):
+                return os.strerror(number)
+        if any(words in str(error) for words in _PYTORCH_CANNOT_WRITE):
+            return "a file cannot be written in full"
+        error = error.__cause__ or error.__context__
+    return None

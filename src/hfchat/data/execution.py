@@ -7,7 +7,6 @@ not outlive the process that started it. A shard that no longer agrees with its 
 
 import concurrent.futures
 import contextlib
-import errno
 import fcntl
 import functools
 import hashlib
@@ -32,7 +31,7 @@ from datatrove.io import DataFolder
 from loguru import logger
 from tqdm import tqdm
 
-from hfchat.errors import UserError
+from hfchat.errors import UserError, out_of_space
 from hfchat.processes import end_with_parent
 
 _WORKERS_LOCK = "scratch/workers.lock"
@@ -138,7 +137,7 @@ class _Job:
                     file.write(str(error))
                 raise
             except OSError as error:
-                if error.errno == errno.ENOSPC:
+                if out_of_space(error):
                     raise UserError(
                         f"{self.phase.name}: no space left for {self.folder.path}; make room, and the same command "
                         "goes on where it was"

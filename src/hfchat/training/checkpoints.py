@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there, and a training that SIGTERM ends without a loss."""
 
-import errno
 import json
 import os
 import shutil
@@ -12,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
-from hfchat.errors import UserError
+from hfchat.errors import UserError, out_of_space
 from hfchat.processes import signal_with_parent
 
 if TYPE_CHECKING:
     from torch import nn
 
 _WRITING = ".writing"
-_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Where `torch.save` could not write, it says so in its own words: those of the system are lost.
-_PYTORCH_CANNOT_WRITE = ("iostream error", "PytorchStreamWriter failed writing", "inline_container.cc")
 _WEIGHTS = ("*.safetensors", "pytorch_model_fsdp*", "global_step*", "adapter_model.*")
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 
@@ -121,7 +117,7 @@ class CheckpointMixin:
         self.accelerator.wait_for_everyone()
 
     def _explain_lack_of_space(self, error: Exception, what: str) -> None:
-        if (reason := _out_of_space(error)) is None:
+        if (reason := out_of_space(error)) is None:
             return
         last = last_checkpoint(self.args.output_dir)
         kept = f"{Path(last).name} is whole" if last else "there is no checkpoint"
@@ -181,17 +177,4 @@ def find_damage(checkpoint: Path) -> str | None:
     for file in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
         if not zipfile.is_zipfile(file):  # as `torch.save` writes; its directory is at the end
             return f"{file.name} is cut"
-    return None
-
-
-def _out_of_space(error: BaseException | None) -> str | None:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
-            return os.strerror(error.errno)
-        for number in _OUT_OF_SPACE:  # safetensors and PyTorch raise their own, with the system's words in them
-            if os.strerror(number) in str(error):
-                return os.strerror(number)
-        if any(words in str(error) for words in _PYTORCH_CANNOT_WRITE):
-            return "a file cannot be written in full"
-        error = error.__cause__ or error.__context__
     return None
