@@ -69,6 +69,15 @@ def test_what_is_saved_does_not_grow_with_the_stream(tokenizer, tmp_path):
     assert len(dataset._places) < 10
 
 
+def test_a_run_without_checkpoints_keeps_few_places(tokenizer):
+    dataset = stream(tokenizer)
+    blocks = iter(dataset)
+    for count in range(100, 1000, 100):
+        take(blocks, 100)
+        dataset.forget(count)
+    assert len(dataset._places) < 10
+
+
 def test_processes_share_the_documents(tokenizer):
     shares = []
     for process in range(3):

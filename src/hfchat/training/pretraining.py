@@ -268,11 +268,14 @@ class PretrainTrainer(CheckpointMixin, Trainer):
     def _stream_file(self) -> str:
         return f"stream-{self.args.process_index}-of-{self.args.world_size}.json"
 
+    @property
+    def _blocks_trained(self) -> int:
+        return self.state.global_step * self.args.gradient_accumulation_steps * self.args.train_batch_size
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.streaming:
-            blocks = self.state.global_step * self.args.gradient_accumulation_steps * self.args.train_batch_size
-            self.train_dataset.save(Path(output_dir) / self._stream_file, blocks)
+            self.train_dataset.save(Path(output_dir) / self._stream_file, self._blocks_trained)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.throughput.paused():
@@ -281,6 +284,7 @@ class PretrainTrainer(CheckpointMixin, Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.args.streaming:  # `Trainer` counts from where it was resumed
             self.state.epoch = self.state.global_step / self.state.max_steps
+            self.train_dataset.forget(self._blocks_trained)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def create_optimizer(self, model: "PreTrainedModel | None" = None) -> torch.optim.Optimizer:

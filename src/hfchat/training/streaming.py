@@ -51,9 +51,8 @@ class StreamedDataset(TorchIterableDataset):
         number = place["block"]
         tokens, opens = np.array(place["tokens"], dtype=np.int64), np.array(place["opens"], dtype=bool)
         for documents, source, passes in _one_ahead(self._batches(place)):
-            for document in documents:
-                tokens = np.concatenate([tokens, document.astype(np.int64)])
-                opens = np.concatenate([opens, np.arange(len(document)) == 0])
+            tokens = np.concatenate([tokens, *documents], dtype=np.int64)
+            opens = np.concatenate([opens, *(np.arange(len(document)) == 0 for document in documents)])
             while len(tokens) > self.block_size:
                 if number >= self._trained:
                     yield make_block(tokens[: self.block_size + 1], opens[: self.block_size + 1])
@@ -69,10 +68,14 @@ class StreamedDataset(TorchIterableDataset):
                 }
             )
 
-    def save(self, file: Path, blocks: int) -> None:
-        """Write down where the stream stands when `blocks` of its blocks have been trained on, all runs together."""
+    def forget(self, blocks: int) -> None:
+        """Of the places in the stream, keep those that `save` can still be asked for after `blocks` of its blocks."""
         while len(self._places) > 1 and self._places[1]["block"] <= blocks:
             self._places.popleft()
+
+    def save(self, file: Path, blocks: int) -> None:
+        """Write down where the stream stands when `blocks` of its blocks have been trained on, all runs together."""
+        self.forget(blocks)
         file.write_text(json.dumps({**self._places[0], "trained": blocks}), encoding="utf-8")
 
     def resume(self, file: Path) -> None:
