@@ -40,6 +40,14 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tokenizer_folder(tokenizer, tmp_path_factory) -> Path:
+    """Where the tokenizer is saved."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """A corpus as `prepare_data.py` lays it out, without its lineage."""
     from datasets import Dataset

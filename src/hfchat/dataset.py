@@ -51,13 +51,13 @@ def load_split(
         else:
             _check_exists(dataset_name, column)
             dataset = load_dataset(dataset_name, config_name, split=split, **options)
-        is_empty = next(iter(dataset), None) is None if streaming else len(dataset) == 0
-        columns = dataset.column_names or list(next(iter(dataset), {}))
+        first = next(iter(dataset), None)
+        columns = dataset.column_names or list(first or {})
     except UserError:
         raise
     except Exception as error:  # the errors of the builders have no common base
         raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {_reason(error)}") from error
-    if is_empty:
+    if first is None:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
     if column not in columns:
         raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {columns}")

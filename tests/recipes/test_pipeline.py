@@ -12,13 +12,6 @@ from tests.conftest import TEXTS, tiny_model
 SMALL = ["--depth", 2, "--block_size", 64, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--bf16", "false"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_from_texts_to_a_tokenizer(run_recipe, tmp_path):
     texts = tmp_path / "texts"
     texts.mkdir()

@@ -25,11 +25,9 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def inputs(corpus, tokenizer, tmp_path_factory) -> list:
+def inputs(corpus, tokenizer_folder) -> list:
     """Arguments of `recipes/pretrain.py`: what to train a tiny model on."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
     return [
-        "--dataset_name", corpus, "--tokenizer_name", folder, "--depth", 1, "--block_size", 32, "--bf16", "false",
-        "--sample_prompts", "The recipe", "--disable_tqdm", "true",
+        "--dataset_name", corpus, "--tokenizer_name", tokenizer_folder, "--depth", 1, "--block_size", 32,
+        "--bf16", "false", "--sample_prompts", "The recipe", "--disable_tqdm", "true",
     ]  # fmt: skip

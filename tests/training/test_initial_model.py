@@ -17,13 +17,6 @@ def arguments(**settings):
     return PretrainArguments(output_dir="unused", use_cpu=True, bf16=False, **{"block_size": 64} | settings)
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def base(request, tokenizer, tmp_path_factory):
     """A base model of 128 tokens of context and its tokenizer, which leaves no row of the embeddings free."""

@@ -20,6 +20,8 @@ import yaml
 from datatrove.io import DataFolder
 from tqdm import tqdm
 
+from hfchat.templates import template_environment
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -470,22 +472,10 @@ def markdown_environment() -> "jinja2.Environment":
 
 
 def _environment(finalize: Any) -> "jinja2.Environment":
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hfchat.data"),
-        autoescape=True,
-        finalize=finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("hfchat.data", autoescape=True, finalize=finalize)
     environment.filters |= {
-        "number": lambda value: f"{value:,}",
         "share": _share,
         "width": lambda value, greatest: f"{100 * value / greatest if greatest else 0:.2f}%",
-        "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 50_000 else f"{value / 1e3:,.1f} kB",
         "short": _short,
         "compact": _compact,
         "excerpt": lambda text, length=EXCERPT_CHARACTERS: text if len(text) <= length else f"{text[:length]}…",

@@ -12,7 +12,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.errors import UserError
-from hfchat.tokenization.chat_tokenizer import VOCABULARY_MULTIPLE, as_chat_tokenizer
+from hfchat.models import VOCABULARY_MULTIPLE
+from hfchat.tokenization.chat_tokenizer import as_chat_tokenizer
 from hfchat.tokenization.sampling import break_long_runs
 
 SplitPattern = Literal["gpt2", "gpt4"]

@@ -8,10 +8,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from hfchat.chat_template import END_OF_TEXT, SPECIAL_TOKENS, record_fingerprint, set_chat_template
-
-# Matrix multiplications are fastest where each side is a multiple of 64 elements (NVIDIA, "Matrix Multiplication
-# Background User's Guide": 128 bytes, so 64 elements in bf16, on the A100).
-VOCABULARY_MULTIPLE = 64
+from hfchat.models import VOCABULARY_MULTIPLE
 
 
 def as_chat_tokenizer(tokenizer: Tokenizer, vocab_multiple: int = VOCABULARY_MULTIPLE) -> PreTrainedTokenizerFast:

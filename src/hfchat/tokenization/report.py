@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfchat.errors import UserError
 from hfchat.models import BUNDLED, cache_dir, load_tokenizer
+from hfchat.templates import template_environment
 from hfchat.tokenization.check import SAMPLES, bytes_per_token, lost_texts, unicode_blocks
 from hfchat.tokenization.sampling import TextSample, first_bytes
 
@@ -278,20 +279,8 @@ def _plot(report: Report, file: Path) -> None:
 def _environment() -> "jinja2.Environment":
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hfchat.tokenization"),
-        autoescape=jinja2.select_autoescape(["html.jinja"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "number": lambda value: f"{value:,}",
-        "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 50_000 else f"{value / 1e3:,.1f} kB",
-        "visible": visible,
-        "code": _as_code,
-    }
+    environment = template_environment("hfchat.tokenization", autoescape=jinja2.select_autoescape(["html.jinja"]))
+    environment.filters |= {"visible": visible, "code": _as_code}
     return environment
 
 

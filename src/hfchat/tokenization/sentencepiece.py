@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -13,8 +13,9 @@ from transformers.convert_slow_tokenizer import generate_merges
 
 from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.errors import UserError
+from hfchat.models import VOCABULARY_MULTIPLE
 from hfchat.tokenization.bpe import SPLIT_PATTERNS, SplitPattern
-from hfchat.tokenization.chat_tokenizer import VOCABULARY_MULTIPLE, as_chat_tokenizer
+from hfchat.tokenization.chat_tokenizer import as_chat_tokenizer
 from hfchat.tokenization.sampling import break_long_runs, first_bytes
 
 if TYPE_CHECKING:
@@ -48,15 +49,10 @@ def train_sentencepiece_bpe(
     The arguments are those of `train_bpe`. Unlike SentencePiece's own defaults, nothing is normalised and no space is
     put before a text, so that any text comes back exactly.
     """
-    learnable = _learnable(vocab_size)
-    alphabet = common_characters(first_bytes(texts, _ALPHABET_BYTES), learnable)
-    scratch = Tokenizer(models.BPE())
-    _set_pipeline(scratch, split_pattern)
-    scratch.train_from_iterator(
-        keep_characters(texts, alphabet),
-        trainers.BpeTrainer(vocab_size=learnable, initial_alphabet=_ASCII, show_progress=show_progress),
+    trainer = trainers.BpeTrainer(
+        vocab_size=_learnable(vocab_size), initial_alphabet=_ASCII, show_progress=show_progress
     )
-    trained = json.loads(scratch.to_str())["model"]
+    trained, _ = _learn(texts, models.BPE(), trainer, split_pattern)
     learned = sorted(trained["vocab"], key=trained["vocab"].__getitem__)
     tokens = [*SPECIAL_TOKENS, _UNKNOWN, *_BYTES, *learned]
     tokenizer = Tokenizer(
@@ -83,15 +79,11 @@ def train_unigram(
 
     The arguments, and what comes back exactly, are those of `train_sentencepiece_bpe`.
     """
-    learnable = _learnable(vocab_size)
-    alphabet = common_characters(first_bytes(texts, _ALPHABET_BYTES), learnable)
-    scratch = Tokenizer(models.Unigram())
-    _set_pipeline(scratch, split_pattern)
-    scratch.train_from_iterator(
-        keep_characters(texts, alphabet),
-        trainers.UnigramTrainer(vocab_size=learnable, initial_alphabet=_ASCII, show_progress=show_progress),
+    trainer = trainers.UnigramTrainer(
+        vocab_size=_learnable(vocab_size), initial_alphabet=_ASCII, show_progress=show_progress
     )
-    pieces = _in_one_order(json.loads(scratch.to_str())["model"]["vocab"], len(alphabet))
+    trained, characters = _learn(texts, models.Unigram(), trainer, split_pattern)
+    pieces = _in_one_order(trained["vocab"], characters)
     # Unigram finds any piece of its vocabulary in a text, but none of the first ones, as the patterns split them.
     fixed = [*SPECIAL_TOKENS, _UNKNOWN, *_BYTES]
     tokenizer = Tokenizer(
@@ -198,6 +190,20 @@ def read_sentencepiece(file: str | Path) -> "ModelProto":
     if not proto.pieces or spec.model_type not in (spec.UNIGRAM, spec.BPE):
         raise UserError(f"sentencepiece_model {file}: holds no SentencePiece model of the type unigram or bpe")
     return proto
+
+
+def _learn(
+    texts: Iterable[str],
+    model: models.Model,
+    trainer: trainers.BpeTrainer | trainers.UnigramTrainer,
+    split_pattern: SplitPattern,
+) -> tuple[dict[str, Any], int]:
+    """The trained model as `tokenizers` writes it, and how many characters it was to keep."""
+    alphabet = common_characters(first_bytes(texts, _ALPHABET_BYTES), trainer.vocab_size)
+    scratch = Tokenizer(model)
+    _set_pipeline(scratch, split_pattern)
+    scratch.train_from_iterator(keep_characters(texts, alphabet), trainer)
+    return json.loads(scratch.to_str())["model"], len(alphabet)
 
 
 def _learnable(vocab_size: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
+from hfchat.models import VOCABULARY_MULTIPLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 # ratio; 64 keeps one attention head of 64 per layer of depth.
 ASPECT_RATIO = 64
 HEAD_DIM = 64
-# Matrix products are fastest on whole tiles, so embeddings get a multiple of this many rows.
-VOCABULARY_MULTIPLE = 64
 # Tokens per parameter for the least compute at a given loss (Hoffmann et al., arXiv:2203.15556).
 TOKENS_PER_PARAMETER = 20
 # Where the learning rates were measured: the width, and the tokens of a run with its best batch.

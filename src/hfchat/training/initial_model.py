@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfchat.errors import UserError
-from hfchat.models import check_fits, load_model, load_tokenizer
-from hfchat.training.dial import VOCABULARY_MULTIPLE, Shape
+from hfchat.models import VOCABULARY_MULTIPLE, check_fits, load_model, load_tokenizer
+from hfchat.training.dial import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,10 +27,13 @@ def load_initial_model(args: "PretrainArguments") -> tuple["PreTrainedModel", "P
         _add_tokens(tokenizer, args.add_tokens)
         return new_model(args, tokenizer), tokenizer
     model = load_model(args.model_name_or_path, dtype="float32", attn_implementation=args.attn_implementation)
-    own = load_tokenizer(args.model_name_or_path)
-    _check_extends(tokenizer, own)
+    known = len(tokenizer)
+    if args.tokenizer_name:
+        own = load_tokenizer(args.model_name_or_path)
+        _check_extends(tokenizer, own)
+        known = len(own)
     _add_tokens(tokenizer, args.add_tokens)
-    _embed_new_tokens(model, len(own), len(tokenizer))
+    _embed_new_tokens(model, known, len(tokenizer))
     check_fits(model, tokenizer, args.block_size)
     return model, tokenizer
 
