@@ -7,10 +7,20 @@ from datasets import Dataset
 from transformers import default_data_collator
 from transformers import modeling_flash_attention_utils as flash_utils
 
+from hfchat.errors import out_of_space
 from hfchat.training.packing import IGNORE, PackedDataset, collate_for_flash_attention, make_block, tokenize_corpus
 from tests.conftest import tiny_model
 
 DOCUMENTS = ["first document", "the second document is a little longer than the first", "third"]
+
+
+def test_a_full_disk_is_recognised(tokenizer, tmp_path):
+    (tmp_path / "tokens.writing").mkdir()
+    (tmp_path / "tokens.writing" / "tokens.bin").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        tokenize_corpus(Dataset.from_dict({"text": DOCUMENTS * 2000}), "text", tokenizer, tmp_path / "tokens", "test")
+    assert out_of_space(raised.value)
+    assert not (tmp_path / "tokens").exists()
 
 
 @pytest.fixture

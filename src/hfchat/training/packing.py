@@ -38,7 +38,7 @@ def tokenize_corpus(
         for batch in dataset.select_columns([column]).iter(_BATCH):
             texts = batch[column]
             for document in encode_documents(texts, tokenizer):
-                document.tofile(file)
+                file.write(document.tobytes())  # NumPy's own `tofile` loses the system's error
                 starts.append(position)
                 position += len(document)
             size += sum(len(text.encode()) for text in texts)
