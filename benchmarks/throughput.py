@@ -1,6 +1,6 @@
 """Tokens per second of pretraining on one CPU machine: ours, `run_clm.py`, nanoGPT and litgpt, same model and batch.
 
-    python -m benchmarks.throughput --peers ../peers  # about 12 minutes on two cores
+    python -m benchmarks.throughput --peers ../peers  # about 20 minutes on two cores
     python -m benchmarks.throughput --peers ../peers --repeats 3 --precisions float32
     python -m benchmarks.throughput --peers ../peers --quick  # only to see that it runs
 
