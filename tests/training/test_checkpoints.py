@@ -1,3 +1,4 @@
+import contextlib
 import resource
 import shutil
 import signal
@@ -68,39 +69,41 @@ def test_a_finished_training_that_is_resumed_makes_no_step(saved, packed, tokeni
     assert trainer.state.global_step == 3
 
 
-@pytest.fixture
-def file_size_limit():
-    """Writing a byte more fails, as on a full disk: "File too large"."""
+@contextlib.contextmanager
+def file_size_limit(size):
+    """Writing a byte more fails, as on a full disk: "File too large".
+
+    No longer than the body, as pytest itself may write to a file: where its output goes.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("fits", ["nothing", "weights"])
-def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_is_kept(
-    packed, tokenizer, saved, tmp_path, file_size_limit, fits
-):
+def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_is_kept(packed, tokenizer, saved, tmp_path, fits):
     folder = tmp_path / "run"
     shutil.copytree(saved / "checkpoint-1", folder / "checkpoint-1")
     weights = (folder / "checkpoint-1" / "model.safetensors").stat().st_size
     assert weights < (folder / "checkpoint-1" / "optimizer.pt").stat().st_size
     trainer = trainer_for(packed, tokenizer, folder, **SAVING)
-    file_size_limit(1000 if fits == "nothing" else weights)
-    with pytest.raises(
-        UserError, match=r"checkpoint-2 cannot be written .*(too large|in full); checkpoint-1 is whole"
-    ):
+    message = r"checkpoint-2 cannot be written .*(too large|in full); checkpoint-1 is whole"
+    with file_size_limit(1000 if fits == "nothing" else weights), pytest.raises(UserError, match=message):
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
     assert [path.name for path in folder.iterdir()] == ["checkpoint-1"]
     assert find_damage(folder / "checkpoint-1") is None
 
 
-def test_no_room_for_the_model_is_one_clear_line_too(packed, tokenizer, tmp_path, file_size_limit):
+def test_no_room_for_the_model_is_one_clear_line_too(packed, tokenizer, tmp_path):
     trainer = trainer_for(packed, tokenizer, tmp_path, **SAVING)
     trainer.train()
-    file_size_limit(1000)
-    with pytest.raises(UserError, match=r"the model cannot be written .*File too large; checkpoint-3 is whole"):
+    message = r"the model cannot be written .*File too large; checkpoint-3 is whole"
+    with file_size_limit(1000), pytest.raises(UserError, match=message):
         trainer.save_model(str(tmp_path / "model"))
 
 
