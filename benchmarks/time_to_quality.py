@@ -19,7 +19,7 @@ and for all of it, each time as whichever of the two fits more steps in.
 - bits per byte: every token of the validation text once, the bytes those of its UTF-8, for both in blocks of 256
   tokens, the first of which begins with the document.
 - own count: nanochat's `evaluate_bpb` with its own loader, which crops documents and starts over at their end; our
-  recipe's, over packed blocks, which cut documents at their edges, and with the ends of documents.
+  recipe's, over packed blocks, some of which cut a document, and with the ends of documents.
 """
 
 import argparse

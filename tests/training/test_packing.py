@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,14 @@ from transformers import default_data_collator
 from transformers import modeling_flash_attention_utils as flash_utils
 
 from hfchat.errors import out_of_space
-from hfchat.training.packing import IGNORE, PackedDataset, collate_for_flash_attention, make_block, tokenize_corpus
+from hfchat.training.packing import (
+    IGNORE,
+    PackedDataset,
+    collate_for_flash_attention,
+    make_block,
+    pack,
+    tokenize_corpus,
+)
 from tests.conftest import tiny_model
 
 DOCUMENTS = ["first document", "the second document is a little longer than the first", "third"]
@@ -33,36 +41,160 @@ def encode(tokenizer, text):
     return [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id]
 
 
-def test_no_token_is_lost_and_each_is_predicted_once(tokenizer, stream):
+def spread(lengths):
+    """Documents of those lengths, one after the other with a separator between them."""
+    lengths = np.array(lengths, dtype=np.int64)
+    return np.concatenate([[0], np.cumsum(lengths + 1)[:-1]]), lengths
+
+
+def packed(lengths, block_size):
+    """The pieces of each block, as the numbers of their documents and their positions in them."""
+    starts, lengths = spread(lengths)
+    pieces, firsts, cut = pack(starts, lengths, block_size)
+    assert firsts[-1] == len(pieces)
+    blocks = []
+    for first, end in pairwise(firsts.tolist()):
+        documents = np.searchsorted(starts, pieces[first:end, 0], side="right") - 1
+        begins = pieces[first:end, 0] - starts[documents]
+        blocks.append(
+            [
+                (document, range(begin, begin + length))
+                for document, begin, length in zip(
+                    documents.tolist(), begins.tolist(), pieces[first:end, 1].tolist(), strict=True
+                )
+            ]
+        )
+    return blocks, cut
+
+
+def random_corpora():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        yield rng.integers(1, rng.integers(2, 100), rng.integers(1, 60)).tolist(), int(rng.integers(1, 40))
+
+
+def test_every_position_of_every_document_is_in_one_block():
+    for lengths, block_size in random_corpora():
+        blocks, _ = packed(lengths, block_size)
+        positions = [(document, place) for block in blocks for document, places in block for place in places]
+        assert sorted(positions) == [(i, place) for i, length in enumerate(lengths) for place in range(length)]
+        assert all(0 < sum(len(places) for _, places in block) <= block_size for block in blocks)
+
+
+def test_padding_is_under_one_percent_or_the_least_possible():
+    for lengths, block_size in random_corpora():
+        blocks, _ = packed(lengths, block_size)
+        padding = 1 - sum(lengths) / (len(blocks) * block_size)
+        assert padding <= 0.01 or len(blocks) == -(-sum(lengths) // block_size)
+
+
+def test_documents_that_fit_stay_whole_where_padding_permits():
+    rng = np.random.default_rng(0)
+    lengths = np.maximum(1, rng.lognormal(5, 1, 5000)).astype(int).tolist()  # as those of web pages are distributed
+    blocks, cut = packed(lengths, 256)
+    pieces = Counter(document for block in blocks for document, _ in block)
+    assert [pieces[document] for document in range(len(lengths))] == [-(-length // 256) for length in lengths]
+    assert cut == 0
+    assert 1 - sum(lengths) / (len(blocks) * 256) < 0.01
+
+
+def test_blocks_are_no_more_than_best_fit_one_by_one_needs():
+    for lengths, block_size in random_corpora():
+        rooms = []
+        for length in sorted((length for length in lengths if length <= block_size), reverse=True):
+            fitting = [room for room in rooms if room >= length]
+            room = min(fitting, default=block_size)
+            if fitting:
+                rooms.remove(room)
+            rooms.append(room - length)
+        whole = [length for length in lengths if length <= block_size]
+        assert not whole or len(packed(whole, block_size)[0]) <= len(rooms)
+
+
+def test_a_document_goes_where_it_leaves_the_least_room():
+    blocks, cut = packed([12, 15, 5, 4, 4], 20)
+    assert [[document for document, _ in block] for block in blocks] == [[0, 3, 4], [1, 2]]
+    assert cut == 0
+
+
+def test_the_emptiest_block_fills_the_largest_holes_of_the_others():
+    whole = [[(0, range(9))], [(1, range(7)), (3, range(4, 5))], [(2, range(6)), (3, range(4))]]
+    assert packed([9, 7, 6, 5], 10) == (whole, 1)
+    long = [[(0, range(9))], [(1, range(7)), (3, range(14, 15))], [(2, range(6)), (3, range(10, 14))]]
+    assert packed([9, 7, 6, 15], 10) == ([*long, [(3, range(10))]], 0)  # no block would hold it
+
+
+def test_few_are_cut_where_all_are_a_little_more_than_half_a_block():
+    """100 of 60 positions in blocks of 100: 60 blocks, so 60 stay whole and each other one has parts of at most 40."""
+    blocks, cut = packed([60] * 100, 100)
+    assert len(blocks) == 60
+    assert cut == 40
+    lengths = Counter(len(places) for block in blocks for _, places in block)
+    assert lengths[60] == 60
+    assert (
+        sum(lengths.values()) == 60 + 100 - 1 - 19
+    )  # cut where one of 60 holes of 40 ends, if none ends there itself
+
+
+def test_blocks_and_their_pieces_are_in_the_order_of_the_corpus():
+    for lengths, block_size in random_corpora():
+        blocks, _ = packed(lengths, block_size)
+        begins = [[(document, places.start) for document, places in block] for block in blocks]
+        assert all(block == sorted(block) for block in begins)
+        assert [block[0] for block in begins] == sorted(block[0] for block in begins)
+
+
+def predictions(dataset):
+    """Each token that is predicted, and the tokens of its block that it is predicted from."""
+    for block in dataset:
+        for _, start, end in documents_in(block["position_ids"][None]):
+            inputs, labels = block["input_ids"][start:end].tolist(), block["labels"][start:end].tolist()
+            yield from ((inputs[: i + 1], label) for i, label in enumerate(labels) if label != IGNORE)
+
+
+def test_every_token_is_predicted_once_from_all_before_it_in_its_document(tokenizer, stream):
     documents = [encode(tokenizer, text) for text in DOCUMENTS]
-    blocks = list(PackedDataset(stream, 8, tokenizer))
-    inputs = torch.cat([block["input_ids"] for block in blocks]).tolist()
-    everything = [token for document in documents for token in document]
-    assert inputs[: len(everything) - 1] == everything[:-1]
-    labels = [token for block in blocks for token in block["labels"].tolist() if token != IGNORE]
-    assert labels == [token for document in documents for token in document[1:]]
+    expected = [(document[:i], document[i]) for document in documents for i in range(1, len(document))]
+    assert sorted(predictions(PackedDataset(stream, 64, tokenizer))) == sorted(expected)
 
 
-def test_positions_start_again_with_every_document_and_block(tokenizer, stream):
-    lengths = [len(encode(tokenizer, text)) for text in DOCUMENTS]
-    whole = PackedDataset(stream, sum(lengths) - 1, tokenizer)
-    assert len(whole) == 1
-    expected = [position for length in lengths for position in range(length)][:-1]
-    assert whole[0]["position_ids"].tolist() == expected
-    second_block = PackedDataset(stream, 4, tokenizer)[1]
-    assert second_block["position_ids"][0] == 0
+@pytest.mark.parametrize("block_size", [4, 8, 16])
+def test_every_token_is_predicted_once_where_documents_are_cut(tokenizer, stream, block_size):
+    documents = [encode(tokenizer, text) for text in DOCUMENTS]
+    found = list(predictions(PackedDataset(stream, block_size, tokenizer)))
+    assert sorted(label for _, label in found) == sorted(token for document in documents for token in document[1:])
+    texts = ["".join(map(chr, document)) for document in documents]
+    assert all(any("".join(map(chr, [*before, label])) in text for text in texts) for before, label in found)
 
 
-def test_only_the_end_is_padded(tokenizer, stream):
+def test_only_the_end_of_a_block_is_padded(tokenizer, stream):
     dataset = PackedDataset(stream, 16, tokenizer)
-    tokens = sum(len(encode(tokenizer, text)) for text in DOCUMENTS) - 1
-    assert dataset.padded_share == pytest.approx(1 - tokens / (16 * len(dataset)))
-    last = dataset[len(dataset) - 1]
-    padding = last["input_ids"] == tokenizer.pad_token_id
-    assert padding.sum() == 16 * len(dataset) - tokens - 1  # the last token is read, but predicts nothing
-    assert (last["labels"][padding] == IGNORE).all()
+    positions = sum(len(encode(tokenizer, text)) - 1 for text in DOCUMENTS)
+    assert dataset.padded_share == pytest.approx(1 - positions / (16 * len(dataset)))
+    padding = torch.stack([block["labels"] == IGNORE for block in dataset])
+    assert padding.sum() == 16 * len(dataset) - positions
+    assert all((row.long().diff() >= 0).all() for row in padding)
+    inputs = torch.stack([block["input_ids"] for block in dataset])
+    assert (inputs[padding] == tokenizer.pad_token_id).all()
     with pytest.raises(IndexError):
         dataset[len(dataset)]
+
+
+def test_the_layout_is_computed_once(tokenizer, stream, monkeypatch):
+    first = [block["input_ids"].tolist() for block in PackedDataset(stream, 16, tokenizer)]
+    monkeypatch.setattr("hfchat.training.packing.pack", lambda *_: pytest.fail("computed again"))
+    assert [block["input_ids"].tolist() for block in PackedDataset(stream, 16, tokenizer)] == first
+    (stream / "blocks-24.writing").mkdir()  # a process was killed here
+    monkeypatch.undo()
+    assert len(PackedDataset(stream, 24, tokenizer)) != len(first)
+
+
+def test_the_share_of_documents_that_are_cut(tokenizer, tmp_path):
+    tokenize_corpus(Dataset.from_dict({"text": ["one text"] * 50}), "text", tokenizer, tmp_path / "tokens", "test")
+    length = len(encode(tokenizer, "one text")) - 1
+    assert PackedDataset(tmp_path / "tokens", length, tokenizer).cut_share == 0
+    assert 0 < PackedDataset(tmp_path / "tokens", 2 * length - 1, tokenizer).cut_share <= 0.5
+    assert PackedDataset(tmp_path / "tokens", length - 1, tokenizer).cut_share == 0  # none would fit
 
 
 def test_bytes_are_those_of_the_text(stream, tokenizer):

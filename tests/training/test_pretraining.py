@@ -1,5 +1,4 @@
 import math
-from copy import copy
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.training.corpus import load_corpus
 from hfchat.training.optimizer import MuonWithAdamW
+from hfchat.training.packing import PackedDataset, tokenize_corpus
 from hfchat.training.pretraining import PretrainArguments
 from tests.conftest import TEXTS, tiny_model
 from tests.training.trainers import losses, trainer_for
@@ -16,12 +16,14 @@ from tests.training.trainers import losses, trainer_for
 
 def test_bits_per_byte_are_those_of_the_documents_one_by_one(packed, tokenizer, corpus, tmp_path):
     """In one block that holds all documents: what they cost must not depend on their neighbours."""
-    whole = copy(packed["validation"])
-    whole.block_size = len(whole.tokens)
+    documents = load_split(str(corpus), "validation", "text")
+    tokenize_corpus(documents, "text", tokenizer, tmp_path / "tokens", "test")
+    whole = PackedDataset(tmp_path / "tokens", len(packed["validation"].tokens), tokenizer)
+    assert len(whole) == 1
     trainer = trainer_for({"train": packed["train"], "validation": whole}, tokenizer, tmp_path)
     metrics = trainer.evaluate()
     nats, count = 0.0, 0
-    for text in load_split(str(corpus), "validation", "text")["text"]:
+    for text in documents["text"]:
         ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id]
         ids = torch.tensor([ids])
         log_probs = trainer.model(input_ids=ids).logits[0, :-1].log_softmax(-1)

@@ -7,7 +7,7 @@ from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 
 from hfchat.errors import UserError
-from hfchat.training.packing import PackedDataset, tokenize_corpus
+from hfchat.training.packing import IGNORE
 from hfchat.training.streaming import StreamedDataset
 
 # More than are tokenized at once.
@@ -34,10 +34,15 @@ def same(blocks, others):
     )
 
 
-def test_blocks_are_those_of_the_corpus_on_disk(tokenizer, tmp_path):
-    tokenize_corpus(Dataset.from_dict({"text": TEXTS}), "text", tokenizer, tmp_path / "tokens", "test")
-    packed = PackedDataset(tmp_path / "tokens", 16, tokenizer)
-    assert same(take(stream(tokenizer), len(packed) - 1), [packed[i] for i in range(len(packed) - 1)])
+def test_blocks_are_the_documents_one_after_the_other(tokenizer):
+    ids = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    documents = [[tokenizer.bos_token_id, *document, tokenizer.bos_token_id] for document in ids]
+    blocks = take(stream(tokenizer), blocks_per_pass(tokenizer))
+    inputs = torch.cat([block["input_ids"] for block in blocks]).tolist()
+    assert inputs == [token for document in documents for token in document][: len(inputs)]
+    labels = torch.cat([block["labels"] for block in blocks]).tolist()
+    expected = [token for document in documents for token in [IGNORE, *document[1:]]]
+    assert labels == expected[1 : len(labels) + 1]
 
 
 @pytest.mark.parametrize("passes", [0, 1, 2])

@@ -35,7 +35,8 @@ class Corpus:
             return f"a stream of documents; {len(self.validation.tokens):,} tokens to validate on"
         return (
             f"{len(self.train.tokens):,} tokens of {len(self.train.starts):,} documents to train on, "
-            f"{len(self.validation.tokens):,} to validate on; 0% cropped, {self.train.padded_share:.3%} padding"
+            f"{len(self.validation.tokens):,} to validate on; 0% cropped, {self.train.padded_share:.3%} padding, "
+            f"{self.train.cut_share:.3%} of the documents cut though a block would hold them"
         )
 
 
@@ -63,11 +64,10 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
                 )
             validation, train = train.select(range(held_out)), train.select(range(held_out, len(train)))
         tokenize_corpus(validation, column, tokenizer, folder / "tokens-validation", "tokenizing, validation")
+        packed = PackedDataset(folder / "tokens-validation", args.block_size, tokenizer)
         if not args.streaming:
             tokenize_corpus(train, column, tokenizer, folder / "tokens-train", "tokenizing, train")
-    packed = PackedDataset(folder / "tokens-validation", args.block_size, tokenizer)
-    if not args.streaming:
-        return Corpus(PackedDataset(folder / "tokens-train", args.block_size, tokenizer), packed)
+            return Corpus(PackedDataset(folder / "tokens-train", args.block_size, tokenizer), packed)
     from datasets.distributed import split_dataset_by_node
 
     share = split_dataset_by_node(train, rank=args.process_index, world_size=args.world_size)

@@ -23,7 +23,7 @@ _BATCH = 64  # documents
 
 
 class StreamedDataset(TorchIterableDataset):
-    """Endless blocks from a stream of documents, packed like those of `PackedDataset`, in the order of the stream.
+    """Endless blocks from a stream of documents, in its order; documents are cut where a block ends.
 
     Each process reads its own share of the stream, so a run is resumed with the same number of processes.
 
