@@ -1,4 +1,7 @@
+import json
+
 import pytest
+from datasets import Dataset
 
 from hfchat import chat_template
 from hfchat.errors import UserError
@@ -10,6 +13,161 @@ MESSAGES = [
     {"role": "user", "content": "Bye."},
     {"role": "assistant", "content": "Goodbye."},
 ]
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather in a city, now: 'rain' & more.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    },
+    {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}},
+]
+
+
+def call(name, **arguments):
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+WITH_TOOLS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "How is Köln?"},
+    {"role": "assistant", "content": "Let me see.", "tool_calls": [call("weather", city="Köln"), call("time")]},
+    {"role": "tool", "content": '{"sky": "grey"}'},
+    {"role": "tool", "content": "12:00"},
+    {"role": "assistant", "content": "Grey. Rome?"},
+    {"role": "user", "content": "Yes."},
+    {"role": "assistant", "content": None, "tool_calls": [call("weather", city="Rome")]},
+    {"role": "tool", "content": "sun"},
+    {"role": "assistant", "content": "Sunny."},
+]
+
+# As Qwen2.5's template writes it (trl/chat_templates/qwen2_5.jinja).
+RENDERED = """<|im_start|>system
+Be brief.
+
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{"type": "function", "function": {"name": "weather", "description": "The weather in a city, now: 'rain' & more.", \
+"parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+{"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+<|im_start|>user
+How is Köln?<|im_end|>
+<|im_start|>assistant
+Let me see.
+<tool_call>
+{"name": "weather", "arguments": {"city": "Köln"}}
+</tool_call>
+<tool_call>
+{"name": "time", "arguments": {}}
+</tool_call><|im_end|>
+<|im_start|>user
+<tool_response>
+{"sky": "grey"}
+</tool_response>
+<tool_response>
+12:00
+</tool_response><|im_end|>
+<|im_start|>assistant
+Grey. Rome?<|im_end|>
+<|im_start|>user
+Yes.<|im_end|>
+<|im_start|>assistant
+<tool_call>
+{"name": "weather", "arguments": {"city": "Rome"}}
+</tool_call><|im_end|>
+<|im_start|>user
+<tool_response>
+sun
+</tool_response><|im_end|>
+<|im_start|>assistant
+Sunny.<|im_end|>
+"""
+
+
+def render(tokenizer, messages, tools=None, **settings):
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **settings)
+
+
+def test_a_conversation_in_text_alone_is_chatml(tokenizer):
+    expected = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello?<|im_end|>\n"
+        "<|im_start|>assistant\nHi.<|im_end|>\n<|im_start|>user\nBye.<|im_end|>\n"
+        "<|im_start|>assistant\nGoodbye.<|im_end|>\n"
+    )
+    assert render(tokenizer, MESSAGES) == expected
+    assert render(tokenizer, MESSAGES, tools=[]) == expected
+    assert render(tokenizer, MESSAGES, add_generation_prompt=True) == expected + "<|im_start|>assistant\n"
+    assert render(tokenizer, [message | {"tool_calls": None, "name": None} for message in MESSAGES]) == expected
+
+
+def test_tools_their_calls_and_their_results_are_written_as_servers_parse_them(tokenizer):
+    assert render(tokenizer, WITH_TOOLS, TOOLS) == RENDERED
+    without_system = RENDERED.replace("Be brief.\n\n", "")
+    assert render(tokenizer, WITH_TOOLS[1:], TOOLS) == without_system
+
+
+def test_what_is_called_and_the_end_of_that_turn_is_supervised_and_no_result(tokenizer):
+    encoded = tokenizer.apply_chat_template(
+        WITH_TOOLS, tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True
+    )
+    supervised = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    turns = RENDERED.split("<|im_start|>assistant\n")[1:]
+    assert tokenizer.decode(supervised) == "".join(turn.partition("<|im_end|>")[0] + "<|im_end|>" for turn in turns)
+
+
+@pytest.mark.parametrize("answer", [2, 5, 7, 9])
+def test_a_prompt_with_tools_is_a_prefix_of_the_conversation(tokenizer, answer):
+    prompt = render(tokenizer, WITH_TOOLS[:answer], TOOLS, add_generation_prompt=True)
+    assert render(tokenizer, WITH_TOOLS, TOOLS).startswith(prompt)
+
+
+def test_arguments_may_be_json_as_in_openai_s_api(tokenizer):
+    def as_json(message):
+        calls = [
+            {
+                "name": call["function"]["name"],
+                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            }
+            for call in message.get("tool_calls", [])
+        ]
+        return message | ({"tool_calls": calls} if calls else {})
+
+    assert render(tokenizer, [as_json(message) for message in WITH_TOOLS], TOOLS) == RENDERED
+
+
+def test_what_arrow_adds_to_rows_is_left_out(tokenizer):
+    """In a column of its own, all calls get the arguments of all, and all tools the parameters of all."""
+    other = [
+        {"role": "user", "content": "Go."},
+        {"role": "assistant", "tool_calls": [call("go", to={"x": [{"y": 1}]})]},
+    ]
+    tools = [{"type": "function", "function": {"name": "go", "parameters": {"properties": {"to": {"title": "To"}}}}}]
+    rows = Dataset.from_list([{"messages": WITH_TOOLS, "tools": TOOLS}, {"messages": other, "tools": tools}])
+    first, second = (render(tokenizer, row["messages"], row["tools"]) for row in rows)
+    assert rows[1]["messages"][1]["tool_calls"][0]["function"]["arguments"]["city"] is None
+    assert (first, second) == (RENDERED, render(tokenizer, other, tools))
+    assert '{"name": "go", "arguments": {"to": {"x": [{"y": 1}]}}}' in second
+
+
+def test_the_template_survives_saving(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    assert render(AutoTokenizer.from_pretrained(tmp_path), WITH_TOOLS, TOOLS) == RENDERED
 
 
 def test_supervised_is_what_the_assistant_says_and_its_end_of_turn(tokenizer):

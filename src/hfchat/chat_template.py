@@ -3,6 +3,10 @@
 The format is ChatML, which SmolLM2, Qwen and many others speak, with one difference to the templates they ship:
 the `{% generation %}` marks around the assistant's text *and* its end-of-turn token. Trainers derive the
 supervised tokens from these marks, so the model learns to stop.
+
+Tools, their calls and their results are written as Qwen2.5 and Hermes models write them, which servers can parse (vLLM
+calls the parser `hermes`). The arguments of a call are a mapping or, as in OpenAI's API, JSON in a string, which is
+written as it is.
 """
 
 import hashlib
@@ -26,24 +30,36 @@ CHAT_TEMPLATE = files("hfchat").joinpath("chat_template.jinja").read_text(encodi
 _RECORD = "chat_template_fingerprint"
 
 
-def set_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+def set_chat_template(tokenizer: "PreTrainedTokenizerBase", *, add_tokens: bool = False) -> list[int]:
     """Give `tokenizer` the project's template, its end-of-turn token as EOS, and a pad token that is not EOS.
 
+    Args:
+        tokenizer: Changed in place.
+        add_tokens: Add the turn tokens that it lacks.
+
+    Returns:
+        The ids that were added: the model needs embeddings for them.
+
     Raises:
-        UserError: If the vocabulary lacks the turn tokens: they need embeddings, so they cannot be added here.
+        UserError: If the vocabulary lacks a token.
     """
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (TURN_START, TURN_END) if token not in vocabulary]
-    if missing:
+    if PAD not in vocabulary and END_OF_TEXT not in vocabulary:
+        missing.append(PAD)
+    if missing and not add_tokens:
         raise UserError(
             f"{tokenizer.name_or_path}: the vocabulary has no {' and no '.join(missing)}; "
             "start from a chat model that speaks ChatML, or from a tokenizer made by recipes/train_tokenizer.py"
         )
+    if missing:
+        from tokenizers import AddedToken
+
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.eos_token = TURN_END
-    tokenizer.pad_token = PAD if PAD in vocabulary else END_OF_TEXT
-    if tokenizer.pad_token not in vocabulary:
-        raise UserError(f"{tokenizer.name_or_path}: the vocabulary has neither {PAD} nor {END_OF_TEXT} to pad with")
+    tokenizer.pad_token = PAD if PAD in vocabulary or PAD in missing else END_OF_TEXT
+    return tokenizer.convert_tokens_to_ids(missing)
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -60,6 +76,11 @@ def record_fingerprint(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedM
     if model is not None:
         setattr(model.config, _RECORD, value)
     return value
+
+
+def recorded_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The fingerprint of the template that a model was trained with; None for one from elsewhere."""
+    return tokenizer.init_kwargs.get(_RECORD)
 
 
 def check_chat_template(
@@ -79,7 +100,7 @@ def check_chat_template(
             "fine-tune it with recipes/finetune.py first"
         )
     recorded = {
-        "tokenizer_config.json": tokenizer.init_kwargs.get(_RECORD),
+        "tokenizer_config.json": recorded_fingerprint(tokenizer),
         "config.json": getattr(model.config, _RECORD, None) if model is not None else None,
     }
     actual = fingerprint(tokenizer)

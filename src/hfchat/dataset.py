@@ -3,7 +3,9 @@
 And what every stage that reads conversations asks of their messages.
 """
 
+import json
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 _FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-ROLES = ("system", "user", "assistant")  # what the project's chat template takes
+ROLES = ("system", "user", "assistant")  # of a conversation in text alone
+ROLES_WITH_TOOLS = (*ROLES, "tool")
 
 
 def load_split(
@@ -102,15 +105,17 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
     """What keeps `messages` from being a conversation that the assistant ends.
 
     Args:
-        messages: List of `{"role", "content"}`. Where `roles` has `tool`, a turn may have `tool_calls` instead.
+        messages: List of `{"role", "content"}`. Where `roles` has `tool`, the assistant's turns may have `tool_calls`,
+            a list of `{"name", "arguments"}` or `{"function": {"name", "arguments"}}`, and then need no content.
         roles: Those that may speak.
 
     Returns:
-        A reason (`no_messages`, `bad_role`, `empty_turn` or `no_assistant_turn`) and what is wrong, in words. None for
-        a conversation.
+        A reason (`no_messages`, `bad_role`, `malformed`, `empty_turn`, `not_alternating` or `no_assistant_turn`) and
+        what is wrong, in words. None for a conversation.
     """
     if not isinstance(messages, list) or not messages:
         return "no_messages", "has no messages; 'messages' must be a list of turns"
+    called = False  # by the turn before, or by those before it whose results are given
     for position, turn in enumerate(messages):
         turn = turn if isinstance(turn, dict) else {}
         role, content, calls = turn.get("role"), turn.get("content"), turn.get("tool_calls")
@@ -119,10 +124,31 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
             return "bad_role", f"turn {position} has the role {role!r}; it must be {', '.join(others)} or {last}"
         if calls and "tool" not in roles:
             return "bad_role", f"turn {position} ({role}) calls tools; it must be text alone"
+        if calls and role != "assistant":
+            return "bad_role", f"turn {position} ({role}) calls tools; only the assistant may"
+        if calls and (fault := _find_fault_of_calls(calls)):
+            return "malformed", f"turn {position} ({role}) {fault}"
         if not calls and not (isinstance(content, str) and content.strip()):
             return "empty_turn", f"turn {position} ({role}) has no content"
+        if role == "tool" and not called:
+            return "not_alternating", f"turn {position} is a tool's result, but no tool was called before it"
+        called = bool(calls) or role == "tool"
     if messages[-1]["role"] != "assistant":
         return "no_assistant_turn", f"the last turn must be the assistant's, not the {messages[-1]['role']}'s"
+    return None
+
+
+def _find_fault_of_calls(calls: Any) -> str | None:
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = (call.get("function") or call) if isinstance(call, dict) else {}
+        name, arguments = function.get("name"), function.get("arguments")
+        if not isinstance(name, str) or not name:
+            return "has a tool call without a name"
+        if isinstance(arguments, str):
+            with suppress(ValueError):
+                arguments = json.loads(arguments)
+        if not isinstance(arguments, dict | None):
+            return f"calls {name} with arguments that are not a JSON object"
     return None
 
 
