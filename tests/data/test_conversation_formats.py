@@ -60,6 +60,11 @@ FORMATS = [
         "thumbs",
         {"prompt": [user("Hi")], "completion": [assistant("Go.")], "label": False},
     ),
+    (
+        {"messages": [user("Hi"), assistant("Hello.")], "label": True},
+        "thumbs",
+        {"prompt": [user("Hi")], "completion": [assistant("Hello.")], "label": True},
+    ),
 ]
 
 

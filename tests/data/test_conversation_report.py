@@ -17,7 +17,7 @@ def test_what_a_source_says_of_itself_stays_text():
     summary = Summary("messages", [source | {"rows": 2, "conversations": 2, "kept": 1}])
     summary.add_kept({"messages": [user("```\n# Hi"), assistant()]}, b"0", "train")
     summary.add_removed({"reason": "malformed", "row": "{", "detail": "not JSON: <b>", "place": "a.jsonl (row 2)"})
-    page, readme = report(summary), card(summary, 1000)
+    page, readme = report(summary), card(summary, {"train": 500}, 1000)
     for text in (page, readme):
         assert "| a\\|b &lt;img&gt; | House \\*rules\\* | messages | 2 | 2 | 1 |" in text
     assert "\na.jsonl (row 2): not JSON: &lt;b&gt;\n\n```text\n{\n```\n" in page

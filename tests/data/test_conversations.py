@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import load_dataset, load_dataset_builder
 
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.conversations import prepare, split_of
@@ -186,6 +186,9 @@ def test_the_dataset_opens_and_names_its_licences(run, tmp_path):
     summary, folder = run({"path": path, "license": "MIT", "name": "sums"}, validation_fraction=0.2)
     assert summary.licenses == ["MIT"]
     card = (folder / "README.md").read_text()
+    splits = load_dataset_builder(str(folder)).info.splits
+    assert {name: split.num_examples for name, split in splits.items()} == dict(summary.kept)
+    assert all(split.num_bytes for split in splits.values())
     assert "license: mit\n" in card
     assert "Columns: `messages`, `source`, in TRL's" in card
     assert "| sums | MIT | question-answer | 40 | 40 | 40 |" in card

@@ -140,8 +140,12 @@ def _from_thumbs(row: Mapping[str, Any], instruction: str | None) -> dict[str, A
     label = {"true": True, "1": True, "false": False, "0": False}.get(str(label).lower())
     if label is None:
         raise ConversationError("malformed", f"'label' must be true or false, not {row.get('label')!r}")
-    completion = _completion(row.get("completion"), "completion")
-    return {"prompt": _prompt(row.get("prompt")), "completion": completion, "label": label, **_tools(row)}
+    if row.get("messages") is not None:  # the last of which the thumb is for
+        messages = _messages(row["messages"], "messages")
+        prompt, completion = messages[:-1], messages[-1:]
+    else:
+        prompt, completion = _prompt(row.get("prompt")), _completion(row.get("completion"), "completion")
+    return {"prompt": prompt, "completion": completion, "label": label, **_tools(row)}
 
 
 class Format(NamedTuple):
@@ -165,7 +169,7 @@ FORMATS = {
 # Columns by which a format is known, looked for in this order: a `prompt` stands in several.
 _COLUMNS = {
     "preference": ("chosen", "rejected"),
-    "thumbs": ("prompt", "completion", "label"),
+    "thumbs": ("prompt|messages", "completion|messages", "label"),
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output|instances"),

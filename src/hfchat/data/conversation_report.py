@@ -95,11 +95,12 @@ def report(summary: Summary) -> str:
     return markdown_environment().get_template("conversation_report.md.jinja").render(context)
 
 
-def card(summary: Summary, download_size: int) -> str:
+def card(summary: Summary, sizes: Mapping[str, int], download_size: int) -> str:
     """The dataset card; its header tells `datasets.load_dataset` where the splits are.
 
     Args:
         summary: What is in the dataset.
+        sizes: Bytes of each split in memory.
         download_size: Bytes of its files: by them `datasets` tells a dataset that was made again from its cached copy.
     """
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split, count in summary.kept.items() if count]
@@ -109,8 +110,13 @@ def card(summary: Summary, download_size: int) -> str:
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
             "config_name": "default",
-            "splits": [{"name": split, "num_examples": count} for split, count in summary.kept.items() if count],
+            # Without all three, `datasets` passes the splits over, with a warning.
+            "splits": [
+                {"name": split, "num_bytes": size, "num_examples": summary.kept[split]}
+                for split, size in sizes.items()
+            ],
             "download_size": download_size,
+            "dataset_size": sum(sizes.values()),
         },
     }
     context = {"summary": summary, "columns": KINDS[summary.kind]}

@@ -40,7 +40,7 @@ class ConversationSource(dict):
     - `dialogsum`: `dialogue` and `summary`; `instruction` is what the prompt asks for.
     - `parallel-text`: line by line, `path` is translated in `target_path`; `instruction` must say what to do.
     - `preference`: `chosen` and `rejected`, as messages, as HH-RLHF's texts, or as answers to a `prompt`.
-    - `thumbs`: `prompt`, `completion` and `label` (true or false).
+    - `thumbs`: `prompt` and `completion`, or `messages`, with `label` (true or false).
 
     `limit` takes the first so many rows. `license`, `url` and `name` go into the dataset card, `name` into each row;
     `storage_options` go to fsspec.

@@ -92,11 +92,11 @@ def prepare(
                     f"the {split} split came out empty ({summary.conversations} conversations read, removed: "
                     f"{dict(summary.removed)}); add sources, or change validation_fraction"
                 )
-        outputs.write_splits(summary.kept)
+        sizes = outputs.write_splits(summary.kept)
     _check_counts(folder, summary)
     (folder / "report.md").write_text(report(summary), encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.glob("data/*.parquet"))
-    (folder / "README.md").write_text(card(summary, size), encoding="utf-8")
+    (folder / "README.md").write_text(card(summary, sizes, size), encoding="utf-8")
     return summary
 
 
@@ -175,7 +175,8 @@ class _Outputs:
             self._removed[row["reason"]] = _parquet_writer(path, features)
         self._removed[row["reason"]][0].write(row)
 
-    def write_splits(self, kept: Mapping[str, int]) -> None:
+    def write_splits(self, kept: Mapping[str, int]) -> dict[str, int]:
+        """Write those that are not empty. Returns the bytes of each in memory."""
         from datasets import Features, Json, List, Value
 
         text = Value("string")
@@ -184,6 +185,7 @@ class _Outputs:
             message |= {"tool_calls": Json(), "tool_call_id": text, "name": text}
         columns = {name: Value("bool") if name == "label" else List(dict(message)) for name in KINDS[self.kind]}
         features = Features(columns | {"source": text} | ({"tools": Json()} if self.has_tools else {}))
+        sizes = {}
         for split in SPLITS:
             if not kept[split]:
                 continue
@@ -195,7 +197,8 @@ class _Outputs:
                         if name != "label":
                             row[name] = [dict.fromkeys(message) | turn for turn in row[name]]
                     writer.write(row)
-                writer.finalize(close_stream=False)
+                _, sizes[split] = writer.finalize(close_stream=False)
+        return sizes
 
 
 def _parquet_writer(path: Path, features: Any) -> tuple[Any, IO[bytes]]:
