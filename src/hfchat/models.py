@@ -79,6 +79,19 @@ def check_fits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", b
         )
 
 
+def embed_new_tokens(model: "PreTrainedModel", known: int, size: int) -> None:
+    """Give the tokens from `known` to `size` rows of the embeddings: the mean of those before them.
+
+    Far from it, a new row would take the whole softmax (Hewitt, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    """
+    if size == known:
+        return
+    if size > model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(size, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        end.weight.data[known:] = end.weight.data[:known].mean(0)
+
+
 def prepare_for_inference(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Undo what `Trainer` leaves in the configs of a base model: no cache, and the end of a turn as the only stop."""
     model.config.use_cache = True

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfchat.errors import UserError
-from hfchat.models import VOCABULARY_MULTIPLE, check_fits, load_model, load_tokenizer
+from hfchat.models import check_fits, embed_new_tokens, load_model, load_tokenizer
 from hfchat.training.dial import Shape
 
 if TYPE_CHECKING:
@@ -33,23 +33,9 @@ def load_initial_model(args: "PretrainArguments") -> tuple["PreTrainedModel", "P
         _check_extends(tokenizer, own)
         known = len(own)
     _add_tokens(tokenizer, args.add_tokens)
-    _embed_new_tokens(model, known, len(tokenizer))
+    embed_new_tokens(model, known, len(tokenizer))
     check_fits(model, tokenizer, args.block_size)
     return model, tokenizer
-
-
-@torch.no_grad()
-def _embed_new_tokens(model: "PreTrainedModel", known: int, size: int) -> None:
-    """Give the tokens from `known` to `size` rows: the mean of those before them.
-
-    Far from it, a new row would take the whole softmax (Hewitt, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
-    """
-    if size == known:
-        return
-    if size > model.config.get_text_config().vocab_size:
-        model.resize_token_embeddings(size, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
-    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
-        end.weight[known:] = end.weight[:known].mean(0)
 
 
 def new_model(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":

@@ -1,0 +1,1 @@
+"""What leaves the project: models merged, saved and certified."""

@@ -1,0 +1,215 @@
+"""Adapters: saved with a record of their base, put on that base again in full precision, and merged into it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfchat.chat_template import record_fingerprint
+from hfchat.errors import UserError
+from hfchat.generation import stop_token_ids
+from hfchat.models import embed_new_tokens, load_model, resolve
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BASE_RECORD = "base.json"  # beside an adapter: which weights it was trained on
+_WRAPPERS = (".base_layer", ".token_adapter", ".original_module")  # what PEFT puts between a module and its weight
+
+
+def weight_digests(model: "PreTrainedModel") -> dict[str, str]:
+    """SHA-256 of each tensor of the state dict: its dtype, shape and bytes. A tied tensor is read once."""
+    digests, seen = {}, {}
+    for name, tensor in sorted(model.state_dict().items()):
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in seen:
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(content)
+            seen[key] = digest.hexdigest()
+        digests[name] = seen[key]
+    return digests
+
+
+def weights_sha256(model: "PreTrainedModel") -> str:
+    """One digest of all weights, whatever the files that they came from."""
+    return hashlib.sha256(json.dumps(weight_digests(model), sort_keys=True).encode()).hexdigest()
+
+
+def is_quantized(model: "PreTrainedModel | PeftModel") -> bool:
+    """Whether its weights are in 4 or 8 bits."""
+    return getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None) is not None
+
+
+def load_base(base: str, revision: str | None = None) -> "PreTrainedModel":
+    """The base as it is stored, in its own dtype.
+
+    Raises:
+        UserError: If it is stored in 4 or 8 bits: merging into those would lose most of the adapter to rounding.
+    """
+    model = load_model(base, dtype="auto", revision=revision or "main")
+    if is_quantized(model):
+        raise UserError(f"{base}: is stored quantised, and adapters are merged in full precision; pass the original")
+    return model
+
+
+def save_adapter(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    base: str,
+    revision: str | None,
+    stored: "PreTrainedModel",
+) -> None:
+    """Write an adapter that names its base: in adapter_config.json for PEFT, in base.json with its weights' digest.
+
+    Args:
+        model: The trained adapter.
+        tokenizer: Saved beside it.
+        folder: Where to write.
+        base: The base as the user named it.
+        revision: Its revision, of a Hub id.
+        stored: The base, from `load_base`.
+    """
+    config = model.active_peft_config
+    config.base_model_name_or_path = resolve(base)  # PEFT knows folders and Hub ids only
+    config.revision = revision
+    # The base has the embeddings; of new tokens, the rows are saved as `trainable_token_indices`.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+    record = {
+        "model_name_or_path": base,
+        "revision": revision,
+        "commit": getattr(stored.config, "_commit_hash", None),
+        "weights_sha256": weights_sha256(stored),
+    }
+    (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_base(adapter: Path) -> dict[str, Any]:
+    """What an adapter says about its base: `model_name_or_path`, `revision` and, if known, `weights_sha256`."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    record = {"model_name_or_path": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+    if (adapter / BASE_RECORD).is_file():
+        record |= json.loads((adapter / BASE_RECORD).read_text(encoding="utf-8"))
+    return record
+
+
+def load_base_of(adapter: Path, base: str | None = None, revision: str | None = None) -> "PreTrainedModel":
+    """The base that an adapter was trained on.
+
+    Args:
+        adapter: Its folder.
+        base: Where to find the base, by default where the adapter says.
+        revision: Of a Hub id, by default the one that the adapter says.
+
+    Raises:
+        UserError: If it is another: by its weights or, where the adapter does not record their digest, by its name or
+            revision.
+    """
+    record = read_base(adapter)
+    name, trained_on = base or record["model_name_or_path"], record["model_name_or_path"]
+    if not name:
+        raise UserError(f"{adapter}/adapter_config.json: names no base_model_name_or_path; pass --base")
+    expected = record.get("weights_sha256")
+    if expected is None and resolve(name) != trained_on:
+        raise UserError(f"--base {name}: the adapter {adapter} was trained on {trained_on}; pass that")
+    if expected is None and (revision or "main") != (record["revision"] or "main") and revision is not None:
+        raise UserError(
+            f"--revision {revision}: the adapter {adapter} was trained on revision {record['revision'] or 'main'} of "
+            f"{trained_on}; pass that"
+        )
+    stored = load_base(name, revision or record["revision"])
+    if expected is not None and weights_sha256(stored) != expected:
+        at = f" at revision {record['revision']}" if record["revision"] else ""
+        raise UserError(
+            f"--base {name}: its weights are not those that the adapter {adapter} was trained on, which are of "
+            f"{trained_on}{at}; pass the base and the revision of the training"
+        )
+    return stored
+
+
+def changed_base_weights(model: "PeftModel", stored: "PreTrainedModel", known: int) -> list[str]:
+    """Names of the weights of `stored` that the base under a trained adapter has not, or has otherwise.
+
+    Args:
+        model: The adapter on its base, not quantised, in any dtype.
+        stored: The base, from `load_base`.
+        known: Tokens that the base knew before the training; only their embeddings are compared.
+    """
+    inside = {_unwrapped(name): tensor for name, tensor in model.get_base_model().state_dict().items()}
+    embeddings = {id(end.weight) for end in (stored.get_input_embeddings(), stored.get_output_embeddings()) if end}
+    changed = []
+    for name, tensor in stored.state_dict(keep_vars=True).items():
+        rows = slice(known if id(tensor) in embeddings else None)
+        used = inside.get(name)
+        if used is None or not torch.equal(used[rows].cpu(), tensor.detach()[rows].to(used.dtype)):
+            changed.append(name)
+    return changed
+
+
+def put_adapter(stored: "PreTrainedModel", adapter: Path, tokenizer: "PreTrainedTokenizerBase") -> "PeftModel":
+    """An adapter on its base, in float32: adding a small update to bfloat16 weights would lose most to rounding.
+
+    Args:
+        stored: From `load_base`; becomes part of the result, with embeddings for all tokens.
+        adapter: Folder of the adapter.
+        tokenizer: Its own.
+    """
+    from peft import PeftConfig, PeftModel
+
+    model = stored.float()
+    embed_new_tokens(model, len(tokenizer) - len(new_tokens(PeftConfig.from_pretrained(adapter))), len(tokenizer))
+    return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def new_tokens(config: Any) -> list[int]:
+    """The ids whose embeddings were trained with an adapter.
+
+    Args:
+        config: A PEFT config.
+    """
+    indices = getattr(config, "trainable_token_indices", None) or []
+    return sorted({id for ids in indices.values() for id in ids}) if isinstance(indices, dict) else list(indices)
+
+
+def round_weights(model: "PreTrainedModel", dtypes: dict[str, torch.dtype], default: torch.dtype) -> None:
+    """Cast the weights in place to the dtypes that they are stored in.
+
+    `Module.to` would cast the frequencies of rotary embeddings too, which loading leaves in float32: the model would
+    answer otherwise than when it is loaded again.
+
+    Args:
+        model: Changed in place.
+        dtypes: By name of the weight.
+        default: Of those not in `dtypes`.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtypes.get(name, default))
+    model.config.dtype = default
+
+
+def prepare_to_save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Record in the configs what the tokenizer says: its special tokens and the fingerprint of its chat template."""
+    record_fingerprint(tokenizer, model)
+    stop = sorted(stop_token_ids(model, tokenizer))
+    model.config.use_cache = True
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = stop[0] if len(stop) == 1 else stop
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.bos_token_id is not None:
+        model.config.bos_token_id = model.generation_config.bos_token_id = tokenizer.bos_token_id
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def dtypes_of(model: "PreTrainedModel") -> dict[str, torch.dtype]:
+    """Of each weight, by name."""
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
