@@ -78,17 +78,37 @@ def test_finetuning_ends_with_an_adapter_and_a_model_that_chats(run_recipe, chat
     arguments = [
         "--model_name_or_path", chat_model, "--dataset_name", conversations, "--max_length", 64,
         "--num_train_epochs", 2, "--lora_r", 4, "--logging_steps", 1, "--bf16", "false",
+        "--sample_max_new_tokens", 8,
     ]  # fmt: skip
     output = tmp_path / "out"
     finished = run_recipe("finetune", *arguments, "--output_dir", output, launch="cpu")
     assert "16 conversations" in finished.stdout
     assert "⟦The answer is 0.<|im_end|>⟧" in finished.stdout
+    assert "of 4 answers to held-out prompts, the model ended by itself (within 8 tokens)" in finished.stdout
+    assert len((output / "answers.jsonl").read_text().splitlines()) == 4
     assert (output / "adapter" / "adapter_model.safetensors").is_file()
-    assert read_lineage(output)["metrics"]["train_supervised_tokens"] > 0
+    assert (output / "merged" / "certificate.json").is_file()
+    lineage = read_lineage(output)
+    assert lineage["metrics"]["train_supervised_tokens"] > 0
+    assert lineage["config"]["learning_rate"] == 2e-4, "what was derived is recorded"
     chat = pipeline("text-generation", str(output / "merged"), max_new_tokens=4)
     answer = chat([{"role": "user", "content": "Question 3?"}])[0]["generated_text"][-1]
     assert answer["role"] == "assistant"
     assert "nothing to do" in run_recipe("finetune", *arguments, "--output_dir", output).stdout
+
+
+def test_a_base_without_turns_is_taught_them_with_all_its_weights(run_recipe, plain_base, conversations, tmp_path):
+    arguments = [
+        "--model_name_or_path", plain_base, "--dataset_name", conversations, "--max_length", 96, "--use_peft", "false",
+        "--max_steps", 2, "--eval_strategy", "no", "--bf16", "false", "--sample_max_new_tokens", 8,
+    ]  # fmt: skip
+    run_recipe("finetune", *arguments, "--output_dir", tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert model.get_input_embeddings().num_embeddings >= len(tokenizer) == 322
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
+    assert (tmp_path / "out" / "model" / "certificate.json").is_file()
 
 
 @pytest.mark.parametrize(

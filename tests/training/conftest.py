@@ -31,3 +31,18 @@ def inputs(corpus, tokenizer_folder) -> list:
         "--dataset_name", corpus, "--tokenizer_name", tokenizer_folder, "--depth", 1, "--block_size", 32,
         "--bf16", "false", "--sample_prompts", "The recipe", "--disable_tqdm", "true",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def rows():
+    """Twelve short conversations."""
+    from datasets import Dataset
+
+    messages = [
+        [
+            {"role": "user", "content": f"Question {i}?"},
+            {"role": "assistant", "content": f"The answer is {i}." * (1 + i % 3)},
+        ]
+        for i in range(12)
+    ]
+    return Dataset.from_dict({"messages": messages})

@@ -109,7 +109,7 @@ def test_a_trainer_gets_the_same_losses_over_accumulation_too(tokenizer, packed,
     chunked = tiny_model(tokenizer)
     use_chunked_loss(chunked)
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "bf16": bf16}
-    assert losses(chunked, packed, tmp_path, **split) == pytest.approx(ordinary, rel=5e-3 if bf16 else 1e-4)
+    assert losses(chunked, packed, tmp_path, **split) == pytest.approx(ordinary, rel=2e-2 if bf16 else 1e-4)
 
 
 def test_an_old_pytorch_is_refused(tokenizer, monkeypatch):

@@ -1,92 +1,17 @@
+import shutil
 from itertools import pairwise
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from hfchat.dataset import check_messages
 from hfchat.errors import UserError
-from hfchat.training import adapters
-from hfchat.training.adapters import merge_adapter
-from hfchat.training.finetuning import FinetuneTrainer
-from hfchat.training.supervision import show_supervised, supervise
-
-CONVERSATIONS = [
-    [
-        {"role": "user", "content": f"Question {i}?"},
-        {"role": "assistant", "content": f"The answer is {i}." * (1 + i % 3)},
-    ]
-    for i in range(12)
-]
-
-
-@pytest.fixture
-def rows():
-    return Dataset.from_dict({"messages": CONVERSATIONS})
-
-
-def test_supervised_tokens_are_counted_and_shown(rows, tokenizer):
-    dataset, supervision = supervise(rows, tokenizer, 128, "test")
-    assert supervision.conversations == 12
-    assert supervision.too_long == 0
-    assert supervision.supervised_tokens == sum(label != -100 for row in dataset["labels"] for label in row)
-    assert 0 < supervision.supervised_tokens < supervision.tokens
-    assert show_supervised(dataset[0], tokenizer) == (
-        "<|im_start|>user\nQuestion 0?<|im_end|>\n<|im_start|>assistant\n⟦The answer is 0.<|im_end|>⟧\n"
-    )
-
-
-def test_long_conversations_are_left_out_and_reported_not_cut(rows, tokenizer):
-    everything, _ = supervise(rows, tokenizer, 128, "test")
-    longest = max(map(len, everything["input_ids"]))
-    kept, supervision = supervise(rows, tokenizer, longest - 1, "test")
-    assert supervision.too_long == 12 - len(kept) > 0
-    assert "longer than max_length were left out" in str(supervision)
-    assert all(labels[-2] == tokenizer.eos_token_id for labels in kept["labels"])
-    with pytest.raises(UserError, match="max_length 3: all 12 conversations of test are longer"):
-        supervise(rows, tokenizer, 3, "test")
-
-
-@pytest.mark.parametrize(
-    ("template", "problem"),
-    [
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "marks no supervised tokens"),
-        (
-            "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>{% endfor %}",
-            "the end-of-turn token <.im_end.> gets no loss",
-        ),
-    ],
-)
-def test_a_template_that_teaches_nothing_or_never_to_stop_is_refused(rows, chat_model, template, problem):
-    tokenizer = AutoTokenizer.from_pretrained(chat_model)
-    tokenizer.chat_template = template
-    with pytest.raises(UserError, match=problem):
-        supervise(rows, tokenizer, 128, "test")
-
-
-def test_padding_with_the_end_of_turn_is_refused(rows, chat_model):
-    tokenizer = AutoTokenizer.from_pretrained(chat_model)
-    tokenizer.pad_token = tokenizer.eos_token
-    with pytest.raises(UserError, match="never learn to stop"):
-        supervise(rows, tokenizer, 128, "test")
-
-
-@pytest.mark.parametrize(
-    ("messages", "problem"),
-    [
-        ("Hello", "must be a list of turns"),
-        ([], "must be a list of turns"),
-        ([{"role": "human", "content": "Hi"}], "turn 0 has the role 'human'"),
-        ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}], r"turn 1 \(assistant\) has no"),
-        ([{"role": "user", "content": "Hi"}], "the last turn must be the assistant's"),
-    ],
-)
-def test_what_is_no_conversation_is_named(messages, problem):
-    with pytest.raises(UserError, match=f"row 7: .*{problem}"):
-        check_messages(messages, "row 7")
+from hfchat.training.adapters import ModelArguments
+from hfchat.training.checkpoints import last_checkpoint
+from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
+from hfchat.training.supervision import supervise
 
 
 def lora_trainer(cls, model_folder, tokenizer, rows, output_dir, **arguments):
@@ -136,33 +61,72 @@ def test_packed_conversations_do_not_see_each_other(chat_model, tokenizer, rows,
         torch.testing.assert_close(packed[start:end], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_merged_model_is_the_trained_one_and_reloads_in_its_dtype(chat_model, tokenizer, rows, tmp_path):
-    trainer = lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path / "run")
+def adapter_of(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items() if "lora_" in name}
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(chat_model, tokenizer, rows, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
+
+    def trainer():
+        return lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path / "run", **settings)
+
+    whole = trainer()
+    whole.train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
+    expected = adapter_of(whole)
+    assert adapter_of(resumed).keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in adapter_of(resumed).items())
+    assert resumed.final_metrics()["eval_loss"] == whole.final_metrics()["eval_loss"]
+
+
+def test_an_evaluation_that_fails_does_not_end_the_training(chat_model, tokenizer, rows, tmp_path, capsys):
+    settings = {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path, **settings)
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory left")
+
+    trainer.prediction_step = fail
     trainer.train()
-    drift = merge_adapter(
-        trainer.model, str(chat_model), tokenizer, tmp_path, [tokenizer("The answer is")["input_ids"]]
-    )
-    assert drift < 1e-6
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert merged.generation_config.eos_token_id == tokenizer.eos_token_id
-    assert merged.config.use_cache
-    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
-    prompt = torch.tensor([tokenizer("The answer")["input_ids"]])
-    base = AutoModelForCausalLM.from_pretrained(chat_model)
-    assert not torch.allclose(merged(prompt).logits, base(prompt).logits, atol=1e-3), "the adapter was not merged"
-    torch.testing.assert_close(merged(prompt).logits, trainer.model.eval()(prompt).logits, atol=1e-4, rtol=1e-4)
+    assert trainer.state.global_step == 3
+    assert "the evaluation failed, training goes on: OutOfMemoryError: no memory left" in capsys.readouterr().out
 
 
-def test_a_merge_that_changed_the_model_is_refused(chat_model, tokenizer, rows, tmp_path, monkeypatch):
-    trainer = lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path / "run")
-    load = adapters.load_model
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("split", ["train_dataset", "eval_dataset"])
+def test_what_trl_would_cut_is_refused(chat_model, tokenizer, rows, tmp_path, packing, split):
+    whole, _ = supervise(rows, tokenizer, 64, "test")
+    short = whole.map(lambda row: {name: ids[-16:] for name, ids in row.items()})
+    datasets = {"train_dataset": short, "eval_dataset": short} | {split: whole}
+    args = SFTConfig(str(tmp_path), max_length=16, packing=packing, use_cpu=True, bf16=False, report_to="none")
+    model = AutoModelForCausalLM.from_pretrained(chat_model)
+    with pytest.raises(UserError, match=r"max_length: .* tokens would be cut off"):
+        FinetuneTrainer(model=model, args=args, processing_class=tokenizer, **datasets)
 
-    def load_with_one_changed_weight(name, **kwargs):
-        model = load(name, **kwargs)
-        if name.endswith("merged"):
-            model.model.layers[0].mlp.down_proj.weight.data *= 50
-        return model
 
-    monkeypatch.setattr(adapters, "load_model", load_with_one_changed_weight)
-    with pytest.raises(RuntimeError, match="the merged model is not the trained one"):
-        merge_adapter(trainer.model, str(chat_model), tokenizer, tmp_path, [tokenizer("The answer is")["input_ids"]])
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 2e-4),
+        ({"use_peft": False}, 2e-5),
+        ({"use_dora": True}, 2e-4),
+        ({"use_rslora": True, "lora_r": 64}, 2.5e-5),
+    ],
+)
+def test_the_learning_rate_follows_from_what_is_trained(settings, rate, tmp_path):
+    args, model_args = FinetuneArguments(output_dir=str(tmp_path)), ModelArguments(**settings)
+    args.derive(model_args)
+    assert args.learning_rate == pytest.approx(rate)
+    asked = FinetuneArguments(output_dir=str(tmp_path), learning_rate=3e-3)
+    asked.derive(model_args)
+    assert asked.learning_rate == 3e-3
+
+
+def test_other_losses_are_those_of_trl(chat_model, tokenizer, rows, tmp_path):
+    settings = {"loss_type": "dft"}
+    ours = losses(lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path, **settings))
+    assert ours == pytest.approx(losses(lora_trainer(SFTTrainer, chat_model, tokenizer, rows, tmp_path, **settings)))
+    assert ours != pytest.approx(losses(lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path)))

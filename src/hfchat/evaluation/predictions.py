@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from hfchat.chat_template import check_chat_template
 from hfchat.errors import UserError
 from hfchat.evaluation.conversations import EncodedConversation
-from hfchat.evaluation.generation import generate_answers, set_greedy
 from hfchat.evaluation.perplexity import answer_losses
+from hfchat.generation import generate_answers, set_greedy
 from hfchat.models import load_model
 
 if TYPE_CHECKING:

@@ -1,71 +1,122 @@
-"""Save a LoRA adapter, and the model that it makes when merged into its base."""
+"""Which weights are trained: a LoRA adapter on a frozen base, on one in 4 or 8 bits, or all of them."""
 
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+from trl import ModelConfig
 
-from hfchat.chat_template import record_fingerprint
-from hfchat.models import load_model
+from hfchat.chat_template import fingerprint, recorded_fingerprint
+from hfchat.errors import UserError
+from hfchat.models import embed_new_tokens, load_model, supports_bf16
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Mean KL divergence (nats per token) between adapter and merged model beyond which they are not the same model.
-# Rounding the merged weights to bfloat16 alone costs about 1e-3 on SmolLM2-135M.
-MAX_DRIFT = 0.02
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's `ModelConfig` with the project's defaults: LoRA on all linear layers."""
+
+    model_name_or_path: str | None = field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "Model to start from: folder or Hub id."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of the weights that are not trained; by default bfloat16 where the machine computes in it.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; false trains all weights."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter's input."})
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "Layers that get an adapter."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.use_peft and (self.load_in_4bit or self.load_in_8bit):
+            raise ValueError("use_peft: weights in 4 or 8 bits cannot be trained; train an adapter on them")
+        if (self.load_in_4bit or self.load_in_8bit) and importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError("load_in_4bit, load_in_8bit: need bitsandbytes; pip install 'hfchat[quantization]'")
+        if self.use_dora and not self.use_peft:
+            raise ValueError("use_dora: is a kind of adapter, so it needs use_peft")
 
 
-def merge_adapter(
-    model: "PeftModel", base_name: str, tokenizer: "PreTrainedTokenizerBase", folder: Path, probe: list[list[int]]
-) -> float:
-    """Write `adapter/` and `merged/`, both with the tokenizer, and compare what was saved with what was trained.
+def load_trainable(
+    args: ModelArguments, base: str, tokenizer: "PreTrainedTokenizerBase", new_tokens: Sequence[int] = ()
+) -> "PreTrainedModel | PeftModel":
+    """The base with what is trained of it: a new adapter, or all weights.
 
-    The merge is done in float32, as adding a small update to bfloat16 weights would lose most of it to rounding;
-    the result is stored in the dtype of the base.
+    Weights that are trained are in float32, as a small step on bfloat16 weights would be lost to rounding. Of new
+    tokens, the rows of the embeddings are trained with the adapter and saved in it.
 
     Args:
-        model: The trained adapter on its base.
-        base_name: Folder or Hub id of the base.
-        tokenizer: Saved beside each.
-        folder: Where to write.
-        probe: Token ids of some real sequences to compare on.
-
-    Returns:
-        Mean KL divergence in nats per token, from adapter on base to the merged model as reloaded.
+        args: What to train.
+        base: Folder or Hub id, see `hfchat.models.resolve`.
+        tokenizer: That of the base, with `new_tokens` added.
+        new_tokens: Ids that the base has no embeddings for; they start as the mean of the others.
 
     Raises:
-        RuntimeError: If it is more than `MAX_DRIFT`.
+        UserError: If the base cannot be loaded so, or is an adapter itself.
     """
-    from peft import PeftModel
+    from trl import get_peft_config, get_quantization_config
 
-    model.save_pretrained(folder / "adapter")
-    tokenizer.save_pretrained(folder / "adapter")
-    stored_dtype = load_model(base_name, dtype="auto").dtype
-    base = load_model(base_name, dtype=torch.float32)
-    record_fingerprint(tokenizer, base)
-    base.config.eos_token_id = base.generation_config.eos_token_id = tokenizer.eos_token_id
-    base.config.pad_token_id = base.generation_config.pad_token_id = tokenizer.pad_token_id
-    trained = PeftModel.from_pretrained(base, folder / "adapter").eval()
-    expected = [_log_probs(trained, ids) for ids in probe]
+    if (Path(base) / "adapter_config.json").is_file():
+        raise UserError(f"model_name_or_path {base}: is an adapter; merge it first, with `hfchat certify {base}`")
+    if Path(base).is_dir() and args.model_revision != "main":
+        raise UserError(f"model_revision {args.model_revision}: {base} is a folder, which has no revisions")
+    dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
+    quantization = get_quantization_config(args)
+    model = load_model(
+        base,
+        revision=args.model_revision,
+        dtype=dtype if args.use_peft else "float32",
+        attn_implementation=args.attn_implementation,
+        **({"quantization_config": quantization} if quantization else {}),
+    )
+    embed_new_tokens(model, len(tokenizer) - len(new_tokens), len(tokenizer))
+    if not args.use_peft:
+        return model
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
-    merged = trained.merge_and_unload().to(stored_dtype)
-    merged.save_pretrained(folder / "merged")
-    tokenizer.save_pretrained(folder / "merged")
-
-    reloaded = load_model(str(folder / "merged"), dtype=torch.float32).eval()
-    divergences = [
-        torch.nn.functional.kl_div(_log_probs(reloaded, ids), before, log_target=True, reduction="none").sum(-1)
-        for ids, before in zip(probe, expected, strict=True)
-    ]
-    drift = torch.cat(divergences).mean().item()
-    if drift > MAX_DRIFT:
-        raise RuntimeError(f"the merged model is not the trained one: they differ by {drift:.3f} nats per token")
-    return drift
+    if quantization:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = get_peft_config(args)
+    config.revision = args.model_revision
+    config.trainable_token_indices = list(new_tokens) or None
+    return get_peft_model(model, config)
 
 
-@torch.no_grad()
-def _log_probs(model: "PreTrainedModel", ids: list[int]) -> torch.Tensor:
-    """Shape `(sequence, vocabulary)`."""
-    return model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().log_softmax(-1)
+def describe_trainable(
+    model: "PreTrainedModel | PeftModel",
+    args: "ModelArguments",
+    learning_rate: float,
+    tokenizer: "PreTrainedTokenizerBase",
+    new_tokens: Sequence[int] = (),
+) -> str:
+    """What is trained of which base, and whose chat template it is, in two lines.
+
+    Args:
+        model: From `load_trainable`.
+        args: That it was made by.
+        learning_rate: Of the run.
+        tokenizer: From `hfchat.training.supervision.load_chat_tokenizer`, before a fingerprint is recorded in it.
+        new_tokens: That were added for the template.
+    """
+    method = "all weights"
+    if args.use_peft:
+        method = f"{'DoRA' if args.use_dora else 'rsLoRA' if args.use_rslora else 'LoRA'} of rank {args.lora_r}"
+    bits = next((f" in {bits} bits" for bits in (4, 8) if getattr(args, f"load_in_{bits}bit")), "")
+    commit = getattr(model.config, "_commit_hash", None) or args.model_revision
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    source = "that of the base" if recorded_fingerprint(tokenizer) == fingerprint(tokenizer) else "introduced here"
+    added = f", with embeddings for {len(new_tokens)} new tokens" if new_tokens else ""
+    return (
+        f"{method} on {args.model_name_or_path} (revision {commit}){bits}: {trained:,} weights are trained, "
+        f"learning rate {learning_rate:.2g}\nchat template {fingerprint(tokenizer)}: {source}{added}"
+    )

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and a training that SIGTERM ends without a loss."""
+"""Checkpoints that are whole or not there, and a training that neither SIGTERM nor an evaluation ends with a loss."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from hfchat.errors import UserError, out_of_space
@@ -27,6 +28,8 @@ class CheckpointMixin:
 
     On SIGTERM, which schedulers send before they kill, a checkpoint is saved after the step at hand, and the process
     ends with status 143. Started by `accelerate launch`, the process gets SIGTERM also when its launcher is killed.
+
+    An evaluation that fails during training does not end it: that would lose what comes after the last checkpoint.
     """
 
     _writing = False
@@ -73,6 +76,27 @@ class CheckpointMixin:
             # another mean than an undisturbed one.
             self.control.should_log = True
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`, but what goes wrong during training is a warning, and no metrics."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except Exception as error:  # out of memory, a metric, a sample: whatever it is
+            if not self.is_in_train or self.args.world_size > 1:  # the processes would no longer be in step
+                raise
+            message = (str(error).strip().splitlines() or [""])[0]
+            tqdm.write(f"warning: the evaluation failed, training goes on: {type(error).__name__}: {message}")
+            return {}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        return bool(metrics) and super()._determine_best_metric(metrics, trial)
+
+    def final_metrics(self) -> dict[str, float]:
+        """Those of the last evaluation of the training if it was made after the last step; else of one made now."""
+        for entry in reversed(self.state.log_history):
+            if "eval_loss" in entry and entry["step"] == self.state.global_step:
+                return {key: value for key, value in entry.items() if key.startswith("eval_")}
+        return self.evaluate()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`, but the model of a run that keeps its checkpoints in shards is saved too, in one piece.

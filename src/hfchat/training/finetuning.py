@@ -1,15 +1,84 @@
 """Fine-tuning with TRL, at the cost of the supervised tokens only."""
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
+from hfchat.errors import UserError
+from hfchat.models import supports_bf16
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from hfchat.training.adapters import ModelArguments
+
+# All weights: TRL's own default. An adapter wants ten times that (arXiv:2405.09673; Schulman et al. 2025, "LoRA
+# Without Regret"), also on weights in 4 bits (arXiv:2305.14314 trains at 2e-4), and DoRA's direction is LoRA's.
+_FULL, _LORA = 2e-5, 2e-4
+
+
+@dataclass
+class FinetuneArguments(SFTConfig):
+    """`SFTConfig` with the defaults of this recipe, and the conversations to learn from."""
+
+    dataset_name: str = field(
+        default="recipes/data/assistant", metadata={"help": "Rows with `messages`: a folder, file or Hub id."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="validation", metadata={"help": "Split to measure the loss on."})
+    sample_answers: int = field(
+        default=16, metadata={"help": "Held-out prompts that are answered before and after; 0 for none."}
+    )
+    sample_max_new_tokens: int = field(default=128, metadata={"help": "Longest of these answers, in tokens."})
+    allow_leakage: bool = field(
+        default=False, metadata={"help": "Go on although conversations of the test split are in the train split."}
+    )
+    allow_template_mismatch: bool = field(
+        default=False, metadata={"help": "Go on although the base was trained with another template of hfchat's."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an output made otherwise."})
+
+    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine computes in bf16."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights."}
+    )
+    max_length: int = field(
+        default=512, metadata={"help": "Tokens per packed sequence; longer conversations are left out, none is cut."}
+    )
+    packing: bool = field(
+        default=True, metadata={"help": "Several conversations per sequence, apart from each other."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a share of them."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure the loss on the test split."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            raise ValueError("output_dir: say where the model goes, e.g. --output_dir outputs/mine/assistant")
+        if self.sample_answers < 0 or self.sample_max_new_tokens < 1:
+            raise ValueError("sample_answers must be at least 0 and sample_max_new_tokens at least 1")
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and supports_bf16()
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+    def derive(self, model: "ModelArguments") -> None:
+        """Fill what is not set, here and in `model`, from how the model is trained."""
+        if self.learning_rate is None:
+            self.learning_rate = _LORA if model.use_peft else _FULL
+            if model.use_peft and model.use_rslora:  # it scales by sqrt(r) more (arXiv:2312.03732): as large a step
+                self.learning_rate /= model.lora_r**0.5
+        if model.dtype is None:
+            model.dtype = "bfloat16" if self.bf16 else "float32"
 
 
 class FinetuneTrainer(CheckpointMixin, SFTTrainer):
@@ -18,7 +87,16 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
     A small model's time goes into the logits: SmolLM2-135M has 49,152 of them per token. For packed sequences they
     are computed at the supervised positions alone, which gives the same loss, with a third more tokens per second
     on a CPU than with `SFTTrainer`'s fused head, which recomputes them in the backward pass.
+
+    Raises:
+        UserError: If a token of the datasets did not arrive: TRL cuts what is longer than `max_length`.
     """
+
+    def __init__(self, *args: Any, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any):
+        super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        _check_arrived(train_dataset, self.train_dataset)
+        if eval_dataset is not None:
+            _check_arrived(eval_dataset, self.eval_dataset)
 
     def compute_loss(
         self,
@@ -27,7 +105,8 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        if return_outputs or not self.padding_free:
+        plain = self.args.loss_type == "nll" and not self.label_smoother and not self.aux_loss_enabled
+        if return_outputs or not self.padding_free or not plain:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         labels = inputs.pop("labels")[0, 1:]  # padding-free batches are one row
@@ -39,3 +118,15 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         loss = loss / num_items_in_batch
         # As in `Trainer`: the count is of all processes, whose gradients DDP then averages.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+
+def _check_arrived(given: Any, prepared: Any) -> None:
+    lost = _tokens(given) - _tokens(prepared)
+    if lost:
+        raise UserError(f"max_length: {lost:,} tokens would be cut off; leave conversations that are longer out")
+
+
+def _tokens(dataset: Any) -> int:
+    import pyarrow.compute as pc
+
+    return pc.sum(pc.list_value_length(dataset.with_format("arrow")["input_ids"])).as_py() or 0  # no row, no sum

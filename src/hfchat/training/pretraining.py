@@ -9,7 +9,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_flash_attn_2_available
@@ -309,23 +308,6 @@ class PretrainTrainer(CheckpointMixin, Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `Trainer`, but an evaluation that fails during training does not end it: that would lose the rest."""
-        try:
-            with self.throughput.paused():
-                return super().evaluate(*args, **kwargs)
-        except Exception as error:  # out of memory, a metric, a sample: whatever it is
-            if not self.is_in_train or self.args.world_size > 1:  # the processes would no longer be in step
-                raise
-            message = (str(error).strip().splitlines() or [""])[0]
-            tqdm.write(f"warning: the evaluation failed, training goes on: {type(error).__name__}: {message}")
-            return {}
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        return bool(metrics) and super()._determine_best_metric(metrics, trial)
-
-    def final_metrics(self) -> dict[str, float]:
-        """Those of the last evaluation of the training if it was made after the last step; else of one made now."""
-        for entry in reversed(self.state.log_history):
-            if "eval_loss" in entry and entry["step"] == self.state.global_step:
-                return {key: value for key, value in entry.items() if key.startswith("eval_")}
-        return self.evaluate()
+        """As in `CheckpointMixin`; its time is not the training's."""
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)

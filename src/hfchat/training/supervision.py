@@ -3,13 +3,20 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfchat.dataset import check_messages
+from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
+from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, find_fault, load_split
 from hfchat.errors import UserError
+from hfchat.models import load_tokenizer
 from hfchat.training.packing import IGNORE
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from hfchat.training.finetuning import FinetuneArguments
+
+_SHOWN = 3  # conversations
+_SHOWN_CHARACTERS = 1200  # of each
 
 
 @dataclass
@@ -32,14 +39,101 @@ class Supervision:
     longest: int
 
     def __str__(self) -> str:
-        text = (
+        each = self.supervised_tokens / max(self.conversations, 1)
+        return (
             f"{self.conversations:,} conversations, {self.tokens:,} tokens, {self.supervised_tokens:,} of them "
-            f"supervised ({self.supervised_tokens / max(self.tokens, 1):.0%}); the longest has {self.longest:,}"
+            f"supervised ({self.supervised_tokens / max(self.tokens, 1):.0%}, {each:.0f} a conversation); the longest "
+            f"has {self.longest:,}; 0 were cut, {self.too_long:,} longer than max_length were left out"
         )
-        return text + (f"; {self.too_long:,} longer than max_length were left out" if self.too_long else "")
 
     def as_metrics(self, prefix: str) -> dict[str, int]:
         return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Attributes:
+    train: Rows of `input_ids` and `labels` to learn from.
+    test: The same, to measure the loss on.
+    supervision: What of `train` is learned.
+    held_out: The conversations of the test split that are text alone, as they are.
+    """
+
+    train: "Dataset"
+    test: "Dataset"
+    supervision: Supervision
+    held_out: list[list[dict[str, Any]]]
+
+    def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """What is learned, in numbers and in the text of some conversations."""
+        shown = self.train.select(range(0, len(self.train), -(-len(self.train) // _SHOWN)))
+        texts = [show_supervised(row, tokenizer) for row in shown]
+        texts = [
+            text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text):,} characters)\n"
+            for text in texts
+        ]
+        return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦so⟧:\n", *texts])
+
+
+def load_chat_tokenizer(
+    base: str, revision: str, *, allow_mismatch: bool
+) -> tuple["PreTrainedTokenizerBase", list[int]]:
+    """The tokenizer of a base with the project's chat template.
+
+    Args:
+        base: Folder or Hub id of the base.
+        revision: Of the Hub id.
+        allow_mismatch: Take a base that was trained with another version of the template.
+
+    Returns:
+        The tokenizer, and the ids of the turn tokens that it lacked: the model needs embeddings for them.
+
+    Raises:
+        UserError: If the base was trained with another version of the template.
+    """
+    tokenizer = load_tokenizer(base, revision=revision)
+    recorded = recorded_fingerprint(tokenizer)
+    new_tokens = set_chat_template(tokenizer, add_tokens=True)
+    if recorded not in (None, fingerprint(tokenizer)) and not allow_mismatch:
+        raise UserError(
+            f"{base}: was trained with another chat template ({recorded}) than this version of hfchat has "
+            f"({fingerprint(tokenizer)}); pass --allow_template_mismatch true to have it learn the new one"
+        )
+    return tokenizer, new_tokens
+
+
+def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenizerBase") -> Conversations:
+    """Both splits as tokens and labels.
+
+    Raises:
+        UserError: If a split is missing or teaches nothing, see `supervise`, or if the two overlap.
+    """
+    name = args.dataset_name
+    with args.main_process_first(desc="tokenizing the conversations"):
+        rows, held_out = (
+            load_split(name, split, "messages", config_name=args.dataset_config_name)
+            for split in (args.dataset_train_split, args.dataset_test_split)
+        )
+        train, supervision = supervise(rows, tokenizer, args.max_length, name)
+        test, _ = supervise(held_out, tokenizer, args.max_length, name)
+    if not args.allow_leakage:
+        check_apart(train, test, f"dataset_name {name}: split '{args.dataset_test_split}'")
+    texts = [messages for messages in held_out["messages"] if find_fault(messages) is None]
+    return Conversations(train, test, supervision, texts)
+
+
+def check_apart(train: "Dataset", test: "Dataset", place: str) -> None:
+    """Refuse to measure on what is learned.
+
+    Raises:
+        UserError: If a conversation of the one is in the other.
+    """
+    learned = {tuple(ids) for ids in train["input_ids"]}
+    if leaked := [row for row, ids in enumerate(test["input_ids"]) if tuple(ids) in learned]:
+        raise UserError(
+            f"{place}: {len(leaked):,} of its {len(test):,} conversations are in the train split too, row {leaked[0]} "
+            "among them; take them out of one, or pass --allow_leakage true"
+        )
 
 
 def supervise(
@@ -48,7 +142,7 @@ def supervise(
     """Tokenize conversations with the tokenizer's chat template; its generation marks say what is supervised.
 
     Args:
-        dataset: Rows with `messages`, each a list of `{"role", "content"}`.
+        dataset: Rows with `messages`, each a list of `{"role", "content"}` and `tool_calls`, and maybe with `tools`.
         tokenizer: With a chat template.
         max_length: Longer conversations are left out.
         dataset_name: For messages.
@@ -67,8 +161,10 @@ def supervise(
         )
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        check_messages(row["messages"], f"dataset_name {dataset_name}: row {index}")
-        encoded = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
+        check_messages(row["messages"], f"dataset_name {dataset_name}: row {index}", ROLES_WITH_TOOLS)
+        encoded = tokenizer.apply_chat_template(
+            row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
+        )
         pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
         return {
             "input_ids": encoded["input_ids"],

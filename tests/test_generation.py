@@ -1,6 +1,6 @@
 import pytest
 
-from hfchat.evaluation.generation import generate_answers, set_greedy, stop_token_ids
+from hfchat.generation import generate_answers, set_greedy, stop_token_ids
 
 PROMPTS = ["Hi", "How do I train a tokenizer?", "Why? " * 9]
 

@@ -1,0 +1,126 @@
+"""How a chat model answers held-out prompts before and after it is trained, and whether it stops by itself."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from hfchat.generation import generate_answers, set_greedy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SHOWN = 3
+_BEFORE = "answers_before.json"
+
+
+class HeldOutAnswers(TrainerCallback):
+    """Answers prompts greedily before the first step and after the last.
+
+    Attributes:
+        answers: When all are there, one entry per prompt: `{"prompt", "reference", "before", "after"}`, of which the
+            last two are `{"row", "text", "ended"}`.
+
+    Args:
+        tokenizer: The model's, with its chat template.
+        conversations: Messages; the last of each is the reference answer, those before it the prompt.
+        number: Of prompts: the first that leave room for an answer.
+        folder: Where the answers before are kept for a run that is resumed.
+        max_new_tokens: Longest answer. An answer that reaches it did not end.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        conversations: Sequence[list[dict[str, Any]]],
+        number: int,
+        folder: Path,
+        max_new_tokens: int,
+    ):
+        self.tokenizer = tokenizer
+        self.conversations = conversations
+        self.number = number
+        self.file = folder / _BEFORE
+        self.max_new_tokens = max_new_tokens
+        self.answers: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.is_world_process_zero and self.number and not self.file.exists():
+            answers = self._answer(model)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            writing = self.file.with_suffix(".writing")
+            writing.write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
+            writing.rename(self.file)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if not state.is_world_process_zero or not self.number or state.global_step < state.max_steps:
+            return
+        before = json.loads(self.file.read_text(encoding="utf-8"))
+        for first, last in zip(before, self._answer(model), strict=True):
+            *prompt, reference = self.conversations[last["row"]]
+            self.answers.append({"prompt": prompt, "reference": reference["content"], "before": first, "after": last})
+
+    def metrics(self) -> dict[str, float]:
+        """The share of answers that the model ended by itself, before and after, and their number."""
+        if not self.answers:
+            return {}
+        shares = {
+            f"ended_{when}": sum(row[when]["ended"] for row in self.answers) / len(self.answers)
+            for when in ("before", "after")
+        }
+        return shares | {"sample_answers": len(self.answers)}
+
+    def __str__(self) -> str:
+        if not self.answers:
+            return "no held-out prompt was answered"
+        metrics = self.metrics()
+        lines = [
+            f"of {len(self.answers)} answers to held-out prompts, the model ended by itself (within "
+            f"{self.max_new_tokens} tokens) {metrics['ended_before']:.0%} before, {metrics['ended_after']:.0%} after"
+        ]
+        if metrics["ended_after"] < min(0.5, metrics["ended_before"]):
+            lines.append("warning: it seldom stops; train longer, or raise sample_max_new_tokens if answers are long")
+        for row in self.answers[:_SHOWN]:
+            texts = {"prompt": row["prompt"][-1]["content"], "reference": row["reference"] or ""}
+            texts |= {when: row[when]["text"] for when in ("before", "after")}
+            lines += ["", *(f"  {name + ':':10} {_short(text)}" for name, text in texts.items())]
+        return "\n".join(lines)
+
+    def save(self, file: Path) -> None:
+        """Write the answers as JSON lines."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.answers]
+        file.write_text("".join(lines), encoding="utf-8")
+
+    def _answer(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
+        prompts = {}
+        for row, messages in enumerate(self.conversations):
+            ids = self.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+            if len(ids) + self.max_new_tokens <= context:
+                prompts[row] = ids
+            if len(prompts) == self.number:
+                break
+        was_training, configured = model.training, model.generation_config
+        model.eval()
+        set_greedy(model, self.tokenizer, self.max_new_tokens)
+        try:
+            answers = generate_answers(model, list(prompts.values())) if prompts else []
+        finally:
+            model.generation_config = configured
+            model.train(was_training)
+        return [
+            {
+                "row": row,
+                "text": self.tokenizer.decode(answer, skip_special_tokens=True),
+                "ended": answer[-1] == self.tokenizer.eos_token_id,
+            }
+            for row, answer in zip(prompts, answers, strict=True)
+        ]
+
+
+def _short(text: str, characters: int = 200) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= characters else text[: characters - 1] + "…"

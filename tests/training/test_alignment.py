@@ -1,0 +1,292 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from trl.trainer.utils import add_fused_lm_head
+
+from hfchat.chat_template import record_fingerprint
+from hfchat.config import parse
+from hfchat.errors import UserError
+from hfchat.training.adapters import ModelArguments, load_trainable
+from hfchat.training.alignment import (
+    TRAINERS,
+    AlignArguments,
+    Outcome,
+    balance,
+    describe_comparison,
+    score_completions,
+)
+from hfchat.training.checkpoints import last_checkpoint
+from hfchat.training.packing import IGNORE
+from hfchat.training.preferences import load_preferences
+from tests.conftest import tiny_model
+from tests.training.runs import assert_identical
+
+TRAIN, HELD_OUT = range(24), range(24, 32)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs of answers of which the kind one is chosen; the lengths of the prompts differ."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for split, numbers in (("train", TRAIN), ("validation", HELD_OUT)):
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": f"Document {i}" + " reads files" * (i % 3)}],
+                "chosen": [{"role": "assistant", "content": f"The model learns {i}."}],
+                "rejected": [{"role": "assistant", "content": f"A tokenizer turns {i} into numbers"}],
+            }
+            for i in numbers
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def make_trainer(pairs, chat_model, tokenizer, tmp_path):
+    """A trainer as `recipes/align.py` makes it, for three steps unless `settings` say otherwise."""
+
+    def make(method="dpo", output="run", model=(), **settings):
+        defaults = {
+            "max_steps": 3, "learning_rate": 2e-2, "use_cpu": True, "bf16": False, "report_to": "none", "seed": 5,
+            "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", "max_length": 64,
+            "min_thumbs": 4, "sampled_prompts": 2, "sampled_tokens": 4, "per_device_eval_batch_size": 4,
+        }  # fmt: skip
+        args = AlignArguments(
+            output_dir=str(tmp_path / output), dataset_name=str(pairs), method=method, **defaults | settings
+        )
+        model_args = ModelArguments(model_name_or_path=str(chat_model), lora_r=4, lora_alpha=8, **dict(model))
+        preferences = load_preferences(args, tokenizer)
+        args.derive(model_args, preferences)
+        torch.manual_seed(0)
+        trained = load_trainable(model_args, str(chat_model), tokenizer)
+        record_fingerprint(tokenizer, trained)
+        return TRAINERS[method](trained, args, preferences, tokenizer)
+
+    return make
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_chosen_answers_of_held_out_pairs_become_the_preferred_ones(make_trainer, method):
+    trainer = make_trainer(method, max_steps=12, eval_strategy="steps", eval_steps=6)
+    trainer.train()
+    metrics = trainer.evaluate()
+    accuracies = logged(trainer, "eval_rewards/accuracies")
+    assert accuracies[0] == 0.5
+    assert accuracies[-1] == metrics["eval_rewards/accuracies"] == 1.0
+    assert len(accuracies) == 3, "the last step is measured once"
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_kl" in entry] == [0, 6, 12]
+    assert logged(trainer, "eval_rewards/margins")[0] == 0
+    assert logged(trainer, "eval_kl")[0] == 0 < metrics["eval_kl"]
+    assert metrics["eval_rewards/margins"] > 0.1
+    assert metrics["eval_loss"] < logged(trainer, "eval_loss")[0] == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_what_the_model_gets_is_the_prompt_and_a_scored_answer_with_one_end(make_trainer, tokenizer, method):
+    trainer = make_trainer(method, per_device_train_batch_size=4)
+    seen = 0
+    for batch in trainer.get_train_dataloader():
+        for prefix in ("", "KL_") if method == "kto" else ("",):
+            parts = (batch[f"{prefix}{name}"] for name in ("input_ids", "completion_mask", "attention_mask"))
+            for ids, scored, attended in zip(*parts, strict=True):
+                prompt = tokenizer.decode(ids[(scored == 0) & (attended == 1)])
+                assert prompt.startswith("<|im_start|>user\nDocument ")
+                assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+                answer = ids[scored == 1].tolist()
+                assert answer[-1] == tokenizer.eos_token_id
+                assert answer.count(tokenizer.eos_token_id) == 1
+                assert tokenizer.decode(answer).removesuffix("<|im_end|>").endswith((".", " into numbers"))
+                assert set(ids[attended == 0].tolist()) <= {tokenizer.pad_token_id}
+                seen += 1
+    assert seen == len(TRAIN) * (4 if method == "kto" else 2)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_reference_is_the_base_and_no_second_copy_of_it(make_trainer, method):
+    trainer = make_trainer(method)
+    assert trainer.ref_model is None
+    assert list(trainer.model.peft_config) == ["default"]
+    trainable = {name for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    before = trainer._held_out_log_probs(reference=True)
+    np.testing.assert_array_equal(before, trainer.start.policy)
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=False), before, rtol=1e-6)
+    assert trainer.divergence() == pytest.approx(0, abs=1e-9)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == 0, "before its first step, the policy is the reference"
+    np.testing.assert_array_equal(trainer._held_out_log_probs(reference=True), before)
+    assert abs(trainer._held_out_log_probs(reference=False) - before).max() > 0.1
+
+
+def test_an_adapter_is_trained_at_the_cost_of_the_completions(make_trainer):
+    trainer = make_trainer(per_device_train_batch_size=2)
+    backbone, lengths = trainer.model.get_base_model().base_model, []
+    backbone.register_forward_pre_hook(lambda *given: lengths.append(given[2]["input_ids"].shape), with_kwargs=True)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, batch)
+    prompts = [int(row) for row in (batch["completion_mask"] == 0).mul(batch["attention_mask"]).sum(1)[:2]]
+    scored = batch["completion_mask"].sum(1)
+    expected = [(1, prompts[i] + int(scored[i] + scored[i + 2])) for i in range(2)]
+    assert lengths == expected * 2, "of the policy and of the reference"
+
+
+def test_the_base_itself_is_the_reference(make_trainer, chat_model, tokenizer):
+    trainer = make_trainer()
+    trainer.train()
+    batch = trainer._thumbs_collator([trainer.eval_dataset[0]])
+    base = tiny_model(tokenizer)
+    logits = base(input_ids=batch["input_ids"]).logits[0, :-1].log_softmax(-1)
+    expected = logits.gather(-1, batch["input_ids"][0, 1:, None]).squeeze(-1) * batch["completion_mask"][0, 1:]
+    torch.testing.assert_close(trainer._log_probs(batch, reference=True)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_two_small_batches_are_one_large_one(make_trainer):
+    one = make_trainer(output="one", per_device_train_batch_size=2)
+    two = make_trainer(output="two", per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    one.train()
+    two.train()
+    assert logged(one, "loss") == pytest.approx(logged(two, "loss"), rel=1e-5)
+    assert logged(one, "grad_norm") == pytest.approx(logged(two, "grad_norm"), rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "precompute"), [("dpo", False), ("dpo", True), ("kto", False)])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_stopped(make_trainer, method, precompute):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "precompute_ref_log_probs": precompute}
+    settings |= {"eval_strategy": "steps", "eval_steps": 4, "save_total_limit": None}
+    whole = make_trainer(method, "whole", **settings)
+    whole.train()
+    checkpoint = f"{whole.args.output_dir}/checkpoint-2"
+    assert last_checkpoint(whole.args.output_dir).endswith("checkpoint-6")
+    resumed = make_trainer(method, "resumed", **settings)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert_identical(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+    for key in ("loss", "eval_rewards/margins", "eval_kl"):
+        assert logged(resumed, key) == logged(whole, key)
+    np.testing.assert_array_equal(resumed.start.policy, whole.start.policy)
+
+
+def test_full_training_has_a_reference_too(make_trainer):
+    trainer = make_trainer(model={"use_peft": False}, learning_rate=1e-3)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_rewards/margins"] > 0
+    assert metrics["eval_kl"] > 0
+
+
+@pytest.mark.parametrize(("architecture", "shared"), [("llama", True), ("gpt2", False)])
+def test_scoring_completions_alone_gives_what_trl_does(tokenizer, architecture, shared):
+    model = tiny_model(tokenizer, architecture).eval()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    generator = torch.Generator().manual_seed(1)
+    first, second = (torch.randint(4, 500, (length,), generator=generator) for length in (7, 4))
+    prompts = (first, second, first, second)
+    rows = [torch.cat([prompt, torch.randint(4, 500, (length,), generator=generator)])
+            for prompt, length in zip(prompts, (5, 3, 2, 9), strict=True)]  # fmt: skip
+    inputs = {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(rows, True, tokenizer.pad_token_id),
+        "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True),
+    }
+    labels = torch.full_like(inputs["input_ids"], IGNORE)
+    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        labels[number, len(prompt) : len(row)] = row[len(prompt) :]
+    weights = torch.rand((4, labels.shape[1] - 1), generator=generator)
+
+    def outputs_and_gradient():
+        model.zero_grad()
+        outputs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+        (outputs.log_probs * weights).sum().backward()
+        return outputs, [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected, gradient = outputs_and_gradient()
+    forwards = []
+    forward = model.forward
+
+    def count(*args, **kwargs):
+        forwards.append(kwargs["input_ids"].shape)
+        return forward(*args, **kwargs)
+
+    model.forward = count
+    score_completions(model)
+    outputs, scored_gradient = outputs_and_gradient()
+    for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
+        torch.testing.assert_close(outputs[name], expected[name], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scored_gradient, gradient, atol=1e-4, rtol=1e-4)
+    shapes = [(1, 7 + 5 + 2), (1, 4 + 3 + 9)] if shared else [(1, len(row)) for row in rows]
+    assert forwards == shapes, "a prompt is computed once, and no padding"
+    expected = model(input_ids=inputs["input_ids"]).logits
+    assert expected.shape == (*inputs["input_ids"].shape, model.config.vocab_size), "otherwise it does not change"
+
+
+@pytest.mark.parametrize(("up", "down"), [(100, 100), (100, 900), (900, 100)])
+def test_both_signs_count_the_same(up, down):
+    for desirable in (None, 2.0):
+        first, second = balance(up, down, desirable)
+        assert first * up == pytest.approx(second * down)
+    assert min(balance(up, down)) == 1
+    assert balance(up, down, undesirable=3.0) == (pytest.approx(3 * down / up), 3.0)
+    assert balance(up, down, 2.0, 5.0) == (2.0, 5.0), "what is set is taken"
+
+
+def test_unbalanced_thumbs_are_weighted_in_the_loss(make_trainer):
+    trainer = make_trainer("kto")
+    trainer.desirable_weight, trainer.undesirable_weight = trainer.args.desirable_weight, 3.0
+    batch = next(iter(trainer.get_train_dataloader()))
+    up = int(batch["label"].sum())
+    down = len(batch["label"]) - up
+    loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx(0.5 * (up + 3 * down) / (up + down), rel=1e-5)
+
+
+def test_weights_follow_from_the_data(tmp_path):
+    args = AlignArguments(output_dir=str(tmp_path), method="kto", use_cpu=True, bf16=False)
+
+    class Preferences:
+        thumbs = (50, 200)
+
+    args.derive(ModelArguments(), Preferences())
+    assert (args.desirable_weight, args.undesirable_weight) == (4.0, 1.0)
+    assert "a thumb up weighs 4, a thumb down 1" in args.describe()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "output_dir: say where the model goes"),
+        (["--output_dir", "x", "--methd", "kto"], "unknown key 'methd'; did you mean 'method'"),
+        (["--output_dir", "x", "--method", "ppo"], "invalid choice: 'ppo'"),
+        (["--output_dir", "x", "--desirable_weight", "2"], "desirable_weight and undesirable_weight are of KTO"),
+        (["--output_dir", "x", "--method", "kto", "--loss_type", "ipo"], "loss_type: KTO's is one of kto"),
+        (
+            ["--output_dir", "x", "--method", "kto", "--per_device_train_batch_size", "1"],
+            "per_device_train_batch_size: KTO estimates the divergence from a batch",
+        ),
+    ],
+)
+def test_bad_settings_are_named(arguments, problem):
+    with pytest.raises(UserError, match=problem):
+        parse(AlignArguments, ModelArguments, argv=arguments)
+
+
+def test_the_interval_is_that_of_the_pairs():
+    reference = np.zeros((400, 2))
+    policy = np.array([[0.0, -1.0]] * 300 + [[-1.0, 0.0]] * 100)
+    start = Outcome(reference, reference, beta=0.1)
+    end = Outcome(policy, reference, beta=0.1)
+    assert start.means()["rewards/accuracies"] == 0.5, "ties are half a one"
+    assert end.means()["rewards/margins"] == pytest.approx(0.1 * 0.5)
+    comparison = end.compare(start, seed=0)
+    mean, low, high = comparison["rewards/accuracies"]
+    assert mean == 0.75
+    assert (low, high) == pytest.approx((0.75 - 1.96 * 0.0217, 0.75 + 1.96 * 0.0217), abs=0.006)
+    assert comparison["logps/accuracies_start"] == [0.5, 0.5, 0.5]
+    assert comparison["logps/accuracies_gain"] == pytest.approx([mean - 0.5, low - 0.5, high - 0.5])
+    text = describe_comparison(comparison, end.means() | {"eval_rewards/margins": 0.05, "eval_kl": 0.01})
+    assert "50.0% by construction -> 75.0% [" in text
+    assert "0 -> 0.0100 nats per token" in text

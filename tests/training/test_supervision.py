@@ -1,0 +1,140 @@
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from hfchat.chat_template import CHAT_TEMPLATE, fingerprint, record_fingerprint
+from hfchat.dataset import check_messages
+from hfchat.errors import UserError
+from hfchat.training.finetuning import FinetuneArguments
+from hfchat.training.supervision import load_chat_tokenizer, load_conversations, show_supervised, supervise
+
+
+def test_supervised_tokens_are_counted_and_shown(rows, tokenizer):
+    dataset, supervision = supervise(rows, tokenizer, 128, "test")
+    assert supervision.conversations == 12
+    assert supervision.too_long == 0
+    assert supervision.supervised_tokens == sum(label != -100 for row in dataset["labels"] for label in row)
+    assert 0 < supervision.supervised_tokens < supervision.tokens
+    assert show_supervised(dataset[0], tokenizer) == (
+        "<|im_start|>user\nQuestion 0?<|im_end|>\n<|im_start|>assistant\n⟦The answer is 0.<|im_end|>⟧\n"
+    )
+
+
+def test_long_conversations_are_left_out_and_reported_not_cut(rows, tokenizer):
+    everything, _ = supervise(rows, tokenizer, 128, "test")
+    longest = max(map(len, everything["input_ids"]))
+    kept, supervision = supervise(rows, tokenizer, longest - 1, "test")
+    assert supervision.too_long == 12 - len(kept) > 0
+    assert "longer than max_length were left out" in str(supervision)
+    assert all(labels[-2] == tokenizer.eos_token_id for labels in kept["labels"])
+    with pytest.raises(UserError, match="max_length 3: all 12 conversations of test are longer"):
+        supervise(rows, tokenizer, 3, "test")
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "marks no supervised tokens"),
+        (
+            "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>{% endfor %}",
+            "the end-of-turn token <.im_end.> gets no loss",
+        ),
+    ],
+)
+def test_a_template_that_teaches_nothing_or_never_to_stop_is_refused(rows, chat_model, template, problem):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=problem):
+        supervise(rows, tokenizer, 128, "test")
+
+
+def test_padding_with_the_end_of_turn_is_refused(rows, chat_model):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(UserError, match="never learn to stop"):
+        supervise(rows, tokenizer, 128, "test")
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ("Hello", "must be a list of turns"),
+        ([], "must be a list of turns"),
+        ([{"role": "human", "content": "Hi"}], "turn 0 has the role 'human'"),
+        ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}], r"turn 1 \(assistant\) has no"),
+        ([{"role": "user", "content": "Hi"}], "the last turn must be the assistant's"),
+    ],
+)
+def test_what_is_no_conversation_is_named(messages, problem):
+    with pytest.raises(UserError, match=f"row 7: .*{problem}"):
+        check_messages(messages, "row 7")
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    def make(**settings):
+        return FinetuneArguments(output_dir=str(tmp_path / "out"), dataset_name=str(tmp_path / "data"), **settings)
+
+    return make
+
+
+def save(folder, train, test):
+    splits = {"train": train, "validation": test}
+    for split, messages in splits.items():
+        Dataset.from_dict({"messages": messages}).to_json(folder / "data" / f"{split}.jsonl")
+
+
+def test_what_is_measured_on_must_not_be_learned(rows, tokenizer, arguments, tmp_path):
+    messages = rows["messages"][:]
+    save(tmp_path, messages[:8], messages[6:])
+    with pytest.raises(UserError, match="2 of its 6 conversations are in the train split too, row 0 among them"):
+        load_conversations(arguments(), tokenizer)
+    assert len(load_conversations(arguments(allow_leakage=True), tokenizer).train) == 8
+    save(tmp_path, messages[:6], messages[6:])
+    conversations = load_conversations(arguments(), tokenizer)
+    assert (len(conversations.train), len(conversations.test)) == (6, 6)
+    assert conversations.held_out[0] == messages[6]
+
+
+def test_three_conversations_are_shown_from_all_over_the_dataset(rows, tokenizer, arguments, tmp_path):
+    messages = rows["messages"][:]
+    save(tmp_path, messages[:9], messages[9:])
+    shown = load_conversations(arguments(), tokenizer).describe(tokenizer)
+    assert [number for number in range(12) if f"Question {number}?" in shown] == [0, 3, 6]
+    assert "⟦The answer is 6.<|im_end|>⟧" in shown
+
+
+def test_a_base_that_learned_another_template_is_refused(chat_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("user", "human") + " "
+    record_fingerprint(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"was trained with another chat template .* --allow_template_mismatch true"):
+        load_chat_tokenizer(str(tmp_path), "main", allow_mismatch=False)
+    taken, new_tokens = load_chat_tokenizer(str(tmp_path), "main", allow_mismatch=True)
+    assert taken.chat_template == CHAT_TEMPLATE
+    assert new_tokens == []
+
+
+def test_a_base_of_ours_keeps_its_template(chat_model, tokenizer):
+    taken, new_tokens = load_chat_tokenizer(str(chat_model), "main", allow_mismatch=False)
+    assert fingerprint(taken) == fingerprint(tokenizer)
+    assert new_tokens == []
+
+
+def test_tool_calls_are_learned_and_their_results_are_not(tokenizer):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+    messages = [
+        {"role": "user", "content": "Is it cold in Bern?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4 degrees"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather", "description": "Now", "parameters": {}}}]
+    dataset, _ = supervise(Dataset.from_list([{"messages": messages, "tools": tools}]), tokenizer, 2048, "test")
+    text = show_supervised(dataset[0], tokenizer)
+    called = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call><|im_end|>'
+    assert f"⟦{called}⟧" in text
+    assert "⟦Yes.<|im_end|>⟧" in text
+    assert text.count("⟦") == 2
+    assert '"description": "Now"' in text
