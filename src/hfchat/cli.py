@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from hfchat import __version__
+from hfchat.doctor.command import add_arguments as add_doctor_arguments
 from hfchat.errors import UserError, run
 
 
@@ -41,6 +42,21 @@ def _parser() -> argparse.ArgumentParser:
         help="serve although the chat template is not the trained one",
     )
     serve.set_defaults(handler=_serve)
+
+    certify = commands.add_parser(
+        "certify", help="merge an adapter, or take a model, and prove that it is what was trained"
+    )
+    certify.add_argument("folder", metavar="FOLDER", help="an adapter or a model, e.g. outputs/demo/assistant/adapter")
+    certify.add_argument("--base", help="folder or Hub id of the adapter's base (where the adapter says)")
+    certify.add_argument("--revision", help="revision of the base (the one the adapter says)")
+    certify.add_argument("--prompts", metavar="FILE.jsonl", help="conversations to compare on (a few neutral ones)")
+    certify.add_argument("--output-dir", help="where an adapter's merged model goes (`merged` beside it)")
+    certify.add_argument("--gguf", action="store_true", help="also export for llama.cpp, certified by its answers")
+    certify.set_defaults(handler=_certify)
+
+    doctor = commands.add_parser("doctor", help="say before a run whether it will go well here", allow_abbrev=False)
+    add_doctor_arguments(doctor)
+    doctor.set_defaults(handler=_doctor, takes_recipe_arguments=True)
     return parser
 
 
@@ -66,9 +82,24 @@ def _serve(args: argparse.Namespace) -> None:
     )
 
 
+def _certify(args: argparse.Namespace) -> None:
+    from hfchat.hub.certificate import handler
+
+    handler(args)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from hfchat.doctor.command import handler
+
+    handler(args, args.recipe_arguments)
+
+
 def main(argv: list[str] | None = None) -> None:
     def body() -> None:
-        args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+        args, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+        if rest and not hasattr(args, "takes_recipe_arguments"):
+            raise UserError(f"unrecognized arguments: {' '.join(rest)} (see `hfchat --help`)")
+        args.recipe_arguments = rest
         args.handler(args)
 
     run(body)

@@ -87,7 +87,7 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
 
 def command(step: Step, run_name: str, output_dir: str) -> list[str]:
     """The command line of a step. A path is passed only where the YAML says another one."""
-    root = _root()
+    root = recipes_root()
     config_file = root / "recipes" / "configs" / run_name / f"{step.recipe}.yaml"
     in_yaml = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     wanted: dict[str, Any] = {"output_dir": f"{output_dir}/{step.output}"}
@@ -130,7 +130,7 @@ def summary(output_dir: Path, seconds: float) -> str:
     )
 
 
-def _root() -> Path:
+def recipes_root() -> Path:
     """Where `recipes/` is: the working directory if it is a checkout, else the checkout or wheel of this package."""
     if (Path("recipes") / "configs" / "demo").is_dir():
         return Path()

@@ -1,0 +1,418 @@
+"""Examine a run before anything is spent: `hfchat doctor --config <any recipe's yaml>`."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfchat.doctor import health
+from hfchat.doctor.calibration import Calibration, calibrate
+from hfchat.doctor.duration import Duration
+from hfchat.doctor.inputs import examine_inputs
+from hfchat.doctor.machine import Machine, free_disk_bytes, write_speed
+from hfchat.doctor.plan import (
+    Plan,
+    Texts,
+    libraries_bytes,
+    load_pretraining_tokenizer,
+    plan_pretraining,
+    plan_tuning,
+)
+from hfchat.doctor.recipes import Recipe, find_recipe
+from hfchat.doctor.report import Report, Verdict, size, time
+from hfchat.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_ROOMY = 0.9  # of what is free: beyond, other processes decide
+_SAMPLED_ROWS = 2000
+_STREAMED_ROWS = 500
+_CLOSING_BYTES = 4 * 2**30  # models up to this size are also merged and saved by the calibration
+_TEXT_CHARACTERS = 900
+
+
+def examine(
+    argv: Sequence[str], *, config: str | None = None, recipe: str | None = None, calibration: bool = True
+) -> Report:
+    """Say of a run whether it will go well on this machine.
+
+    Args:
+        argv: The recipe's command line, without `--config`.
+        config: YAML of the run.
+        recipe: Name of the recipe, if the YAML's name and folder do not say it.
+        calibration: Whether to run a few steps if the estimate fits.
+
+    Raises:
+        UserError: For what the recipe itself refuses before any work.
+    """
+    found = find_recipe(config, recipe)
+    argv = [*(["--config", config] if config else []), *argv]
+    arguments = found.parse(argv)
+    examination = {"pretraining": _Pretraining, "tuning": _Tuning}.get(found.kind)
+    if examination is None:
+        return examine_inputs(found, arguments[0])
+    return examination(found, arguments, argv).report(calibration)
+
+
+class _Training:
+    """A recipe that trains; subclasses know its data."""
+
+    text_column: str | None = None
+
+    def __init__(self, recipe: Recipe, arguments: tuple[Any, ...], argv: Sequence[str]):
+        self.recipe, self.arguments, self.argv = recipe, arguments, argv
+        self.args = arguments[0]
+        self.machine = Machine.here(self.args.use_cpu)
+        self.result = Report(recipe.name, f"{self.machine.device}, {size(self.machine.memory_bytes)} free")
+        self.libraries = libraries_bytes(self.machine, self.args.use_cpu)
+
+    def report(self, calibration: bool) -> Report:
+        report = self.result
+        tokenizer, texts = self.examine_data()
+        plan = self.plan(tokenizer, texts)
+        memory = plan.memory(self.libraries)
+        disk = plan.disk()
+        available = self.machine.memory_bytes
+        fits = memory.peak <= available and disk.total <= self._free_disk()
+        measured: Calibration | str = "left out"
+        if not fits:
+            measured = "left out: the run will not fit"
+        elif not report.ok:
+            measured = "left out: a check fails"
+        elif calibration:
+            close = memory.weights <= _CLOSING_BYTES and disk.total < self._free_disk() // 2
+            measured = calibrate(self.recipe, self.argv, vars(self.args), close=close)
+        self._report_memory(plan, memory, measured, available)
+        self._report_disk(disk)
+        self._report_time(plan, disk, measured)
+        report.verdict = self._verdict(memory.peak, measured, available)
+        return report
+
+    def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
+        raise NotImplementedError
+
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+        raise NotImplementedError
+
+    def examine_health(self, train: "Dataset", evaluation: "Dataset", tokens: Sequence[int], limit: int | None):
+        """Duplicates, empty rows, languages and lengths; `tokens` are those of some rows."""
+        section = self.result.section("Data")
+        duplicates = health.find_duplicates(train, evaluation, self.text_column)
+        empty = health.empty_rows(train, self.text_column)
+        lengths = health.lengths(tokens, limit)
+        section.add("rows", f"{len(train):,} to train on, {len(evaluation):,} to evaluate on")
+        section.add(
+            "duplicates in train",
+            f"{duplicates.within:,} ({duplicates.within / len(train):.1%})",
+            *_judge(duplicates.within > 0.01 * len(train), "warning", "prepare the data again: it removes them"),
+        )
+        section.add(
+            "evaluation rows that are trained on",
+            f"{duplicates.shared:,} ({duplicates.shared / len(evaluation):.1%})",
+            *_judge(
+                duplicates.shared > 0,
+                "warning" if getattr(self.args, "allow_leakage", False) else "fails",
+                "take them out of one of the splits: the evaluation would measure what was learned by heart",
+            ),
+        )
+        if duplicates.same_prompt is not None:
+            section.add(
+                "others with the same first user turn",
+                f"{duplicates.same_prompt:,}",
+                *_judge(
+                    duplicates.same_prompt > 0.01 * len(evaluation),
+                    "warning",
+                    "split by the first user turn, as recipes/prepare_conversations.py does",
+                ),
+            )
+        section.add(
+            "empty documents" if self.text_column else "conversations with an empty turn",
+            f"{len(empty):,}" + (f", row {empty[0]} first" if empty else ""),
+            *_judge(bool(empty), "warning" if self.text_column else "fails", "take them out"),
+        )
+        sampled = train.select(range(0, len(train), max(1, len(train) // _SAMPLED_ROWS)))
+        languages = health.languages([health.text_of(row, self.text_column) for row in sampled])
+        section.add(
+            "languages",
+            "not identified: install hfchat[data]"
+            if languages is None
+            else ", ".join(f"{code} {share:.0%}" for code, share in languages[:5]),
+        )
+        quantiles = ", ".join(f"{share:.0%} {count:,}" for share, count in lengths.quantiles.items())
+        section.add("tokens per row, quantiles", quantiles)
+        if limit is not None:
+            section.add(
+                f"longer than max_length {limit}",
+                f"{lengths.over_limit:.1%}",
+                *_judge(lengths.over_limit > 0.05, "warning", "they are left out; raise max_length"),
+            )
+        section.text = "\n".join(lengths.bars())
+        self.result.figures["data"] = {
+            "train_rows": len(train),
+            "evaluation_rows": len(evaluation),
+            "duplicates": asdict(duplicates),
+            "empty_rows": len(empty),
+            "languages": languages,
+            "lengths": asdict(lengths),
+        }
+
+    def _report_memory(self, plan: Plan, memory: Any, measured: Calibration | str, available: int) -> None:
+        section = self.result.section("Memory, of one process")
+        section.add("libraries", size(memory.libraries))
+        section.add("weights", size(memory.weights))
+        section.add("gradients", size(memory.gradients))
+        section.add("optimizer", f"{size(memory.optimizer)} ({plan.optimizer})")
+        section.add("activations and logits", size(memory.activations))
+        if memory.slack:
+            section.add("kept by the allocator", size(memory.slack))
+        section.add("an evaluation, at its peak", size(memory.kept + memory.evaluation))
+        if plan.merges:
+            section.add("merging and the certificate, at their peak", size(memory.kept + memory.export))
+        section.add("peak by these", size(memory.peak), _fits(memory.peak, available), self._advice(plan, memory.peak))
+        if isinstance(measured, Calibration):
+            section.add("peak of the calibration", size(measured.peak_bytes), _fits(measured.peak_bytes, available))
+        section.add("free", size(available))
+        if self.args.world_size > 1 or self.args.fsdp or self.args.deepspeed:
+            section.add("several processes", "nothing is taken to be sharded; FSDP and DeepSpeed take less")
+        self.result.figures["memory"] = asdict(memory) | {
+            "peak": memory.peak,
+            "calibrated_peak": getattr(measured, "peak_bytes", None),
+            "available": available,
+        }
+
+    def _advice(self, plan: Plan, peak: int) -> str:
+        available = self.machine.memory_bytes
+        if peak <= available:
+            return ""
+        others = [*plan.alternatives(self.libraries, available), *self.other_plans()]
+        takes = [(name, other.memory(self.libraries).peak) for name, other in others]
+        fitting = [f"{name} ({size(bytes)})" for name, bytes in takes if bytes <= available]
+        if fitting:
+            return f"it fits with {', or '.join(fitting[:4])}"
+        name, least = min(takes, key=lambda pair: pair[1], default=("a smaller model", 0))
+        return f"no one setting is enough; {name} takes it to {size(least)}; a smaller model, or a larger machine"
+
+    def other_plans(self) -> Iterable[tuple[str, Plan]]:
+        """Those that need other arguments than the plan's."""
+        return ()
+
+    def _free_disk(self) -> int:
+        return free_disk_bytes(Path(self.args.output_dir))
+
+    def _report_disk(self, disk: Any) -> None:
+        free = self._free_disk()
+        section = self.result.section("Disk")
+        section.add("checkpoints", f"{size(disk.checkpoints)} ({size(disk.checkpoint)} each)")
+        section.add("finished outputs", size(disk.outputs))
+        if disk.tokens:
+            section.add("tokenized corpus", size(disk.tokens))
+        least = disk.total - disk.checkpoints + 2 * disk.checkpoint
+        advice = f"save_total_limit 1 takes it to {size(least)}" if least < disk.total else ""
+        verdict = _fits(disk.total, free)
+        section.add("in all", size(disk.total), verdict, advice if verdict != "ok" else "")
+        section.add("free", size(free))
+        self.result.figures["disk"] = asdict(disk) | {"total": disk.total, "free": free}
+
+    def _report_time(self, plan: Plan, disk: Any, measured: Calibration | str) -> None:
+        section = self.result.section("Time")
+        if isinstance(measured, str):
+            failed = not measured.startswith("left out")
+            section.add("calibration", measured, *_judge(failed, "fails", "the run would stop there too"))
+            self.result.figures["time"] = None
+            return
+        duration = _duration(plan, disk, measured, write_speed(Path(self.args.output_dir)))
+        steps = measured.max_steps
+        section.add("start-up", time(duration.startup))
+        section.add("training", f"{time(duration.training)} ({steps:,} steps of {measured.step_seconds:.2f} s)")
+        section.add("evaluations", f"{time(duration.evaluation)} ({plan.evaluations})")
+        if duration.samples:
+            section.add("answers before and after", time(duration.samples))
+        section.add("checkpoints", f"{time(duration.saving)} ({plan.saves})")
+        section.add("closing", time(duration.closing) if measured.closing_seconds is not None else "not estimated")
+        section.add("in all", time(duration.total))
+        self.result.figures["time"] = asdict(duration) | {"total": duration.total, "calibration": asdict(measured)}
+
+    def _verdict(self, estimate: int, measured: Calibration | str, available: int) -> str:
+        report = self.result
+        if faults := report.faults():
+            return f"will not go well: {'; '.join(line.name for line in faults)}"
+        # The first steps hold no more than all of them, so the calibration can only raise the estimate.
+        peak = max(estimate, measured.peak_bytes) if isinstance(measured, Calibration) else estimate
+        taken = f"will fit: {size(peak)} of {size(available)}"
+        total = (report.figures["time"] or {}).get("total")
+        return f"{taken}, about {time(total)}" if total else f"{taken}; time unknown without the calibration"
+
+
+class _Pretraining(_Training):
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.text_column = self.args.text_column
+
+    def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
+        from hfchat.dataset import has_split, load_split
+
+        args = self.args
+        tokenizer = load_pretraining_tokenizer(args)
+        options = {"config_name": args.dataset_config_name}
+        if args.streaming:
+            train = load_split(args.dataset_name, "train", args.text_column, streaming=True, **options)
+            texts = [row[args.text_column] for row in train.take(_STREAMED_ROWS)]
+            section = self.result.section("Data")
+            section.add("rows", f"a stream; its first {len(texts):,} documents were looked at")
+            section.text = "\n".join(health.lengths(_token_counts(texts, tokenizer), None).bars())
+            return tokenizer, Texts(None, args.block_size)
+        train = load_split(args.dataset_name, "train", args.text_column, **options).select_columns([args.text_column])
+        if has_split(args.dataset_name, "validation", **options):
+            evaluation = load_split(args.dataset_name, "validation", args.text_column, **options)
+        else:
+            held_out = min(args.validation_documents, len(train) // 10)
+            if held_out == 0:
+                raise UserError(
+                    f"dataset_name {args.dataset_name}: has no validation split, and fewer than 10 documents"
+                )
+            evaluation, train = train.select(range(held_out)), train.select(range(held_out, len(train)))
+        step = max(1, len(train) // _SAMPLED_ROWS)
+        sample = train.select(range(0, len(train), step))[args.text_column]
+        counts = _token_counts(sample, tokenizer)
+        self.examine_health(train, evaluation, counts, None)
+        tokens = round((sum(counts) + 2 * len(counts)) / len(counts) * len(train))
+        return tokenizer, Texts(-(-tokens // args.block_size), args.block_size, tokens=tokens)
+
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+        return plan_pretraining(self.args, tokenizer, texts)
+
+
+class _Tuning(_Training):
+    """Fine-tuning and preference tuning."""
+
+    def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
+        from hfchat.models import resolve
+        from hfchat.training.supervision import load_chat_tokenizer
+
+        args, model_args = self.arguments
+        options = {"config_name": args.dataset_config_name}
+        preferences = self.recipe.name == "align"
+        tokenizer, new_tokens = load_chat_tokenizer(
+            resolve(model_args.model_name_or_path),
+            model_args.model_revision,
+            allow_mismatch=args.allow_template_mismatch,
+        )
+        splits = (args.dataset_train_split, args.dataset_test_split)
+        train, evaluation = (_load_conversations(args.dataset_name, split, preferences, **options) for split in splits)
+        texts = self._examine_labels(tokenizer, new_tokens, preferences)
+        step = max(1, len(train) // _SAMPLED_ROWS)
+        sampled = train.select(range(0, len(train), step))
+        counts = [_conversation_tokens(row, tokenizer) for row in sampled]
+        self.examine_health(train, evaluation, counts, args.max_length)
+        if texts is None:
+            texts = Texts(None, min(max(counts), args.max_length))
+        return tokenizer, texts
+
+    def _examine_labels(
+        self, tokenizer: "PreTrainedTokenizerBase", new_tokens: Sequence[int], preferences: bool
+    ) -> Texts | None:
+        """What the recipe would print before its first step, made by the same functions; None where they refuse."""
+        from hfchat.chat_template import fingerprint
+
+        args = self.args
+        section = self.result.section("Template and labels")
+        section.add("chat template", fingerprint(tokenizer), "ok")
+        if new_tokens:
+            section.add("new tokens", f"{len(new_tokens)}; their embeddings are trained")
+        try:
+            if preferences:
+                from hfchat.training.preferences import load_preferences
+
+                loaded = load_preferences(args, tokenizer)
+                counts = loaded.counts
+                total = sum(map(len, loaded.held_out["prompt_ids"])) + sum(map(len, loaded.held_out["completion_ids"]))
+                learned = sum(map(len, loaded.held_out["completion_ids"]))
+                texts = Texts(len(loaded.train), min(counts.longest, args.max_length), learned / total)
+                section.add("scored", f"{counts.scored_tokens:,} tokens", "ok")
+            else:
+                from hfchat.training.supervision import load_conversations
+
+                loaded = load_conversations(args, tokenizer)
+                counts = loaded.supervision
+                sequences = counts.conversations
+                if args.packing:
+                    sequences = max(1, -(-counts.tokens // args.max_length))
+                share = counts.supervised_tokens / counts.tokens
+                texts = Texts(sequences, min(counts.longest, args.max_length), share)
+                section.add("supervised", f"{counts.supervised_tokens:,} of {counts.tokens:,} tokens", "ok")
+        except UserError as error:
+            section.add("labels", "refused", "fails", str(error))
+            return None
+        shown = loaded.describe(tokenizer)
+        section.text = shown if len(shown) <= _TEXT_CHARACTERS else f"{shown[:_TEXT_CHARACTERS]}…"
+        if preferences:
+            args.derive(self.arguments[1], loaded)
+        else:
+            args.derive(self.arguments[1])
+        return texts
+
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+        self._tokenizer, self._texts = tokenizer, texts
+        return plan_tuning(self.args, self.arguments[1], tokenizer, texts)
+
+    def other_plans(self) -> Iterable[tuple[str, Plan]]:
+        given = self.arguments[1]
+        changes: dict[str, dict[str, Any]] = {}
+        if not given.use_peft:
+            changes["use_peft true"] = {"use_peft": True, "dtype": "bfloat16" if self.args.bf16 else "float32"}
+        if not given.load_in_4bit and not self.args.use_cpu:
+            changes["load_in_4bit true"] = {"use_peft": True, "load_in_4bit": True, "load_in_8bit": False}
+        for name, change in changes.items():
+            model_args = copy.copy(given)
+            for key, value in change.items():
+                setattr(model_args, key, value)
+            yield name, plan_tuning(self.args, model_args, self._tokenizer, self._texts)
+
+
+def _load_conversations(name: str, split: str, preferences: bool, **options: Any) -> "Dataset":
+    from hfchat.dataset import load_split
+
+    if not preferences:
+        return load_split(name, split, "messages", **options)
+    try:
+        return load_split(name, split, "chosen", **options)
+    except UserError:  # thumbs have none; what else is wrong, the next line says
+        return load_split(name, split, "label", **options)
+
+
+def _duration(plan: Plan, disk: Any, measured: Calibration, bytes_per_second: float) -> Duration:
+    return Duration(
+        startup=measured.startup_seconds,
+        training=measured.warm_up_seconds + measured.max_steps * measured.step_seconds,
+        evaluation=plan.evaluations * measured.evaluation_seconds,
+        samples=2 * measured.samples_seconds,
+        saving=plan.saves * disk.checkpoint / bytes_per_second,
+        closing=measured.closing_seconds or 0.0,
+    )
+
+
+def _fits(needed: int, available: int) -> Verdict:
+    if needed > available:
+        return "fails"
+    return "ok" if needed <= _ROOMY * available else "warning"
+
+
+def _judge(is_fault: bool, verdict: Verdict, advice: str) -> tuple[Verdict, str]:
+    return (verdict, advice) if is_fault else ("ok", "")
+
+
+def _token_counts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    return list(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+
+def _conversation_tokens(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Of a conversation as the template writes it, or of a prompt with the longer of its answers."""
+    prompt, *others = [
+        row[column] if isinstance(row.get(column), list) else []
+        for column in ("prompt", "messages", "completion", "chosen", "rejected")
+    ]
+    rendered = [tokenizer.apply_chat_template(prompt + turns, return_dict=True) for turns in others if turns]
+    return max((len(encoded["input_ids"]) for encoded in rendered), default=0)

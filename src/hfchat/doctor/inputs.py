@@ -1,0 +1,103 @@
+"""For the recipes that do not train: whether what they read is there, what it may be used for, and how large it is."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hfchat.doctor.machine import Machine, free_disk_bytes
+from hfchat.doctor.recipes import Recipe
+from hfchat.doctor.report import Report, Section, size
+from hfchat.errors import UserError
+from hfchat.storage import is_remote
+
+_NOT_ESTIMATED = {
+    "prepare_data": "memory and time: both follow from the steps of the chain and the workers",
+    "prepare_conversations": "memory and time: a few seconds for each ten thousand conversations",
+    "train_tokenizer": "memory and time: both follow from the algorithm and sample_bytes",
+    "evaluate": "memory and time: both follow from how long the answers get",
+}
+# Each document is written as text beside the steps that wait for all of them, and again at the end.
+_COPIES = 2
+
+
+def examine_inputs(recipe: Recipe, args: Any) -> Report:
+    """Look at what a recipe reads, without reading it.
+
+    Args:
+        recipe: One that does not train.
+        args: Its settings.
+    """
+    machine = Machine.here(use_cpu=True)
+    report = Report(recipe.name, f"{machine.device}, {size(machine.memory_bytes)} free")
+    section = report.section("Inputs")
+    read = 0
+    for source in getattr(args, "sources", ()):
+        read += _look(section, f"source {source['path']}", source.describe)
+    for entry in getattr(args, "evaluation_sets", ()):
+        _look(section, f"evaluation set {entry['name']}", lambda path=entry["path"]: _described(path))
+    if getattr(args, "dataset_name", None):
+        read += _look(section, f"dataset {args.dataset_name}", lambda: _described(args.dataset_name))
+    for entry in getattr(args, "models", ()):
+        name, _, model = entry.partition("=")
+        _look(section, f"model {name}", lambda model=model: _described_model(model))
+    disk = report.section("Disk")
+    free = free_disk_bytes(Path(args.output_dir)) if not is_remote(args.output_dir) else None
+    if getattr(args, "sources", ()) and free is not None:
+        needed = _COPIES * read
+        disk.add(
+            "output and intermediate files, at most about",
+            size(needed),
+            "fails" if needed > free else "ok",
+            "choose an output_dir with more room" if needed > free else "",
+        )
+    if free is not None:
+        disk.add("free", size(free))
+    report.section("Not estimated").text = _NOT_ESTIMATED[recipe.name]
+    report.figures = {"read_bytes": read, "free_disk_bytes": free}
+    faults = report.faults()
+    report.verdict = (
+        f"will not go well: {'; '.join(line.name for line in faults)}" if faults else "all inputs are there"
+    )
+    return report
+
+
+def _look(section: Section, name: str, describe: Any) -> int:
+    """Add a line on an input; its size in bytes, 0 where it is not known."""
+    try:
+        found = describe()
+    except UserError as error:
+        section.add(name, "not found", "fails", str(error))
+        return 0
+    licenses = ", ".join(found.get("licenses", [])) or "unknown"
+    length = _size(found["path"])
+    known = f"{size(length)}, licence {licenses}" if length else f"licence {licenses}"
+    unknown = "unknown" in licenses
+    section.add(name, known, "warning" if unknown else "ok", "say its license in the YAML" if unknown else "")
+    return length
+
+
+def _described(name: str) -> dict[str, Any]:
+    from hfchat.lineage import describe
+
+    return describe(name)
+
+
+def _described_model(name: str) -> dict[str, Any]:
+    from hfchat.lineage import describe
+    from hfchat.models import resolve
+
+    return describe(resolve(name))
+
+
+def _size(path: str) -> int:
+    from glob import glob
+
+    if is_remote(path):
+        return 0
+    files = [Path(found) for found in glob(path, recursive=True)] or [Path(path)]
+    return sum(
+        os.path.getsize(file)
+        for place in files
+        for file in ([place] if place.is_file() else place.rglob("*"))
+        if Path(file).is_file()
+    )
