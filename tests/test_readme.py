@@ -8,13 +8,13 @@ import pytest
 from hfchat.cli import _parser
 from hfchat.config import parse
 from tests.conftest import ROOT
-from tests.recipes.test_configs import config_class, names_absent_data
+from tests.recipes.test_configs import config_classes, names_absent_data
 
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "tokenizer" / "README.md",
-    ROOT / "recipes" / "configs" / "data" / "README.md",
+    *sorted((ROOT / "recipes" / "configs").glob("*/README.md")),
 ]
 RECIPE_DOCSTRINGS = sorted((ROOT / "recipes").glob("*.py"))
 
@@ -48,12 +48,15 @@ def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
             assert word in ("--config_file", "--quiet") or (ROOT / word).is_file(), word
         if "--config" in words and names_absent_data(ROOT / words[words.index("--config") + 1]):
             pytest.skip("names files of the shared data, which are not here")
-        parse(config_class(words[recipe].removeprefix("recipes/").removesuffix(".py")), argv=words[recipe + 1 :])
+        if "--load_in_4bit" in words:
+            pytest.importorskip("bitsandbytes")
+        parse(*config_classes(words[recipe].removeprefix("recipes/").removesuffix(".py")), argv=words[recipe + 1 :])
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         program = (ROOT / words[1]).read_text(encoding="utf-8")
         assert all(f'"{word}"' in program for word in words[2:] if word.startswith("--"))
     elif words[0] == "hfchat":
-        _parser().parse_args(words[1:])
+        args, rest = _parser().parse_known_args(words[1:])
+        assert not rest or hasattr(args, "takes_recipe_arguments"), rest
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words[1]
     else:
