@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
+from hfchat.models import add_special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,10 +53,7 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", *, add_tokens: bool 
             f"{tokenizer.name_or_path}: the vocabulary has no {' and no '.join(missing)}; "
             "start from a chat model that speaks ChatML, or from a tokenizer made by recipes/train_tokenizer.py"
         )
-    if missing:
-        from tokenizers import AddedToken
-
-        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+    add_special_tokens(tokenizer, missing)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.eos_token = TURN_END
     tokenizer.pad_token = PAD if PAD in vocabulary or PAD in missing else END_OF_TEXT

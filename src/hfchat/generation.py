@@ -1,11 +1,14 @@
 """Greedy answers to a batch of prompts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -27,6 +30,36 @@ def set_greedy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", m
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad
     )
+
+
+@contextmanager
+def answering(
+    model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, stop: list[int]
+) -> Iterator[None]:
+    """Within, `model` answers greedily and without dropout; then it is as it was.
+
+    Args:
+        model: In training mode or not, with an adapter or without.
+        tokenizer: Its own.
+        max_new_tokens: Longest answer.
+        stop: Ids that end it.
+    """
+    training, configured = model.training, model.generation_config
+    model.eval()
+    try:
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            use_cache=True,
+            eos_token_id=stop,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        yield
+    finally:
+        model.train(training)
+        model.generation_config = configured
+        if hasattr(model, "get_base_model"):  # PEFT hands its own configuration down when it generates
+            model.get_base_model().generation_config = configured
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,13 @@ def check_fits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", b
             f"tokenizer_name {tokenizer.name_or_path}: has {len(tokenizer)} tokens, the model {config.vocab_size}; "
             "leave tokenizer_name out to use the model's own"
         )
+
+
+def add_special_tokens(tokenizer: "PreTrainedTokenizerBase", tokens: Iterable[str]) -> None:
+    """Add tokens that stay whole and are no text; the model needs embeddings for them, see `embed_new_tokens`."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
 
 
 def embed_new_tokens(model: "PreTrainedModel", known: int, size: int) -> None:

@@ -92,3 +92,11 @@ def test_prompts_that_leave_no_room_are_passed_over(at, tokenizer, rows, tmp_pat
     answers = HeldOutAnswers(tokenizer, conversations, 2, tmp_path, 8)
     at("on_train_begin", answers, 0)
     assert [row["row"] for row in json.loads(answers.file.read_text())] == [0, 2]
+
+
+def test_conversations_that_call_tools_are_passed_over(at, tokenizer, rows, tmp_path):
+    call = {"function": {"name": "weather", "arguments": {}}}
+    tools = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    answers = HeldOutAnswers(tokenizer, [tools, rows["messages"][0], tools], 2, tmp_path, 8)
+    at("on_train_begin", answers, 0)
+    assert [row["row"] for row in json.loads(answers.file.read_text())] == [1]

@@ -13,7 +13,7 @@ from datatrove.data import Document
 from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.data.conversation_formats import KINDS, ConversationError, Message
 from hfchat.data.decontamination import ContaminationFilter
-from hfchat.dataset import find_fault
+from hfchat.dataset import ROLES_WITH_TOOLS, find_fault
 from hfchat.safety.pii import PII
 
 _SPECIAL_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
@@ -43,7 +43,7 @@ def check(kind: str, example: Mapping[str, Any]) -> None:
 
 
 def _check_conversation(messages: Sequence[Message]) -> None:
-    fault = find_fault(messages, ("system", "user", "assistant", "tool"))
+    fault = find_fault(messages, ROLES_WITH_TOOLS)
     if fault is not None:
         raise ConversationError(*fault)
     before = None

@@ -15,13 +15,13 @@ from hfchat.doctor.plan import (
     Plan,
     Texts,
     libraries_bytes,
-    load_pretraining_tokenizer,
     plan_pretraining,
     plan_tuning,
 )
 from hfchat.doctor.recipes import Recipe, find_recipe
 from hfchat.doctor.report import Report, Verdict, size, time
 from hfchat.errors import UserError
+from hfchat.models import add_special_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -252,30 +252,25 @@ class _Pretraining(_Training):
         self.text_column = self.args.text_column
 
     def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
-        from hfchat.dataset import has_split, load_split
+        from hfchat.dataset import load_split
+        from hfchat.training.corpus import load_documents
 
-        args = self.args
-        tokenizer = load_pretraining_tokenizer(args)
-        options = {"config_name": args.dataset_config_name}
+        args, column = self.args, self.args.text_column
+        tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
+        add_special_tokens(tokenizer, args.add_tokens)
         if args.streaming:
-            train = load_split(args.dataset_name, "train", args.text_column, streaming=True, **options)
-            texts = [row[args.text_column] for row in train.take(_STREAMED_ROWS)]
+            train = load_split(
+                args.dataset_name, "train", column, config_name=args.dataset_config_name, streaming=True
+            )
+            texts = [row[column] for row in train.take(_STREAMED_ROWS)]
             section = self.result.section("Data")
             section.add("rows", f"a stream; its first {len(texts):,} documents were looked at")
             section.text = "\n".join(health.lengths(_token_counts(texts, tokenizer), None).bars())
             return tokenizer, Texts(None, args.block_size)
-        train = load_split(args.dataset_name, "train", args.text_column, **options).select_columns([args.text_column])
-        if has_split(args.dataset_name, "validation", **options):
-            evaluation = load_split(args.dataset_name, "validation", args.text_column, **options)
-        else:
-            held_out = min(args.validation_documents, len(train) // 10)
-            if held_out == 0:
-                raise UserError(
-                    f"dataset_name {args.dataset_name}: has no validation split, and fewer than 10 documents"
-                )
-            evaluation, train = train.select(range(held_out)), train.select(range(held_out, len(train)))
+        train, evaluation = load_documents(args)
+        train = train.select_columns([column])
         step = max(1, len(train) // _SAMPLED_ROWS)
-        sample = train.select(range(0, len(train), step))[args.text_column]
+        sample = train.select(range(0, len(train), step))[column]
         counts = _token_counts(sample, tokenizer)
         self.examine_health(train, evaluation, counts, None)
         tokens = round((sum(counts) + 2 * len(counts)) / len(counts) * len(train))

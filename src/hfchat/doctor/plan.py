@@ -21,7 +21,7 @@ from hfchat.doctor.memory import (
     trained_bytes,
     weight_bytes,
 )
-from hfchat.models import VOCABULARY_MULTIPLE, load_tokenizer, resolve
+from hfchat.models import VOCABULARY_MULTIPLE, resolve
 from hfchat.training.initial_model import new_model
 
 if TYPE_CHECKING:
@@ -305,12 +305,3 @@ def _base_config(name: str, revision: str, tokens: int) -> "PreTrainedConfig":
     if tokens > text.vocab_size:
         text.vocab_size = -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return config
-
-
-def load_pretraining_tokenizer(args: Any) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a pretraining with the tokens that it adds."""
-    from tokenizers import AddedToken
-
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in args.add_tokens])
-    return tokenizer

@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
 
-from hfchat.dataset import ROLES, find_fault
+from hfchat.dataset import ROLES_WITH_TOOLS, find_fault
 from hfchat.errors import UserError
-from hfchat.generation import generate_answers
+from hfchat.generation import answering, generate_answers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,7 +63,7 @@ class Prompts:
             raise UserError("conversations: there is none, so nothing can be compared; give at least one")
         used = [list(messages) for messages in conversations[:MAX_CONVERSATIONS]]
         for number, messages in enumerate(used):
-            fault = find_fault(messages, (*ROLES, "tool"))
+            fault = find_fault(messages, ROLES_WITH_TOOLS)
             if fault is not None and fault[0] != "no_assistant_turn":
                 raise UserError(f"conversations: number {number} {fault[1]}")
         length = min(MAX_TOKENS, context - MAX_NEW_TOKENS)
@@ -123,7 +121,7 @@ class Difference:
 
 def behaviour(model: "Model", prompts: Prompts, tokenizer: "PreTrainedTokenizerBase") -> Behaviour:
     """Logits and greedy answers of a model, which is left as it was."""
-    with _evaluating(model, tokenizer):
+    with answering(model, tokenizer, MAX_NEW_TOKENS, [tokenizer.eos_token_id]):
         return Behaviour(logits(model, prompts), generate_answers(model, prompts.prompts))
 
 
@@ -166,7 +164,7 @@ def compare(
         (old.argmax(-1) == new.argmax(-1)).float() for old, new in zip(before.logits, after.logits, strict=True)
     ]
     partings = []
-    with _evaluating(model, tokenizer):
+    with answering(model, tokenizer, MAX_NEW_TOKENS, [tokenizer.eos_token_id]):
         for number, (old, new) in enumerate(zip(before.answers, after.answers, strict=True)):
             if old != new:
                 token, gap = _gap(model, prompts.prompts[number], old, new)
@@ -188,25 +186,3 @@ def _gap(model: "Model", prompt: list[int], old: list[int], new: list[int]) -> t
     ids = torch.tensor([prompt + old[:token]], device=model.get_input_embeddings().weight.device)
     last = model(input_ids=ids).logits[0, -1].float()
     return token, abs(last[old[token]] - last[new[token]]).item()
-
-
-@contextmanager
-def _evaluating(model: "Model", tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
-    """Without dropout, and with greedy answers that only the tokenizer's end-of-turn token ends."""
-    training, configured = model.training, model.generation_config
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=MAX_NEW_TOKENS,
-        use_cache=True,
-        eos_token_id=[tokenizer.eos_token_id],
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model.eval()
-    try:
-        model.generation_config = greedy
-        yield
-    finally:
-        model.train(training)
-        model.generation_config = configured
-        if hasattr(model, "get_base_model"):  # PEFT hands its own configuration down when it generates
-            model.get_base_model().generation_config = configured

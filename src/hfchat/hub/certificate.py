@@ -118,9 +118,7 @@ def export(
             f"{base} is not what was trained on: name the same base and revision as in the training",
         )
     merged, before = _merge(certificate, stored, folder / "adapter", tokenizer, trained, is_quantized(model))
-    _save(merged, tokenizer, folder / "merged")
-    _certify_saved(certificate, merged, tokenizer, before)
-    certificate.issue()
+    _save_and_certify(certificate, merged, tokenizer, before)
     return certificate
 
 
@@ -156,9 +154,7 @@ def certify_adapter(
     shutil.rmtree(partial, ignore_errors=True)
     certificate = Certificate(partial, Prompts.render(conversations, tokenizer, context_length(stored)))
     merged, before = _merge(certificate, stored, adapter, tokenizer)
-    _save(merged, tokenizer, partial)
-    _certify_saved(certificate, merged, tokenizer, before)
-    certificate.issue()
+    _save_and_certify(certificate, merged, tokenizer, before)
     partial.rename(output_dir)
     certificate.folder = output_dir
     return certificate
@@ -258,9 +254,7 @@ def _export_model(
     rounded.__dict__.pop("forward", None)  # Accelerate's, which calls the original
     round_weights(rounded, {}, stored_dtype)
     prepare_to_save(rounded, tokenizer)
-    _save(rounded, tokenizer, folder)
-    _certify_saved(certificate, rounded, tokenizer, trained)
-    certificate.issue()
+    _save_and_certify(certificate, rounded, tokenizer, trained)
     return certificate
 
 
@@ -296,6 +290,15 @@ def _merge(
     prepare_to_save(merged, tokenizer)
     round_weights(merged, dtypes, stored_dtype)
     return merged, before
+
+
+def _save_and_certify(
+    certificate: Certificate, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", before: Behaviour
+) -> None:
+    model.save_pretrained(certificate.folder)
+    tokenizer.save_pretrained(certificate.folder)
+    _certify_saved(certificate, model, tokenizer, before)
+    certificate.issue()
 
 
 def _certify_saved(
@@ -372,11 +375,6 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     tokenizer = load_tokenizer(str(folder))
     _check_tokenizer(tokenizer)
     return tokenizer
-
-
-def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _device(model: "PreTrainedModel") -> torch.device:

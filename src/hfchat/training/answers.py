@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from hfchat.generation import generate_answers, set_greedy
+from hfchat.dataset import find_fault
+from hfchat.generation import answering, generate_answers, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ class HeldOutAnswers(TrainerCallback):
     Args:
         tokenizer: The model's, with its chat template.
         conversations: Messages; the last of each is the reference answer, those before it the prompt.
-        number: Of prompts: the first that leave room for an answer.
+        number: Of prompts: the first that are text alone and leave room for an answer.
         folder: Where the answers before are kept for a run that is resumed.
         max_new_tokens: Longest answer. An answer that reaches it did not end.
     """
@@ -98,19 +99,16 @@ class HeldOutAnswers(TrainerCallback):
         context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
         prompts = {}
         for row, messages in enumerate(self.conversations):
+            if find_fault(messages) is not None:  # an answer may call tools, which are not at hand
+                continue
             ids = self.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
             if len(ids) + self.max_new_tokens <= context:
                 prompts[row] = ids
             if len(prompts) == self.number:
                 break
-        was_training, configured = model.training, model.generation_config
-        model.eval()
-        set_greedy(model, self.tokenizer, self.max_new_tokens)
-        try:
+        stop = sorted(stop_token_ids(model, self.tokenizer))
+        with answering(model, self.tokenizer, self.max_new_tokens, stop):
             answers = generate_answers(model, list(prompts.values())) if prompts else []
-        finally:
-            model.generation_config = configured
-            model.train(was_training)
         return [
             {
                 "row": row,

@@ -10,6 +10,7 @@ from hfchat.training.packing import PackedDataset, tokenize_corpus
 from hfchat.training.streaming import StreamedDataset
 
 if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
     from hfchat.training.pretraining import PretrainArguments
@@ -48,21 +49,9 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
     Raises:
         UserError: If the dataset cannot be loaded, or has too few documents to hold any out.
     """
-    name, column, config_name = args.dataset_name, args.text_column, args.dataset_config_name
+    column = args.text_column
     with args.main_process_first(desc="tokenizing the corpus"):
-        train = load_split(name, "train", column, config_name=config_name, streaming=args.streaming)
-        if has_split(name, "validation", config_name=config_name):
-            validation = load_split(name, "validation", column, config_name=config_name)
-        elif args.streaming:
-            validation = _collect(train.take(args.validation_documents), column)
-            train = train.skip(args.validation_documents)
-        else:
-            held_out = min(args.validation_documents, len(train) // 10)
-            if held_out == 0:
-                raise UserError(
-                    f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from"
-                )
-            validation, train = train.select(range(held_out)), train.select(range(held_out, len(train)))
+        train, validation = load_documents(args)
         tokenize_corpus(validation, column, tokenizer, folder / "tokens-validation", "tokenizing, validation")
         packed = PackedDataset(folder / "tokens-validation", args.block_size, tokenizer)
         if not args.streaming:
@@ -72,6 +61,24 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
 
     share = split_dataset_by_node(train, rank=args.process_index, world_size=args.world_size)
     return Corpus(StreamedDataset(share, column, args.block_size, tokenizer), packed)
+
+
+def load_documents(args: "PretrainArguments") -> tuple["Dataset | IterableDataset", "Dataset"]:
+    """The documents to train on and those to validate on, as `load_corpus` says.
+
+    Raises:
+        UserError: As of `load_corpus`.
+    """
+    name, column, config_name = args.dataset_name, args.text_column, args.dataset_config_name
+    train = load_split(name, "train", column, config_name=config_name, streaming=args.streaming)
+    if has_split(name, "validation", config_name=config_name):
+        return train, load_split(name, "validation", column, config_name=config_name)
+    if args.streaming:
+        return train.skip(args.validation_documents), _collect(train.take(args.validation_documents), column)
+    held_out = min(args.validation_documents, len(train) // 10)
+    if held_out == 0:
+        raise UserError(f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from")
+    return train.select(range(held_out, len(train))), train.select(range(held_out))
 
 
 def _collect(documents, column):

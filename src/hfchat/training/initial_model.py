@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfchat.errors import UserError
-from hfchat.models import check_fits, embed_new_tokens, load_model, load_tokenizer
+from hfchat.models import add_special_tokens, check_fits, embed_new_tokens, load_model, load_tokenizer
 from hfchat.training.dial import Shape
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def load_initial_model(args: "PretrainArguments") -> tuple["PreTrainedModel", "P
     """
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
     if args.model_name_or_path is None:
-        _add_tokens(tokenizer, args.add_tokens)
+        add_special_tokens(tokenizer, args.add_tokens)
         return new_model(args, tokenizer), tokenizer
     model = load_model(args.model_name_or_path, dtype="float32", attn_implementation=args.attn_implementation)
     known = len(tokenizer)
@@ -32,7 +32,7 @@ def load_initial_model(args: "PretrainArguments") -> tuple["PreTrainedModel", "P
         own = load_tokenizer(args.model_name_or_path)
         _check_extends(tokenizer, own)
         known = len(own)
-    _add_tokens(tokenizer, args.add_tokens)
+    add_special_tokens(tokenizer, args.add_tokens)
     embed_new_tokens(model, known, len(tokenizer))
     check_fits(model, tokenizer, args.block_size)
     return model, tokenizer
@@ -58,12 +58,6 @@ def new_model(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase") -
             if name.endswith(_RESIDUAL_OUTPUTS):
                 parameter.zero_()
     return model
-
-
-def _add_tokens(tokenizer: "PreTrainedTokenizerBase", tokens: list[str]) -> None:
-    from tokenizers import AddedToken
-
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
 
 
 def _check_extends(tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase") -> None:

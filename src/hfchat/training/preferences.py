@@ -193,7 +193,7 @@ def encode(
             the template does not render them as one.
     """
     check_messages([*prompt, *completion], place)
-    if len(completion) != 1 or not prompt or prompt[-1]["role"] not in ("user", "tool"):
+    if len(completion) != 1 or not prompt or prompt[-1]["role"] != "user":
         raise UserError(f"{place}: must be a prompt whose last turn is the user's, and one answer of the assistant")
     prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
     ids = tokenizer.apply_chat_template([*prompt, *completion], return_dict=True)["input_ids"]

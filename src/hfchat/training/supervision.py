@@ -1,10 +1,11 @@
 """From conversations to tokens and labels: which tokens are learned is decided, counted and shown here."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, find_fault, load_split
+from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, load_split
 from hfchat.errors import UserError
 from hfchat.models import load_tokenizer
 from hfchat.training.packing import IGNORE
@@ -56,13 +57,13 @@ class Conversations:
     train: Rows of `input_ids` and `labels` to learn from.
     test: The same, to measure the loss on.
     supervision: What of `train` is learned.
-    held_out: The conversations of the test split that are text alone, as they are.
+    held_out: The messages of the test split, as they are; read when asked for.
     """
 
     train: "Dataset"
     test: "Dataset"
     supervision: Supervision
-    held_out: list[list[dict[str, Any]]]
+    held_out: Sequence[list[dict[str, Any]]]
 
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What is learned, in numbers and in the text of some conversations."""
@@ -118,8 +119,7 @@ def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenize
         test, _ = supervise(held_out, tokenizer, args.max_length, name)
     if not args.allow_leakage:
         check_apart(train, test, f"dataset_name {name}: split '{args.dataset_test_split}'")
-    texts = [messages for messages in held_out["messages"] if find_fault(messages) is None]
-    return Conversations(train, test, supervision, texts)
+    return Conversations(train, test, supervision, held_out["messages"])
 
 
 def check_apart(train: "Dataset", test: "Dataset", place: str) -> None:
