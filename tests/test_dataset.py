@@ -167,3 +167,9 @@ def test_what_is_wrong_with_the_use_of_tools_is_said(messages, reason, words):
     fault = find_fault(messages, ROLES_WITH_TOOLS)
     assert fault[0] == reason
     assert words in fault[1]
+
+
+@pytest.mark.parametrize("column", ["messages", "chosen", "label"])
+def test_missing_conversations_are_no_missing_corpus(column):
+    with pytest.raises(UserError, match=r"mine/pairs\.jsonl: no such file or folder$"):
+        load_split("mine/pairs.jsonl", "train", column)

@@ -160,6 +160,6 @@ def check_messages(messages: Any, place: str, roles: Collection[str] = ROLES) ->
 
 
 def _hint(column: str) -> str:
-    if column == "messages":
+    if column in ("messages", "chosen", "label"):  # of conversations and preferences
         return ""
     return "; a corpus is made by `python recipes/prepare_data.py --config recipes/configs/demo/prepare_data.yaml`"

@@ -70,6 +70,11 @@ def test_a_yaml_of_another_name_needs_the_recipe():
         find_recipe("mine.yaml", "bake")
 
 
+def test_a_yaml_that_is_not_there_is_said_to_be_missing():
+    with pytest.raises(UserError, match=r"--config mine\.yaml: no such file"):
+        examine([], config="mine.yaml")
+
+
 def test_a_pretraining_that_fits(pretraining):
     report = examine(pretraining, recipe="pretrain", calibration=False)
     assert report.ok

@@ -48,6 +48,8 @@ def examine(
     Raises:
         UserError: For what the recipe itself refuses before any work.
     """
+    if config is not None and not Path(config).is_file():
+        raise UserError(f"--config {config}: no such file")
     found = find_recipe(config, recipe)
     argv = [*(["--config", config] if config else []), *argv]
     arguments = found.parse(argv)
