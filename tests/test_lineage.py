@@ -33,6 +33,20 @@ def finish(stage, content="result"):
     stage.finish(metrics={"loss": 1.0})
 
 
+def test_a_model_that_is_certified_again_is_the_same(tmp_path, source):
+    stage = open_stage(tmp_path, source)
+    (stage.work_dir / "merged").mkdir()
+    (stage.work_dir / "merged" / "certificate.json").write_text("{}")
+    (stage.work_dir / "merged" / "config.json").write_text("{}")
+    finish(stage)
+    before = describe(tmp_path / "out" / "merged")
+    (tmp_path / "out" / "merged" / "certificate.json").write_text('{"another": "day"}')
+    assert open_stage(tmp_path, source).complete
+    assert describe(tmp_path / "out" / "merged") == before
+    (tmp_path / "out" / "merged" / "config.json").write_text('{"another": "model"}')
+    assert describe(tmp_path / "out" / "merged") != before
+
+
 def test_a_finished_stage_is_a_no_op_until_its_settings_change(tmp_path, source):
     finish(open_stage(tmp_path, source))
     again = open_stage(tmp_path, source)

@@ -28,6 +28,9 @@ from hfchat.storage import as_path, is_remote, move_folder, remove_tree
 
 LINEAGE = "lineage.json"
 CHECKPOINTS = "checkpoints"  # of the training stages: kept, but no part of the output
+CERTIFICATE = (
+    "certificate.json"  # what was found of a model: `hfchat certify` writes it anew, and the model is the same
+)
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "trl", "peft", "datatrove", "evaluate")
 # Settings that say where, how often or how fast, but not what comes out.
@@ -288,7 +291,9 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     names = sorted(
         path.relative_to(folder)
         for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in (CHECKPOINTS, LINEAGE, f"{LINEAGE}.tmp")
+        if path.is_file()
+        and path.name != CERTIFICATE
+        and path.relative_to(folder).parts[0] not in (CHECKPOINTS, LINEAGE, f"{LINEAGE}.tmp")
     )
     return {
         name.as_posix(): {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names

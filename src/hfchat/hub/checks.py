@@ -13,12 +13,11 @@ from hfchat import __version__
 from hfchat.errors import UserError
 from hfchat.hub.behaviour import MAX_NEW_TOKENS, Difference, Prompts
 from hfchat.hub.reloading import is_tied
-from hfchat.lineage import describe
+from hfchat.lineage import CERTIFICATE, describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CERTIFICATE = "certificate.json"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
 
