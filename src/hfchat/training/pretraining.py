@@ -14,7 +14,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_flash_attn_2_available
 
 from hfchat.errors import UserError
-from hfchat.models import supports_bf16
+from hfchat.models import trains_faster_in_bf16
 from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.dial import Plan
@@ -75,7 +75,7 @@ class PretrainArguments(TrainingArguments):
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an output made otherwise."})
 
-    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine computes in bf16."})
+    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})
     torch_compile: bool | None = field(
         default=None, metadata={"help": "By default on GPUs; what cannot be compiled runs as it is."}
     )
@@ -125,7 +125,7 @@ class PretrainArguments(TrainingArguments):
         accelerated = torch.accelerator.is_available() and not self.use_cpu
         self.use_cpu = not accelerated
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and supports_bf16()
+            self.bf16 = not self.fp16 and trains_faster_in_bf16()
         if self.torch_compile is None:
             self.torch_compile = accelerated
         if self.attn_implementation is None:
