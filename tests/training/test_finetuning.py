@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from hfchat.errors import UserError
 from hfchat.training.adapters import ModelArguments
 from hfchat.training.checkpoints import last_checkpoint
-from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
+from hfchat.training.finetuning import SUPERVISED_MULTIPLE, FinetuneArguments, FinetuneTrainer
 from hfchat.training.supervision import supervise
 
 
@@ -59,6 +59,30 @@ def test_packed_conversations_do_not_see_each_other(chat_model, tokenizer, rows,
     for start, end in pairwise(starts):
         expected = alone[tuple(batch["input_ids"][0, start:end].tolist())]
         torch.testing.assert_close(packed[start:end], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_batches_have_one_shape_and_the_same_loss(chat_model, tokenizer, rows, tmp_path, monkeypatch):
+    arguments = FinetuneArguments(output_dir=str(tmp_path), max_length=64)
+    assert arguments.pad_to_multiple_of == 64
+    plain = losses(lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path))
+    trainer = lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path, pad_to_multiple_of=64)
+    shapes = {batch["input_ids"].shape for batch in trainer.get_train_dataloader()}
+    assert len(rows) > 4
+    assert shapes <= {(1, 64), (1, 128)}  # the last batch of an epoch may have one sequence
+    supervised, forward = [], type(trainer.model).forward
+
+    def note(self, *args, logits_to_keep, **kwargs):
+        supervised.append(len(logits_to_keep))
+        return forward(self, *args, logits_to_keep=logits_to_keep, **kwargs)
+
+    monkeypatch.setattr(type(trainer.model), "forward", note)
+    assert losses(trainer) == pytest.approx(plain, rel=1e-4)
+    assert {count % SUPERVISED_MULTIPLE for count in supervised} == {0}
+
+
+@pytest.mark.parametrize("settings", [{"packing": False}, {"pad_to_multiple_of": "none"}])
+def test_batches_are_padded_to_a_shape_only_where_it_costs_nothing(settings, tmp_path):
+    assert FinetuneArguments(output_dir=str(tmp_path), **settings).pad_to_multiple_of is None
 
 
 def adapter_of(trainer):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hfchat.doctor.recipes import Recipe
 
-SECONDS = 5.0  # of steps after the warm-up
-_SHORT_ANSWERS = 8  # tokens
+SECONDS = 10.0  # of steps after the warm-up
+_SHORT_ANSWERS = 32  # tokens: of much shorter ones, most of the time is reading the prompts
 _TIMEOUT = 900
 
 

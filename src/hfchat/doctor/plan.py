@@ -239,10 +239,11 @@ def plan_tuning(args: Any, model_args: Any, tokenizer: "PreTrainedTokenizerBase"
     if getattr(args, "method", None) == "dpo":  # chosen and rejected go through the model together
         rows, evaluation_rows = 2 * rows, 2 * evaluation_rows
     predicted = max(1, round(texts.learned_share * length))
+    varying = not (packed and getattr(args, "pad_to_multiple_of", None))
     return _plan(
         args,
         blueprint,
-        Batch(rows, length, predicted, varying=True),
+        Batch(rows, length, predicted, varying=varying),
         Batch(evaluation_rows, length),
         str(getattr(args.optim, "value", args.optim)),
         texts,

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import cross_entropy, pad
 from trl import SFTConfig, SFTTrainer
 
 from hfchat.errors import UserError
-from hfchat.models import supports_bf16
+from hfchat.models import trains_faster_in_bf16
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # All weights: TRL's own default. An adapter wants ten times that (arXiv:2405.09673; Schulman et al. 2025, "LoRA
 # Without Regret"), also on weights in 4 bits (arXiv:2305.14314 trains at 2e-4), and DoRA's direction is LoRA's.
 _FULL, _LORA = 2e-5, 2e-4
+# Positions whose logits are made, up to a multiple: kernels are compiled, and memory is kept, for each new shape.
+SUPERVISED_MULTIPLE = 64
 
 
 @dataclass
@@ -43,7 +46,7 @@ class FinetuneArguments(SFTConfig):
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an output made otherwise."})
 
-    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine computes in bf16."})
+    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})
     learning_rate: float | None = field(
         default=None, metadata={"help": f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights."}
     )
@@ -52,6 +55,10 @@ class FinetuneArguments(SFTConfig):
     )
     packing: bool = field(
         default=True, metadata={"help": "Several conversations per sequence, apart from each other."}
+    )
+    pad_to_multiple_of: int | str | None = field(
+        default="auto",
+        metadata={"help": "Tokens to which batches are padded; auto: packed ones to whole sequences, others not."},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
@@ -67,8 +74,10 @@ class FinetuneArguments(SFTConfig):
         if self.sample_answers < 0 or self.sample_max_new_tokens < 1:
             raise ValueError("sample_answers must be at least 0 and sample_max_new_tokens at least 1")
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and supports_bf16()
+            self.bf16 = not self.fp16 and trains_faster_in_bf16()
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.pad_to_multiple_of == "auto" and self.packing:  # next to nothing to pad, and one shape for all batches
+            self.pad_to_multiple_of = self.max_length
         super().__post_init__()
 
     def derive(self, model: "ModelArguments") -> None:
@@ -111,8 +120,10 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")[0, 1:]  # padding-free batches are one row
         positions = labels.ne(IGNORE).nonzero().squeeze(-1)
-        logits = model(**inputs, use_cache=False, logits_to_keep=positions).logits[0]
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[positions], reduction="sum")
+        padding = (0, -len(positions) % SUPERVISED_MULTIPLE)
+        targets = pad(labels[positions], padding, value=IGNORE)
+        logits = model(**inputs, use_cache=False, logits_to_keep=pad(positions, padding)).logits[0]
+        loss = cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
         if num_items_in_batch is None:
             return loss / max(len(positions), 1)
         loss = loss / num_items_in_batch
