@@ -15,6 +15,8 @@ ALLOWED = {
     ("data", "safety"),
     ("doctor", "training"),
     ("doctor", "data"),
+    ("evaluation", "safety"),
+    ("evaluation", "hub"),  # an adapter is put on its base in one way
 }
 
 

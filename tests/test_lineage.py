@@ -1,11 +1,12 @@
 import json
+import shutil
 from dataclasses import dataclass
 
 import pytest
 
 from hfchat.config import parse
 from hfchat.errors import UserError
-from hfchat.lineage import LINEAGE, Stage, describe, read_lineage
+from hfchat.lineage import LINEAGE, Stage, ancestry, describe, read_lineage
 
 
 @dataclass
@@ -154,3 +155,41 @@ def test_a_broken_lineage_is_named(tmp_path, source):
     (tmp_path / "out" / LINEAGE).write_text(json.dumps({})[:1])
     with pytest.raises(UserError, match="not valid JSON"):
         open_stage(tmp_path, source)
+
+
+def _made(folder, inputs, files=("out.txt",)):
+    stage = Stage("stage", folder, config=[], inputs=inputs)
+    for name in files:
+        (stage.work_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage.work_dir / name).write_text(f"{folder.name} {name}")
+    stage.finish()
+    return folder
+
+
+def test_ancestry_goes_back_to_the_raw_data(tmp_path):
+    (tmp_path / "raw.txt").write_text("raw")
+    corpus = _made(tmp_path / "corpus", {"source": tmp_path / "raw.txt"})
+    base = _made(tmp_path / "base", {"corpus": corpus})
+    tuned = _made(tmp_path / "tuned", {"base": base, "corpus": corpus}, files=("adapter/a.bin", "merged/m.bin"))
+    found = ancestry(tuned / "merged")
+    assert [stage["path"] for stage in found] == [str(tuned), str(base), str(corpus)]
+    assert found[-1]["inputs"]["source"]["path"] == str(tmp_path / "raw.txt")
+    aligned = _made(tmp_path / "aligned", {"model": tuned / "merged"})
+    assert [stage["path"] for stage in ancestry(aligned)][:2] == [str(aligned), str(tuned)]
+
+
+def test_what_was_made_again_since_is_no_ancestor(tmp_path):
+    (tmp_path / "raw.txt").write_text("raw")
+    corpus = _made(tmp_path / "corpus", {"source": tmp_path / "raw.txt"})
+    base = _made(tmp_path / "base", {"corpus": corpus}, files=("merged/m.bin",))
+    after = _made(tmp_path / "after", {"model": base / "merged", "corpus": corpus})
+    assert len(ancestry(after)) == 3
+    shutil.rmtree(corpus)
+    _made(tmp_path / "corpus", {"source": tmp_path / "raw.txt"}, files=("other.txt",))
+    shutil.rmtree(base)
+    _made(tmp_path / "base", {"corpus": corpus}, files=("merged/n.bin",))
+    assert [stage["path"] for stage in ancestry(after)] == [str(after)]
+
+
+def test_what_no_stage_made_has_no_ancestry(tmp_path):
+    assert ancestry(tmp_path) == ancestry("HuggingFaceTB/SmolLM2-135M") == []

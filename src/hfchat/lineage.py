@@ -218,6 +218,34 @@ def read_lineage(folder: str | Path) -> dict[str, Any] | None:
         raise UserError(f"{folder}/{LINEAGE}: not valid JSON; delete the folder and run its stage again") from error
 
 
+def ancestry(folder: str | Path) -> list[dict[str, Any]]:
+    """The lineages of what made a folder, from its own back to the raw data, as far as their folders are here.
+
+    A folder that was made again since it was read is not what was read, and is left out. A stage may write several
+    outputs (`adapter`, `merged`) beside the one lineage, which is theirs too.
+
+    Returns:
+        Each lineage with its folder as `path`, no folder twice.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    waiting: list[tuple[str, str | None]] = [(str(folder), None)]
+    while waiting:
+        source, expected = waiting.pop(0)
+        path = as_path(source)
+        place = path if read_lineage(path) is not None else path.parent
+        lineage = read_lineage(place)
+        if lineage is None or str(place) in found:
+            continue
+        outputs = lineage["outputs"]
+        if place != path:
+            prefix = f"{path.name}/"
+            outputs = {name.removeprefix(prefix): made for name, made in outputs.items() if name.startswith(prefix)}
+        if outputs and expected in (None, _digest(outputs)):
+            found[str(place)] = {**lineage, "path": str(place)}
+            waiting += [(made_from["path"], made_from["sha256"]) for made_from in lineage["inputs"].values()]
+    return list(found.values())
+
+
 def describe(source: str | Path) -> dict[str, Any]:
     """Identify an input by its content: `{"path", "sha256", "licenses"}`.
 

@@ -1,9 +1,24 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes: those of a launch, and those that must not outlive the one that started them."""
 
 import ctypes
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def launched() -> "PartialState":
+    """This process among those that `accelerate launch` started.
+
+    Left to itself, `PartialState` takes each process for the only one where there is no accelerator.
+    """
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def signal_with_parent(number: int) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from hfchat.data.card import license_entry
 from hfchat.data.conversation_formats import KINDS
 from hfchat.data.report import markdown_environment
+from hfchat.licenses import license_entry
 
 
 @dataclass

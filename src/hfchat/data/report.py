@@ -20,7 +20,7 @@ import yaml
 from datatrove.io import DataFolder
 from tqdm import tqdm
 
-from hfchat.templates import template_environment
+from hfchat import templates
 
 if TYPE_CHECKING:
     import jinja2
@@ -45,10 +45,6 @@ _SECRET_IN_URL = re.compile(
     r"([?&][^=&\s]*(?:sig|token|key|secret|password|credential)[^=&\s]*=)[^&\s]+", re.IGNORECASE
 )
 
-# Control characters, marks of direction (they can make text read otherwise than it is), halves of surrogate pairs.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# What Markdown would take for its own: anywhere, at either end of a word, and at the start of a line.
-_MARKDOWN = re.compile(r"[\\`*|~\[\]$]|(?<![^\W_])_|_(?![^\W_])|^\s*[-+=#]")
 # A word with the space after it; a character of the scripts that write no spaces.
 _NO_SPACES = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+\s*|[^\w\s]\s*|\s+")
@@ -426,53 +422,16 @@ def _pieces(words: list[str], marked: list[bool], first: int) -> list[tuple[str,
     return [*([("… ", False)] if start else []), *pieces, *([("…", False)] if end < len(words) else [])]
 
 
-def visible(text: str) -> str:
-    """The text with what hides or reorders it made visible: control characters, marks of direction, surrogates."""
-    return _HIDDEN.sub(_picture, text)
-
-
-def _picture(match: re.Match) -> str:
-    code = ord(match[0])
-    if 0xD800 <= code <= 0xDFFF:
-        return "\N{REPLACEMENT CHARACTER}"
-    if code == 0x7F:
-        return "\N{SYMBOL FOR DELETE}"
-    return chr(0x2400 + code) if code < 0x20 else f"[U+{code:04X}]"
-
-
 def _html_environment() -> "jinja2.Environment":
-    from markupsafe import Markup
-
-    def literal(value: Any) -> Any:
-        # Markup is the output of a macro, in which each value has been through this already.
-        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    return _environment(literal)
+    return _with_filters(templates.html_environment("hfchat.data"))
 
 
 def markdown_environment() -> "jinja2.Environment":
-    """Templates in which every value is escaped for Markdown, within one line; `fenced` makes a block of a text."""
-    from markupsafe import Markup
-
-    def literal(value: Any) -> Markup:
-        if isinstance(value, Markup):
-            return value
-        text = re.sub(r"\s+", " ", visible(str(value)))
-        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return Markup(_MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text))
-
-    def fenced(text: str, language: str = "text") -> Markup:
-        text = visible(text).rstrip("\n")
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        return Markup(f"{fence}{language}\n{text}\n{fence}")
-
-    environment = _environment(literal)
-    environment.filters["fenced"] = fenced
-    return environment
+    """Templates of this package in which every value is escaped for Markdown."""
+    return _with_filters(templates.markdown_environment("hfchat.data"))
 
 
-def _environment(finalize: Any) -> "jinja2.Environment":
-    environment = template_environment("hfchat.data", autoescape=True, finalize=finalize)
+def _with_filters(environment: "jinja2.Environment") -> "jinja2.Environment":
     environment.filters |= {
         "share": _share,
         "width": lambda value, greatest: f"{100 * value / greatest if greatest else 0:.2f}%",
