@@ -20,6 +20,16 @@ def test_answers_do_not_depend_on_padding(model, tokenizer, prompts):
     assert generate_answers(model, prompts) == [generate_answers(model, [prompt])[0] for prompt in prompts]
 
 
+def test_a_row_that_ends_at_once_leaves_the_others_as_they_are(model, tokenizer, prompts):
+    set_greedy(model, tokenizer, max_new_tokens=8)
+    before = generate_answers(model, prompts)
+    model.generation_config.eos_token_id = [before[1][0]]
+    alone = [generate_answers(model, [prompt])[0] for prompt in prompts]
+    assert alone[1] == before[1][:1]
+    assert max(map(len, alone)) > 1
+    assert generate_answers(model, prompts) == alone
+
+
 def test_an_answer_ends_with_its_end_of_turn(model, tokenizer, prompts):
     set_greedy(model, tokenizer, max_new_tokens=8)
     before = generate_answers(model, prompts)

@@ -1,4 +1,5 @@
 import socket
+import sys
 
 import evaluate
 import nltk
@@ -7,7 +8,10 @@ import sacrebleu
 from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
-from hfchat.evaluation.metrics import BLEU, METEOR, ROUGE, UnicodeTokenizer
+from hfchat.evaluation import metrics
+from hfchat.evaluation.metrics import BLEU, CHRF, METEOR, ROUGE, UnicodeTokenizer, load_metric
+
+FOLDER = metrics.__path__[0]
 
 PREDICTIONS = [
     "It is a guide to action which ensures that the military always obeys the commands of the party",
@@ -21,6 +25,13 @@ REFERENCES = [
     "Don't rename the 2 snake_case names.",
     "An answer.",
 ]
+# The example of sacreBLEU's README, and the scores in its own tests (test/test_bleu.py).
+DOG = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
+DOG_REFERENCES = [
+    ["The dog bit the man.", "The dog had bit the man."],
+    ["It was not unexpected.", "No one was surprised."],
+    ["The man bit him first.", "The man had bitten the dog."],
+]
 IDENTICAL = {
     "Arabic": "مَرحبا بالعالم، كيف الحال؟",
     "Chinese": "今天天气很好,我们去公园吧。",
@@ -32,17 +43,23 @@ IDENTICAL = {
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch):
+def _no_network_and_no_wordnet(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("a metric went to the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(nltk, "download", refuse)
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setenv("HFCHAT_CACHE", str(tmp_path / "cache"))
 
 
 class _NoSynonyms:
     def synsets(self, word):
         return []
+
+
+def _score(metric, predictions, references):
+    return metric.compute(predictions=predictions, references=references)["score"]
 
 
 def test_bleu_is_sacrebleus():
@@ -54,21 +71,25 @@ def test_bleu_is_sacrebleus():
     assert result["n"] == 4
 
 
-def test_bleu_tokenizer_is_sacrebleus():
+@pytest.mark.parametrize(
+    ("tokenize", "score"), [("13a", 48.530827), ("intl", 43.91623493), ("none", 49.1919566), ("char", None)]
+)
+def test_bleu_has_the_scores_of_sacrebleus_own_tests(tokenize, score):
+    if score is None:
+        streams = list(zip(*DOG_REFERENCES, strict=True))
+        score = sacrebleu.corpus_bleu(DOG, streams, tokenize=tokenize).score
+    result = BLEU(tokenize=tokenize).compute(predictions=DOG, references=DOG_REFERENCES)
+    assert result["score"] == pytest.approx(score, abs=1e-6)
+    assert f"nrefs:2|case:mixed|eff:no|tok:{tokenize}|" in result["signature"]
+
+
+def test_bleu_of_other_scripts_takes_their_tokenizer():
     result = BLEU(tokenize="zh").compute(predictions=["今天天气很好"], references=["今天天气不好"])
     expected = sacrebleu.corpus_bleu(["今天天气很好"], [["今天天气不好"]], tokenize="zh")
     assert result["score"] == pytest.approx(expected.score, abs=1e-6)
-    assert "tok:zh" in result["signature"]
 
 
-@pytest.mark.parametrize("metric", [BLEU, ROUGE, METEOR])
-def test_one_reference_may_be_nested_or_not(metric):
-    flat = metric().compute(predictions=PREDICTIONS, references=REFERENCES)
-    nested = metric().compute(predictions=PREDICTIONS, references=[[text] for text in REFERENCES])
-    assert flat == nested
-
-
-def test_bleu_takes_several_references_per_prediction():
+def test_bleu_takes_as_many_references_as_an_example_has():
     references = [[REFERENCES[0], "a guide to action"], [REFERENCES[1]], [REFERENCES[2]], [REFERENCES[3], "Nothing."]]
     streams = [REFERENCES, ["a guide to action", None, None, "Nothing."]]
     result = BLEU().compute(predictions=PREDICTIONS, references=references)
@@ -76,7 +97,71 @@ def test_bleu_takes_several_references_per_prediction():
     assert "nrefs:var" in result["signature"]
 
 
-@pytest.mark.parametrize("metric", [BLEU, ROUGE, METEOR])
+def test_bleu_of_one_example_is_sacrebleus_sentence_score():
+    scores = BLEU().statistics(["A cat.", *DOG], [["A cat."], *DOG_REFERENCES]).of_examples()
+    expected = [sacrebleu.sentence_bleu("A cat.", ["A cat."]).score]
+    expected += [
+        sacrebleu.sentence_bleu(text, several).score for text, several in zip(DOG, DOG_REFERENCES, strict=True)
+    ]
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert scores[0] == pytest.approx(100)  # although three tokens have no 4-gram
+
+
+# Of sacreBLEU's own tests (test/test_chrf.py), which are at beta 3.
+@pytest.mark.parametrize(
+    ("prediction", "reference", "options", "score"),
+    [
+        (
+            " risk assessment must be made of those who are qualified and expertise in the sector - these are the "
+            "scientists .",
+            "risk assessment has to be undertaken by those who are qualified and expert in that area - that is the "
+            "scientists .",
+            {"eps_smoothing": True},
+            63.361730,
+        ),
+        (
+            " Die    Beziehung zwischen  Obama und Netanjahu ist nicht gerade  freundlich. ",
+            "Das Verhältnis zwischen Obama und Netanyahu ist nicht gerade freundschaftlich.",
+            {"eps_smoothing": True},
+            64.1302698,
+        ),
+        (
+            "Die Beziehung zwischen Obama und Netanjahu ist nicht gerade freundlich.",
+            "Das Verhältnis zwischen Obama und Netanyahu ist nicht gerade freundschaftlich.",
+            {"whitespace": True},
+            67.3481606,
+        ),
+        ("aa", "ab", {}, 25.0),
+        ("a b c", "abc", {}, 100.0),
+        ("", "reference", {}, 0.0),
+    ],
+)
+def test_chrf_has_the_scores_of_sacrebleus_own_tests(prediction, reference, options, score):
+    result = _score(load_metric("chrf", beta=3, **options), [prediction], [reference])
+    assert result == pytest.approx(score, abs=1e-4)  # as exact as they are given there
+    expected = sacrebleu.CHRF(beta=3, **options).corpus_score([prediction], [[reference]]).score
+    assert result == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("word_order", [0, 2])
+def test_chrf_of_a_corpus_is_sacrebleus(word_order):
+    expected = sacrebleu.CHRF(word_order=word_order)
+    score = expected.corpus_score(DOG, list(zip(*DOG_REFERENCES, strict=True))).score
+    result = CHRF(word_order=word_order).compute(predictions=DOG, references=DOG_REFERENCES)
+    assert result["score"] == pytest.approx(score, abs=1e-6)
+    assert result["signature"] == f"chrF2{'+' * word_order}|{expected.get_signature()}"
+    low, high = result["interval"]
+    assert low < score < high
+
+
+@pytest.mark.parametrize("metric", [BLEU, CHRF, ROUGE, METEOR])
+def test_one_reference_may_be_nested_or_not(metric):
+    flat = metric().compute(predictions=PREDICTIONS, references=REFERENCES)
+    nested = metric().compute(predictions=PREDICTIONS, references=[[text] for text in REFERENCES])
+    assert flat == nested
+
+
+@pytest.mark.parametrize("metric", [BLEU, CHRF, ROUGE, METEOR])
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
@@ -96,27 +181,62 @@ def test_wrong_shapes_are_errors(metric, predictions, references, message):
         metric().compute(predictions=predictions, references=references)
 
 
-@pytest.mark.parametrize("rouge_type", ["rouge1", "rouge2", "rougeL"])
-def test_rouge_on_english_is_rouge_scores_default(rouge_type):
-    scorer = RougeScorer([rouge_type])
+@pytest.mark.parametrize("use_stemmer", [False, True])
+@pytest.mark.parametrize("tokenizer", ["unicode", "rouge-score"])
+@pytest.mark.parametrize("rouge_type", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+def test_rouge_on_english_is_rouge_scores(rouge_type, tokenizer, use_stemmer):
+    predictions = [*PREDICTIONS, "w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5", "the dogs were running"]
+    references = [*REFERENCES, "w1 w2 w3 w4 w5", "the dog was running\nin the parks"]
+    scorer = RougeScorer([rouge_type], use_stemmer=use_stemmer)
     scores = [
         scorer.score(reference, prediction)[rouge_type].fmeasure
-        for prediction, reference in zip(PREDICTIONS, REFERENCES, strict=True)
+        for prediction, reference in zip(predictions, references, strict=True)
     ]
-    result = ROUGE(rouge_type).compute(predictions=PREDICTIONS, references=REFERENCES)
-    assert result["score"] == pytest.approx(sum(scores) / len(scores), abs=1e-6)
-    assert result["signature"] == f"{rouge_type}|f1|tokenizer:unicode|stem:no|rouge-score:0.1.2"
+    metric = load_metric(rouge_type, tokenizer=tokenizer, use_stemmer=use_stemmer)
+    assert _score(metric, predictions, references) == pytest.approx(sum(scores) / len(scores), abs=1e-6)
 
 
-@pytest.mark.parametrize("rouge_type", ["rouge1", "rouge2", "rougeL"])
+# Of rouge-score's own tests (rouge_scorer_test.py).
+@pytest.mark.parametrize(
+    ("rouge_type", "prediction", "references", "score"),
+    [
+        ("rouge1", "testing", ["testing one two"], 1 / 2),
+        ("rouge2", "testing one", ["testing one two"], 2 / 3),
+        ("rougeL", "testing two", ["testing one two"], 4 / 5),
+        ("rougeLsum", "w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5", ["w1 w2 w3 w4 w5"], 8 / 15),
+        ("rouge1", "text first", ["first text", "first something"], 1.0),
+        ("rouge2", "text first", ["first text", "first something"], 0.0),
+        ("rougeL", "text first", ["first text", "first something"], 0.5),
+    ],
+)
+def test_rouge_has_the_scores_of_rouge_scores_own_tests(rouge_type, prediction, references, score):
+    assert _score(ROUGE(rouge_type, tokenizer="rouge-score"), [prediction], [references]) == pytest.approx(score)
+
+
+def test_rouges_signature_says_how():
+    assert ROUGE("rouge2")._signature == "rouge2|f1|tokenizer:unicode|stem:no|rouge-score:0.1.2"
+    assert (
+        ROUGE("rougeLsum", tokenizer="rouge-score", use_stemmer=True)._signature
+        == "rougeLsum|f1|tokenizer:rouge-score|stem:porter|split:newline|rouge-score:0.1.2"
+    )
+
+
+@pytest.mark.parametrize("rouge_type", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
 @pytest.mark.parametrize("text", IDENTICAL.values(), ids=IDENTICAL)
 def test_rouge_of_identical_texts_is_one_in_every_script(text, rouge_type):
-    assert ROUGE(rouge_type).compute(predictions=[text], references=[text])["score"] == 1.0
+    assert _score(ROUGE(rouge_type), [text], [text]) == 1.0
+
+
+@pytest.mark.parametrize("text", IDENTICAL.values(), ids=IDENTICAL)
+def test_meteor_of_identical_texts_is_the_most_there_is_in_every_script(text):
+    words = len(UnicodeTokenizer().tokenize(text))
+    assert _score(METEOR(), [text], [text]) == pytest.approx(1 - 0.5 / words**3, abs=1e-6)
+    assert words > 2
 
 
 def test_rouge_of_unspaced_text_counts_characters():
     # 3 of 4 characters shared: one long word would score 0.
-    assert ROUGE("rouge1").compute(predictions=["我爱北京"], references=["我在北京"])["score"] == pytest.approx(0.75)
+    assert _score(ROUGE("rouge1"), ["我爱北京"], ["我在北京"]) == pytest.approx(0.75)
 
 
 def test_unicode_tokens():
@@ -128,8 +248,11 @@ def test_unicode_tokens():
     assert tokenize("?!… «»") == []
 
 
-def test_meteor_without_wordnet_is_nltks_exact_and_stem_modules(monkeypatch):
-    monkeypatch.setattr(nltk.data, "path", [])
+def test_only_english_words_are_stemmed():
+    assert UnicodeTokenizer(use_stemmer=True).tokenize("Running, was: élèves") == ["run", "was", "élèves"]
+
+
+def test_meteor_without_wordnet_is_nltks_exact_and_stem_modules():
     tokenize = UnicodeTokenizer().tokenize
     scores = [
         meteor_score([tokenize(reference)], tokenize(prediction), wordnet=_NoSynonyms())
@@ -137,13 +260,17 @@ def test_meteor_without_wordnet_is_nltks_exact_and_stem_modules(monkeypatch):
     ]
     result = METEOR().compute(predictions=PREDICTIONS, references=REFERENCES)
     assert result["score"] == pytest.approx(sum(scores) / len(scores), abs=1e-6)
-    assert f"nltk:{nltk.__version__}|modules:exact+stem|tokenizer:unicode" in result["signature"]
+    assert result["signature"] == f"meteor|nltk:{nltk.__version__}|modules:exact+stem|tokenizer:unicode"
 
 
-def test_meteor_matches_the_published_example():
-    # https://www.nltk.org/api/nltk.translate.meteor_score.html
-    result = METEOR().compute(predictions=PREDICTIONS[:1], references=REFERENCES[:1])
-    assert result["score"] == pytest.approx(0.6944, abs=5e-5)
+def test_meteor_has_the_scores_of_nltks_docstring():
+    others = [
+        "It is the guiding principle which guarantees the military forces always being under the command of the Party",
+        "It is the practical guide for the army always to heed the directions of the party",
+    ]
+    assert _score(METEOR(), PREDICTIONS[:1], REFERENCES[:1]) == pytest.approx(0.6944, abs=5e-5)
+    assert _score(METEOR(), PREDICTIONS[:1], [[REFERENCES[0], *others]]) == pytest.approx(0.6944, abs=5e-5)
+    assert _score(METEOR(), ["non matching hypothesis"], ["this is a cat"]) == 0.0
 
 
 def test_meteor_uses_wordnet_where_it_is_found(monkeypatch):
@@ -162,19 +289,59 @@ def test_meteor_uses_wordnet_where_it_is_found(monkeypatch):
         def get_version(self):
             return "3.0"
 
-    monkeypatch.setattr(nltk.data, "path", [])
     before = METEOR().compute(predictions=["a fast car"], references=["a rapid car"])
-    monkeypatch.setattr(nltk.data, "find", lambda name: name)
-    monkeypatch.setattr(nltk.corpus, "wordnet", WordNet())
+    monkeypatch.setattr("hfchat.evaluation.metrics.meteor.find_wordnet", WordNet)
     after = METEOR().compute(predictions=["a fast car"], references=["a rapid car"])
     assert after["score"] > before["score"]
     assert "modules:exact+stem+synonym(wordnet:3.0)" in after["signature"]
 
 
-@pytest.mark.parametrize("metric", [BLEU, ROUGE, METEOR])
+@pytest.mark.parametrize("metric", [BLEU, CHRF, ROUGE, METEOR])
 def test_metrics_are_evaluates(metric):
     module = metric()
     assert isinstance(module, evaluate.Metric)
     for start in (0, 2):
         module.add_batch(predictions=PREDICTIONS[start : start + 2], references=REFERENCES[start : start + 2])
     assert module.compute() == metric().compute(predictions=PREDICTIONS, references=REFERENCES)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "arguments", "options"),
+    [
+        ("bleu", "bleu", [], {"tokenize": "char"}),
+        ("chrf", "chrf", [], {"word_order": 2}),
+        ("rouge", "rougeLsum", ["rougeLsum"], {"use_stemmer": True}),
+        ("meteor", "meteor", [], {}),
+    ],
+)
+def test_evaluate_loads_the_files(monkeypatch, tmp_path, file, name, arguments, options):
+    # `evaluate` imports a copy, of a package that is kept in the user's cache.
+    for loaded in [loaded for loaded in sys.modules if loaded.startswith("evaluate_modules")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", tmp_path)
+    module = evaluate.load(f"{FOLDER}/{file}.py", *arguments, **options)
+    expected = load_metric(name, **options).compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert module.compute(predictions=PREDICTIONS, references=REFERENCES) == expected
+
+
+def test_evaluate_combines_them():
+    together = evaluate.combine({"BLEU": load_metric("bleu"), "chrF": load_metric("chrf")}, force_prefix=True)
+    result = together.compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert result["BLEU_score"] == _score(BLEU(), PREDICTIONS, REFERENCES)
+    assert result["chrF_score"] == _score(CHRF(), PREDICTIONS, REFERENCES)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("blue", {}, "there is no metric 'blue'; there are bleu, chrf, meteor, rouge1"),
+        ("rouge0", {}, "there is no 'rouge0'"),
+        ("bleu", {"tokenise": "zh"}, "BLEU has no option 'tokenise'"),
+        ("bleu", {"tokenize": "chinese"}, "tokenize: there is no 'chinese', only none, zh, 13a"),
+        ("rougeL", {"tokenizer": "spaces"}, "tokenizer: there is no 'spaces', only unicode and rouge-score"),
+    ],
+)
+def test_unknown_names_and_options_are_errors(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_metric(name, **options)
