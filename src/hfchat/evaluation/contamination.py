@@ -1,0 +1,297 @@
+"""Whether the examples of an evaluation are in what a model was trained on, as far as its lineage and the data tell.
+
+Two ways to be in it: a text of a training row that is the whole question, but for case and white space; and a run of
+words that a training row shares with an example. The latter is the rule of GPT-3 (arXiv:2005.14165, appendix C): the
+run is as long as the shorter examples of the task (the 5th percentile of their words), but 8 words at least and 13 at
+most, and one that more than 10 training documents have is a common phrase, or the wording of the task: it does not
+count.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from hfchat.dataset import load_split
+from hfchat.errors import UserError
+from hfchat.evaluation.task import Example
+from hfchat.lineage import describe
+from hfchat.words import words
+
+_SHORTEST, _LONGEST = 8, 13  # words of a run
+_COMMON = 10  # documents
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a hash is lost: 2**64 over the golden ratio
+_CHUNK = 1 << 20  # characters that are compared at a time
+
+# What each training stage learns from: the role of its input, and the columns that one of them must be there.
+_LEARNED = {
+    "pretrain": ("corpus", ("text",)),
+    "finetune": ("conversations", ("messages",)),
+    "align": ("preferences", ("chosen", "label")),
+}
+_TEXTS = ("text", "messages", "prompt", "chosen", "rejected", "completion")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A dataset that a stage of a model's training learned from."""
+
+    stage: str
+    path: str
+    split: str
+    config_name: str | None
+    columns: Sequence[str]
+    sha256: str
+
+    def rows(self) -> Iterator[list[str]]:
+        """The texts of each row.
+
+        Raises:
+            UserError: If it cannot be read here, or is not what it was.
+        """
+        if describe(self.path)["sha256"] != self.sha256:
+            raise UserError(f"{self.path} has changed since")
+        for column in self.columns:
+            try:
+                rows = load_split(self.path, self.split, column, config_name=self.config_name, streaming=True)
+                break
+            except UserError:
+                if column == self.columns[-1]:
+                    raise
+        named = {*self.columns, *_TEXTS}
+        try:
+            for row in rows:
+                yield [text for name, value in row.items() if name in named for text in _texts(value)]
+        except Exception as error:  # the errors of the builders have no common base
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.path}: {reason}") from error
+
+
+def find_contamination(
+    tasks: Mapping[str, Sequence[Example]], ancestry: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Compare the examples of tasks with every row that a model was trained on, in one pass over them.
+
+    The memory is that of the examples; the rows are streamed.
+
+    Args:
+        tasks: Name to examples.
+        ancestry: Lineages of what made the model, see `hfchat.lineage.ancestry`.
+
+    Returns:
+        Task to `{"status", "sentence", "examples", "found", "equal", "equal_with_answer", "overlapping", "words",
+        "too_short", "sources", "unknown"}`. `status` is `checked`, `partly` where some of what the model learned from
+        cannot be read here, or `unknown` where nothing can; `unknown` says what, a sentence each. `found` are the
+        indices of examples that were seen, those of the next three together; `words` is the length of a run and
+        `too_short` how many examples have none; `sources` is a list of `{"stage", "path", "split", "rows", "found"}`,
+        the last a number of examples.
+    """
+    compared = {name: _Compared(examples) for name, examples in tasks.items() if examples}
+    sources, unknown = _learned_from(ancestry)
+    read = []
+    for source in sources:
+        try:
+            rows = _compare(source, list(compared.values()))
+        except UserError as error:
+            unknown.append(f"What {source.stage} learned from cannot be read here: {error}.")
+            for one in compared.values():
+                one.forget()
+        else:
+            read.append({"stage": source.stage, "path": source.path, "split": source.split, "rows": rows})
+            for one in compared.values():
+                one.keep()
+    return {name: one.result(read, unknown) for name, one in compared.items()}
+
+
+def _learned_from(ancestry: Sequence[Mapping[str, Any]]) -> tuple[list[_Source], list[str]]:
+    """What is named in the lineages, and what of the training they do not tell."""
+    sources, unknown = [], []
+    made = {lineage["path"] for lineage in ancestry}
+    for lineage in ancestry:
+        config, inputs = lineage["config"], lineage["inputs"]
+        role, columns = _LEARNED.get(lineage["stage"], (None, ()))
+        if role in inputs:
+            if lineage["stage"] == "pretrain":
+                columns = (config.get("text_column") or "text",)
+            source = _Source(
+                lineage["stage"],
+                inputs[role]["path"],
+                config.get("dataset_train_split") or "train",
+                config.get("dataset_config_name"),
+                columns,
+                inputs[role]["sha256"],
+            )
+            if source not in sources:
+                sources.append(source)
+        # Of a folder that a stage wrote (`merged`), the lineage is one level up.
+        base = inputs.get("model", {}).get("path")
+        if base is not None and not made & {base, base.rpartition("/")[0]}:
+            unknown.append(f"What {base} was trained on is not known here.")
+    if not sources and not unknown:
+        unknown.append("What the model was trained on is not known here.")
+    return sources, unknown
+
+
+def _compare(source: _Source, compared: Sequence["_Compared"]) -> int:
+    rows, chunk, size = 0, [], 0
+    for texts in tqdm(source.rows(), desc=f"contamination: {source.path}", unit="row", delay=2):
+        rows += 1
+        for one in compared:
+            one.compare_whole(texts)
+        chunk.append([words(text) for text in texts])
+        size += sum(map(len, texts))
+        if size >= _CHUNK:
+            for one in compared:
+                one.compare_runs(chunk)
+            chunk, size = [], 0
+    for one in compared:
+        one.compare_runs(chunk)
+    return rows
+
+
+class _Compared:
+    """The examples of a task, and where they were seen."""
+
+    def __init__(self, examples: Sequence[Example]):
+        self._examples = len(examples)
+        self._whole: dict[str, set[int]] = defaultdict(set)
+        self._answers: list[set[str]] = []
+        found = []  # the words of each example, text by text
+        for index, one in enumerate(examples):
+            question, texts = _question(one), [*one.references, *one.targets]
+            for text in [question] if question else texts:
+                self._whole[_normalized(text)].add(index)
+            self._answers.append({_normalized(text) for text in one.references} if question else set())
+            found.append([words(text) for text in dict.fromkeys([*_prompt_texts(one), *texts])])
+        lengths = [max(map(len, texts), default=0) for texts in found]
+        self._n = int(np.clip(np.percentile(lengths, 5), _SHORTEST, _LONGEST))
+        self._too_short = sum(length < self._n for length in lengths)
+        # Each word is a random number, so that a run of them has a hash that numpy computes.
+        vocabulary = dict.fromkeys(word for texts in found for text in texts for word in text)
+        numbers = np.random.default_rng(0).integers(1, 2**64, size=len(vocabulary), dtype=np.uint64)
+        self._numbers = dict(zip(vocabulary, numbers.tolist(), strict=True))
+        hashes, owners = self._hash(found)
+        self._runs, places = np.unique(hashes, return_inverse=True)
+        self._run_of, self._owner_of = places, owners
+        self._documents = np.zeros(len(self._runs), dtype=np.int64)  # that have a run
+        self._equal: list[tuple[set[int], set[int]]] = []  # of each source: questions, and those with the answer
+        self._seen: list[np.ndarray] = []  # of each source: which runs
+        self.forget()
+
+    def compare_whole(self, texts: Sequence[str]) -> None:
+        """Look for whole questions among the texts of a row, and for the answers beside them."""
+        normalized = {_normalized(text) for text in texts}
+        for text in normalized:
+            for index in self._whole.get(text, ()):
+                self._equal_now[0].add(index)
+                if self._answers[index] & normalized:
+                    self._equal_now[1].add(index)
+
+    def compare_runs(self, rows: Sequence[Sequence[Sequence[str]]]) -> None:
+        """Look for runs of words in the texts of rows."""
+        hashes, documents = self._hash(rows)
+        if not len(hashes) or not len(self._runs):
+            return
+        places = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
+        hits = self._runs[places] == hashes
+        pairs = np.unique(np.stack([places[hits], documents[hits]]), axis=1)
+        self._documents_now += np.bincount(pairs[0], minlength=len(self._runs))
+
+    def keep(self) -> None:
+        """What was found since the last source is a source's."""
+        self._equal.append(self._equal_now)
+        self._seen.append(self._documents_now > 0)
+        self._documents += self._documents_now
+        self.forget()
+
+    def forget(self) -> None:
+        self._equal_now: tuple[set[int], set[int]] = (set(), set())
+        self._documents_now = np.zeros(len(self._runs), dtype=np.int64)
+
+    def result(self, sources: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> dict[str, Any]:
+        told = self._documents <= _COMMON
+        overlapping = [{*self._owner_of[(seen & told)[self._run_of]].tolist()} for seen in self._seen]
+        equal = set().union(*(one for one, _ in self._equal))
+        with_answer = set().union(*(one for _, one in self._equal))
+        found = equal.union(*overlapping)
+        status = "unknown" if not sources else "partly" if unknown else "checked"
+        return {
+            "status": status,
+            "sentence": self._sentence(len(found), len(with_answer), sources, unknown),
+            "examples": self._examples,
+            "found": sorted(found),
+            "equal": sorted(equal),
+            "equal_with_answer": sorted(with_answer),
+            "overlapping": sorted(set().union(*overlapping)),
+            "words": self._n,
+            "too_short": self._too_short,
+            "sources": [
+                {**source, "found": len(whole | runs)}
+                for source, (whole, _), runs in zip(sources, self._equal, overlapping, strict=True)
+            ],
+            "unknown": list(unknown),
+        }
+
+    def _sentence(
+        self, found: int, with_answer: int, sources: Sequence[Mapping[str, Any]], unknown: Sequence[str]
+    ) -> str:
+        if not sources:
+            return " ".join(unknown)
+        rows = sum(source["rows"] for source in sources)
+        what = "what it was trained on" if not unknown else "what is known of its training"
+        text = f"{found or 'None'} of the {self._examples:,} examples {'are' if found > 1 else 'is'} in {what}"
+        if found:
+            text += f" ({found / self._examples:.1%}; {with_answer:,} with the question and the answer word by word)"
+        text += f": {rows:,} rows were compared, by whole questions and by runs of {self._n} words."
+        return " ".join([text, *unknown])
+
+    def _hash(self, rows: Iterable[Iterable[Sequence[str]]]) -> tuple[np.ndarray, np.ndarray]:
+        """A 64-bit hash of each run whose words are all in the examples, and the number of its row."""
+        numbers, owners = [], []
+        breaks = [0] * (self._n - 1)  # no run goes from one text into the next
+        for index, texts in enumerate(rows):
+            before = len(numbers)
+            for text in texts:
+                numbers += [self._numbers.get(word, 0) for word in text]
+                numbers += breaks
+            owners.append((index, len(numbers) - before))
+        values = np.array(numbers, dtype=np.uint64)
+        if len(values) < self._n:
+            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        rows_of = np.repeat(*np.array(owners).T)
+        count = len(values) - self._n + 1
+        gaps = np.concatenate([[0], np.cumsum(values == 0)])
+        starts = np.flatnonzero(gaps[self._n :] == gaps[:count])
+        hashes = np.zeros(len(starts), np.uint64)
+        for step in range(self._n):
+            hashes = hashes * _MULTIPLIER + values[starts + step]
+        return hashes, rows_of[starts]
+
+
+def _question(example: Example) -> str:
+    """What is asked, without the turns before."""
+    return example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
+
+
+def _prompt_texts(example: Example) -> list[str]:
+    if isinstance(example.prompt, str):
+        return [example.prompt]
+    return [turn["content"] for turn in example.prompt]
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a cell: of turns, their contents."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(value.get("content"))
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _texts(part)

@@ -1,0 +1,124 @@
+"""What lm-eval logs of documents as records, and its aggregates as functions of sums over them."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api import metrics
+from lm_eval.api.task import ConfigurableTask
+
+from hfchat.evaluation.bootstrap import Statistics
+from hfchat.evaluation.task import Example, Record
+
+GENERATE = "generate_until"
+
+# lm-eval's aggregates that are functions of two sums over documents, of values and of their weights
+# (`lm_eval/api/metrics.py`). The weight is 1 where a metric has none. Others (F1, BLEU) need all documents at once.
+_OF_SUMS = {
+    metrics.mean: lambda sums: sums[0] / sums[1],
+    metrics.brier_score: lambda sums: sums[0] / sums[1],
+    metrics.perplexity: lambda sums: math.exp(-sums[0] / sums[1]),
+    metrics.weighted_perplexity: lambda sums: math.exp(-sums[0] / sums[1]),
+    metrics.bits_per_byte: lambda sums: -sums[0] / sums[1] / math.log(2),
+}
+
+
+def metrics_of(task: ConfigurableTask) -> dict[str, str]:
+    """The metrics of a task that can be resampled, named as in lm-eval's results, `exact_match,strict-match`.
+
+    Returns:
+        Each with its name without the filter.
+    """
+    return {
+        f"{metric},{filter.name}": metric
+        for metric, aggregate in task.aggregation().items()
+        if aggregate in _OF_SUMS
+        for filter in task._filters
+    }
+
+
+def example(task: ConfigurableTask, doc: Mapping[str, Any], place: str) -> Example:
+    """A document's own text, without worked examples."""
+    question, target = task.doc_to_text(doc), task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else []
+    if isinstance(target, int) and choices:
+        target = choices[target]
+    prompt = question if isinstance(question, str) else ""
+    return Example(prompt, _texts(target), [str(choice) for choice in choices], task.task_name, place=place)
+
+
+def make_records(
+    tasks: Mapping[str, ConfigurableTask],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    said: Mapping[tuple[str, ...], Record],
+) -> list[Record]:
+    """A record of each document.
+
+    Args:
+        tasks: Of lm-eval, by name.
+        samples: What `simple_evaluate` logs of each: a sample for each document and filter.
+        said: What was said to each request, see `hfchat.evaluation.harness.Requests.records`.
+    """
+    documents = defaultdict(list)
+    for name, of_task in samples.items():
+        for sample in of_task:
+            documents[name, sample["doc_id"]].append(sample)
+    return [
+        _record(index, tasks[name], of_document, said)
+        for index, ((name, _), of_document) in enumerate(documents.items())
+    ]
+
+
+def statistics(task: ConfigurableTask, key: str, records: Sequence[Record], signature: str) -> Statistics:
+    """A metric of `metrics_of` over documents that have a score in it."""
+    scored = [one for one in records if key in one.scores]
+    items = [one.info["items"].get(key, [one.scores[key], 1.0]) for one in scored]
+    aggregate = task.aggregation()[metrics_of(task)[key]]
+    return Statistics(np.array(items, dtype=float), _OF_SUMS[aggregate], f"{key}|{signature}")
+
+
+def _record(
+    index: int, task: ConfigurableTask, samples: Sequence[Mapping[str, Any]], said: Mapping[tuple[str, ...], Record]
+) -> Record:
+    first = samples[0]
+    texts = [tuple(part for part in arguments if isinstance(part, str)) for arguments in first["arguments"]]
+    kept = [said[text] for text in texts if text in said]
+    record = Record(index, prompt=texts[0][0], group=task.task_name, seconds=sum(one.seconds for one in kept))
+    record.info = {"document": first["doc_id"], "cut": any(one.info["cut"] for one in kept)}
+    responses = [of_request[0] for of_request in first["resps"]]
+    if task.OUTPUT_TYPE == GENERATE:
+        record.references = _texts(first["target"])
+        record.answer = responses[0]
+        record.answer_tokens = sum(one.answer_tokens for one in kept)
+        record.ended = kept[0].ended
+        record.info["filtered"] = {sample["filter"]: sample["filtered_resps"][0] for sample in samples}
+    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
+        record.prompt, record.targets, record.losses = "", [texts[0][0]], [-responses[0]]
+    else:
+        record.targets = [target for _, target in texts]
+        record.losses = [-likelihood for likelihood, _ in responses]
+        record.target_tokens = [tokens for one in kept for tokens in one.target_tokens]
+    items = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            aggregate, key = task.aggregation().get(metric), f"{metric},{sample['filter']}"
+            if aggregate in _OF_SUMS:
+                record.scores[key] = float(aggregate([sample[metric]]))
+                items[key] = _item(sample[metric], record.scores[key])
+    record.info["items"] = {key: item for key, item in items.items() if item != [record.scores[key], 1.0]}
+    return record
+
+
+def _item(value: Any, score: float) -> list[float]:
+    """The value and the weight of a document in an aggregate, see `_OF_SUMS`."""
+    if isinstance(value, int | float | np.number):
+        return [float(value), 1.0]
+    if len(value) == 2 and all(isinstance(part, int | float | np.number) for part in value):
+        return [float(value[0]), float(value[1])]
+    return [score, 1.0]
+
+
+def _texts(target: Any) -> list[str]:
+    return [str(text) for text in target] if isinstance(target, list) else [str(target)]
