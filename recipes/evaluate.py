@@ -1,4 +1,4 @@
-"""Models -> answers to held-out conversations, metrics with intervals, a report with the answers side by side.
+"""Models and a suite of tasks -> results, a report that people like to read, and the model card's evaluation.
 
     python recipes/evaluate.py --config recipes/configs/demo/evaluate.yaml
 
@@ -7,13 +7,13 @@ Your own model on your own conversations (JSON lines with `messages`, the last b
     python recipes/evaluate.py --models mine=outputs/mine/assistant/merged --dataset_name my-questions.jsonl \
         --output_dir outputs/mine/evaluation
 
-Interrupted, the same command goes on where it was. The output holds `results.json`, `report.md` and
-`predictions/<name>.jsonl`.
+A model is a folder, an adapter, a Hub id, or a server: `gpt=https://api.openai.com/v1#gpt-4o`. Several processes share
+the work: `accelerate launch --num_processes 2 recipes/evaluate.py --config ...`. Interrupted, the same command goes on
+where it was. The output holds `results.json`, `report.html`, `report.md`, a card per model in `cards/`, and every
+prompt, answer and score in `records/<task>/<model>.jsonl`. `hfchat.evaluation.tasks` says which kinds there are.
 """
 
-import json
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,15 +22,16 @@ from typing import Literal
 if __name__ == "__main__" and not sys.flags.safe_path:
     sys.path.pop(0)  # Python puts recipes/ first on the path; there, this file hides the library `evaluate`
 
-from hfchat.chat_template import check_chat_template, fingerprint
 from hfchat.config import StageArguments, parse
 from hfchat.errors import run
-from hfchat.evaluation.conversations import encode, load_conversations
-from hfchat.evaluation.predictions import predict
-from hfchat.evaluation.report import report, table, verdict
-from hfchat.evaluation.results import device_name, measure, score, tokens_per_second, training_of
-from hfchat.lineage import Stage, describe
-from hfchat.models import load_tokenizer, resolve, supports_bf16
+from hfchat.evaluation.models import open_model
+from hfchat.evaluation.report import table, verdict, write_report
+from hfchat.evaluation.results import collect_results, metrics_of, write_results
+from hfchat.evaluation.suite import TaskEntry, prepare_suite, run_suite
+from hfchat.evaluation.task import Bootstrap
+from hfchat.hub.model_card import Footprint, write_cards
+from hfchat.lineage import Stage
+from hfchat.models import supports_bf16
 
 
 @dataclass
@@ -39,20 +40,30 @@ class EvaluateArguments(StageArguments):
 
     models: list[str] = field(
         default_factory=list,
-        metadata={"help": "Entries name=folder or name=Hub id. The first is the baseline of the comparison."},
+        metadata={"help": "Entries name=folder, name=Hub id or name=URL. The first is the baseline of comparisons."},
     )
-    dataset_name: str = field(
-        default="", metadata={"help": "A folder or Hub id that datasets opens, or a JSON-lines file, with `messages`."}
+    tasks: list[TaskEntry] = field(
+        default_factory=list, metadata={"help": "What they are asked: mappings with `kind`, `name` and its keys."}
     )
-    dataset_split: str = field(default="validation", metadata={"help": "Split of held-out conversations."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "In place of tasks: a folder, JSON-lines file or Hub id with `messages`."}
+    )
+    dataset_split: str = field(default="validation", metadata={"help": "Its split of held-out conversations."})
     max_samples: int | None = field(default=None, metadata={"help": "Take only the first so many conversations."})
-    max_new_tokens: int = field(default=96, metadata={"help": "Longest answer, in tokens."})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Conversations at a time."})
+    max_new_tokens: int = field(default=96, metadata={"help": "Longest answer to them, in tokens."})
+    per_device_eval_batch_size: int = field(
+        default=32, metadata={"help": "Examples at a time; an out-of-memory halves it."}
+    )
     dtype: Literal["bfloat16", "float16", "float32"] | None = field(
         default=None, metadata={"help": "Of the weights; by default bfloat16 where the machine computes in it."}
     )
     bootstrap_resamples: int = field(default=1000, metadata={"help": "Resamples for the intervals."})
     seed: int = field(default=42, metadata={"help": "Of the resamples. Answers are greedy and take none."})
+    training_watts: float | None = field(
+        default=None, metadata={"help": "What the machine of the training drew, for the cards' energy and carbon."}
+    )
+    training_watts_source: str = field(default="", metadata={"help": "Where that number is from."})
+    training_price_per_hour: float | None = field(default=None, metadata={"help": "Of that machine, in US dollars."})
     allow_template_mismatch: bool = field(
         default=False, metadata={"help": "Evaluate a model although its chat template is not that of its training."}
     )
@@ -61,75 +72,51 @@ class EvaluateArguments(StageArguments):
         names = [entry.partition("=")[0] for entry in self.models]
         for entry, name in zip(self.models, names, strict=True):
             if not entry.partition("=")[2] or not re.fullmatch(r"[\w.-]+", name):
-                raise ValueError(f"models: {entry!r} must be name=folder or name=hub-id, the name a word")
+                raise ValueError(f"models: {entry!r} must be name=folder, name=hub-id or name=URL, the name a word")
             if names.count(name) > 1:
                 raise ValueError(f"models: the name {name!r} is given twice")
-        if not self.models or not self.dataset_name:
-            raise ValueError(f"{'dataset_name' if self.models else 'models'}: needs a value")
         for key in ("max_samples", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_resamples"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        if self.tasks and self.dataset_name:
+            raise ValueError("dataset_name: stands in place of tasks; set one of them")
+        if not self.models or not (self.tasks or self.dataset_name):
+            raise ValueError(f"{'tasks' if self.models else 'models'}: needs a value")
+        keys = ("dataset_name", "max_samples", "max_new_tokens")
+        single = {key: getattr(self, key) for key in keys} | {"split": self.dataset_split, "name": "conversations"}
+        self.tasks = [TaskEntry(entry) for entry in self.tasks or [single]]
+        names = [entry["name"] for entry in self.tasks]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"tasks: the name {twice!r} is given twice; set another `name`")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(EvaluateArguments, argv=argv)
-    given = {name: path for name, _, path in (entry.partition("=") for entry in args.models)}
-    models = {name: resolve(path) for name, path in given.items()}
-    conversations = load_conversations(args.dataset_name, args.dataset_split, args.max_samples)
-    inputs = {f"model {name}": describe(path) | {"path": given[name]} for name, path in models.items()}
-    inputs["dataset"] = args.dataset_name
+    dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
+    models = [
+        open_model(name, path, args.per_device_eval_batch_size, dtype, args.allow_template_mismatch)
+        for name, _, path in (entry.partition("=") for entry in args.models)
+    ]
+    tasks = [entry.build() for entry in args.tasks]
+    prepare_suite(tasks, models)  # whatever is wrong with them is said before minutes of generation
+    inputs = {f"model {model.name}": model.describe() for model in models}
+    inputs |= {f"data of {task.name}": task.source for task in tasks if task.source is not None}
     stage = Stage("evaluate", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
     if stage.complete:
         return stage.report_complete()
 
-    # Every tokenizer and every row first: what is wrong with them is said before minutes of generation.
-    tokenizers = {name: load_tokenizer(path) for name, path in models.items()}
-    for tokenizer in tokenizers.values():
-        check_chat_template(tokenizer, allow_mismatch=args.allow_template_mismatch)
-    examples = {name: [encode(row, tokenizer) for row in conversations] for name, tokenizer in tokenizers.items()}
-
-    generation = {
-        "dtype": args.dtype or ("bfloat16" if supports_bf16() else "float32"),
-        "max_new_tokens": args.max_new_tokens,
-        "batch_size": args.per_device_eval_batch_size,
-    }
-    predictions = {
-        name: predict(
-            name,
-            path,
-            tokenizers[name],
-            examples[name],
-            stage.work_dir / "predictions" / f"{name}.jsonl",
-            allow_template_mismatch=args.allow_template_mismatch,
-            **generation,
-        )
-        for name, path in models.items()
-    }
-    templates = {name: fingerprint(tokenizer) for name, tokenizer in tokenizers.items()}
-    statistics = {name: measure(rows, templates[name], generation["dtype"]) for name, rows in predictions.items()}
-    scores, comparison = score(statistics, args.bootstrap_resamples, args.seed)
-    results = {
-        "dataset": {**stage.inputs["dataset"], "split": args.dataset_split, "n": len(conversations)},
-        "generation": {**generation, "device": device_name()},
-        "bootstrap": {"resamples": args.bootstrap_resamples, "seed": args.seed},
-        "models": {
-            name: {
-                **stage.inputs[f"model {name}"],
-                "training": training_of(path),
-                "chat_template": templates[name],
-                "tokens_per_second": tokens_per_second(predictions[name]),
-                "metrics": scores[name],
-            }
-            for name, path in models.items()
-        },
-        "comparison": comparison,
-    }
-    command = shlex.join(["python", *sys.argv])
-    (stage.work_dir / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
-    (stage.work_dir / "report.md").write_text(report(results, predictions, command), encoding="utf-8")
-    stage.finish(metrics={name: {metric: value["score"] for metric, value in scores[name].items()} for name in models})
-    lines = [f"\n{table(results)}", verdict(results), f"report: {stage.output_dir}/report.md"]
-    print(*filter(None, lines), sep="\n\n")
+    bootstrap = Bootstrap(args.bootstrap_resamples, args.seed)
+    scores, usage = run_suite(tasks, models, stage.work_dir / "records", bootstrap)
+    if not scores:  # of a launch, only the main process has them
+        return None
+    results = collect_results(scores, models, usage, bootstrap, stage.work_dir)
+    write_results(results, stage.work_dir)
+    write_report(results, stage.work_dir)
+    footprint = Footprint(args.training_watts, args.training_watts_source, price_per_hour=args.training_price_per_hour)
+    write_cards(results, stage.work_dir / "cards", footprint)
+    stage.finish(metrics=metrics_of(results))
+    print("", table(results), verdict(results), f"report: {stage.output_dir}/report.html", sep="\n\n")
+    return None
 
 
 if __name__ == "__main__":

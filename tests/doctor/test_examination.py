@@ -153,6 +153,16 @@ def test_sources_that_are_not_there_are_named(tmp_path):
     assert line(report, f"source {tmp_path / 'b.txt'}").verdict == "fails"
 
 
+def test_the_data_of_every_task_and_the_models_are_looked_at(chat_model, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    tasks = [{"name": name, "dataset_name": str(tmp_path / f"{name}.jsonl")} for name in ("rows", "gone")]
+    models = [f"a={chat_model}", f"b={tmp_path}/none", "c=http://localhost:1/v1"]
+    arguments = ["--tasks", *map(json.dumps, tasks), "--models", *models, "--output_dir", str(tmp_path / "out")]
+    report = examine(arguments, recipe="evaluate")
+    verdicts = {name: line(report, name).verdict for name in ("data of rows", "data of gone", "model b", "model c")}
+    assert verdicts == {"data of rows": "warning", "data of gone": "fails", "model b": "fails", "model c": ""}
+
+
 def test_the_calibration_measures_real_steps_and_leaves_nothing(pretraining, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     report = examine(pretraining, recipe="pretrain")

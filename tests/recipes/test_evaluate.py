@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hfchat.config import parse
 from hfchat.errors import UserError
+from hfchat.evaluation.models import LocalModel
+from tests.servers.chat_api import chat_api
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -58,22 +60,29 @@ def folder(chat_model, tmp_path_factory):
 def test_the_recipe_end_to_end(recipe, folder, tokenizer, run_recipe, capsys):
     first = run_recipe("evaluate", "--config", folder / "evaluate.yaml")
     output = folder / "evaluation"
-    assert "| ROUGE-L ↑" in first.stdout
-    assert f"report: {output}/report.md" in first.stdout
-    assert "base: 100%" in first.stderr
+    assert "ROUGE-L" in first.stdout
+    assert f"report: {output}/report.html" in first.stdout
+    assert "conversations: base: 100%" in first.stderr
     results = json.loads((output / "results.json").read_text())
+    task = results["tasks"]["conversations"]
     for name in ("base", "tuned"):
-        metrics = results["models"][name]["metrics"]
-        for metric in ("perplexity", "bits_per_byte", "bleu", "rouge1", "rouge2", "rougeL", "meteor"):
-            assert metrics[metric].keys() == {"score", "interval", "n", "signature"}
-            assert metrics[metric]["n"] == 6
-        lines = (output / "predictions" / f"{name}.jsonl").read_text().splitlines()
+        scores = task["scores"][name]
+        for metric in ("perplexity", "bits_per_byte", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "meteor"):
+            assert {"score", "interval", "n", "signature"} <= scores[metric].keys()
+            assert scores[metric]["n"] == 6
+        lines = (output / task["records"][name]).read_text().splitlines()
         assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3, 4, 5]
+        assert results["models"][name]["speed"]["answer_tokens"] > 0
+        assert results["models"][name]["parameters"] > 0
+        assert (output / "cards" / f"{name}.md").read_text().startswith("---\n")
     # A model that knows nothing is as surprised as a die with as many sides as there are tokens.
-    assert results["models"]["base"]["metrics"]["perplexity"]["score"] == pytest.approx(len(tokenizer), rel=0.2)
-    assert results["comparison"]["baseline"] == "base"
-    assert json.loads((output / "lineage.json").read_text())["stage"] == "evaluate"
-    assert (output / "report.md").read_text().startswith("# Evaluation: tuned against base")
+    assert task["scores"]["base"]["perplexity"]["score"] == pytest.approx(len(tokenizer), rel=0.2)
+    assert task["comparisons"][0]["baseline"] == "base"
+    lineage = json.loads((output / "lineage.json").read_text())
+    assert lineage["stage"] == "evaluate"
+    assert lineage["metrics"]["conversations"]["base"]["rougeL"] == task["scores"]["base"]["rougeL"]["score"]
+    assert (output / "report.md").read_text().startswith("# ")
+    assert "<html" in (output / "report.html").read_text()
 
     written = (output / "lineage.json").read_bytes()
     recipe.main(["--config", str(folder / "evaluate.yaml")])
@@ -81,11 +90,21 @@ def test_the_recipe_end_to_end(recipe, folder, tokenizer, run_recipe, capsys):
     assert (output / "lineage.json").read_bytes() == written
 
 
+def test_two_processes_have_the_same_results_as_one(folder, run_recipe):
+    common = ["--config", folder / "evaluate.yaml", "--dtype", "float32", "--output_dir"]
+    run_recipe("evaluate", *common, folder / "one")
+    run_recipe("evaluate", *common, folder / "two", launch="cpu_two_processes")
+    one, two = (json.loads((folder / name / "results.json").read_text()) for name in ("one", "two"))
+    for name, scores in one["tasks"]["conversations"]["scores"].items():
+        for metric, estimate in scores.items():
+            assert two["tasks"]["conversations"]["scores"][name][metric]["score"] == pytest.approx(estimate["score"])
+
+
 def test_bad_input_is_one_line_and_status_2(folder, run_recipe):
     bad = run_recipe("evaluate", "--config", folder / "evaluate.yaml", "--models", "base", check=False)
     assert bad.returncode == 2
     last = bad.stderr.strip().splitlines()[-1]
-    assert last == "error: models: 'base' must be name=folder or name=hub-id, the name a word"
+    assert last == "error: models: 'base' must be name=folder, name=hub-id or name=URL, the name a word"
     assert "Traceback" not in bad.stderr
 
 
@@ -100,10 +119,11 @@ def test_bad_input_is_one_line_and_status_2(folder, run_recipe):
         (["--dtype", "int8"], "dtype"),
         (["--dataset_name", "{folder}/no-answer.jsonl"], "no-answer.jsonl \\(validation\\) row 2: the last"),
         (["--dataset_name", "{folder}/model-0"], "dataset_name .*model-0"),
+        (["--tasks", '{{"kind": "answers", "dataset_name": "x"}}'], "dataset_name: stands in place of tasks"),
     ],
 )
 def test_bad_input_is_said_before_a_model_is_loaded(recipe, folder, monkeypatch, arguments, message):
-    monkeypatch.setattr(recipe, "predict", lambda *args, **kwargs: pytest.fail("went on to the models"))
+    monkeypatch.setattr(LocalModel, "_load", lambda self: pytest.fail("loaded a model"))
     rows = [ROWS[0], {"messages": ROWS[1]["messages"][:1]}]
     (folder / "no-answer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = [argument.format(folder=folder) for argument in arguments]
@@ -114,9 +134,9 @@ def test_bad_input_is_said_before_a_model_is_loaded(recipe, folder, monkeypatch,
 
 
 def test_a_model_without_a_chat_template_is_refused(recipe, folder, monkeypatch):
-    monkeypatch.setattr(recipe, "predict", lambda *args, **kwargs: pytest.fail("went on to the models"))
+    monkeypatch.setattr(LocalModel, "_load", lambda self: pytest.fail("loaded a model"))
     base = folder / "base-model"
-    tokenizer = recipe.load_tokenizer(str(folder / "model-0"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model-0")
     tokenizer.chat_template = None
     tokenizer.save_pretrained(base)
     arguments = ["--models", f"a={folder}/model-0", f"b={base}", "--output_dir", str(folder / "no-template")]
@@ -130,3 +150,31 @@ def test_the_shipped_configs_parse(recipe, run):
     (arguments,) = parse(recipe.EvaluateArguments, argv=["--config", str(config)])
     assert [entry.partition("=")[0] for entry in arguments.models] == ["base", "fine-tuned"]
     assert arguments.output_dir == f"outputs/{run}/evaluation"
+
+
+def test_a_suite_of_every_kind_ends_in_a_report(recipe, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    pairs = ["sent_more,sent_less,stereo_antistereo,bias_type", "He is old.,He is young.,stereo,age"]
+    (folder / "pairs.csv").write_text("\n".join([*pairs, "She is old.,She is young.,antistereo,gender"]) + "\n")
+    (folder / "texts.txt").write_text("The recipe reads files.\n\nA tokenizer turns text into numbers.")
+    tasks = [
+        {"kind": "answers", "name": "chat", "dataset_name": f"{folder}/rows.jsonl", "max_new_tokens": 2},
+        {"kind": "perplexity", "dataset_name": f"{folder}/texts.txt", "separator": "\n\n"},
+        {"kind": "crows_pairs", "dataset_name": f"{folder}/pairs.csv"},
+        {"kind": "continuations", "max_templates": 1, "max_new_tokens": 2},
+        {"kind": "refusal", "max_new_tokens": 2},
+        {"kind": "judge", "of": "chat", "judge": ""},
+    ]
+    with chat_api(lambda _: "I prefer neither. [[C]]") as server:
+        tasks[-1]["judge"] = server.url
+        arguments = ["--models", f"a={folder}/model-0", f"b={folder}/model-1", "--output_dir", str(folder / "suite")]
+        recipe.main([*arguments, "--tasks", *map(json.dumps, tasks), "--bootstrap_resamples", "20"])
+    names = [task.get("name", task["kind"]) for task in tasks]
+    results = json.loads((folder / "suite" / "results.json").read_text())
+    assert list(results["tasks"]) == names
+    page = (folder / "suite" / "report.html").read_text()
+    for name in names:
+        assert name in page
+        assert name in (folder / "suite" / "report.md").read_text()
+    assert "a against b" in capsys.readouterr().out.replace("b against a", "a against b")
+    assert str(folder) not in (folder / "suite" / "cards" / "a.md").read_text()

@@ -35,11 +35,18 @@ def examine_inputs(recipe: Recipe, args: Any) -> Report:
         read += _look(section, f"source {source['path']}", source.describe)
     for entry in getattr(args, "evaluation_sets", ()):
         _look(section, f"evaluation set {entry['name']}", lambda path=entry["path"]: _described(path))
-    if getattr(args, "dataset_name", None):
+    tasks = [entry.build() for entry in args.tasks] if recipe.name == "evaluate" else []
+    for task in tasks:
+        if task.source is not None:
+            read += _look(section, f"data of {task.name}", lambda source=task.source: _described(source))
+    if not tasks and getattr(args, "dataset_name", None):
         read += _look(section, f"dataset {args.dataset_name}", lambda: _described(args.dataset_name))
     for entry in getattr(args, "models", ()):
         name, _, model = entry.partition("=")
-        _look(section, f"model {name}", lambda model=model: _described_model(model))
+        if is_remote(model):
+            section.add(f"model {name}", "a server, which is not asked now")
+        else:
+            _look(section, f"model {name}", lambda model=model: _described_model(model))
     disk = report.section("Disk")
     free = free_disk_bytes(Path(args.output_dir)) if not is_remote(args.output_dir) else None
     if getattr(args, "sources", ()) and free is not None:

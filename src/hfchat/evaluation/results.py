@@ -1,88 +1,95 @@
-"""From predictions to scores: every metric with its interval for each model, and the last model against the first."""
+"""`results.json`: the scores of a suite, with everything that one needs to know of the models and the run."""
 
-from collections.abc import Mapping
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from hfchat import __version__
+from hfchat.evaluation.models import Model
+from hfchat.evaluation.records import read_records
+from hfchat.evaluation.task import Bootstrap
+from hfchat.evaluation.usage import hardware
 
-from hfchat.evaluation.bootstrap import Statistics, difference, estimate, mean
-from hfchat.evaluation.metrics import BLEU, METEOR, ROUGE
-from hfchat.evaluation.perplexity import bits_per_byte, perplexity
-from hfchat.evaluation.predictions import Prediction
-from hfchat.lineage import read_lineage
+_PACKAGES = ("torch", "transformers", "evaluate", "sacrebleu", "rouge-score", "nltk", "lm-eval")
+_OF_A_STAGE = (
+    "stage", "path", "command", "finished", "duration_s", "inputs", "licenses", "config", "metrics", "versions",
+)  # fmt: skip
 
 
-def measure(predictions: list[Prediction], template: str, dtype: str) -> dict[str, Statistics]:
-    """Statistics of every metric of one model.
+def collect_results(
+    scores: Mapping[str, Mapping[str, Any]],
+    models: Sequence[Model],
+    usage: Mapping[str, Mapping[str, Any]],
+    bootstrap: Bootstrap,
+    folder: Path,
+) -> dict[str, Any]:
+    """What `results.json` holds.
 
     Args:
-        predictions: One per example.
-        template: Fingerprint of the chat template.
-        dtype: Of the weights.
+        scores: And `usage`: of `hfchat.evaluation.suite.run_suite`.
+        models: That were asked.
+        usage: Model to `{"parameters", "peak_memory_bytes"}`.
+        bootstrap: Of the intervals.
+        folder: With the records, in `records/`.
     """
-    answers = [prediction.prediction for prediction in predictions]
-    references = [prediction.reference for prediction in predictions]
-    losses = [prediction.reference_loss for prediction in predictions]
-    setting = f"target:answer+end-of-turn|context:prompt|template:{template}|dtype:{dtype}"
     return {
-        "perplexity": perplexity(losses, [prediction.reference_tokens for prediction in predictions], setting),
-        "bits_per_byte": bits_per_byte(losses, references, setting),
-        "bleu": BLEU().statistics(answers, references),
-        "rouge1": ROUGE("rouge1").statistics(answers, references),
-        "rouge2": ROUGE("rouge2").statistics(answers, references),
-        "rougeL": ROUGE("rougeL").statistics(answers, references),
-        "meteor": METEOR().statistics(answers, references),
-        "answer_tokens": mean(
-            [prediction.prediction_tokens for prediction in predictions], "mean|tokens of the model's own tokenizer"
-        ),
-        "ended": mean([prediction.ended for prediction in predictions], "share|end-of-turn before max_new_tokens"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {"hfchat": __version__, **{package: metadata.version(package) for package in _PACKAGES}},
+        "hardware": hardware(),
+        "bootstrap": vars(bootstrap),
+        "models": {
+            model.name: {
+                **model.describe(),
+                "lineage": [{key: stage[key] for key in _OF_A_STAGE} for stage in model.ancestry()],
+                "speed": _speed(model, folder / "records"),
+                **{key: usage.get(model.name, {}).get(key) for key in ("parameters", "peak_memory_bytes")},
+            }
+            for model in models
+        },
+        "tasks": {
+            name: {**task, "records": {model: f"records/{name}/{model}.jsonl" for model in task["scores"]}}
+            for name, task in scores.items()
+        },
     }
 
 
-def score(
-    models: Mapping[str, dict[str, Statistics]], resamples: int, seed: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
-    """Score each model, and compare the last with the first, the baseline.
+def write_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Write `results.json`."""
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
 
-    Returns:
-        Model to metric to estimate, and `{"model", "baseline", "metrics": metric to difference}`, or None if there is
-        only one model. See `bootstrap` for both.
-    """
-    scores = {
-        name: {metric: estimate(statistics, resamples, seed) for metric, statistics in measured.items()}
-        for name, measured in models.items()
+
+def metrics_of(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Task to model to metric to score, for the lineage."""
+    return {
+        name: {
+            model: {metric: estimate["score"] for metric, estimate in scores.items()}
+            for model, scores in task["scores"].items()
+        }
+        for name, task in results["tasks"].items()
     }
-    names = list(models)
-    if len(names) == 1:
-        return scores, None
-    baseline, last = names[0], names[-1]
-    differences = {
-        metric: difference(statistics, models[baseline][metric], resamples, seed)
-        for metric, statistics in models[last].items()
+
+
+def _speed(model: Model, folder: Path) -> dict[str, Any] | None:
+    """Generated tokens per second of generation, over all tasks in which the model generated."""
+    records = [
+        record
+        for file in sorted(folder.glob(f"*/{model.name}.jsonl"))
+        for record in read_records(file)
+        if record.answer is not None and record.seconds
+    ]
+    if not records:
+        return None
+    tokens, seconds = (sum(getattr(record, key) for record in records) for key in ("answer_tokens", "seconds"))
+    return {
+        "tokens_per_second": tokens / seconds,
+        "answer_tokens": tokens,
+        "seconds": seconds,
+        "batch_size": model.batch_size,
     }
-    return scores, {"model": last, "baseline": baseline, "metrics": differences}
-
-
-def tokens_per_second(predictions: list[Prediction]) -> float:
-    """Generated tokens per second of generation, over all batches."""
-    return sum(prediction.prediction_tokens for prediction in predictions) / sum(
-        prediction.seconds for prediction in predictions
-    )
-
-
-def training_of(model_path: str) -> dict[str, Any] | None:
-    """What a model was made from, as its lineage says: `{"stage", "finished", "inputs"}`, or None without one.
-
-    A stage may write several models, each a folder (`adapter`, `merged`) beside the one lineage.
-    """
-    lineage = read_lineage(model_path) or read_lineage(Path(model_path).parent)
-    return lineage and {key: lineage[key] for key in ("stage", "finished", "inputs")}
-
-
-def device_name() -> str:
-    """The device that models run on, for the report."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return str(accelerator or f"CPU ({torch.get_num_threads()} threads)")

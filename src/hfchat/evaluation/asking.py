@@ -1,0 +1,155 @@
+"""Examples put to a model in batches, by one process or several, and kept as they come."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from tqdm.auto import tqdm
+
+from hfchat.evaluation.models import Model
+from hfchat.evaluation.records import append_records, read_records, write_records
+from hfchat.evaluation.task import Example, Record
+from hfchat.processes import launched
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of each example.
+
+    Attributes:
+        max_new_tokens: Longest answer; 0 for none.
+        stop: Texts that end an answer.
+        losses: Whether the likelihood of each of its `targets` is measured.
+        windows: Window and stride, if its only target is a text of any length, see `Model.text_losses`.
+    """
+
+    max_new_tokens: int = 0
+    stop: Sequence[str] = ()
+    losses: bool = False
+    windows: tuple[int, int] | None = None
+
+
+def ask(model: Model, examples: Sequence[Example], file: Path, asked: Asked, description: str) -> None:
+    """Put every example to a model that `file` has no record of yet, in batches of similar length.
+
+    What is in a batch does not depend on the number of processes or on where a run was stopped, as answers in low
+    precision do a little on what they are computed with: a batch that is not complete is asked again. An
+    out-of-memory halves the batch, and all after it.
+
+    Args:
+        model: Which the processes of a launch ask together, each a share of the batches.
+        examples: In the order of their records.
+        file: JSON lines, see `Record`; other processes write beside it until all are there.
+        asked: What of each.
+        description: Of the progress bar.
+    """
+    state = launched()
+    parts = _parts(file)
+    done = {record.index for part in [file, *parts] for record in read_records(part)}
+    state.wait_for_everyone()  # before any of them writes
+    lengths = [
+        model.check(one.prompt, one.targets if asked.losses else (), asked.max_new_tokens, one.place)
+        for one in examples
+    ]
+    # The longest first: if memory does not do, it shows at once.
+    order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
+    size = model.batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    todo = [batch for batch in batches if not done.issuperset(batch)]
+    mine = todo[state.process_index :: state.num_processes]
+    own = file if state.num_processes == 1 else file.with_suffix(f".{state.process_index}.part")
+    with tqdm(
+        desc=description,
+        total=len(examples),
+        initial=len(examples) - sum(map(len, todo)),
+        unit="example",
+        disable=not state.is_main_process,
+    ) as progress:
+        for batch in mine:
+            for records in halving(model, batch, lambda indices: _ask(model, examples, indices, asked)):
+                append_records(own, records)
+                progress.update(len(records) * (len(todo) / max(len(mine), 1) if state.num_processes > 1 else 1))
+    state.wait_for_everyone()
+    if state.is_main_process and (todo or parts):
+        found = {record.index: record for part in [file, *_parts(file)] for record in read_records(part)}
+        write_records(file, [found[index] for index in range(len(examples))])
+        for part in _parts(file):
+            part.unlink()
+    state.wait_for_everyone()
+
+
+def _parts(file: Path) -> list[Path]:
+    return sorted(file.parent.glob(f"{file.stem}.*.part"))
+
+
+def halving(model: Model, batch: list, compute: Callable[[list], list[Record]]) -> Iterator[list[Record]]:
+    """Compute a batch, in halves where it does not fit into memory; `model.batch_size` is then what did."""
+    waiting = [batch]
+    while waiting:
+        indices = waiting.pop(0)
+        if len(indices) > model.batch_size:
+            waiting[:0] = [indices[: model.batch_size], indices[model.batch_size :]]
+            continue
+        try:
+            records = compute(indices)
+        except (RuntimeError, MemoryError) as error:
+            if len(indices) == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+        else:
+            yield records
+            continue
+        # Outside the handler, whose exception holds the frames that hold the memory.
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+        model.batch_size = len(indices) // 2
+        tqdm.write(
+            f"{model.name}: out of memory with {len(indices)} examples at a time; going on with {model.batch_size}"
+        )
+        waiting.insert(0, indices)
+
+
+def _ask(model: Model, examples: Sequence[Example], indices: Sequence[int], asked: Asked) -> list[Record]:
+    chosen = [examples[index] for index in indices]
+    started = time.perf_counter()
+    answers = (
+        model.answer([one.prompt for one in chosen], asked.max_new_tokens, asked.stop)
+        if asked.max_new_tokens
+        else None
+    )
+    seconds = (time.perf_counter() - started) / len(chosen)
+    losses = None
+    if asked.windows:
+        losses = iter(model.text_losses([one.targets[0] for one in chosen], *asked.windows))
+    elif asked.losses:
+        pairs = [(one.prompt, target) for one in chosen for target in one.targets]
+        # As many texts at a time as there are examples, however many targets each has.
+        losses = iter(
+            [
+                loss
+                for start in range(0, len(pairs), len(chosen))
+                for loss in model.losses(*zip(*pairs[start : start + len(chosen)], strict=True))
+            ]
+        )
+    records = []
+    for position, (index, one) in enumerate(zip(indices, chosen, strict=True)):
+        record = Record(
+            index=index,
+            prompt=one.prompt,
+            references=list(one.references),
+            targets=list(one.targets),
+            group=one.group,
+            info=dict(one.info),
+            seconds=seconds,
+        )
+        if answers is not None:
+            answer = answers[position]
+            record.answer, record.answer_tokens, record.ended = answer.text, answer.tokens, answer.ended
+        if losses is not None:
+            measured = [next(losses) for _ in one.targets]
+            record.losses = [loss.nats for loss in measured]
+            record.target_tokens = [loss.tokens for loss in measured]
+        records.append(record)
+    return records

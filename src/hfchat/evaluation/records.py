@@ -1,0 +1,47 @@
+"""Records of what models said, as JSON lines that grow while a run goes on."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from hfchat.errors import UserError
+from hfchat.evaluation.task import Record
+
+
+def read_records(file: Path) -> list[Record]:
+    """The records of a file, a later one of an index in place of an earlier, in the order of their indices.
+
+    A last line that was not written to its end is cut off the file.
+    """
+    if not file.exists():
+        return []
+    written = file.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    if whole != written:
+        with file.open("r+b") as torn:
+            torn.truncate(len(whole))
+    try:
+        records = [Record(**json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: holds a line that is no record; delete the file and run again") from error
+    return sorted({record.index: record for record in records}.values(), key=lambda record: record.index)
+
+
+def append_records(file: Path, records: Iterable[Record]) -> None:
+    """Add lines to a file, all in one write."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as output:
+        output.write("".join(map(_line, records)))
+
+
+def write_records(file: Path, records: Iterable[Record]) -> None:
+    """Replace a file whole, or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text("".join(map(_line, records)), encoding="utf-8")
+    scratch.replace(file)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(asdict(record), ensure_ascii=False) + "\n"

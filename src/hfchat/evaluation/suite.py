@@ -1,0 +1,151 @@
+"""A suite: the tasks that are put to each model, as a recipe's YAML lists them."""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from hfchat.errors import UserError
+from hfchat.evaluation.contamination import find_contamination
+from hfchat.evaluation.models import Model
+from hfchat.evaluation.task import Bootstrap, Task, result
+from hfchat.evaluation.usage import peak_memory, reset_peak_memory
+from hfchat.processes import launched
+
+# Kind to its class. Modules are imported when a suite asks for them: lm-eval alone takes seconds.
+_KINDS = {
+    "answers": "hfchat.evaluation.tasks.answers:Answers",
+    "perplexity": "hfchat.evaluation.tasks.text:TextPerplexity",
+    "benchmark": "hfchat.evaluation.tasks.benchmark:Benchmark",
+    "crows_pairs": "hfchat.evaluation.tasks.crows_pairs:CrowsPairs",
+    "continuations": "hfchat.evaluation.tasks.continuations:Continuations",
+    "refusal": "hfchat.evaluation.tasks.refusal:Refusal",
+    "judge": "hfchat.evaluation.tasks.judge:Judge",
+}
+
+
+class TaskEntry(dict):
+    """An entry of `tasks`: its `kind` (by default `answers`), its `name` (by default the kind), and its task's keys.
+
+    Raises:
+        ValueError: For an unknown kind, an unknown or missing key, or a wrong value. Names the task and the key.
+    """
+
+    def __init__(self, entry: Mapping[str, Any] | str):
+        if isinstance(entry, str):
+            entry = json.loads(entry) if entry.lstrip().startswith("{") else {"kind": entry}
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"tasks: an entry is a kind, or a mapping with its keys, not {entry!r}")
+        kind = entry.get("kind", "answers")
+        if kind not in _KINDS:
+            raise ValueError(f"tasks: there is no kind {kind!r}; there are {', '.join(_KINDS)}")
+        super().__init__({"kind": kind, "name": kind, **entry})
+        self.build()
+
+    def build(self) -> Task:
+        """The task, with its settings checked and its data not read."""
+        module, _, name = _KINDS[self["kind"]].partition(":")
+        task = getattr(importlib.import_module(module), name)
+        settings = {key: value for key, value in self.items() if key != "kind"}
+        known = [field.name for field in dataclasses.fields(task) if field.init]
+        for key in settings:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(known)}"
+                raise ValueError(f"tasks: {self['name']}: unknown key '{key}' of the kind {self['kind']}; {hint}")
+        if not re.fullmatch(r"[\w.-]+", str(self["name"])):
+            raise ValueError(f"tasks: the name {self['name']!r} must be a word")
+        try:
+            return TypeAdapter(task).validate_python(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"tasks: {self['name']}: {f'{key}: ' if key else ''}{reason}") from error
+
+
+_USAGE = "usage.json"  # beside the records: what a run that goes on with them does not measure again
+
+
+def prepare_suite(tasks: Sequence[Task], models: Sequence[Model]) -> None:
+    """Read what the tasks ask, and check it with every model; no weights are loaded.
+
+    Raises:
+        UserError: For what is wrong with the data, what a model cannot read, and a task that no model can take.
+    """
+    for task in tasks:
+        task.prepare()
+    for task in tasks:
+        refusals = [task.refusal(model) for model in models]
+        if None not in refusals:
+            raise UserError(f"tasks: {task.name}: {refusals[0]}")
+        for model, refusal in zip(models, refusals, strict=True):
+            if refusal is None:
+                task.check(model)
+
+
+def run_suite(
+    tasks: Sequence[Task], models: Sequence[Model], folder: Path, bootstrap: Bootstrap
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Put every task to every model, one model in memory at a time, and score them.
+
+    What `folder` holds already is not asked again.
+
+    Args:
+        tasks: With different names, after `prepare_suite`.
+        models: The first is the baseline.
+        folder: Gets `<task>/<model>.jsonl`.
+        bootstrap: Of the intervals.
+
+    Returns:
+        Task to what `hfchat.evaluation.task.result` returns, with `left_out`, models to why, and `contamination`,
+        models to what `hfchat.evaluation.contamination.find_contamination` says of the task; and model to
+        `{"parameters", "peak_memory_bytes"}`. Both are empty but in the main process of a launch.
+    """
+    asked = {task.name: [model for model in models if task.refusal(model) is None] for task in tasks}
+    for task in tasks:
+        task.check_suite(tasks, asked[task.name], folder / task.name)
+    for model in models:
+        reset_peak_memory()
+        for task in tasks:
+            if model in asked[task.name]:
+                task.collect(model, folder / task.name)
+        if model.parameters is not None and launched().is_main_process:
+            _write_usage(folder, model)
+        model.free()
+    if not launched().is_main_process:
+        return {}, {}
+    names = {task.name: [model.name for model in asked[task.name]] for task in tasks}
+    for task in tasks:
+        task.collect_jointly(names[task.name], folder / task.name)
+    seen = {
+        model.name: find_contamination({task.name: task.examples for task in tasks}, model.ancestry())
+        for model in models
+    }
+    scores = {
+        task.name: {
+            **result(task, names[task.name], folder / task.name, bootstrap),
+            "contamination": {name: seen[name][task.name] for name in names[task.name] if task.name in seen[name]},
+            "left_out": {model.name: reason for model in models if (reason := task.refusal(model)) is not None},
+        }
+        for task in tasks
+    }
+    return scores, _read_usage(folder)
+
+
+def _read_usage(folder: Path) -> dict[str, dict[str, Any]]:
+    file = folder / _USAGE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _write_usage(folder: Path, model: Model) -> None:
+    usage = _read_usage(folder) | {
+        model.name: {"parameters": model.parameters, "peak_memory_bytes": peak_memory()},
+    }
+    (folder / _USAGE).write_text(json.dumps(usage), encoding="utf-8")

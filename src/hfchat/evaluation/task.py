@@ -1,0 +1,231 @@
+"""What a task of a suite is: examples, what is kept of each model's answers to them, and the scores of these.
+
+A task is prepared before any model is loaded, then asks one model after the other, and is scored from its files alone:
+a run that was stopped goes on where it was, and one that is finished is scored anew without asking again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hfchat.evaluation.bootstrap import Statistics, difference, estimate
+
+if TYPE_CHECKING:
+    from hfchat.evaluation.models import Model
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What every model is asked.
+
+    Attributes:
+        prompt: Messages, given under the model's own chat template, or a text that is given as it is.
+        references: What a good answer says; of several, the best one counts.
+        targets: Texts whose likelihood after the prompt is measured.
+        group: For a table by groups, such as a category of bias.
+        info: Anything else of the row that its record shall carry; must be JSON.
+        place: Where it stands, for messages: `"data.jsonl (validation) row 3"`, counted from 1.
+    """
+
+    prompt: Prompt
+    references: Sequence[str] = ()
+    targets: Sequence[str] = ()
+    group: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
+
+
+@dataclass
+class Record:
+    """A line of `records/<task>/<model>.jsonl`: what one model said to an example, and its scores.
+
+    Attributes:
+        index: Position of the example in the task, from 0.
+        prompt: As of `Example`, and so `references`, `targets`, `group` and `info`.
+        answer: What the model said; None where nothing was generated.
+        answer_tokens: Its length, the end-of-turn token included.
+        ended: Whether the model ended the turn itself, before `max_new_tokens`.
+        losses: Negative log-likelihood of each target, in nats.
+        target_tokens: Over how many tokens each.
+        seconds: The example's share of the time of its batch.
+        scores: Metric to the score of this example, where a metric has one.
+    """
+
+    index: int
+    prompt: Prompt
+    references: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    group: str | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    answer: str | None = None
+    answer_tokens: int = 0
+    ended: bool | None = None
+    losses: list[float] = field(default_factory=list)
+    target_tokens: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a score is shown.
+
+    Attributes:
+        label: `"ROUGE-L"`.
+        better: Which way is better; None where neither is.
+        form: Format specification: `".3f"`.
+    """
+
+    label: str
+    better: Literal["higher", "lower"] | None = "higher"
+    form: str = ".3f"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task knows of one model's records.
+
+    Attributes:
+        statistics: Of each metric, in the order of the table, see `Statistics`.
+        groups: The same for each group of examples.
+    """
+
+    statistics: Mapping[str, Statistics]
+    groups: Mapping[str, Mapping[str, Statistics]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn."""
+
+    resamples: int = 1000
+    seed: int = 42
+
+
+class Task:
+    """A task of a suite. Subclasses are dataclasses whose fields are the keys of its entry in the YAML.
+
+    Attributes:
+        kind: Names the class in the YAML.
+        columns: The metrics that it can measure, in the order of the table.
+        limits: What its numbers do not say, a sentence each.
+        group_label: What `Example.group` is, as the head of a column: `"category"`.
+        headline: The metric that the report's verdict reads.
+    """
+
+    kind: ClassVar[str]
+    columns: ClassVar[Mapping[str, Metric]]
+    limits: ClassVar[Sequence[str]] = ()
+    group_label: ClassVar[str] = "group"
+    headline: ClassVar[str | None] = None
+
+    name: str
+    examples: Sequence[Example] = ()  # since `prepare`; no field, as it is no setting
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def prepare(self) -> None:
+        """Read the data and refuse what is wrong with it, before a model is loaded.
+
+        Raises:
+            UserError: In one line that names the task's key, or the row.
+        """
+
+    @property
+    def source(self) -> str | None:
+        """Folder, file or Hub id of its data, which is an input of the run; None for data of hfchat's own."""
+        return None
+
+    def dataset(self) -> dict[str, Any] | None:
+        """What was asked: `hfchat.lineage.describe` of its data, with `split` and `n`."""
+        return None
+
+    def refusal(self, model: "Model") -> str | None:
+        """Why a model cannot take part (a server gives no likelihoods): it is left out, and the report says so."""
+        return None
+
+    def check(self, model: "Model") -> None:
+        """Refuse a model that cannot be asked, before any is: see `prepare`."""
+
+    def check_suite(self, tasks: Sequence["Task"], models: Sequence["Model"], folder: Path) -> None:
+        """Refuse a suite that lacks what it needs of other tasks, or of models. All tasks are prepared by then.
+
+        Args:
+            tasks: Of the suite.
+            models: That this task will be put to.
+            folder: Its own, see `collect`.
+        """
+
+    def collect(self, model: "Model", folder: Path) -> None:
+        """Ask one model what `folder/<model.name>.jsonl` does not hold yet. Runs in every process of a launch."""
+
+    def collect_jointly(self, models: Sequence[str], folder: Path) -> None:
+        """Ask about the answers of all models, when none is loaded any more. Runs in the main process."""
+
+    def measure(self, model: str, folder: Path) -> Measured:
+        """Score what `folder` holds of a model."""
+        raise NotImplementedError
+
+    def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
+        """More for `results.json` and the report; must be JSON."""
+        return {}
+
+
+def result(task: Task, models: Sequence[str], folder: Path, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Score a task from its files: its entry in `results.json`.
+
+    Every model but the first is compared with the first, the baseline.
+
+    Returns:
+        `{"kind", "title", "dataset", "limits", "group_label", "headline", "metrics", "scores", "groups",
+        "comparisons", "details"}`: `metrics` maps a metric to its label, direction and format; `scores` a model to
+        metric to `estimate`; `groups` a model to group to metric to `estimate`; `comparisons` is a list of
+        `{"model", "baseline", "metrics"}`, the last a metric to `difference`.
+    """
+    measured = {model: task.measure(model, folder) for model in models}
+    shared = [
+        metric
+        for metric in task.columns
+        if any(metric in (*one.statistics, *(m for g in one.groups.values() for m in g)) for one in measured.values())
+    ]
+    baseline, *others = models
+    return {
+        "kind": task.kind,
+        "title": task.title,
+        "dataset": task.dataset(),
+        "limits": list(task.limits),
+        "group_label": task.group_label,
+        "headline": task.headline,
+        "metrics": {name: vars(task.columns[name]) for name in shared},
+        "scores": {
+            model: _estimates(measured[model].statistics, bootstrap) for model in models
+        },
+        "groups": {
+            model: {group: _estimates(statistics, bootstrap) for group, statistics in measured[model].groups.items()}
+            for model in models
+        },
+        "comparisons": [
+            {
+                "model": model,
+                "baseline": baseline,
+                "metrics": {
+                    metric: difference(
+                        statistics, measured[baseline].statistics[metric], bootstrap.resamples, bootstrap.seed
+                    )
+                    for metric, statistics in measured[model].statistics.items()
+                    if metric in measured[baseline].statistics
+                },
+            }
+            for model in others
+        ],
+        "details": task.details(models, folder),
+    }  # fmt: skip
+
+
+def _estimates(statistics: Mapping[str, Statistics], bootstrap: Bootstrap) -> dict[str, Any]:
+    return {name: estimate(values, bootstrap.resamples, bootstrap.seed) for name, values in statistics.items()}

@@ -1,0 +1,161 @@
+"""Answers to held-out prompts, compared with references: chat, translation, summarization."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hfchat.dataset import check_messages, load_split
+from hfchat.errors import UserError
+from hfchat.evaluation.asking import Asked, ask
+from hfchat.evaluation.bootstrap import mean
+from hfchat.evaluation.metrics import load_metric
+from hfchat.evaluation.models import Model
+from hfchat.evaluation.perplexity import bits_per_byte, perplexity
+from hfchat.evaluation.records import read_records, write_records
+from hfchat.evaluation.task import Example, Measured, Metric, Prompt, Task
+from hfchat.lineage import describe
+
+_OVERLAP = {
+    "bleu": Metric("BLEU", form=".1f"),
+    "chrf": Metric("chrF", form=".1f"),
+    "rouge1": Metric("ROUGE-1"),
+    "rouge2": Metric("ROUGE-2"),
+    "rougeL": Metric("ROUGE-L"),
+    "rougeLsum": Metric("ROUGE-Lsum"),
+    "meteor": Metric("METEOR"),
+}
+
+
+@dataclass
+class Answers(Task):
+    """Answers to the prompts of a dataset.
+
+    Its rows have `messages`, of which the last is the reference; or `prompt` names how a question is made of their
+    columns, and `references` the column of the reference or of a list of them.
+
+    Attributes:
+        dataset_name: Folder, file or Hub id.
+        dataset_config_name: Its configuration, if it has several.
+        split: Of held-out rows.
+        max_samples: Take only the first so many.
+        prompt: A question with columns in braces: `"Translate to German: {en}"`.
+        references: Name of a column, where `prompt` is given.
+        system: A system message before each question, where `prompt` is given.
+        max_new_tokens: Longest answer.
+        metrics: Names of those to measure, in the order of the table; perplexity and bits per byte are of the first
+            reference.
+        headline: Of these, the one that the verdict reads.
+    """
+
+    kind = "answers"
+    columns: ClassVar = {
+        **_OVERLAP,
+        "perplexity": Metric("Perplexity", "lower", ".2f"),
+        "bits_per_byte": Metric("Bits per byte", "lower"),
+        "answer_tokens": Metric("Answer length, tokens", None, ".1f"),
+        "ended": Metric("Ended by themselves", form=".2f"),
+    }
+    limits = (
+        "BLEU, chrF, ROUGE and METEOR count what an answer shares with the references. They see neither whether "
+        "another wording is right nor whether a fluent sentence is false: read the answers.",
+        "Perplexity compares models of one tokenizer under one template; bits per byte compares others too.",
+    )
+
+    name: str
+    dataset_name: str
+    dataset_config_name: str | None = None
+    split: str = "validation"
+    max_samples: int | None = None
+    prompt: str | None = None
+    references: str | None = None
+    system: str | None = None
+    max_new_tokens: int = 96
+    metrics: list[str] = field(default_factory=lambda: [*_OVERLAP, "perplexity", "bits_per_byte"])
+    headline: str = "rougeL"
+
+    def __post_init__(self):
+        for name in [*self.metrics, self.headline]:
+            if name not in self.columns:
+                raise ValueError(f"metrics: there is no {name!r}, only {', '.join(self.columns)}")
+        if self.headline not in self.metrics:
+            raise ValueError(f"headline: {self.headline!r} is not among the metrics")
+        if (self.prompt is None) != (self.references is None):
+            raise ValueError("prompt and references: set both, or neither for rows with messages")
+        for key in ("max_samples", "max_new_tokens"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
+
+    def prepare(self) -> None:
+        column = self.references or "messages"
+        rows = load_split(self.dataset_name, self.split, column=column, config_name=self.dataset_config_name)
+        if self.max_samples is not None:
+            rows = rows.select(range(min(self.max_samples, len(rows))))
+        place = f"{self.dataset_name} ({self.split}) row"
+        make = self._from_messages if self.prompt is None else self._from_columns
+        self.examples = [make(row, f"{place} {number}") for number, row in enumerate(rows, start=1)]
+
+    def _from_messages(self, row: dict[str, Any], place: str) -> Example:
+        check_messages(row["messages"], place)
+        *prompt, answer = ({"role": turn["role"], "content": turn["content"]} for turn in row["messages"])
+        if not prompt:
+            raise UserError(f"{place}: has no turn before the answer")
+        return self._example(prompt, [answer["content"]], place)
+
+    def _from_columns(self, row: dict[str, Any], place: str) -> Example:
+        try:
+            question = self.prompt.format_map(row)
+        except KeyError as error:
+            raise UserError(f"{self.name}: prompt: there is no column {error}, only {sorted(row)}") from error
+        references = row[self.references]
+        references = [references] if isinstance(references, str) else references
+        if not references or not all(isinstance(text, str) and text.strip() for text in references):
+            raise UserError(f"{place}: {self.references} must be a text or a list of texts, not {references!r}")
+        turns = [("system", self.system)] if self.system else []
+        prompt = [{"role": role, "content": content} for role, content in [*turns, ("user", question)]]
+        return self._example(prompt, list(references), place)
+
+    def _example(self, prompt: Prompt, references: list[str], place: str) -> Example:
+        targets = references[:1] if self._likelihoods else []
+        return Example(prompt, references, targets, place=place)
+
+    @property
+    def _likelihoods(self) -> bool:
+        return bool({"perplexity", "bits_per_byte"} & {*self.metrics})
+
+    @property
+    def source(self) -> str:
+        return self.dataset_name
+
+    def dataset(self) -> dict[str, Any]:
+        return {**describe(self.dataset_name), "split": self.split, "n": len(self.examples)}
+
+    def check(self, model: Model) -> None:
+        for one in self.examples:
+            model.check(one.prompt, one.targets, self.max_new_tokens, one.place)
+
+    def collect(self, model: Model, folder: Path) -> None:
+        asked = Asked(self.max_new_tokens, losses=self._likelihoods and model.gives_losses)
+        ask(model, self.examples, folder / f"{model.name}.jsonl", asked, f"{self.name}: {model.name}")
+
+    def measure(self, model: str, folder: Path) -> Measured:
+        file = folder / f"{model}.jsonl"
+        records = read_records(file)
+        answers, references = [record.answer for record in records], [record.references for record in records]
+        statistics = {}
+        for name in self.metrics:
+            if name in _OVERLAP:
+                statistics[name] = load_metric(name).statistics(answers, references)
+                for record, score in zip(records, statistics[name].of_examples(), strict=True):
+                    record.scores[name] = score
+            elif name in ("perplexity", "bits_per_byte") and all(record.losses for record in records):
+                losses = [record.losses[0] for record in records]
+                setting = "target:answer+end-of-turn|context:prompt"
+                if name == "perplexity":
+                    statistics[name] = perplexity(losses, [record.target_tokens[0] for record in records], setting)
+                else:
+                    statistics[name] = bits_per_byte(losses, [record.references[0] for record in records], setting)
+        tokens = [record.answer_tokens for record in records]
+        statistics["answer_tokens"] = mean(tokens, "mean|tokens of the model's own tokenizer")
+        statistics["ended"] = mean([record.ended for record in records], "share|end of turn before max_new_tokens")
+        write_records(file, records)
+        return Measured(statistics)
