@@ -1,7 +1,7 @@
 """Obscene, sexual and abusive words in a text, by a list."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -37,12 +37,16 @@ class Lexicon:
 
     Args:
         path: A list of one's own; by default the one in English that comes with hfchat.
+        fold: Applied to the list, for texts that are searched in a folded form.
+
+    Attributes:
+        categories: The sections that have an entry.
 
     Raises:
         ValueError: If the list cannot be read, or has no entry.
     """
 
-    def __init__(self, path: str | Path | None = None):
+    def __init__(self, path: str | Path | None = None, fold: Callable[[str], str] = str):
         source = Path(path) if path else resources.files("hfchat.safety") / "lexicon_en.txt"
         try:
             text = source.read_text(encoding="utf-8")
@@ -50,12 +54,13 @@ class Lexicon:
             raise ValueError(f"lexicon {path}: {error}") from error
         self._forms = {
             form: (words[0].rstrip("~"), category)
-            for words, category in _entries(text)
+            for words, category in _entries(fold(text))
             for word in words
             for form in _inflect(word)
         }
         if not self._forms:
             raise ValueError(f"lexicon {path}: has no entry")
+        self.categories = {category for _, category in self._forms.values()}
         self._starred = {
             form[:i] + "*" * (j - i) + form[j:]: found
             for form, found in self._forms.items()

@@ -1,0 +1,182 @@
+"""Guards that work one after the other, on prompts and on answers, also while an answer is still being written."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from hfchat.errors import UserError
+from hfchat.safety.streams import Stream
+
+Place = Literal["prompt", "answer"]
+Action = Literal["block", "redact", "flag"]
+
+
+class Guard(Protocol):
+    """One guard, as `hfchat.safety.guards_file` reads it from a file.
+
+    Attributes:
+        type: What kind it is, and `name` what it is called in logs and metrics, if not like that.
+        applies_to: Where it looks.
+        action: What it does about what it finds.
+        message: What is said in place of what it blocks.
+    """
+
+    type: str
+    name: str | None
+    applies_to: list[Place]
+    action: Action
+    message: str
+
+    def stream(self) -> Stream:
+        """For one text. The first call reads what the guard needs: lists, models.
+
+        Raises:
+            ValueError: If that cannot be. Names the key.
+        """
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a guard found in a text. It holds nothing of the text.
+
+    Attributes:
+        guard: The guard's name.
+        place: Whether in a prompt or an answer.
+        action: What was done about it.
+        categories: What it is, each once: `email`, `obscene`, `toxic`.
+    """
+
+    guard: str
+    place: Place
+    action: Action
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PromptVerdict:
+    """What guards made of a prompt.
+
+    Attributes:
+        texts: Its texts, without what was redacted.
+        message: What to answer in place of the model; None if the model may answer.
+        findings: In the order of the guards.
+    """
+
+    texts: list[str]
+    message: str | None
+    findings: list[Finding]
+
+
+class Guards:
+    """Guards that work one after the other.
+
+    Args:
+        guards: Each on what the one before it let through.
+
+    Raises:
+        UserError: If what a guard needs is not there. Names the guard and the key.
+    """
+
+    def __init__(self, guards: Sequence[Guard]):
+        self._guards = list(guards)
+        for number, guard in enumerate(self._guards, start=1):
+            try:
+                guard.stream()
+            except ValueError as error:
+                raise UserError(f"guard {number} ({guard.type}): {error}") from error
+
+    @property
+    def check_prompts(self) -> bool:
+        """Whether any guard is for prompts."""
+        return bool(self._at("prompt"))
+
+    @property
+    def remove_from_answers(self) -> bool:
+        """Whether an answer may come out as another than the model's."""
+        return any(guard.action != "flag" for guard in self._at("answer"))
+
+    async def prompt(self, texts: Sequence[str]) -> PromptVerdict:
+        """The verdict on the texts of a prompt, each by itself.
+
+        Raises:
+            GuardError: If a guard could not say.
+        """
+        texts, findings = list(texts), []
+        for guard in self._at("prompt"):
+            streams = [guard.stream() for _ in texts]
+            outcome = list(await asyncio.gather(*map(_whole, streams, texts)))
+            found = [category for stream in streams for category in stream.found]
+            findings += _finding(guard, "prompt", found)
+            if any(stream.blocked for stream in streams):
+                return PromptVerdict(texts, guard.message, findings)
+            texts = outcome
+        return PromptVerdict(texts, None, findings)
+
+    def answer(self) -> "AnswerStream":
+        """A stream for one answer."""
+        return AnswerStream(self._at("answer"))
+
+    async def close(self) -> None:
+        for guard in self._guards:
+            await guard.close()
+
+    def _at(self, place: Place) -> list[Guard]:
+        return [guard for guard in self._guards if place in guard.applies_to]
+
+
+class AnswerStream:
+    """An answer on its way through all guards. Whatever parts it comes in, the same text comes out.
+
+    Attributes:
+        blocked: Whether a guard has ended it; the guard's message was its last part.
+    """
+
+    def __init__(self, guards: Sequence[Guard]):
+        self.blocked = False
+        self._guards = [(guard, guard.stream()) for guard in guards]
+        self._begun = False
+
+    async def push(self, text: str) -> str:
+        """What can be given out now.
+
+        Raises:
+            GuardError: If a guard could not say.
+        """
+        return await self._pass(text, is_last=False)
+
+    async def finish(self) -> str:
+        """The rest, when the answer is whole. Nothing after a block."""
+        return "" if self.blocked else await self._pass("", is_last=True)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """So far, in the order of the guards."""
+        return [one for guard, stream in self._guards for one in _finding(guard, "answer", stream.found)]
+
+    async def _pass(self, text: str, is_last: bool) -> str:
+        message = None
+        for guard, stream in self._guards:
+            text = await stream.push(text)
+            if is_last and not stream.blocked:
+                text += await stream.finish()
+            if stream.blocked:  # for the guards after it, the text ends here; their message would come before its own
+                message, is_last = guard.message, True
+        self._begun = self._begun or bool(text)
+        if message is not None:
+            self.blocked = True
+            text += f"\n\n{message}" if self._begun else message
+        return text
+
+
+async def _whole(stream: Stream, text: str) -> str:
+    text = await stream.push(text)
+    return text if stream.blocked else text + await stream.finish()
+
+
+def _finding(guard: Guard, place: Place, found: Sequence[str]) -> list[Finding]:
+    if not found:
+        return []
+    return [Finding(guard.name or guard.type, place, guard.action, tuple(dict.fromkeys(found)))]
