@@ -37,11 +37,45 @@ def _parser() -> argparse.ArgumentParser:
         "--max-waiting-requests", type=int, default=32, help="requests that may wait; more get 429 (%(default)s)"
     )
     serve.add_argument(
+        "--max-wait-seconds", type=float, default=60, help="how long; then a request gets 503 (%(default)s)"
+    )
+    serve.add_argument(
+        "--max-generation-seconds", type=float, default=600, help="after which an answer is cut (%(default)s)"
+    )
+    serve.add_argument(
+        "--default-max-tokens", type=int, default=1024, help="of an answer, if its request says none (%(default)s)"
+    )
+    serve.add_argument(
+        "--drain-seconds", type=float, default=30, help="for running answers after Ctrl-C or SIGTERM (%(default)s)"
+    )
+    serve.add_argument("--guards", metavar="FILE.yaml", help="guards of prompts and answers, or `default` (none)")
+    serve.add_argument(
+        "--api-keys",
+        metavar="FILE",
+        help="answer only who shows one of these keys, lines of `hfchat api-key`; also read from HFCHAT_API_KEYS",
+    )
+    serve.add_argument("--requests-per-minute", type=int, metavar="N", help="limit of each API key (none)")
+    serve.add_argument("--allow-anyone", action="store_true", help="serve other machines without API keys")
+    serve.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may use it; repeatable"
+    )
+    serve.add_argument("--log-content", action="store_true", help="log what is asked and answered, not only how much")
+    serve.add_argument(
+        "--weights",
+        default="auto",
+        metavar="TYPE",
+        help="float32, bfloat16 or, for CPUs, int8: faster, but not quite the model that was evaluated (%(default)s)",
+    )
+    serve.add_argument(
         "--allow-template-mismatch",
         action="store_true",
         help="serve although the chat template is not the trained one",
     )
     serve.set_defaults(handler=_serve)
+
+    api_key = commands.add_parser("api-key", help="make an API key for `hfchat serve`, which keeps only its hash")
+    api_key.add_argument("name", metavar="NAME", help="who will use it, as the log will say: letters, digits, `._-`")
+    api_key.set_defaults(handler=_api_key)
 
     certify = commands.add_parser(
         "certify", help="merge an adapter, or take a model, and prove that it is what was trained"
@@ -53,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--output-dir", help="where an adapter's merged model goes (`merged` beside it)")
     certify.add_argument("--gguf", action="store_true", help="also export for llama.cpp, certified by its answers")
     certify.set_defaults(handler=_certify)
+
+    resources = commands.add_parser("resources", help="fetch data that metrics use where it is there: WordNet")
+    resources.add_argument("--wordnet", metavar="FOLDER", help="take it from here instead of downloading it")
+    resources.add_argument("--list", action="store_true", help="only say what is there")
+    resources.set_defaults(handler=_resources)
 
     doctor = commands.add_parser("doctor", help="say before a run whether it will go well here", allow_abbrev=False)
     add_doctor_arguments(doctor)
@@ -77,13 +116,38 @@ def _serve(args: argparse.Namespace) -> None:
             served_model_name=args.served_model_name,
             max_concurrent_requests=args.max_concurrent_requests,
             max_waiting_requests=args.max_waiting_requests,
+            max_wait_seconds=args.max_wait_seconds,
+            max_generation_seconds=args.max_generation_seconds,
+            drain_seconds=args.drain_seconds,
+            default_max_tokens=args.default_max_tokens,
+            guards=args.guards,
+            api_keys=args.api_keys,
+            requests_per_minute=args.requests_per_minute,
+            allow_anyone=args.allow_anyone,
+            allow_origins=tuple(args.allow_origin),
+            log_content=args.log_content,
+            weights=args.weights,
             allow_template_mismatch=args.allow_template_mismatch,
         )
     )
 
 
+def _api_key(args: argparse.Namespace) -> None:
+    from hfchat.serving.auth import new_key
+
+    key, entry = new_key(args.name)
+    print(f"key, for {args.name}, shown only now:  {key}")
+    print(f"entry, for HFCHAT_API_KEYS or a file for --api-keys:  {entry}")
+
+
 def _certify(args: argparse.Namespace) -> None:
     from hfchat.hub.certificate import handler
+
+    handler(args)
+
+
+def _resources(args: argparse.Namespace) -> None:
+    from hfchat.evaluation.resources import handler
 
     handler(args)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -9,13 +10,17 @@ from dataclasses import dataclass, field
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from hfchat.serving.app import create_app
-from hfchat.serving.engine import EngineError, Piece, PromptError
-from hfchat.serving.server import ServerSettings
+from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
+from hfchat.serving.server import Server, ServerSettings
 
 MODEL = "tiny-chat"
+
+
+@dataclass(frozen=True)
+class ScriptedPrompt:
+    tokens: int | None
 
 
 @dataclass
@@ -28,6 +33,7 @@ class ScriptedEngine:
     temperature: float = 0.0
     top_p: float = 1.0
     error: str | None = None
+    restarts: int = 0
     fail_after: int | None = None  # pieces before an EngineError
     held: bool = False  # whether to wait for `release` after the first piece
 
@@ -49,11 +55,22 @@ class ScriptedEngine:
     def abort(self, reason):
         self.error = reason
 
+    async def ready(self):
+        if self.error:
+            raise EngineError(self.error)
+
     async def encode(self, messages):
+        """A token for each character."""
         if messages[0]["content"] == "refuse me":
             raise PromptError("the template wants something else")
         self.prompts.append(messages)
-        return list(range(sum(len(message["content"]) for message in messages)))
+        return ScriptedPrompt(sum(len(message["content"]) for message in messages))
+
+    async def encode_text(self, text):
+        if text in ("refuse me", [999]):
+            raise PromptError("there is no such token")
+        self.prompts.append(text)
+        return ScriptedPrompt(len(text))
 
     async def stream(self, prompt, sampling):
         self.samplings.append(sampling)
@@ -67,17 +84,24 @@ class ScriptedEngine:
                     if self.error:
                         raise EngineError(self.error)
                     await asyncio.sleep(0.005)
-                yield Piece(piece, 1, self.finish_reason if index == len(self.pieces) - 1 else None)
+                finish_reason = self.finish_reason if index == len(self.pieces) - 1 else None
+                logprobs = () if sampling.logprobs is None else (self._logprobs(piece, sampling.logprobs),)
+                yield Piece(piece, 1, finish_reason, logprobs)
                 await asyncio.sleep(0)
         finally:
             self.active -= 1
+
+    def _logprobs(self, piece, count):
+        top = [Logprob(text, -float(i + 1), text.encode()) for i, text in enumerate([piece, "é", "x"][:count])]
+        return TokenLogprobs(Logprob(piece, -1.0, piece.encode()), tuple(top))
 
 
 class Served:
     """A running server: its address and clients for it."""
 
-    def __init__(self, port: int, engine):
+    def __init__(self, port: int, engine, server: Server):
         self.engine = engine
+        self.server = server
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=30)
@@ -90,20 +114,23 @@ class Served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]} | fields
         return self.http.post("/v1/chat/completions", json=body)
 
+    def complete(self, **fields) -> httpx.Response:
+        return self.http.post("/v1/completions", json={"model": MODEL, "prompt": "Hi"} | fields)
+
 
 @contextlib.contextmanager
-def running(engine, **settings):
-    settings = ServerSettings(model=MODEL, served_model_name=MODEL, **settings)
-    config = uvicorn.Config(create_app(settings, engine), port=0, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started or not thread.is_alive(), 30)
-        yield Served(server.servers[0].sockets[0].getsockname()[1], engine)
-    finally:
-        server.should_exit = True
-        thread.join(20)
+def running(engine, guards=None, keys=None, **settings):
+    settings = ServerSettings(model=MODEL, served_model_name=MODEL, **{"drain_seconds": 1} | settings)
+    server = Server(create_app(settings, engine, guards, keys), engine, settings, announce=lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started or not thread.is_alive(), 30)
+            yield Served(bound.getsockname()[1], engine, server)
+        finally:
+            server.should_exit = True
+            thread.join(20)
 
 
 def wait_until(condition, seconds: float = 5) -> None:

@@ -120,11 +120,25 @@ def test_defaults_are_the_engines(serve, scripted):
         ({"temprature": 1}, "temprature"),
         ({"logit-bias[0] é": {}}, "logit-bias[0] é"),
         ({"tools": []}, "tools"),
-        ({"user": "me"}, "user"),
-        ({"response_format": {"type": "text"}}, "response_format"),
-        ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"store": True}, "store"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"modalities": ["text", "audio"]}, "modalities[1]"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
+        ({"n": 0}, "n"),
+        ({"n": 41}, "n"),  # more than run and wait together
+        ({"n": 129}, "n"),
+        ({"logprobs": 2}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"seed": 2**63}, "seed"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": -1}, "top_p"),
@@ -162,7 +176,19 @@ def test_a_field_is_honoured_or_refused_by_name(serve, scripted, fields, param):
 
 
 @pytest.mark.parametrize(
-    "neutral", [{"n": 1}, {"logprobs": False}, {"presence_penalty": 0}, {"frequency_penalty": 0.0}, {"stop": None}]
+    "neutral",
+    [
+        {"n": 1},
+        {"logprobs": False},
+        {"presence_penalty": 0},
+        {"frequency_penalty": 0.0},
+        {"stop": None},
+        {"tools": None},
+        {"logit_bias": {}},
+        {"user": "me", "safety_identifier": "me", "prompt_cache_key": "k"},
+        {"metadata": {"team": "a"}, "store": False, "service_tier": "auto"},
+        {"response_format": {"type": "text"}, "modalities": ["text"]},
+    ],
 )
 def test_values_that_change_nothing_are_accepted(serve, scripted, neutral):
     assert serve(scripted()).chat(**neutral).status_code == 200
@@ -210,7 +236,7 @@ def test_a_form_of_another_site_is_not_json(serve, scripted):
     served = serve(scripted())
     body = json.dumps({"model": MODEL, "messages": HI})
     response = served.http.post("/v1/chat/completions", content=body, headers={"content-type": "text/plain"})
-    assert response.status_code == 400
+    assert response.status_code == 415
     assert served.engine.started == 0
 
 
@@ -345,13 +371,16 @@ def test_an_engine_that_fails_in_a_stream_ends_it_with_an_error_event(serve, scr
     assert state(served) == (0, 0)
 
 
-def test_health_tells_of_a_dead_engine(serve, scripted):
+def test_a_dead_engine_is_not_ready_and_nothing_is_asked_of_it(serve, scripted):
     served = serve(scripted())
-    assert served.http.get("/health").json() == {"status": "ok", "model": MODEL, "running": 0, "waiting": 0}
+    assert served.http.get("/ready").json() == {"status": "ready"}
     served.engine.error = "out of memory"
-    response = served.http.get("/health")
-    assert response.status_code == 503
-    assert response.json()["error"] == "out of memory"
+    for response in (served.http.get("/ready"), served.chat(), served.complete()):
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) > 0
+        assert "out of memory" in response.json()["error"]["message"]
+    assert served.engine.started == 0
+    assert served.http.get("/health").json() == {"status": "ok", "model": MODEL, "running": 0, "waiting": 0}
 
 
 def test_a_bug_is_a_500_in_openais_shape(serve, scripted):

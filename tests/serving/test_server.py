@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import pytest
-import uvicorn
 
+from hfchat.cli import main
 from hfchat.errors import UserError
 from hfchat.serving import server
 from hfchat.serving.app import create_app
@@ -88,22 +89,67 @@ def test_another_template_is_refused_unless_allowed(tmp_path, tiny_tokenizer, ti
 def test_missing_folders_and_bad_settings(tmp_path, free_port):
     with pytest.raises(UserError, match="no such model folder"):
         serve(ServerSettings(model=str(tmp_path / "missing"), port=free_port))
-    for bad in ({"port": 0}, {"port": 70_000}, {"max_concurrent_requests": 0}, {"max_waiting_requests": -1}):
+    for bad in (
+        {"port": 0},
+        {"port": 70_000},
+        {"max_concurrent_requests": 0},
+        {"max_waiting_requests": -1},
+        {"max_wait_seconds": 0},
+        {"max_generation_seconds": float("nan")},
+        {"drain_seconds": -1},
+        {"default_max_tokens": 0},
+        {"requests_per_minute": 0},
+    ):
         with pytest.raises(UserError, match=next(iter(bad)).replace("_", "-")):
             ServerSettings(model="m", **bad)
     with pytest.raises(UserError, match="--host"):
         server.bind("203.0.113.7", free_port)  # an address for documentation, so nobody's
 
 
-def test_other_addresses_bring_a_warning(folder, free_port, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"host": "0.0.0.0"}, "hfchat api-key"),
+        ({"host": "192.168.0.2"}, "--allow-anyone"),
+        ({"requests_per_minute": 5}, "--requests-per-minute"),
+        ({"api_keys": "missing"}, "--api-keys missing"),
+    ],
+)
+def test_without_keys_only_this_machine_is_served(folder, free_port, monkeypatch, settings, word):
+    monkeypatch.delenv("HFCHAT_API_KEYS", raising=False)
+    with pytest.raises(UserError, match=word):
+        serve(ServerSettings(model=str(folder), port=free_port, **settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"host": "localhost"}, {"host": "0.0.0.0", "allow_anyone": True}])
+def test_this_machine_or_everybody_on_request(folder, free_port, monkeypatch, settings):
+    monkeypatch.delenv("HFCHAT_API_KEYS", raising=False)
+    _stop_at_loading(monkeypatch)
+    with pytest.raises(UserError, match="stop here"):
+        serve(ServerSettings(model=str(folder), port=free_port, **settings))
+
+
+def test_with_keys_other_machines_are_served(folder, free_port, monkeypatch, capsys):
+    main(["api-key", "alice"])
+    key, entry = (line.split(":  ")[1] for line in capsys.readouterr().out.splitlines())
+    assert key not in entry
+    monkeypatch.setenv("HFCHAT_API_KEYS", entry)
+    _stop_at_loading(monkeypatch)
+    with pytest.raises(UserError, match="stop here"):
+        serve(ServerSettings(model=str(folder), host="0.0.0.0", port=free_port, requests_per_minute=5))
+
+
+def _stop_at_loading(monkeypatch):
     def stop_here(folder, settings):
         raise UserError("stop here")
 
     monkeypatch.setattr(server, "_load_engine", stop_here)
-    for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
-        with pytest.raises(UserError, match="stop here"):
-            serve(ServerSettings(model=str(folder), host=host, port=free_port))
-        assert ("no authentication" in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "example.org", "https://example.org/", "https://Example.org", ""])
+def test_an_origin_is_a_whole_one(origin):
+    with pytest.raises(UserError, match="--allow-origin"):
+        ServerSettings(model="m", allow_origins=("https://chat.example.org:8443", origin))
 
 
 def test_names_and_addresses(tmp_path):
@@ -146,28 +192,61 @@ def test_ctrl_c_lets_a_stream_end_and_is_a_success(tmp_path, tiny_tokenizer, tin
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stream_that_does_not_end_is_told_so(scripted, free_port, monkeypatch, number):
-    monkeypatch.setattr(server, "_DRAIN_S", 0.3)
-    engine = scripted(held=True)
+def run_and_signal(engine, port, number, signals=1, drain_seconds=0.3, during=lambda: None):
+    """Run the server in this thread, signal in the middle of a stream, and return the stream's lines."""
     ready = threading.Event()
     lines = []
 
     def read_and_signal():
         ready.wait(10)
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-        with httpx.stream("POST", f"http://127.0.0.1:{free_port}/v1/chat/completions", json=body) as response:
+        with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60) as response:
             for line in response.iter_lines():
                 if not lines:
-                    os.kill(os.getpid(), number)
-                lines.append(line)
+                    for _ in range(signals):
+                        os.kill(os.getpid(), number)
+                        time.sleep(0.3)
+                    during()
+                if line:
+                    lines.append(line)
 
     client = threading.Thread(target=read_and_signal)
     client.start()
-    app = create_app(ServerSettings(model="tiny"), engine)
-    config = uvicorn.Config(app, port=free_port, log_level="error")
-    server._Server(config, announce=ready.set, drained=lambda: engine.abort("shutting down")).run()
+    settings = ServerSettings(model="tiny", port=port, drain_seconds=drain_seconds)
+    server.Server(create_app(settings, engine), engine, settings, announce=ready.set).run()
     client.join(10)
-    error, done = [line for line in lines if line][-2:]
+    return lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stream_that_does_not_end_is_told_so(scripted, free_port, number):
+    *_, error, done = run_and_signal(scripted(held=True), free_port, number)
     assert "shutting down" in error
     assert done == "data: [DONE]"
+
+
+def test_a_second_signal_does_not_wait(scripted, free_port):
+    lines = run_and_signal(scripted(held=True), free_port, signal.SIGTERM, signals=2, drain_seconds=20)
+    assert "shutting down" in lines[-2]
+    assert lines[-1] == "data: [DONE]"
+    assert ": keep-alive" not in lines  # one comes after 15 s
+
+
+def test_while_it_drains_running_streams_end_and_new_requests_are_refused(scripted, free_port):
+    engine = scripted(held=True)
+    answers = []
+
+    def during():
+        url = f"http://127.0.0.1:{free_port}"
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+        answers.append(httpx.post(f"{url}/v1/chat/completions", json=body))
+        answers.append(httpx.get(f"{url}/ready"))
+        answers.append(httpx.get(f"{url}/health"))
+        engine.release()
+
+    *_, last, done = run_and_signal(engine, free_port, signal.SIGTERM, drain_seconds=60, during=during)
+    assert '"finish_reason":"stop"' in last
+    assert done == "data: [DONE]"
+    assert [answer.status_code for answer in answers] == [503, 503, 200]
+    assert int(answers[0].headers["retry-after"]) > 0
+    assert answers[0].json()["error"]["code"] == "shutting_down"

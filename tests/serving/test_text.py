@@ -3,8 +3,9 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
-from hfchat.serving.text import IncrementalDecoder, StopStrings
+from hfchat.serving.text import IncrementalDecoder, StopStrings, TokenBytes
 
 TEXTS = [
     "Plain words, and a number: 42.",
@@ -63,3 +64,18 @@ def test_stops_do_not_depend_on_the_split():
         expected = text[: min(ends)[1]] if ends else text
         assert filter.matched == bool(ends)
         assert sent == expected, (text, stops, cuts)
+
+
+def test_the_bytes_of_tokens_join_to_the_text(tiny_tokenizer):
+    token_bytes = TokenBytes(tiny_tokenizer.backend_tokenizer)
+    text = "the quick 🙂 日本語\n\t é<|im_end|>"
+    ids = tiny_tokenizer.encode(text)
+    assert b"".join(map(token_bytes, ids)) == text.encode()
+    assert any(len(token_bytes(id).decode(errors="ignore")) == 0 for id in ids)  # parts of characters
+    assert token_bytes(10**6) == b""  # an embedding without a token
+
+
+def test_the_bytes_of_sentencepiece_tokens():
+    backend = Tokenizer(models.BPE({"▁a": 0, "<0xF0>": 1, "b": 2}, []))
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    assert [TokenBytes(backend)(id) for id in range(3)] == [b" a", b"\xf0", b"b"]

@@ -1,6 +1,5 @@
 """The web application: routes, limits and the shape of every error around an engine that is handed in."""
 
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,29 +8,52 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from hfchat.safety.guards import Finding, Guards
+from hfchat.serving.auth import OPEN_PATHS, ApiKeys, Auth, RateLimit
 from hfchat.serving.chat import ChatHandler
+from hfchat.serving.completions import CompletionHandler
+from hfchat.serving.documentation import add_documentation
 from hfchat.serving.engine import Engine
-from hfchat.serving.limits import BodyLimit, HostCheck, ResponseHeaders, Slots
+from hfchat.serving.guarding import Guarding, log_finding
+from hfchat.serving.limits import (
+    BodyLimit,
+    Gate,
+    GateKeeper,
+    HeadLimit,
+    HostCheck,
+    ResponseHeaders,
+    Slots,
+    WebSocketOrigin,
+)
+from hfchat.serving.logs import log_request
+from hfchat.serving.metrics import CONTENT_TYPE, Metrics
 from hfchat.serving.protocol import (
     ApiError,
     ChatCompletion,
     ChatCompletionRequest,
+    Completion,
+    CompletionRequest,
     ErrorResponse,
     Model,
     ModelList,
     invalid_request,
 )
+from hfchat.serving.readiness import Readiness
+from hfchat.serving.record import Recording, current_record
 
 if TYPE_CHECKING:
     from hfchat.serving.server import ServerSettings
 
-_LOGGER = logging.getLogger("hfchat.serving")
 _PAGE = Path(__file__).with_name("page")
+_MAX_HEAD_BYTES = 32 * 1024
 _MAX_BODY_BYTES = 1024 * 1024
+_MAX_BODY_S = 30.0
+_RATE_LIMITED = ("/v1/", "/graphql")
 _HEADERS = {
     # The page loads its own files and talks to its own server, nothing else; no other page may frame it.
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -40,12 +62,19 @@ _HEADERS = {
 }
 
 
-def create_app(settings: "ServerSettings", engine: Engine) -> FastAPI:
+def create_app(
+    settings: "ServerSettings", engine: Engine, guards: Guards | None = None, keys: ApiKeys | None = None
+) -> FastAPI:
     """Build the application.
 
     Args:
         settings: Names and limits; `settings.host` decides whether only local requests are answered.
         engine: Generates the answers. The application starts and stops it.
+        guards: Look at prompts and answers; the application closes them.
+        keys: Who may use it; anyone if None.
+
+    Returns:
+        The application. Its `state.gate` (`hfchat.serving.limits.Gate`) is for who starts and stops it.
     """
 
     @asynccontextmanager
@@ -55,48 +84,102 @@ def create_app(settings: "ServerSettings", engine: Engine) -> FastAPI:
             yield
         finally:
             await engine.stop()
+            await guarding.close()
 
     app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
-    slots = Slots(settings.max_concurrent_requests, settings.max_waiting_requests)
-    chat = ChatHandler(settings.model_id, engine, slots, settings.default_max_tokens)
+    app.state.gate = gate = Gate()
+    places = settings.max_concurrent_requests, settings.max_waiting_requests
+    slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
+    metrics = Metrics(slots, in_flight=lambda: gate.inside, engine_restarts=lambda: engine.restarts)
+    readiness = Readiness(engine, gate)
+
+    def on_finding(finding: Finding) -> None:
+        log_finding(finding)
+        metrics.finding(finding)
+
+    guarding = Guarding(guards, Slots(*places, settings.max_wait_seconds), on_finding)
+    chat = ChatHandler(settings.model_id, engine, slots, guarding, settings.default_max_tokens)
+    completion = CompletionHandler(settings.model_id, engine, slots, guarding, settings.default_max_tokens)
     model = Model(id=settings.model_id, created=int(time.time()))
 
-    errors = {status: {"model": ErrorResponse} for status in (400, 404, 413, 429, 500)}
-
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=errors)
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_GENERATION)
     async def chat_completions(request: ChatCompletionRequest) -> Response:
         return await chat(request)
 
-    @app.get("/v1/models")
+    @app.post("/v1/completions", response_model=Completion, responses=_GENERATION)
+    async def completions(request: CompletionRequest) -> Response:
+        return await completion(request)
+
+    @app.get("/v1/models", responses=_errors())
     async def models() -> ModelList:
         return ModelList(data=[model])
 
-    @app.get("/v1/models/{model_id:path}")
+    @app.get("/v1/models/{model_id:path}", responses=_errors(404))
     async def retrieve_model(model_id: str) -> Model:
         if model_id != model.id:
             message = f"The model '{model_id}' does not exist; this server has '{model.id}'."
             raise ApiError(404, message, param="model", code="model_not_found")
         return model
 
-    @app.get("/health")
+    @app.get("/health", responses=_errors())
     async def health() -> JSONResponse:
+        """Whether the process is alive. Whether it can answer is for `/ready` to say."""
         state = {"running": slots.running, "waiting": slots.waiting}
-        if engine.error is not None:
-            return JSONResponse({"status": "error", "error": engine.error, **state}, 503)
         return JSONResponse({"status": "ok", "model": model.id, **state})
+
+    @app.get("/ready", responses=_errors(503))
+    async def ready() -> JSONResponse:
+        """Whether an answer can be generated now: a token was, within the last seconds."""
+        await readiness.check()
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", include_in_schema=False)
+    async def prometheus() -> Response:
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(_PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=_PAGE))
-
+    add_documentation(app)
     _answer_errors(app)
-    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES)
-    app.add_middleware(ResponseHeaders, headers=_HEADERS)
+
+    # From the innermost layer to the outermost.
+    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S)
+    app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"})
+    if keys is not None:
+        rate_limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
+        app.add_middleware(Auth, keys=keys, rate_limit=rate_limit, limited=_RATE_LIMITED)
+    if settings.allow_origins:  # outside of the keys: a browser asks, without one, before it sends one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allow_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    app.add_middleware(WebSocketOrigin, origins=settings.allow_origins)
     if settings.is_local:
         app.add_middleware(HostCheck, hosts={"localhost", "127.0.0.1", "[::1]", settings.host})
+    app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
+    app.add_middleware(ResponseHeaders, headers=_HEADERS)
+    sinks = (log_request, metrics.request)
+    app.add_middleware(Recording, sinks=sinks, with_content=settings.log_content)
     return app
+
+
+def _errors(*statuses: int) -> dict[int, dict]:
+    """The errors of a route, for the API's description; these three can come before a request is looked at."""
+    return {status: {"model": ErrorResponse} for status in sorted({401, 403, 429, *statuses})}
+
+
+# OpenAPI 3.1 has no word for streams; the schema is that of one event.
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_GENERATION = {
+    200: {"content": {"text/event-stream": {"schema": _EVENT}}},
+    **_errors(400, 404, 408, 413, 415, 500, 503, 504),
+}
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -104,11 +187,12 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        current_record().blame(error)
         return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return invalid_request(error.errors()).response()
+        return await api_error(request, invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -117,9 +201,4 @@ def _answer_errors(app: FastAPI) -> None:
             405: f"{request.method} is not allowed at {request.url.path}.",
         }
         message = messages.get(error.status_code, str(error.detail))
-        return ApiError(error.status_code, message, headers=error.headers).response()
-
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> JSONResponse:
-        _LOGGER.error("unexpected error at %s", request.url.path, exc_info=error)
-        return ApiError(500, "Something in the server went wrong; its log says what.").response()
+        return await api_error(request, ApiError(error.status_code, message, headers=error.headers))

@@ -1,6 +1,7 @@
-"""What protects the server and its users: bounded places and bodies, security headers, a check of the `Host`."""
+"""What protects the server and its users: bounded places, times and bodies, and checks of what a request claims."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
@@ -17,17 +18,28 @@ class Slots:
     Attributes:
         running: Requests that generate now.
         waiting: Requests that wait for a place.
+        capacity: Places to generate and to wait in together.
+
+    Args:
+        max_running: Places to generate in.
+        max_waiting: Places to wait in.
+        max_wait_s: Seconds that a request may wait; without an end if None.
+        max_hold_s: Seconds that a request may generate; without an end if None.
     """
 
-    def __init__(self, max_running: int, max_waiting: int):
+    def __init__(
+        self, max_running: int, max_waiting: int, max_wait_s: float | None = None, max_hold_s: float | None = None
+    ):
         self.running = 0
         self.waiting = 0
-        self._max_waiting = max_waiting
+        self.capacity = max_running + max_waiting
+        self._max_wait_s = max_wait_s
+        self._max_hold_s = max_hold_s
         self._free = asyncio.Semaphore(max_running)
 
-    def check(self) -> None:
-        """Raise the 429 that `take` would raise now."""
-        if self._free.locked() and self.waiting >= self._max_waiting:
+    def check(self, places: int = 1) -> None:
+        """Raise the 429 that `take` would raise now for one of so many places."""
+        if self.running + self.waiting + places > self.capacity:
             raise ApiError(
                 429,
                 "The server is busy: too many requests are waiting. Please try again in a few seconds.",
@@ -37,53 +49,154 @@ class Slots:
             )
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[None]:
-        """Wait for a place and hold it; a cancelled task gives up its place, waiting or running."""
+    async def take(self) -> AsyncIterator[float | None]:
+        """Wait for a place and hold it; a cancelled task gives up its place, waiting or running.
+
+        Yields:
+            The time of the event loop at which the place should be given back, None if there is no such time.
+
+        Raises:
+            ApiError: 429 if there is no place to wait in, 503 if the wait was too long.
+        """
         self.check()
         self.waiting += 1
         try:
-            await self._free.acquire()
+            async with asyncio.timeout(self._max_wait_s):
+                await self._free.acquire()
+        except TimeoutError:
+            message = f"The server is busy: no place became free in {self._max_wait_s:g} s. Please try again later."
+            raise ApiError(503, message, code="queue_timeout", headers={"Retry-After": "10"}) from None
         finally:
             self.waiting -= 1
         self.running += 1
         try:
-            yield
+            yield None if self._max_hold_s is None else asyncio.get_running_loop().time() + self._max_hold_s
         finally:
             self.running -= 1
             self._free.release()
 
 
-class BodyLimit:
-    """Refuses bodies of more than `max_bytes` with 413, also when they come in chunks that declare no length."""
+class Gate:
+    """Counts who is inside, and once it is closed lets nobody else in.
+
+    Attributes:
+        inside: Requests that are being answered.
+        closed: Whether the server is about to stop.
+    """
+
+    def __init__(self):
+        self.inside = 0
+        self.closed = False
+
+    def check(self) -> None:
+        """Raise the 503 for a request that comes after it was closed."""
+        if self.closed:
+            headers = {"Retry-After": "10", "Connection": "close"}
+            raise ApiError(503, "The server is shutting down.", code="shutting_down", headers=headers)
+
+
+class GateKeeper:
+    """Sends all requests but those to `open_paths` through a gate."""
+
+    def __init__(self, app: ASGIApp, gate: Gate, open_paths: Collection[str]):
+        self._app = app
+        self._gate = gate
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in self._open_paths:
+            return await self._app(scope, receive, send)
+        try:
+            self._gate.check()
+        except ApiError as error:
+            return await _refuse(error, scope, receive, send)
+        self._gate.inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._gate.inside -= 1
+
+
+class HeadLimit:
+    """Refuses heads of more than `max_bytes` (431), and bodies whose length is told in two ways (400).
+
+    h11 only bounds a head that comes in parts. It takes a length that is told twice as RFC 9112 (6.3) has it, but a
+    proxy in front may not, and then a body can smuggle another request past it.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int):
         self._app = app
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        size = len(scope["path"]) + len(scope["query_string"]) + sum(map(len, itertools.chain(*scope["headers"])))
+        headers = Headers(scope=scope)
+        error = None
+        if size > self._max_bytes:
+            error = 431, f"The headers are too large: at most {self._max_bytes} bytes."
+        elif "content-length" in headers and "transfer-encoding" in headers:
+            error = 400, "Content-Length and Transfer-Encoding exclude each other."
+        if error is not None:
+            return await _refuse(ApiError(*error, headers={"Connection": "close"}), scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Takes only JSON, at most `max_bytes` of it, and waits at most `max_s` seconds for the whole.
+
+    The size is bounded also where the body comes in chunks that declare no length. A browser sends JSON to another
+    site only after it has asked whether it may (CORS), so no page can make its visitor's browser post here.
+
+    Answers with 413, 408 and 415.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float):
+        self._app = app
+        self._max_bytes = max_bytes
+        self._max_s = max_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        length = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._max_bytes:
-            return await self._refusal().response()(scope, receive, send)
+            return await self._too_large().response()(scope, receive, send)
+        has_body = length != "0" or "transfer-encoding" in headers
+        if has_body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            error = ApiError(415, "The body must be JSON, sent as application/json.", code="unsupported_media_type")
+            return await error.response()(scope, receive, send)
+        deadline = asyncio.get_running_loop().time() + self._max_s
         received = 0
+        complete = not has_body
 
         async def bounded_receive() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            if complete:
+                return await receive()  # waits for the client to go away
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                message = f"The request's body did not come within {self._max_s:g} s."
+                raise HTTPException(408, message, headers={"Connection": "close"}) from None
+            complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise HTTPException(413, self._refusal().message)
+                raise HTTPException(413, self._too_large().message, headers={"Connection": "close"})
             return message
 
         await self._app(scope, bounded_receive, send)
 
-    def _refusal(self) -> ApiError:
-        return ApiError(413, f"The request is too large: at most {self._max_bytes} bytes.", code="request_too_large")
+    def _too_large(self) -> ApiError:
+        message = f"The request is too large: at most {self._max_bytes} bytes."
+        return ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
 
 
 class ResponseHeaders:
-    """Adds the same headers to every response."""
+    """Adds the same headers to every response that does not set them itself."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]):
         self._app = app
@@ -92,7 +205,9 @@ class ResponseHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._headers)
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -110,10 +225,38 @@ class HostCheck:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] != "lifespan":
             host = Headers(scope=scope).get("host", "")
             name = host[: host.find("]") + 1] if host.startswith("[") else host.split(":")[0]
             if name.lower() not in self._hosts:
                 error = ApiError(403, f"This server answers only as {', '.join(sorted(self._hosts))}.")
-                return await error.response()(scope, receive, send)
+                return await _refuse(error, scope, receive, send)
         await self._app(scope, receive, send)
+
+
+class WebSocketOrigin:
+    """Refuses WebSockets of pages of other sites than `origins` and the server itself.
+
+    CORS does not protect WebSockets: browsers open them to any site and leave it to the server to look at `Origin`.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]):
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            own = origin is None or origin.partition("://")[2] == headers.get("host")
+            if not own and origin not in self._origins:
+                error = ApiError(403, "Pages of other sites may not use this server.")
+                return await _refuse(error, scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+    else:
+        await error.response()(scope, receive, send)

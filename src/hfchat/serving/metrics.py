@@ -1,0 +1,117 @@
+"""What Prometheus can ask of the server (https://prometheus.io/docs/practices/naming/).
+
+No label has a value that a client chooses, so the number of series is bounded.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily
+
+from hfchat.safety.guards import Finding
+from hfchat.serving.limits import Slots
+from hfchat.serving.record import RequestRecord
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "WEBSOCKET"})
+# From a cached prompt on a GPU to a long one on a laptop, and from 1 ms to 5 s for a token.
+_FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_REQUEST_S = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The metrics of one application, in a registry of its own.
+
+    Args:
+        slots: The places for answers.
+        in_flight: How many requests are being answered.
+        engine_restarts: How often the engine was started again after a crash.
+    """
+
+    def __init__(self, slots: Slots, in_flight: Callable[[], int], engine_restarts: Callable[[], int]):
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "hfchat_http_requests", "Requests that are over.", ["method", "route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "hfchat_http_request_duration_seconds",
+            "From a request to the end of its answer.",
+            ["route"],
+            buckets=_REQUEST_S,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "hfchat_time_to_first_token_seconds",
+            "From a request to the first token of each answer, the time in the queue included.",
+            buckets=_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self._token = Histogram(
+            "hfchat_time_per_output_token_seconds",
+            "Mean time from a token to the next one, of each answer.",
+            buckets=_TOKEN_S,
+            registry=registry,
+        )
+        self._prompt_tokens = Counter("hfchat_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self._completion_tokens = Counter("hfchat_completion_tokens", "Tokens generated.", registry=registry)
+        self._answers = Counter("hfchat_answers", "Answers that are over.", ["finish_reason"], registry=registry)
+        self._findings = Counter(
+            "hfchat_guard_findings", "What guards found.", ["guard", "action", "place"], registry=registry
+        )
+        self._feedback = Counter("hfchat_feedback", "Ratings by users.", ["rating"], registry=registry)
+        gauges = {
+            "hfchat_http_requests_in_flight": ("Requests that are being answered.", in_flight),
+            "hfchat_answers_running": ("Answers that are being generated.", lambda: slots.running),
+            "hfchat_answers_waiting": ("Answers that wait for a place.", lambda: slots.waiting),
+        }
+        for name, (documentation, value) in gauges.items():
+            Gauge(name, documentation, registry=registry).set_function(value)
+        registry.register(_EngineRestarts(engine_restarts))
+
+    def request(self, record: RequestRecord) -> None:
+        """Count a request that is over."""
+        method = record.method if record.method in _METHODS else "other"
+        route = record.route or "none"
+        self._requests.labels(method, route, record.status).inc()
+        self._seconds.labels(route).observe(record.seconds)
+        self._prompt_tokens.inc(record.prompt_tokens)
+        for answer in record.answers:
+            self._answers.labels(answer.finish_reason or "none").inc()
+            self._completion_tokens.inc(answer.tokens)
+            if answer.first_token is not None:
+                self._first_token.observe(answer.first_token - record.started)
+            if answer.seconds_per_token is not None:
+                self._token.observe(answer.seconds_per_token)
+
+    def finding(self, finding: Finding) -> None:
+        """Count what a guard found."""
+        self._findings.labels(finding.guard, finding.action, finding.place).inc()
+
+    def feedback(self, rating: str) -> None:
+        """Count a rating, one of a few words."""
+        self._feedback.labels(rating).inc()
+
+    def text(self) -> bytes:
+        """All of them in Prometheus's text format, `CONTENT_TYPE`."""
+        return generate_latest(self._registry)
+
+
+class _EngineRestarts:
+    """Reads the engine's own count at every scrape."""
+
+    def __init__(self, count: Callable[[], int]):
+        self._count = count
+
+    def collect(self):
+        yield CounterMetricFamily("hfchat_engine_restarts", "Starts of the engine after a crash.", value=self._count())
