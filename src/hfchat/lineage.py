@@ -153,7 +153,7 @@ class Stage:
             "config": self.config,
             "seed": self.config.get("seed"),
             "metrics": dict(metrics or {}),
-            "versions": {"hfchat": __version__, "python": platform.python_version(), **_versions()},
+            "versions": versions(_PACKAGES) | {"python": platform.python_version()},
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "outputs": outputs,
             "sha256": _digest(outputs),
@@ -300,14 +300,15 @@ def _is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of hfchat and of the packages that are installed."""
+    found = {"hfchat": __version__}
+    for package in packages:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return found
 
 
 def _sha256(path: Path) -> str:

@@ -1,9 +1,10 @@
-"""Processes: those of a launch, and those that must not outlive the one that started them."""
+"""Processes: those of a launch, those that must not outlive the one that started them, and how large one became."""
 
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,3 +39,25 @@ def end_with_parent(parent: int) -> None:
         signal_with_parent(signal.SIGKILL)
         if os.getppid() != parent:  # it was killed before this process could ask to be told
             os._exit(1)
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held since its start, or since `reset_peak_resident_bytes`."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_resident_bytes() -> None:
+    """Count the peak from here on, where the kernel can: Linux (proc(5), `/proc/pid/clear_refs`)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

@@ -58,29 +58,6 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def peak_resident_bytes() -> int:
-    """The most memory that this process has held since its start, or since `reset_peak_resident_bytes`."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def reset_peak_resident_bytes() -> None:
-    """Count the peak from here on, where the kernel can: Linux (proc(5), `/proc/pid/clear_refs`)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
 def peak_children_bytes() -> int:
     """The most memory that one process that this one has started and waited for has held."""
     import resource

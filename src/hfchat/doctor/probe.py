@@ -22,13 +22,9 @@ from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from hfchat.doctor.machine import (
-    peak_children_bytes,
-    peak_resident_bytes,
-    reset_peak_resident_bytes,
-    resident_bytes,
-)
+from hfchat.doctor.machine import peak_children_bytes, resident_bytes
 from hfchat.errors import run
+from hfchat.processes import peak_resident_bytes, reset_peak_resident_bytes
 
 _WARM_UP = 2  # steps: the first ones allocate, choose kernels and compile
 _LEAST_STEPS = 3

@@ -5,15 +5,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hfchat import __version__
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.task import Bootstrap
 from hfchat.evaluation.usage import hardware
+from hfchat.lineage import versions
 
 _PACKAGES = ("torch", "transformers", "evaluate", "sacrebleu", "rouge-score", "nltk", "lm-eval")
 _OF_A_STAGE = (
@@ -40,7 +39,7 @@ def collect_results(
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
-        "versions": {"hfchat": __version__, **{package: metadata.version(package) for package in _PACKAGES}},
+        "versions": versions(_PACKAGES),
         "hardware": hardware(),
         "bootstrap": vars(bootstrap),
         "models": {

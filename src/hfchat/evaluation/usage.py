@@ -1,11 +1,14 @@
 """What asking a model took of the machine."""
 
 import platform
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hfchat.processes import peak_resident_bytes, reset_peak_resident_bytes
 
 
 def device_name() -> str:
@@ -33,19 +36,14 @@ def reset_peak_memory() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.reset_peak_memory_stats()
     else:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak of the resident set is as now
+        reset_peak_resident_bytes()
 
 
 def peak_memory() -> int | None:
     """Bytes of the accelerator, or of this process on a CPU, at their most since `reset_peak_memory`."""
     if torch.accelerator.is_available():
         return torch.accelerator.max_memory_allocated()
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
+    return peak_resident_bytes() if sys.platform == "linux" else None  # others count from the start of the process
 
 
 def _cpu_name() -> str | None:
