@@ -140,6 +140,7 @@ class LocalModel(Model):
         self.dtype = dtype
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.folder)
         self._allow_mismatch = allow_template_mismatch
+        self._template_is_right = False  # once it was checked
         self._model: PreTrainedModel | None = None
 
     @property
@@ -204,8 +205,9 @@ class LocalModel(Model):
         return getattr(AutoConfig.from_pretrained(name).get_text_config(), "max_position_embeddings", None)
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, str) and not self._template_is_right:
             check_chat_template(self.tokenizer, allow_mismatch=self._allow_mismatch)
+            self._template_is_right = True
         length = len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens
         for target in targets:
             length = max(length, sum(map(len, encode_target(self.tokenizer, prompt, target, place))))
