@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +9,6 @@ from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.models import LocalModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.task import Example
-from tests.conftest import ROOT
 
 EXAMPLES = [
     Example(
@@ -140,22 +136,14 @@ def test_a_prompt_that_the_model_cannot_read_is_an_error(tiny, tmp_path):
         ask(tiny, EXAMPLES, tmp_path / "long.jsonl", Asked(max_new_tokens=250), "tiny")
 
 
-def test_two_processes_say_the_same_as_one(path, tiny, tmp_path):
+def test_two_processes_say_the_same_as_one(path, tiny, in_two_processes, tmp_path):
     ask(tiny, EXAMPLES, tmp_path / "one.jsonl", ASKED, "tiny")
-    script = tmp_path / "two.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from hfchat.processes import launched\n"
-        "from tests.evaluation.test_asking import ASKED, EXAMPLES, LocalModel, ask\n"
-        "assert launched().num_processes == 2\n"
-        f"model = LocalModel('tiny', {path!r}, batch_size=2, dtype='float32')\n"
-        f"ask(model, EXAMPLES, Path({str(tmp_path / 'two.jsonl')!r}), ASKED, 'tiny')\n"
+    in_two_processes(
+        "from pathlib import Path",
+        "from tests.evaluation.test_asking import ASKED, EXAMPLES, LocalModel, ask",
+        f"model = LocalModel('tiny', {path!r}, batch_size=2, dtype='float32')",
+        f"ask(model, EXAMPLES, Path({str(tmp_path / 'two.jsonl')!r}), ASKED, 'tiny')",
     )
-    config = ROOT / "accelerate_configs" / "cpu_two_processes.yaml"
-    launched = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config, script]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(launched, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
     one, two = (read_records(tmp_path / name) for name in ("one.jsonl", "two.jsonl"))
     assert [(record.index, record.answer) for record in two] == [(record.index, record.answer) for record in one]
     for before, after in zip(one, two, strict=True):

@@ -23,7 +23,7 @@ from hfchat.evaluation.suite import TaskEntry
 from hfchat.evaluation.task import Bootstrap, result
 from hfchat.evaluation.tasks import benchmark
 from hfchat.evaluation.tasks.benchmark import LOCAL_TASKS, Benchmark
-from tests.conftest import ROOT, SHARED_DATA, tiny_model
+from tests.conftest import SHARED_DATA, tiny_model
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 GSM8K, CROWS_PAIRS = SHARED_DATA / "sft/gsm8k.train.jsonl", SHARED_DATA / "bias/crows_pairs_anonymized.csv"
@@ -234,24 +234,16 @@ def test_worked_examples_are_never_asked(data):
     assert not shown & asked
 
 
-def test_two_processes_say_the_same_as_one(model, path, data, tmp_path):
+def test_two_processes_say_the_same_as_one(model, path, data, in_two_processes, tmp_path):
     both(data).collect(model, tmp_path / "one")
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import torch\n"
-        "from pathlib import Path\n"
-        "from hfchat.processes import launched\n"
-        "from tests.evaluation.test_benchmark import LocalModel, both\n"
-        "torch.set_num_threads(1)\n"
-        "assert launched().num_processes == 2\n"
-        f"model = LocalModel('tiny', {path!r}, batch_size=3, dtype='bfloat16')\n"
-        f"both({data!r}).collect(model, Path({str(tmp_path / 'two')!r}))\n"
+    in_two_processes(
+        "import torch",
+        "from pathlib import Path",
+        "from tests.evaluation.test_benchmark import LocalModel, both",
+        "torch.set_num_threads(1)",
+        f"model = LocalModel('tiny', {path!r}, batch_size=3, dtype='bfloat16')",
+        f"both({data!r}).collect(model, Path({str(tmp_path / 'two')!r}))",
     )
-    config = ROOT / "accelerate_configs" / "cpu_two_processes.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config, script]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
     assert said(tmp_path / "two") == said(tmp_path / "one")
     assert not list(tmp_path.glob("two/*.part"))
 

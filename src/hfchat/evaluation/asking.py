@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.records import append_records, read_records, write_records
-from hfchat.evaluation.task import Example, Record
+from hfchat.evaluation.task import Example, Record, Task
 from hfchat.processes import launched
 
 
@@ -32,6 +32,27 @@ class Asked:
     windows: tuple[int, int] | None = None
 
 
+class AskingTask(Task):
+    """A task whose examples are put to a model as they are."""
+
+    def asked(self, model: Model) -> Asked:
+        """What this model is asked of each example."""
+        raise NotImplementedError
+
+    def check(self, model: Model) -> None:
+        for one in self.examples:
+            check(model, one, self.asked(model))
+
+    def collect(self, model: Model, folder: Path) -> None:
+        ask(model, self.examples, folder / f"{model.name}.jsonl", self.asked(model), f"{self.name}: {model.name}")
+
+
+def check(model: Model, example: Example, asked: Asked) -> int:
+    """Refuse what a model cannot read, and give its length, see `Model.check`."""
+    targets = example.targets if asked.losses else ()
+    return model.check(example.prompt, targets, asked.max_new_tokens, example.place)
+
+
 def ask(model: Model, examples: Sequence[Example], file: Path, asked: Asked, description: str) -> None:
     """Put every example to a model that `file` has no record of yet, in batches of similar length.
 
@@ -50,10 +71,7 @@ def ask(model: Model, examples: Sequence[Example], file: Path, asked: Asked, des
     parts = _parts(file)
     done = {record.index for part in [file, *parts] for record in read_records(part)}
     state.wait_for_everyone()  # before any of them writes
-    lengths = [
-        model.check(one.prompt, one.targets if asked.losses else (), asked.max_new_tokens, one.place)
-        for one in examples
-    ]
+    lengths = [check(model, one, asked) for one in examples]
     # The longest first: if memory does not do, it shows at once.
     order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
     size = model.batch_size

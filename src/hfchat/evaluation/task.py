@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
+from hfchat.lineage import describe
 
 if TYPE_CHECKING:
     from hfchat.evaluation.models import Model
@@ -114,6 +115,7 @@ class Task:
         limits: What its numbers do not say, a sentence each.
         group_label: What `Example.group` is, as the head of a column: `"category"`.
         headline: The metric that the report's verdict reads.
+        split: Of its dataset, if it has splits.
     """
 
     kind: ClassVar[str]
@@ -121,6 +123,7 @@ class Task:
     limits: ClassVar[Sequence[str]] = ()
     group_label: ClassVar[str] = "group"
     headline: ClassVar[str | None] = None
+    split: ClassVar[str | None] = None
 
     name: str
     examples: Sequence[Example] = ()  # since `prepare`; no field, as it is no setting
@@ -128,6 +131,12 @@ class Task:
     @property
     def title(self) -> str:
         return self.name
+
+    def require_at_least(self, least: int, *keys: str) -> None:
+        """Raise a `ValueError` that names the first of these settings that is less; one that is not set may be."""
+        for key in keys:
+            if getattr(self, key) is not None and getattr(self, key) < least:
+                raise ValueError(f"{key}: must be at least {least}, not {getattr(self, key)}")
 
     def prepare(self) -> None:
         """Read the data and refuse what is wrong with it, before a model is loaded.
@@ -142,8 +151,11 @@ class Task:
         return None
 
     def dataset(self) -> dict[str, Any] | None:
-        """What was asked: `hfchat.lineage.describe` of its data, with `split` and `n`."""
-        return None
+        """What was asked: `hfchat.lineage.describe` of its `source`, with `split`, if it has splits, and `n`."""
+        if self.source is None:
+            return None
+        split = {} if self.split is None else {"split": self.split}
+        return {**describe(self.source), **split, "n": len(self.examples)}
 
     def refusal(self, model: "Model") -> str | None:
         """Why a model cannot take part (a server gives no likelihoods): it is left out, and the report says so."""

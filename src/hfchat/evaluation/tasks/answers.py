@@ -6,14 +6,13 @@ from typing import Any, ClassVar
 
 from hfchat.dataset import check_messages, load_split
 from hfchat.errors import UserError
-from hfchat.evaluation.asking import Asked, ask
+from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
 from hfchat.evaluation.metrics import load_metric
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.perplexity import bits_per_byte, perplexity
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Prompt, Task
-from hfchat.lineage import describe
+from hfchat.evaluation.task import Example, Measured, Metric, Prompt
 
 _OVERLAP = {
     "bleu": Metric("BLEU", form=".1f"),
@@ -27,7 +26,7 @@ _OVERLAP = {
 
 
 @dataclass
-class Answers(Task):
+class Answers(AskingTask):
     """Answers to the prompts of a dataset.
 
     Its rows have `messages`, of which the last is the reference; or `prompt` names how a question is made of their
@@ -81,15 +80,13 @@ class Answers(Task):
             raise ValueError(f"headline: {self.headline!r} is not among the metrics")
         if (self.prompt is None) != (self.references is None):
             raise ValueError("prompt and references: set both, or neither for rows with messages")
-        for key in ("max_samples", "max_new_tokens"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        self.require_at_least(1, "max_samples", "max_new_tokens")
 
     def prepare(self) -> None:
         column = self.references or "messages"
         rows = load_split(self.dataset_name, self.split, column=column, config_name=self.dataset_config_name)
         if self.max_samples is not None:
-            rows = rows.select(range(min(self.max_samples, len(rows))))
+            rows = rows.take(self.max_samples)
         place = f"{self.dataset_name} ({self.split}) row"
         make = self._from_messages if self.prompt is None else self._from_columns
         self.examples = [make(row, f"{place} {number}") for number, row in enumerate(rows, start=1)]
@@ -126,16 +123,8 @@ class Answers(Task):
     def source(self) -> str:
         return self.dataset_name
 
-    def dataset(self) -> dict[str, Any]:
-        return {**describe(self.dataset_name), "split": self.split, "n": len(self.examples)}
-
-    def check(self, model: Model) -> None:
-        for one in self.examples:
-            model.check(one.prompt, one.targets, self.max_new_tokens, one.place)
-
-    def collect(self, model: Model, folder: Path) -> None:
-        asked = Asked(self.max_new_tokens, losses=self._likelihoods and model.gives_losses)
-        ask(model, self.examples, folder / f"{model.name}.jsonl", asked, f"{self.name}: {model.name}")
+    def asked(self, model: Model) -> Asked:
+        return Asked(self.max_new_tokens, losses=self._likelihoods and model.gives_losses)
 
     def measure(self, model: str, folder: Path) -> Measured:
         file = folder / f"{model}.jsonl"

@@ -66,11 +66,8 @@ class Benchmark(Task):
     def __post_init__(self):
         if not self.tasks:
             raise ValueError("tasks: needs a value; `lm_eval ls tasks` lists the names")
-        for key in ("limit", "batch_size"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(f"num_fewshot: must be at least 0, not {self.num_fewshot}")
+        self.require_at_least(1, "limit", "batch_size")
+        self.require_at_least(0, "num_fewshot")
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ValueError(f"include_path {self.include_path}: no such folder")
 

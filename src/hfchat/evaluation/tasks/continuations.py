@@ -11,14 +11,13 @@ import numpy as np
 import yaml
 
 from hfchat.errors import UserError
-from hfchat.evaluation.asking import Asked, ask
+from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.classifiers import TextClassifier
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.probes import describe_probe, load_probe
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record, Task
-from hfchat.lineage import describe
+from hfchat.evaluation.task import Example, Measured, Metric, Record
 from hfchat.safety.lexicon import Lexicon
 
 _ALIKE = "all alike"
@@ -27,7 +26,7 @@ _ASK = "Continue this sentence, and write only the continuation: "
 
 
 @dataclass
-class Continuations(Task):
+class Continuations(AskingTask):
     """Every template with every group; see `probes/continuations.yaml`.
 
     Attributes:
@@ -69,9 +68,7 @@ class Continuations(Task):
     seed: int = 42
 
     def __post_init__(self):
-        for key in ("max_templates", "max_new_tokens"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        self.require_at_least(1, "max_templates", "max_new_tokens")
 
     @property
     def title(self) -> str:
@@ -101,21 +98,15 @@ class Continuations(Task):
         return self.prompts
 
     def dataset(self) -> dict[str, Any]:
-        described = describe_probe("continuations") if self.prompts is None else describe(self.prompts)
-        return {**described, "n": len(self.examples)}
+        return super().dataset() or {**describe_probe("continuations"), "n": len(self.examples)}
 
     def refusal(self, model: Model) -> str | None:
         if self.as_messages or model.gives_losses:
             return None
         return "a server takes no text to continue; as_messages asks for a continuation"
 
-    def check(self, model: Model) -> None:
-        for one in self.examples:
-            model.check(one.prompt, (), self.max_new_tokens, one.place)
-
-    def collect(self, model: Model, folder: Path) -> None:
-        asked = Asked(self.max_new_tokens)
-        ask(model, self.examples, folder / f"{model.name}.jsonl", asked, f"{self.name}: {model.name}")
+    def asked(self, model: Model) -> Asked:
+        return Asked(self.max_new_tokens)
 
     def measure(self, model: str, folder: Path) -> Measured:
         file = folder / f"{model}.jsonl"

@@ -8,18 +8,17 @@ import numpy as np
 
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
-from hfchat.evaluation.asking import Asked, ask
+from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record, Task
-from hfchat.lineage import describe
+from hfchat.evaluation.task import Example, Measured, Metric, Record
 
 _COLUMNS = ("sent_more", "sent_less", "bias_type")
 
 
 @dataclass
-class CrowsPairs(Task):
+class CrowsPairs(AskingTask):
     """Pairs of sentences that differ in the group they are about.
 
     The likelihood is that of the whole sentence after the token that begins a text, as in lm-eval's
@@ -59,8 +58,7 @@ class CrowsPairs(Task):
     max_samples: int | None = None
 
     def __post_init__(self):
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(f"max_samples: must be at least 1, not {self.max_samples}")
+        self.require_at_least(1, "max_samples")
 
     @property
     def title(self) -> str:
@@ -71,7 +69,7 @@ class CrowsPairs(Task):
         if missing := [name for name in _COLUMNS if name not in rows.column_names]:
             raise UserError(f"{self.name}: {self.dataset_name} has no column '{missing[0]}', only {rows.column_names}")
         if self.max_samples is not None:
-            rows = rows.select(range(min(self.max_samples, len(rows))))
+            rows = rows.take(self.max_samples)
         place = f"{self.dataset_name} ({self.split}) row"
         self.examples = [_example(row, f"{place} {number}") for number, row in enumerate(rows, start=1)]
 
@@ -79,18 +77,11 @@ class CrowsPairs(Task):
     def source(self) -> str:
         return self.dataset_name
 
-    def dataset(self) -> dict[str, Any]:
-        return {**describe(self.dataset_name), "split": self.split, "n": len(self.examples)}
-
     def refusal(self, model: Model) -> str | None:
         return None if model.gives_losses else "a server gives no likelihoods of given sentences"
 
-    def check(self, model: Model) -> None:
-        for one in self.examples:
-            model.check(one.prompt, one.targets, 0, one.place)
-
-    def collect(self, model: Model, folder: Path) -> None:
-        ask(model, self.examples, folder / f"{model.name}.jsonl", Asked(losses=True), f"{self.name}: {model.name}")
+    def asked(self, model: Model) -> Asked:
+        return Asked(losses=True)
 
     def measure(self, model: str, folder: Path) -> Measured:
         file = folder / f"{model}.jsonl"

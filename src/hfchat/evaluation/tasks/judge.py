@@ -102,9 +102,7 @@ class Judge(Task):
     def __post_init__(self):
         if not re.match(r"https?://", self.judge):
             raise ValueError(f"judge: must be a URL, https://host/v1#model, not {self.judge!r}")
-        for key in ("max_new_tokens", "concurrency"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        self.require_at_least(1, "max_new_tokens", "concurrency")
         self.headline = "win_rate" if self.mode == "pairwise" else "rating"
 
     @property

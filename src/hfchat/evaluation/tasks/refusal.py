@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
-from hfchat.evaluation.asking import Asked, ask
+from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.classifiers import TextClassifier
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.probes import describe_probe, load_probe
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record, Task
-from hfchat.lineage import describe
+from hfchat.evaluation.task import Example, Measured, Metric, Record
 from hfchat.safety.lexicon import Lexicon
 
 # Metric to the examples that it is the share of.
@@ -59,7 +58,7 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ´`", "'"))
 
 
 @dataclass
-class Refusal(Task):
+class Refusal(AskingTask):
     """Asks what `probes/refusal.yaml` holds, or the first user turns of a dataset.
 
     Attributes:
@@ -107,9 +106,7 @@ class Refusal(Task):
     label: str = "REJECTION"
 
     def __post_init__(self):
-        for key in ("max_samples", "max_new_tokens"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        self.require_at_least(1, "max_samples", "max_new_tokens")
         if self.dataset_name is None and (self.max_samples is not None or self.expected == "answer"):
             key = "max_samples" if self.max_samples is not None else "expected"
             raise ValueError(f"{key}: is for the rows of a dataset_name")
@@ -140,7 +137,7 @@ class Refusal(Task):
                 f"{self.name}: category_column: there is no {self.category_column!r} in {rows.column_names}"
             )
         if self.max_samples is not None:
-            rows = rows.select(range(min(self.max_samples, len(rows))))
+            rows = rows.take(self.max_samples)
         probe = "adversarial" if self.expected == "refusal" else "harmless"
         examples = []
         for number, row in enumerate(rows, start=1):
@@ -154,17 +151,10 @@ class Refusal(Task):
         return self.dataset_name
 
     def dataset(self) -> dict[str, Any]:
-        if self.dataset_name is None:
-            return {**describe_probe("refusal"), "n": len(self.examples)}
-        return {**describe(self.dataset_name), "split": self.split, "n": len(self.examples)}
+        return super().dataset() or {**describe_probe("refusal"), "n": len(self.examples)}
 
-    def check(self, model: Model) -> None:
-        for one in self.examples:
-            model.check(one.prompt, (), self.max_new_tokens, one.place)
-
-    def collect(self, model: Model, folder: Path) -> None:
-        asked = Asked(self.max_new_tokens)
-        ask(model, self.examples, folder / f"{model.name}.jsonl", asked, f"{self.name}: {model.name}")
+    def asked(self, model: Model) -> Asked:
+        return Asked(self.max_new_tokens)
 
     def measure(self, model: str, folder: Path) -> Measured:
         file = folder / f"{model}.jsonl"

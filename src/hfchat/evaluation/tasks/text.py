@@ -11,7 +11,6 @@ from hfchat.evaluation.models import Model
 from hfchat.evaluation.perplexity import bits_per_byte, perplexity, text_setting, window_and_stride
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Metric, Task
-from hfchat.lineage import describe
 
 
 @dataclasses.dataclass
@@ -51,9 +50,8 @@ class TextPerplexity(Task):
     stride: int | None = None
 
     def __post_init__(self):
-        for key, least in (("max_samples", 1), ("window", 2), ("stride", 1)):
-            if getattr(self, key) is not None and getattr(self, key) < least:
-                raise ValueError(f"{key}: must be at least {least}, not {getattr(self, key)}")
+        self.require_at_least(1, "max_samples", "stride")
+        self.require_at_least(2, "window")
         if self.separator is not None and not self._is_text_file:
             raise ValueError(f"separator: is for a .txt file, which dataset_name {self.dataset_name} is not")
 
@@ -88,9 +86,6 @@ class TextPerplexity(Task):
     @property
     def source(self) -> str:
         return self.dataset_name
-
-    def dataset(self) -> dict[str, Any]:
-        return {**describe(self.dataset_name), "split": self.split, "n": len(self.examples)}
 
     def refusal(self, model: Model) -> str | None:
         return None if model.gives_losses else "a server gives no likelihoods of texts"
