@@ -17,6 +17,7 @@ ALLOWED = {
     ("doctor", "data"),
     ("evaluation", "safety"),
     ("evaluation", "hub"),  # an adapter is put on its base in one way
+    ("serving", "hub"),  # an adapter knows its base in one way
 }
 
 

@@ -48,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--drain-seconds", type=float, default=30, help="for running answers after Ctrl-C or SIGTERM (%(default)s)"
     )
+    serve.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="an adapter of the model that answers beside it, under this name; repeatable",
+    )
     serve.add_argument("--guards", metavar="FILE.yaml", help="guards of prompts and answers, or `default` (none)")
     serve.add_argument(
         "--api-keys",
@@ -121,6 +128,7 @@ def _serve(args: argparse.Namespace) -> None:
             drain_seconds=args.drain_seconds,
             default_max_tokens=args.default_max_tokens,
             guards=args.guards,
+            adapters=tuple(args.adapter),
             api_keys=args.api_keys,
             requests_per_minute=args.requests_per_minute,
             allow_anyone=args.allow_anyone,

@@ -325,7 +325,7 @@ def test_a_base_with_other_weights_is_refused(base, exported, tmp_path):
     moved = certify_adapter(exported / "adapter", tmp_path / "merged", CONVERSATIONS, base=str(other))
     assert moved.base["model_name_or_path"] == str(base), "a copy of the base is the base"
     change_weight(other / "model.safetensors", "model.norm.weight", lambda weight: weight * 1.01)
-    with pytest.raises(UserError, match=rf"--base {other}: its weights are not those .* of {base}"):
+    with pytest.raises(UserError, match=rf"{other}: its weights are not those .* of {base}"):
         certify_adapter(exported / "adapter", tmp_path / "again", CONVERSATIONS, base=str(other))
     assert not (tmp_path / "again").exists()
 
@@ -333,7 +333,7 @@ def test_a_base_with_other_weights_is_refused(base, exported, tmp_path):
 def test_an_adapter_from_elsewhere_is_held_to_the_name_and_the_revision_that_it_gives(copied, base, tmp_path):
     (copied / "adapter" / "base.json").unlink()
     edit(copied / "adapter" / "adapter_config.json", base_model_name_or_path="someone/model", revision="v1")
-    with pytest.raises(UserError, match=rf"--base {base}: the adapter .* was trained on someone/model; pass that"):
+    with pytest.raises(UserError, match=rf"{base}: the adapter .* was trained on someone/model; take that"):
         certify_adapter(copied / "adapter", tmp_path / "out", CONVERSATIONS, base=str(base))
     with pytest.raises(UserError, match=r"--revision v2: the adapter .* was trained on revision v1 of someone/model"):
         certify_adapter(copied / "adapter", tmp_path / "out", CONVERSATIONS, revision="v2")

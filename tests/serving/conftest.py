@@ -13,6 +13,7 @@ import pytest
 
 from hfchat.serving.app import create_app
 from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
+from hfchat.serving.models import ServedModels
 from hfchat.serving.server import Server, ServerSettings
 
 MODEL = "tiny-chat"
@@ -119,14 +120,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def running(engine, guards=None, keys=None, **settings):
+def running(engine, guards=None, keys=None, loaded=True, **settings):
     settings = ServerSettings(model=MODEL, served_model_name=MODEL, **{"drain_seconds": 1} | settings)
-    server = Server(create_app(settings, engine, guards, keys), engine, settings, announce=lambda: None)
+    models = engine if isinstance(engine, ServedModels) else ServedModels.of(MODEL, engine)
+    answers = threading.Event()
+    server = Server(create_app(settings, models, guards, keys), models, settings, announce=answers.set)
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
-            wait_until(lambda: server.started or not thread.is_alive(), 30)
+            wait_until(lambda: (answers.is_set() if loaded else server.started) or not thread.is_alive(), 30)
             yield Served(bound.getsockname()[1], engine, server)
         finally:
             server.should_exit = True
@@ -154,7 +157,7 @@ def eventually():
 
 @pytest.fixture
 def serve():
-    """Start servers: `serve(engine, **settings)`."""
+    """Start servers: `serve(engine, **settings)`; with `loaded=False` they may still be loading."""
     with contextlib.ExitStack() as stack:
         yield lambda engine, **settings: stack.enter_context(running(engine, **settings))
 

@@ -14,8 +14,9 @@ import pytest
 
 from hfchat.cli import main
 from hfchat.errors import UserError
-from hfchat.serving import server
+from hfchat.serving import loading, server
 from hfchat.serving.app import create_app
+from hfchat.serving.models import ServedModels
 from hfchat.serving.server import ServerSettings, serve
 
 
@@ -82,8 +83,8 @@ def test_another_template_is_refused_unless_allowed(tmp_path, tiny_tokenizer, ti
     settings = {"model": str(tmp_path), "port": free_port}
     with pytest.raises(UserError, match="template"):
         serve(ServerSettings(**settings))
-    engine = server._load_engine(str(tmp_path), ServerSettings(**settings, allow_template_mismatch=True))
-    assert engine.context_length == 512
+    models = loading.served_models(str(tmp_path), ServerSettings(**settings, allow_template_mismatch=True))
+    assert [model.id for model in models.list()] == [tmp_path.name]
 
 
 def test_missing_folders_and_bad_settings(tmp_path, free_port):
@@ -143,7 +144,7 @@ def _stop_at_loading(monkeypatch):
     def stop_here(folder, settings):
         raise UserError("stop here")
 
-    monkeypatch.setattr(server, "_load_engine", stop_here)
+    monkeypatch.setattr(loading, "served_models", stop_here)
 
 
 @pytest.mark.parametrize("origin", ["*", "null", "example.org", "https://example.org/", "https://Example.org", ""])
@@ -213,7 +214,8 @@ def run_and_signal(engine, port, number, signals=1, drain_seconds=0.3, during=la
     client = threading.Thread(target=read_and_signal)
     client.start()
     settings = ServerSettings(model="tiny", port=port, drain_seconds=drain_seconds)
-    server.Server(create_app(settings, engine), engine, settings, announce=ready.set).run()
+    models = ServedModels.of("tiny", engine)
+    server.Server(create_app(settings, models), models, settings, announce=ready.set).run()
     client.join(10)
     return lines
 

@@ -111,25 +111,50 @@ def load_base_of(adapter: Path, base: str | None = None, revision: str | None = 
             revision.
     """
     record = read_base(adapter)
-    name, trained_on = base or record["model_name_or_path"], record["model_name_or_path"]
+    name = base or record["model_name_or_path"]
     if not name:
         raise UserError(f"{adapter}/adapter_config.json: names no base_model_name_or_path; pass --base")
-    expected = record.get("weights_sha256")
-    if expected is None and resolve(name) != trained_on:
-        raise UserError(f"--base {name}: the adapter {adapter} was trained on {trained_on}; pass that")
-    if expected is None and (revision or "main") != (record["revision"] or "main") and revision is not None:
+    if revision is not None and "weights_sha256" not in record and revision != (record["revision"] or "main"):
         raise UserError(
             f"--revision {revision}: the adapter {adapter} was trained on revision {record['revision'] or 'main'} of "
-            f"{trained_on}; pass that"
+            f"{record['model_name_or_path']}; pass that"
         )
+    check_name(adapter, name)
     stored = load_base(name, revision or record["revision"])
-    if expected is not None and weights_sha256(stored) != expected:
+    check_weights(adapter, name, stored)
+    return stored
+
+
+def check_name(adapter: Path, base: str) -> None:
+    """Refuse a base of another name than the adapter's, where the adapter does not know its base by its weights.
+
+    Raises:
+        UserError: If it has another name.
+    """
+    record = read_base(adapter)
+    trained_on = record["model_name_or_path"]
+    if "weights_sha256" not in record and resolve(base) != trained_on:
+        raise UserError(f"{base}: the adapter {adapter} was trained on {trained_on}; take that as its base")
+
+
+def check_weights(adapter: Path, base: str, stored: "PreTrainedModel") -> None:
+    """Refuse a base with other weights than those that the adapter was trained on, if the adapter records which.
+
+    Args:
+        adapter: Its folder.
+        base: Where the base is from.
+        stored: The base, from `load_base`.
+
+    Raises:
+        UserError: If its weights are others.
+    """
+    record = read_base(adapter)
+    if record.get("weights_sha256") not in (None, weights_sha256(stored)):
         at = f" at revision {record['revision']}" if record["revision"] else ""
         raise UserError(
-            f"--base {name}: its weights are not those that the adapter {adapter} was trained on, which are of "
-            f"{trained_on}{at}; pass the base and the revision of the training"
+            f"{base}: its weights are not those that the adapter {adapter} was trained on, which are of "
+            f"{record['model_name_or_path']}{at}; take the base and the revision of the training"
         )
-    return stored
 
 
 def changed_base_weights(model: "PeftModel", stored: "PreTrainedModel", known: int) -> list[str]:

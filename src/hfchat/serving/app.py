@@ -1,6 +1,6 @@
 """The web application: routes, limits and the shape of every error around an engine that is handed in."""
 
-import time
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ from hfchat.serving.auth import OPEN_PATHS, ApiKeys, Auth, RateLimit
 from hfchat.serving.chat import ChatHandler
 from hfchat.serving.completions import CompletionHandler
 from hfchat.serving.documentation import add_documentation
-from hfchat.serving.engine import Engine
+from hfchat.serving.generation import Generation
 from hfchat.serving.guarding import Guarding, log_finding
 from hfchat.serving.limits import (
     BodyLimit,
@@ -32,6 +32,7 @@ from hfchat.serving.limits import (
 )
 from hfchat.serving.logs import log_request
 from hfchat.serving.metrics import CONTENT_TYPE, Metrics
+from hfchat.serving.models import ServedModels
 from hfchat.serving.protocol import (
     ApiError,
     ChatCompletion,
@@ -63,44 +64,48 @@ _HEADERS = {
 
 
 def create_app(
-    settings: "ServerSettings", engine: Engine, guards: Guards | None = None, keys: ApiKeys | None = None
+    settings: "ServerSettings", models: ServedModels, guards: Guards | None = None, keys: ApiKeys | None = None
 ) -> FastAPI:
     """Build the application.
 
     Args:
         settings: Names and limits; `settings.host` decides whether only local requests are answered.
-        engine: Generates the answers. The application starts and stops it.
+        models: Generate the answers. The application loads, starts and stops them.
         guards: Look at prompts and answers; the application closes them.
         keys: Who may use it; anyone if None.
 
     Returns:
-        The application. Its `state.gate` (`hfchat.serving.limits.Gate`) is for who starts and stops it.
+        The application. For who starts and stops it, its `state` has `gate` (`hfchat.serving.limits.Gate`) and
+        `loading`, the task that ends when all models can answer, or with what went wrong.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        app.state.loading = asyncio.create_task(models.start())
         try:
             yield
         finally:
-            await engine.stop()
+            app.state.loading.cancel()
+            await asyncio.wait({app.state.loading})
+            await models.stop()
             await guarding.close()
 
     app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
     app.state.gate = gate = Gate()
     places = settings.max_concurrent_requests, settings.max_waiting_requests
     slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
-    metrics = Metrics(slots, in_flight=lambda: gate.inside, engine_restarts=lambda: engine.restarts)
-    readiness = Readiness(engine, gate)
+    metrics = Metrics(slots, in_flight=lambda: gate.inside, engine_restarts=lambda: models.restarts)
+    readiness = Readiness(models, gate)
 
     def on_finding(finding: Finding) -> None:
+        current_record().findings.append(finding)
         log_finding(finding)
         metrics.finding(finding)
 
     guarding = Guarding(guards, Slots(*places, settings.max_wait_seconds), on_finding)
-    chat = ChatHandler(settings.model_id, engine, slots, guarding, settings.default_max_tokens)
-    completion = CompletionHandler(settings.model_id, engine, slots, guarding, settings.default_max_tokens)
-    model = Model(id=settings.model_id, created=int(time.time()))
+    generation = Generation(models, slots, guarding)
+    chat = ChatHandler(generation, settings.default_max_tokens)
+    completion = CompletionHandler(generation, settings.default_max_tokens)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_GENERATION)
     async def chat_completions(request: ChatCompletionRequest) -> Response:
@@ -111,21 +116,18 @@ def create_app(
         return await completion(request)
 
     @app.get("/v1/models", responses=_errors())
-    async def models() -> ModelList:
-        return ModelList(data=[model])
+    async def list_models() -> ModelList:
+        return ModelList(data=models.list())
 
     @app.get("/v1/models/{model_id:path}", responses=_errors(404))
     async def retrieve_model(model_id: str) -> Model:
-        if model_id != model.id:
-            message = f"The model '{model_id}' does not exist; this server has '{model.id}'."
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return model
+        return models.find(model_id)
 
     @app.get("/health", responses=_errors())
     async def health() -> JSONResponse:
         """Whether the process is alive. Whether it can answer is for `/ready` to say."""
         state = {"running": slots.running, "waiting": slots.waiting}
-        return JSONResponse({"status": "ok", "model": model.id, **state})
+        return JSONResponse({"status": "ok", "model": settings.model_id, **state})
 
     @app.get("/ready", responses=_errors(503))
     async def ready() -> JSONResponse:

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from hfchat.serving.engine import Engine, Logprob, PromptError, TokenLogprobs
+from hfchat.serving.engine import Logprob, PromptError, TokenLogprobs
 from hfchat.serving.generation import Generation, Part
-from hfchat.serving.guarding import Guarding
-from hfchat.serving.limits import Slots
 from hfchat.serving.protocol import (
     AnswerMessage,
     ApiError,
@@ -27,25 +25,26 @@ from hfchat.serving.protocol import (
 class ChatHandler:
     """Turns a request into its answer, or raises the `ApiError` that says why not."""
 
-    def __init__(self, model_id: str, engine: Engine, slots: Slots, guarding: Guarding, default_max_tokens: int):
-        self._generation = Generation(model_id, engine, slots, guarding)
+    def __init__(self, generation: Generation, default_max_tokens: int):
+        self._generation = generation
         self._default_max_tokens = default_max_tokens
 
     async def __call__(self, request: ChatCompletionRequest) -> Response:
         generation = self._generation
-        generation.check(request, answers=request.n or 1)
+        engine = generation.engine(request, answers=request.n or 1)
         generation.guarding.check_logprobs(bool(request.logprobs))
         messages = [message.plain() for message in request.messages]
         verdict = await generation.guarding.check_prompt([message["content"] for message in messages])
         messages = [{**message, "content": text} for message, text in zip(messages, verdict.texts, strict=True)]
         try:
-            prompt = await generation.engine.encode(messages)
+            prompt = await engine.encode(messages)
         except PromptError as error:
             raise ApiError(400, f"messages: {error}", param="messages") from error
-        max_tokens = generation.max_tokens(prompt, "messages", request.limit, self._default_max_tokens)
+        max_tokens = generation.max_tokens(engine, prompt, "messages", request.limit, self._default_max_tokens)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        sampling = generation.sampling(request, max_tokens, logprobs)
-        return generation.answer(request, [(prompt, sampling, verdict.message)], _ChatFormat(logprobs is not None))
+        sampling = generation.sampling(engine, request, max_tokens, logprobs)
+        prompts = [(prompt, sampling, verdict.message)]
+        return generation.answer(engine, request, prompts, _ChatFormat(logprobs is not None), messages)
 
 
 class _ChatFormat:

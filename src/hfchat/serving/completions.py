@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from hfchat.serving.engine import Engine, PromptError
+from hfchat.serving.engine import PromptError
 from hfchat.serving.generation import Generation, Part
-from hfchat.serving.guarding import Guarding
-from hfchat.serving.limits import Slots
 from hfchat.serving.protocol import (
     ApiError,
     Completion,
@@ -24,25 +22,25 @@ from hfchat.serving.protocol import (
 class CompletionHandler:
     """Turns a request into its answers, or raises the `ApiError` that says why not."""
 
-    def __init__(self, model_id: str, engine: Engine, slots: Slots, guarding: Guarding, default_max_tokens: int):
-        self._generation = Generation(model_id, engine, slots, guarding)
+    def __init__(self, generation: Generation, default_max_tokens: int):
+        self._generation = generation
         self._default_max_tokens = default_max_tokens  # for a null; OpenAI's 16 is for no word of it
 
     async def __call__(self, request: CompletionRequest) -> Response:
         generation = self._generation
-        generation.check(request, answers=len(request.prompts) * (request.n or 1))
+        engine = generation.engine(request, answers=len(request.prompts) * (request.n or 1))
         generation.guarding.check_logprobs(request.logprobs is not None)
         prompts = []
         for text in request.prompts:
             text, message = await self._guarded(text)
             try:
-                prompt = await generation.engine.encode_text(text)
+                prompt = await engine.encode_text(text)
             except PromptError as error:
                 raise ApiError(400, f"prompt: {error}", param="prompt") from error
             limit = "max_tokens", request.max_tokens
-            max_tokens = generation.max_tokens(prompt, "prompt", limit, self._default_max_tokens)
-            prompts.append((prompt, generation.sampling(request, max_tokens, request.logprobs), message))
-        return generation.answer(request, prompts, _CompletionFormat(request.logprobs is not None))
+            max_tokens = generation.max_tokens(engine, prompt, "prompt", limit, self._default_max_tokens)
+            prompts.append((prompt, generation.sampling(engine, request, max_tokens, request.logprobs), message))
+        return generation.answer(engine, request, prompts, _CompletionFormat(request.logprobs is not None))
 
     async def _guarded(self, prompt: str | list[int]) -> tuple[str | list[int], str | None]:
         """The prompt as the guards let it through, and the message in place of an answer if one has blocked it."""

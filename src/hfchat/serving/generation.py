@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -19,8 +19,9 @@ from starlette.types import Receive, Scope, Send
 from hfchat.serving.engine import Engine, EngineError, FinishReason, Piece, Prompt, Sampling, TokenLogprobs
 from hfchat.serving.guarding import Guarding
 from hfchat.serving.limits import Slots
+from hfchat.serving.models import ServedModels
 from hfchat.serving.protocol import ApiError, GenerationRequest, Usage
-from hfchat.serving.record import current_record
+from hfchat.serving.record import AnswerRecord, current_record
 from hfchat.serving.text import StopStrings
 
 _LOGGER = logging.getLogger("hfchat.serving")
@@ -38,6 +39,26 @@ class Part:
     text: str
     logprobs: Sequence[tuple[int, TokenLogprobs]] = ()
     finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request and its whole answers, as they were sent.
+
+    Attributes:
+        request: As it came.
+        identity: `id`, `created` and `model` of the response.
+        messages: The conversation, as the guards have let it through; empty for a prompt without a template.
+        answers: In the order of their indices, each with how its tokens were chosen.
+    """
+
+    request: GenerationRequest
+    identity: Mapping[str, str | int]
+    messages: Sequence[dict[str, str]]
+    answers: Sequence[tuple[AnswerRecord, Sampling]]
+
+
+OnAnswered = Callable[[Answered], None]
 
 
 class Format(Protocol):
@@ -58,34 +79,28 @@ class Format(Protocol):
 class Generation:
     """Turns requests into responses, or raises the `ApiError` that says why not."""
 
-    def __init__(self, model_id: str, engine: Engine, slots: Slots, guarding: Guarding):
-        self.engine = engine
+    def __init__(self, models: ServedModels, slots: Slots, guarding: Guarding, on_answered: OnAnswered | None = None):
         self.guarding = guarding
-        self._model_id = model_id
+        self._models = models
         self._slots = slots
+        self._on_answered = on_answered
 
-    def check(self, request: GenerationRequest, answers: int) -> None:
-        """Refuse what has no place or another model, before any work for it."""
-        if self.engine.error is not None:
-            message = f"The server cannot answer now: {self.engine.error}"
-            raise ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "10"})
-        if request.model != self._model_id:
-            raise ApiError(
-                404,
-                f"The model '{request.model}' does not exist; this server has '{self._model_id}'.",
-                param="model",
-                code="model_not_found",
-            )
+    def engine(self, request: GenerationRequest, answers: int) -> Engine:
+        """Its model's engine. Refuses what has no place, or a model that is not there, before any work for it."""
+        engine = self._models.engine(request.model)
         if answers > self._slots.capacity:
             field = "n" if (request.n or 1) > 1 else "prompt"
             message = f"{field}: at most {self._slots.capacity} answers at a time, not {answers}."
             raise ApiError(400, message, param=field)
         self._slots.check(answers)
+        return engine
 
-    def max_tokens(self, prompt: Prompt, prompt_field: str, limit: tuple[str, int | None], default: int) -> int | None:
+    def max_tokens(
+        self, engine: Engine, prompt: Prompt, prompt_field: str, limit: tuple[str, int | None], default: int
+    ) -> int | None:
         """The length of an answer, checked against the context before anything is computed."""
         field, asked = limit
-        context = self.engine.context_length
+        context = engine.context_length
         if prompt.tokens is None or context is None:
             return asked  # the upstream checks
         room = context - prompt.tokens
@@ -108,8 +123,9 @@ class Generation:
             )
         return asked
 
-    def sampling(self, request: GenerationRequest, max_tokens: int | None, logprobs: int | None) -> Sampling:
-        engine = self.engine
+    def sampling(
+        self, engine: Engine, request: GenerationRequest, max_tokens: int | None, logprobs: int | None
+    ) -> Sampling:
         return Sampling(
             max_tokens=max_tokens,
             temperature=engine.temperature if request.temperature is None else request.temperature,
@@ -121,18 +137,28 @@ class Generation:
         )
 
     def answer(
-        self, request: GenerationRequest, prompts: Sequence[tuple[Prompt, Sampling, str | None]], format: Format
+        self,
+        engine: Engine,
+        request: GenerationRequest,
+        prompts: Sequence[tuple[Prompt, Sampling, str | None]],
+        format: Format,
+        messages: Sequence[dict[str, str]] = (),
     ) -> "Answer":
         """Answer each prompt `request.n` times. The i-th of them has the request's seed + i, so it can be repeated.
 
-        A prompt that a guard has blocked comes with the message that is its answer.
+        Args:
+            engine: Answers.
+            request: As it came.
+            prompts: For each, how to sample, and if a guard has blocked it, the message that is its answer.
+            format: How to write the answers.
+            messages: The conversation, as the guards have let it through.
         """
         jobs = []
         for prompt, sampling, message in prompts:
             for i in range(request.n or 1):
                 seed = None if sampling.seed is None else sampling.seed + i
                 jobs.append((prompt, replace(sampling, seed=seed), message))
-        return Answer(request, jobs, format, self.engine, self._slots, self.guarding)
+        return Answer(request, jobs, format, messages, engine, self._slots, self.guarding, self._on_answered)
 
 
 class Answer(Response):
@@ -143,14 +169,18 @@ class Answer(Response):
         request: GenerationRequest,
         jobs: Sequence[tuple[Prompt, Sampling, str | None]],
         format: Format,
+        messages: Sequence[dict[str, str]],
         engine: Engine,
         slots: Slots,
         guarding: Guarding,
+        on_answered: OnAnswered | None,
     ):
         super().__init__()
         self._request = request
         self._jobs = jobs
         self._format = format
+        self._messages = messages
+        self._on_answered = on_answered
         self._engine = engine
         self._slots = slots
         self._guarding = guarding
@@ -200,17 +230,23 @@ class Answer(Response):
     async def _guarded_parts(self, index: int) -> AsyncGenerator[Part]:
         """The parts of one answer that may be sent."""
         _, _, message = self._jobs[index]
-        record = self._records[index]
         if message is not None:
-            record.finish_reason = "content_filter"
-            yield Part(index, message, finish_reason="content_filter")
+            yield self._noted(Part(index, message, finish_reason="content_filter"))
             return
         async with aclosing(self._guarding.answer(self._parts(index))) as parts:
             async for part in parts:
-                record.finish_reason = part.finish_reason
-                if record.text is not None:
-                    record.text += part.text
-                yield part
+                yield self._noted(part)
+
+    def _noted(self, part: Part) -> Part:
+        """Note a part that is about to be sent. The whole answers are handed on before their client has all of them,
+        as it may come back with feedback at once."""
+        record = self._records[part.index]
+        record.finish_reason = part.finish_reason
+        record.text += part.text
+        if self._on_answered is not None and all(record.finish_reason for record in self._records):
+            answers = list(zip(self._records, (sampling for _, sampling, _ in self._jobs), strict=True))
+            self._on_answered(Answered(self._request, self._identity, self._messages, answers))
+        return part
 
     async def _parts(self, index: int) -> AsyncGenerator[Part]:
         """The parts of one answer, cut at a stop string, in a place of its own.

@@ -254,6 +254,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "hfchat"
+    parent: str | None = None  # of an adapter its base, as vLLM says it
 
 
 class ModelList(BaseModel):

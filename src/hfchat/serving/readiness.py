@@ -3,8 +3,9 @@
 import asyncio
 import time
 
-from hfchat.serving.engine import Engine, EngineError
+from hfchat.serving.engine import EngineError
 from hfchat.serving.limits import Gate
+from hfchat.serving.models import ServedModels
 from hfchat.serving.protocol import ApiError
 
 _KEPT_S = 5.0  # so that probes, which come every few seconds from several sides, cost nothing
@@ -12,10 +13,10 @@ _PATIENCE_S = 10.0  # a token beside a full batch takes a while
 
 
 class Readiness:
-    """Says whether the engine answers now."""
+    """Says whether the models answer now."""
 
-    def __init__(self, engine: Engine, gate: Gate):
-        self._engine = engine
+    def __init__(self, models: ServedModels, gate: Gate):
+        self._models = models
         self._gate = gate
         self._one_at_a_time = asyncio.Lock()
         self._error: str | None = None
@@ -25,11 +26,11 @@ class Readiness:
         """Return if a token could be generated within the last seconds.
 
         Raises:
-            ApiError: 503 if not, while the server shuts down, and while the engine is down.
+            ApiError: 503 if not, while the server shuts down, and while a model is loading or down.
         """
         self._gate.check()
-        if self._engine.error is not None:
-            raise _not_ready(self._engine.error)
+        if self._models.error is not None:
+            raise _not_ready(self._models.error)
         async with self._one_at_a_time:
             if time.monotonic() >= self._until:
                 self._error = await self._generate()
@@ -40,9 +41,9 @@ class Readiness:
     async def _generate(self) -> str | None:
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                await self._engine.ready()
+                await self._models.ready()
         except TimeoutError:
-            return f"the engine generated no token within {_PATIENCE_S:g} s"
+            return f"there was no token within {_PATIENCE_S:g} s"
         except EngineError as error:
             return str(error)
         return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hfchat.safety.guards import Finding
 from hfchat.serving.protocol import ApiError
 
 _LOGGER = logging.getLogger("hfchat.serving")
@@ -20,13 +21,13 @@ _CLIENT_GONE = 499  # nginx's status for a client that did not wait for the whol
 
 @dataclass
 class AnswerRecord:
-    """One answer. Times are seconds of `time.monotonic`; `text` is kept only where content is logged."""
+    """One answer. Times are seconds of `time.monotonic`; `text` is what was sent of it."""
 
     tokens: int = 0
     first_token: float | None = None
     last_token: float | None = None
     finish_reason: str | None = None
-    text: str | None = None
+    text: str = ""
 
     def add_tokens(self, count: int) -> None:
         self.tokens += count
@@ -50,7 +51,7 @@ class RequestRecord:
         request_id: The client's `X-Request-ID` if it is a sane one, otherwise made here.
         method: As sent.
         path: As sent, without the query.
-        with_content: Whether prompts and answers are to be kept.
+        with_content: Whether what was asked and answered is to be logged.
         route: The pattern of the route that answered, or where the application that did is mounted; None if none did.
         key_name: Whose API key was shown.
         status: Of the answer; 499 if the client went away before its end.
@@ -58,6 +59,7 @@ class RequestRecord:
         prompt_tokens: Of all its prompts, as counted in `usage`.
         prompts: What was asked, if `with_content`.
         answers: One for each answer that was begun.
+        findings: What guards found in its prompts and answers.
         started: When it came, in seconds of `time.monotonic`.
         seconds: How long it took, once it is over.
     """
@@ -73,11 +75,12 @@ class RequestRecord:
     prompt_tokens: int = 0
     prompts: object = None
     answers: list[AnswerRecord] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
 
     def begin_answers(self, count: int) -> list[AnswerRecord]:
-        answers = [AnswerRecord(text="" if self.with_content else None) for _ in range(count)]
+        answers = [AnswerRecord() for _ in range(count)]
         self.answers += answers
         return answers
 

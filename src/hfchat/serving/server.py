@@ -16,9 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from hfchat.chat_template import check_chat_template
 from hfchat.errors import UserError
-from hfchat.models import load_model, load_tokenizer, resolve, supports_bf16
+from hfchat.models import resolve
 
 try:
     import uvicorn
@@ -32,8 +31,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from hfchat.serving.engine import Engine
     from hfchat.serving.limits import Gate
+    from hfchat.serving.models import ServedModels
 
 _LAST_WORDS_S = 2  # for the error events of the answers that did not end in time
 _HOW_TO_MAKE_A_KEY = (
@@ -64,6 +63,7 @@ class ServerSettings:
         default_max_tokens: Length of an answer, in tokens, when the request does not say.
         weights: One of `WEIGHTS`; `auto` is bfloat16 where the machine computes in it, and float32 elsewhere.
         guards: A YAML file of guards for prompts and answers (`hfchat.safety.guards_file`), or `default`.
+        adapters: Adapters of the model that answer beside it, `NAME=FOLDER` each; NAME is theirs in the API.
         allow_template_mismatch: Serve although the chat template is not the trained one.
         api_keys: A file of API keys (`hfchat.serving.auth.load_keys`); `HFCHAT_API_KEYS` may hold some too.
         requests_per_minute: Requests that one API key may make in a minute, any number if None.
@@ -84,6 +84,7 @@ class ServerSettings:
     default_max_tokens: int = 1024
     weights: str = "auto"
     guards: str | None = None
+    adapters: tuple[str, ...] = ()
     allow_template_mismatch: bool = False
     api_keys: str | None = None
     requests_per_minute: int | None = None
@@ -153,13 +154,14 @@ def serve(settings: ServerSettings) -> None:
         from hfchat.safety.guards_file import load_guards
 
         guards = load_guards(settings.guards) if settings.guards else None
-        print(f"loading {settings.model}", flush=True)
-        engine = _load_engine(folder, settings)
         from hfchat.serving.app import create_app
+        from hfchat.serving.loading import served_models
 
+        models = served_models(folder, settings)
         configure_logs()
-        app = create_app(settings, engine, guards, keys)
-        server = Server(app, engine, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
+        app = create_app(settings, models, guards, keys)
+        print(f"loading {settings.model}", flush=True)
+        server = Server(app, models, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
         try:
             server.run(sockets=[bound])
         except OSError as error:  # another server has begun to listen since the port was bound
@@ -176,26 +178,6 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
             "(or let in anyone who reaches it, with --allow-anyone)"
         )
     return keys
-
-
-def _load_engine(folder: str, settings: ServerSettings):
-    tokenizer = load_tokenizer(folder)
-    check_chat_template(tokenizer, allow_mismatch=settings.allow_template_mismatch)
-    import torch
-
-    from hfchat.serving.quantization import quantize_int8
-    from hfchat.serving.transformers_engine import TransformersEngine
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.weights == "int8" and device != "cpu":
-        raise UserError("--weights int8 is for CPUs; leave it out on a GPU")
-    in_float32 = settings.weights == "float32" or (settings.weights == "auto" and not supports_bf16())
-    model = load_model(folder, dtype=torch.float32 if in_float32 else torch.bfloat16)
-    check_chat_template(tokenizer, model, allow_mismatch=settings.allow_template_mismatch)
-    if settings.weights == "int8":
-        quantize_int8(model)
-    model = model.to(device)
-    return TransformersEngine(model, tokenizer, settings.max_concurrent_requests)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -230,7 +212,7 @@ class Server(uvicorn.Server):
     until a second signal; then the engine ends them with an error.
     """
 
-    def __init__(self, app: "FastAPI", engine: "Engine", settings: ServerSettings, announce: Callable[[], None]):
+    def __init__(self, app: "FastAPI", models: "ServedModels", settings: ServerSettings, announce: Callable[[], None]):
         super().__init__(
             uvicorn.Config(
                 app,
@@ -245,19 +227,39 @@ class Server(uvicorn.Server):
             )
         )
         self._gate: Gate = app.state.gate
-        self._engine = engine
+        self._models = models
         self._drain_s = settings.drain_seconds
         self._announce = announce
+        self._failure: BaseException | None = None
         self._hurry = False
 
     async def startup(self, sockets=None) -> None:
         try:
             await super().startup(sockets)
         except OSError:
-            await self.lifespan.shutdown()  # the engine's thread would keep the process alive
+            await self.lifespan.shutdown()
             raise
         if self.started:
+            self.config.app.state.loading.add_done_callback(self._loaded)
+
+    def _loaded(self, loading: asyncio.Task) -> None:
+        if loading.cancelled():
+            return
+        self._failure = loading.exception()
+        if self._failure is None:
             self._announce()
+        else:
+            self.should_exit = True
+
+    def run(self, sockets=None) -> None:
+        """Serve until a signal.
+
+        Raises:
+            UserError: If the models cannot be loaded; so does whatever else went wrong with that.
+        """
+        super().run(sockets)
+        if self._failure is not None:
+            raise self._failure
 
     async def shutdown(self, sockets=None) -> None:
         self._gate.closed = True
@@ -265,7 +267,7 @@ class Server(uvicorn.Server):
         end = loop.time() + self._drain_s
         while self._gate.inside and loop.time() < end and not self._hurry:
             await asyncio.sleep(0.1)
-        self._engine.abort("the server is shutting down")
+        self._models.abort("the server is shutting down")
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

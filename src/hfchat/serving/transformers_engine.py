@@ -38,8 +38,8 @@ _LIKELY_TOKENS = 2048  # of a conversation on a CPU, where a longer one takes mi
 _BATCH_TOKENS = {"cpu": 512}  # tokens of one step: a longer prompt is read in parts, between which others go on
 _BATCH_TOKENS_ACCELERATOR = 2048
 _STOP_TIMEOUT_S = 5
-_RESTARTS = 5  # crashes in a row, without one whole answer between them, after which it stays down
-_RESTART_PAUSE_S = 0.5  # before the second restart in a row; then twice as long each time
+_RESTART_PAUSE_S = 0.5  # before the second restart without a whole answer between them; then twice as long each time
+_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TransformersEngine:
     config, and greedily where that does not ask for sampling. So the server, `pipeline` and the evaluation agree.
 
     If the generation crashes, the running answers end with an `EngineError`, `error` says so, and it is started again,
-    with an empty cache, up to `_RESTARTS` times in a row.
+    with an empty cache, as often as it takes, after longer and longer pauses.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_concurrent_requests: int = 8):
@@ -168,10 +168,9 @@ class TransformersEngine:
             self._router.fail_all(self._down)  # the manager fails only those that it had taken
             self._crashes += 1
             _LOGGER.error("%s (crash %d in a row)", self._down, self._crashes)
-            if self._crashes > _RESTARTS:
-                return
             if self._crashes > 1:
-                await asyncio.sleep(_RESTART_PAUSE_S * 2 ** (self._crashes - 2))
+                doublings = min(self._crashes - 2, 20)
+                await asyncio.sleep(min(_RESTART_PAUSE_S * 2**doublings, _LONGEST_PAUSE_S))
             try:
                 await self._restart()
             except Exception:
