@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -231,19 +232,51 @@ def ancestry(folder: str | Path) -> list[dict[str, Any]]:
     waiting: list[tuple[str, str | None]] = [(str(folder), None)]
     while waiting:
         source, expected = waiting.pop(0)
-        path = as_path(source)
-        place = path if read_lineage(path) is not None else path.parent
-        lineage = read_lineage(place)
-        if lineage is None or str(place) in found:
+        lineage = lineage_of(source)
+        if lineage is None or lineage["path"] in found:
             continue
-        outputs = lineage["outputs"]
-        if place != path:
-            prefix = f"{path.name}/"
-            outputs = {name.removeprefix(prefix): made for name, made in outputs.items() if name.startswith(prefix)}
-        if outputs and expected in (None, _digest(outputs)):
-            found[str(place)] = {**lineage, "path": str(place)}
+        if lineage["outputs"] and expected in (None, _digest(lineage["outputs"])):
+            found[lineage["path"]] = lineage
             waiting += [(made_from["path"], made_from["sha256"]) for made_from in lineage["inputs"].values()]
     return list(found.values())
+
+
+def lineage_of(folder: str | Path) -> dict[str, Any] | None:
+    """The lineage of what a folder holds: its own, or that of the stage whose output it is one of.
+
+    Returns:
+        The lineage with `outputs` as they are called in the folder, and as `path` the folder that has it; None if
+        there is none.
+    """
+    path = as_path(folder)
+    lineage = read_lineage(path)
+    if lineage is not None:
+        return {**lineage, "path": str(path)}
+    lineage = read_lineage(path.parent)
+    if lineage is None:
+        return None
+    prefix = f"{path.name}/"
+    outputs = lineage["outputs"].items()
+    inside = {name.removeprefix(prefix): made for name, made in outputs if name.startswith(prefix)}
+    return {**lineage, "outputs": inside, "path": str(path.parent)}
+
+
+def copy_with_lineage(source: str | Path, target: Path) -> None:
+    """Copy a folder to where there is none yet, as what the same stage made; its checkpoints stay behind.
+
+    Raises:
+        UserError: If files named in the lineage are missing or cut.
+    """
+    source = as_path(source)
+    lineage = lineage_of(source)
+    if lineage is not None:
+        lineage["sha256"] = _digest(lineage["outputs"])
+        del lineage["path"]
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(CHECKPOINTS, LINEAGE))
+    if lineage is not None and lineage["outputs"]:
+        (target / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+        if not _is_whole(target):
+            raise UserError(f"{source}: files named in its {LINEAGE} are missing or cut; run its stage again")
 
 
 def describe(source: str | Path) -> dict[str, Any]:

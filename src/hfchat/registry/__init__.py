@@ -1,0 +1,1 @@
+"""The versions of a model: plain folders, of which one answers."""

@@ -1,0 +1,222 @@
+"""A model's versions on disk, and which of them answers: plain folders, and nothing is ever overwritten.
+
+    models/assistant/v1/            a model as any stage writes it, with its lineage
+    models/assistant/v2/
+    models/assistant/current        a link to the version that answers; replaced in one step
+    models/assistant/candidate.json a version that answers a share of the requests, if there is one
+    models/assistant/history.jsonl  what was added, promoted and rolled back, when and why
+
+Any tool opens a version, or `current`, as the model that it is; `hfchat serve models/assistant` follows `current`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from hfchat.errors import UserError
+from hfchat.lineage import copy_with_lineage, describe
+from hfchat.storage import remove_tree
+
+_VERSION = re.compile(r"v([1-9]\d*)")
+_CURRENT = "current"
+_CANDIDATE = "candidate.json"
+_HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that answers beside the current one.
+
+    Attributes:
+        version: Which one.
+        share: Of the requests, in (0, 1).
+    """
+
+    version: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Which versions answer; `current` is None before the first promotion."""
+
+    current: str | None
+    candidate: Candidate | None = None
+
+
+class Registry:
+    """The versions of one model.
+
+    Args:
+        folder: Where they are, e.g. `models/assistant`; its name is the model's.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @classmethod
+    def is_one(cls, folder: str | Path) -> bool:
+        """Whether a folder is a registry with a version that answers."""
+        return cls(folder).current.is_symlink()
+
+    @property
+    def current(self) -> Path:
+        """The link to the version that answers."""
+        return self.folder / _CURRENT
+
+    def versions(self) -> list[str]:
+        """All versions, oldest first."""
+        names = [path.name for path in self.folder.glob("v*") if _VERSION.fullmatch(path.name)]
+        return sorted(names, key=lambda name: int(name[1:]))
+
+    def path(self, version: str) -> Path:
+        """The folder of a version.
+
+        Raises:
+            UserError: If there is no such version.
+        """
+        if version not in self.versions():
+            known = ", ".join(self.versions()) or "none yet"
+            raise UserError(f"{self.folder}: has no version {version}; its versions are: {known}")
+        return self.folder / version
+
+    def deployment(self) -> Deployment:
+        """What answers now."""
+        try:
+            current = os.readlink(self.current)
+        except FileNotFoundError:
+            current = None
+        try:
+            candidate = Candidate(**json.loads((self.folder / _CANDIDATE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            candidate = None
+        if candidate is not None and candidate.version == current:  # it was promoted a moment ago
+            candidate = None
+        return Deployment(current, candidate)
+
+    def history(self) -> list[dict[str, Any]]:
+        """What was done, oldest first: `{"time", "action", "version", "reason", ...}`."""
+        try:
+            lines = (self.folder / _HISTORY).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    def add(self, source: str | Path, reason: str = "") -> str:
+        """Copy a model into the registry as its next version; it does not answer yet.
+
+        Returns:
+            The version: a new one, or the one that has the same content.
+
+        Raises:
+            UserError: If the folder holds no whole model.
+        """
+        source = Path(source)
+        if not (source / "config.json").is_file():
+            raise UserError(f"{source}: has no config.json, so no model is in it; name the folder of a whole model")
+        digest = describe(source)["sha256"]
+        with self._locked():
+            for entry in self.history():
+                if entry["action"] == "add" and entry["sha256"] == digest and entry["version"] in self.versions():
+                    return entry["version"]
+            version = f"v{max((int(name[1:]) for name in self.versions()), default=0) + 1}"
+            partial = self.folder / f".{version}.partial"
+            remove_tree(partial)
+            copy_with_lineage(source, partial)
+            partial.rename(self.folder / version)
+            self._note("add", version, reason, source=str(source), sha256=digest)
+        return version
+
+    def promote(self, version: str, reason: str = "") -> None:
+        """Let a version answer.
+
+        Raises:
+            UserError: If there is no such version.
+        """
+        with self._locked():
+            self._point_at(self.path(version).name)
+            self._note("promote", version, reason)
+
+    def roll_back(self, reason: str = "") -> str:
+        """Let the version answer that did so before the current one.
+
+        Returns:
+            That version.
+
+        Raises:
+            UserError: If there was none.
+        """
+        with self._locked():
+            current = self.deployment().current
+            before = self._promoted()
+            while before and before[-1] == current:
+                before.pop()
+            if not before:
+                raise UserError(f"{self.folder}: no version answered before {current}, so there is none to go back to")
+            self._point_at(self.path(before[-1]).name)
+            self._note("rollback", before[-1], reason)
+            return before[-1]
+
+    def try_out(self, version: str, share: float, reason: str = "") -> None:
+        """Let a version answer a share of the requests, instead of the candidate that did so; a share of 0 ends it.
+
+        Raises:
+            UserError: If there is no such version, it answers all requests already, or the share is not in [0, 1).
+        """
+        if not 0 <= share < 1:
+            raise UserError(f"--share must be at least 0 and less than 1, not {share}; 1 is what promoting is for")
+        with self._locked():
+            self.path(version)
+            if self.deployment().current in (None, version):
+                raise UserError(f"{self.folder}: {version} can be tried only beside another version that answers")
+            if share:
+                self._write(_CANDIDATE, json.dumps(asdict(Candidate(version, share))))
+            else:
+                (self.folder / _CANDIDATE).unlink(missing_ok=True)
+            self._note("try", version, reason, share=share)
+
+    def _promoted(self) -> list[str]:
+        """The versions that answered, oldest first, without those that were rolled back."""
+        promoted: list[str] = []
+        for entry in self.history():
+            if entry["action"] == "promote":
+                promoted.append(entry["version"])
+            elif entry["action"] == "rollback":
+                while promoted and promoted[-1] != entry["version"]:
+                    promoted.pop()
+        return promoted
+
+    def _point_at(self, version: str) -> None:
+        link = self.folder / f".{_CURRENT}.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(version)
+        link.replace(self.current)
+        if (candidate := self.folder / _CANDIDATE).is_file():
+            candidate.unlink()  # it was compared with what answered until now
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.folder / f".{name}.new"
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self.folder / name)
+
+    def _note(self, action: str, version: str, reason: str, **more: Any) -> None:
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = {"time": time, "action": action, "version": version, "reason": reason, **more}
+        with (self.folder / _HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.folder / ".lock"):
+            yield
