@@ -7,12 +7,12 @@ import pytest
 
 from hfchat.errors import UserError
 from hfchat.serving.app import create_app
-from hfchat.serving.models import ServedModels
+from hfchat.serving.models import ServedModels, Version
 from hfchat.serving.server import Server, ServerSettings
 
 
 def test_each_name_has_its_engine(serve, scripted):
-    models = ServedModels(["base", "mine"], lambda: {"base": scripted(["base"]), "mine": scripted(["mine"])})
+    models = ServedModels(["base", "mine"], lambda: {name: Version(scripted([name])) for name in ("base", "mine")})
     served = serve(models)
     listed = served.http.get("/v1/models").json()["data"]
     assert [(model["id"], model["parent"]) for model in listed] == [("base", None), ("mine", "base")]
@@ -28,7 +28,7 @@ def test_each_name_has_its_engine(serve, scripted):
 
 def test_one_model_that_is_down_is_not_ready_and_leaves_the_others(serve, scripted):
     down = scripted()
-    served = serve(ServedModels(["base", "mine"], lambda: {"base": scripted(), "mine": down}))
+    served = serve(ServedModels(["base", "mine"], lambda: {"base": Version(scripted()), "mine": Version(down)}))
     assert served.http.get("/ready").status_code == 200
     down.error = "out of memory"
     assert served.http.get("/ready").status_code == 503
@@ -41,7 +41,7 @@ def test_while_it_loads_the_server_lives_and_says_so(serve, scripted, eventually
 
     def load():
         go_on.wait(10)
-        return {"tiny-chat": scripted()}
+        return {"tiny-chat": Version(scripted())}
 
     served = serve(ServedModels(["tiny-chat"], load), loaded=False)
     assert served.http.get("/health").status_code == 200
@@ -59,7 +59,7 @@ def test_while_it_loads_the_server_lives_and_says_so(serve, scripted, eventually
 
 def test_a_server_that_still_loads_ends_without_waiting_for_it(scripted):
     go_on, settings = threading.Event(), ServerSettings(model="tiny", port=9)
-    models = ServedModels(["tiny"], lambda: go_on.wait(60) and {"tiny": scripted()})
+    models = ServedModels(["tiny"], lambda: go_on.wait(60) and {"tiny": Version(scripted())})
     server = Server(create_app(settings, models), models, settings, announce=lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

@@ -6,10 +6,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfchat.chat_template import check_chat_template
 from hfchat.errors import UserError
-from hfchat.hub.merging import check_name, new_tokens
-from hfchat.models import embed_new_tokens, load_tokenizer
+from hfchat.hub.merging import new_tokens
+from hfchat.models import embed_new_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,18 +31,6 @@ def parse_adapters(entries: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"--adapter {entry}: the folder has no adapter_config.json, so no adapter is in it")
         adapters[name] = Path(folder)
     return adapters
-
-
-def load_adapter_tokenizer(adapter: Path, base: str, allow_template_mismatch: bool) -> "PreTrainedTokenizerBase":
-    """The tokenizer that an adapter was trained with, before any weights are loaded.
-
-    Raises:
-        UserError: If there is none, its chat template is not the trained one, or the adapter has another base.
-    """
-    check_name(adapter, base)
-    tokenizer = load_tokenizer(str(adapter))
-    check_chat_template(tokenizer, allow_mismatch=allow_template_mismatch)
-    return tokenizer
 
 
 def beside(base: "PreTrainedModel", adapter: Path, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":

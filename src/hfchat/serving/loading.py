@@ -1,4 +1,4 @@
-"""What `hfchat serve` loads: a model, and adapters beside it."""
+"""What `hfchat serve` loads: a model and adapters beside it, or the versions of a registry."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfchat.chat_template import check_chat_template
 from hfchat.errors import UserError
-from hfchat.hub.merging import check_weights, load_base
+from hfchat.hub.merging import check_name, check_weights, load_base
 from hfchat.models import load_model, load_tokenizer, supports_bf16
-from hfchat.serving.adapters import beside, load_adapter_tokenizer, parse_adapters
-from hfchat.serving.engine import Engine
-from hfchat.serving.models import ServedModels
+from hfchat.registry.versions import Registry
+from hfchat.serving.adapters import beside, parse_adapters
+from hfchat.serving.following import Follower
+from hfchat.serving.models import ServedModels, Version
 from hfchat.serving.quantization import quantize_int8
 from hfchat.serving.transformers_engine import TransformersEngine
 
@@ -22,32 +23,54 @@ if TYPE_CHECKING:
 
 
 def served_models(folder: str, settings: "ServerSettings") -> ServedModels:
-    """The model and its adapters, to be loaded when the server runs.
+    """The model and its adapters, or the versions of a registry, to be loaded when the server runs.
 
     Raises:
         UserError: If something other than their weights is not as it should be.
     """
-    tokenizer = load_tokenizer(folder)
-    check_chat_template(tokenizer, allow_mismatch=settings.allow_template_mismatch)
+    tokenizers = {settings.model_id: _load_tokenizer(folder, settings)}
     adapters = parse_adapters(settings.adapters)
     if settings.model_id in adapters:
         raise UserError(f"--adapter {settings.model_id}: is the name of the model; choose another")
     if adapters and settings.weights == "int8":
         raise UserError("--weights int8 is not for a model with adapters; leave one of both out")
-    tokenizers = {settings.model_id: tokenizer} | {
-        name: load_adapter_tokenizer(adapter, folder, settings.allow_template_mismatch)
-        for name, adapter in adapters.items()
-    }
+    for name, adapter in adapters.items():
+        check_name(adapter, folder)
+        tokenizers[name] = _load_tokenizer(str(adapter), settings)
     if settings.weights == "int8" and torch.cuda.is_available():
         raise UserError("--weights int8 is for CPUs; leave it out on a GPU")
+    if Registry.is_one(settings.model):
+        if adapters:
+            raise UserError("--adapter is not for the versions of a registry; add a merged model to it instead")
+        return _followed(Registry(settings.model), settings)
 
-    def load() -> dict[str, Engine]:
-        return {
-            name: TransformersEngine(model, tokenizers[name], settings.max_concurrent_requests)
-            for name, model in _load_models(folder, settings, adapters, tokenizers).items()
-        }
+    def load() -> dict[str, Version]:
+        models = _load_models(folder, settings, adapters, tokenizers)
+        return {name: Version(_engine(model, tokenizers[name], settings)) for name, model in models.items()}
 
     return ServedModels(list(tokenizers), load)
+
+
+def _followed(registry: Registry, settings: "ServerSettings") -> ServedModels:
+    def load(folder: Path) -> TransformersEngine:
+        tokenizers = {settings.model_id: _load_tokenizer(str(folder), settings)}
+        (model,) = _load_models(str(folder), settings, {}, tokenizers).values()
+        return _engine(model, tokenizers[settings.model_id], settings)
+
+    follower, name = Follower(registry, load), settings.model_id
+    return ServedModels([name], lambda: {name: follower.first()}, lambda models: follower.follow(models, name))
+
+
+def _load_tokenizer(folder: str, settings: "ServerSettings") -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(folder)
+    check_chat_template(tokenizer, allow_mismatch=settings.allow_template_mismatch)
+    return tokenizer
+
+
+def _engine(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: "ServerSettings"
+) -> TransformersEngine:
+    return TransformersEngine(model, tokenizer, settings.max_concurrent_requests)
 
 
 def _load_models(

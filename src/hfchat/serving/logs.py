@@ -50,6 +50,7 @@ def log_request(record: RequestRecord) -> None:
         "route": record.route,
         "status": record.status,
         "key": record.key_name,
+        "version": record.version,
         "seconds": round(record.seconds, 4),
         "error": record.error,
     }

@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -54,6 +55,7 @@ class RequestRecord:
         with_content: Whether what was asked and answered is to be logged.
         route: The pattern of the route that answered, or where the application that did is mounted; None if none did.
         key_name: Whose API key was shown.
+        version: Of the model that answered, if it has versions.
         status: Of the answer; 499 if the client went away before its end.
         error: The code, or else the type, of the error that was sent.
         prompt_tokens: Of all its prompts, as counted in `usage`.
@@ -62,6 +64,7 @@ class RequestRecord:
         findings: What guards found in its prompts and answers.
         started: When it came, in seconds of `time.monotonic`.
         seconds: How long it took, once it is over.
+        at_end: What is to be given back when it is over.
     """
 
     request_id: str = ""
@@ -70,6 +73,7 @@ class RequestRecord:
     with_content: bool = False
     route: str | None = None
     key_name: str | None = None
+    version: str | None = None
     status: int = _CLIENT_GONE
     error: str | None = None
     prompt_tokens: int = 0
@@ -78,6 +82,7 @@ class RequestRecord:
     findings: list[Finding] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
+    at_end: ExitStack = field(default_factory=ExitStack)
 
     def begin_answers(self, count: int) -> list[AnswerRecord]:
         answers = [AnswerRecord() for _ in range(count)]
@@ -147,6 +152,7 @@ class Recording:
             mounted_at = scope.get("root_path", "").removeprefix(root_path)
             record.route = getattr(scope.get("route"), "path", None) or mounted_at or None
             record.seconds = time.monotonic() - record.started
+            record.at_end.close()
             for sink in self._sinks:
                 sink(record)
             _current.reset(token)
