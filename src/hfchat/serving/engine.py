@@ -27,6 +27,7 @@ class Sampling:
         presence_penalty: Taken off the logit of every token that the answer has already, in [-2, 2].
         frequency_penalty: Taken off it once for each time that the answer has it, in [-2, 2].
         logprobs: How many of the likeliest tokens to name beside each chosen one; None: no log probabilities at all.
+        stop: Strings before which the answer is cut anyway. An engine may use them to end it itself.
     """
 
     max_tokens: int | None
@@ -36,6 +37,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Engine(Protocol):
         context_length: Tokens that a prompt and its answer may take together; None if only an upstream knows.
         temperature: What an answer is sampled with when its request does not say; None leaves it to an upstream.
         top_p: Likewise.
+        template_fingerprint: Of its chat template (`hfchat.chat_template`); None where an upstream applies one.
         error: Why the engine cannot answer now, None while it can. It may recover.
         restarts: How often it was started again after a crash.
     """
@@ -98,6 +101,7 @@ class Engine(Protocol):
     context_length: int | None
     temperature: float | None
     top_p: float | None
+    template_fingerprint: str | None
     restarts: int
 
     @property

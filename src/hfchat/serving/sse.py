@@ -1,0 +1,61 @@
+"""Reads server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+_MAX_EVENT_BYTES = 1024 * 1024
+
+
+class EventError(ValueError):
+    """What came are no events that anyone would send."""
+
+
+class EventReader:
+    """Takes a stream apart into events, wherever its packets begin and end.
+
+    Comments and fields other than `data` are skipped. What is not ended by an empty line is no event.
+    """
+
+    def __init__(self):
+        self._rest = bytearray()  # of a line that is not over
+        self._data: list[bytes] = []  # of an event that is not over
+        self._size = 0
+        self._after_cr = False
+
+    def push(self, packet: bytes) -> list[bytes]:
+        """The data of each event that this packet completes.
+
+        Raises:
+            EventError: If an event exceeds a mebibyte.
+        """
+        if self._after_cr and packet:  # `\r\n` is one end of a line, also over two packets
+            packet = packet.removeprefix(b"\n")
+            self._after_cr = False
+        if packet:
+            self._after_cr = packet.endswith(b"\r")
+        if b"\n" not in packet and b"\r" not in packet:
+            self._rest += packet
+            self._check_size()
+            return []
+        *lines, last = (bytes(self._rest) + packet).splitlines(keepends=True)
+        if last.endswith((b"\n", b"\r")):
+            lines.append(last)
+            last = b""
+        self._rest = bytearray(last)
+        events = []
+        for line in lines:
+            line = line.rstrip(b"\r\n")
+            if line:
+                self._add(line)
+            elif self._data:
+                events.append(b"\n".join(self._data))
+                self._data, self._size = [], 0
+        self._check_size()
+        return events
+
+    def _add(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._size += len(value)
+
+    def _check_size(self) -> None:
+        if self._size + len(self._rest) > _MAX_EVENT_BYTES:
+            raise EventError(f"an event of more than {_MAX_EVENT_BYTES} bytes")
