@@ -1,0 +1,347 @@
+"""GraphQL at `/graphql`: the models, chat as a mutation and as a stream, and feedback (https://spec.graphql.org).
+
+Each field asks the server's own REST endpoint, inside the process and with the key of its client. So checks, limits,
+guards, keys, logs and errors are those of the REST API, and there is one way to an answer.
+
+Subscriptions come over WebSockets in the protocol `graphql-transport-ws`
+(https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md).
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any
+
+from fastapi import FastAPI
+from graphql import GraphQLError
+from starlette.requests import HTTPConnection
+from starlette.types import Message
+
+from hfchat.errors import UserError
+from hfchat.serving.record import current_record
+from hfchat.serving.sse import EventReader
+
+try:
+    import strawberry
+    from strawberry.extensions import MaskErrors, MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter
+    from strawberry.fastapi import GraphQLRouter
+    from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
+except ImportError as error:
+    raise UserError(f"--graphql: {error.name} is not installed; run `pip install hfchat[graphql]`") from error
+
+_LOGGER = logging.getLogger("hfchat.serving")
+_MAX_TOKENS = 1000  # of a document; texts are better sent as variables
+_MAX_DEPTH = 5
+_INIT_S = 10
+_MAX_SUBSCRIPTIONS = 8  # of a connection at a time
+_MAX_WAITING = 16  # messages of an answer that its client has not read yet
+
+
+@strawberry.enum
+class Role(Enum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@strawberry.enum
+class Rating(Enum):
+    UP = "up"
+    DOWN = "down"
+
+
+@strawberry.input
+class MessageInput:
+    role: Role
+    content: str
+
+
+@strawberry.input(description="As in a request of OpenAI's API; what is not set is the server's choice.")
+class ChatOptions:
+    max_tokens: int | None = strawberry.UNSET
+    temperature: float | None = strawberry.UNSET
+    top_p: float | None = strawberry.UNSET
+    stop: list[str] | None = strawberry.UNSET
+    seed: int | None = strawberry.UNSET
+    presence_penalty: float | None = strawberry.UNSET
+    frequency_penalty: float | None = strawberry.UNSET
+    user: str | None = strawberry.UNSET
+    store: bool | None = strawberry.UNSET
+
+
+@strawberry.input(description="What somebody says of an answer, in the place of all that they have said of it before.")
+class FeedbackInput:
+    answer_id: str
+    choice: int | None = strawberry.UNSET
+    rating: Rating | None = strawberry.UNSET
+    correction: str | None = strawberry.UNSET
+    comment: str | None = strawberry.UNSET
+    tags: list[str] | None = strawberry.UNSET
+    preferred_over: str | None = strawberry.UNSET
+    user: str | None = strawberry.UNSET
+
+
+@strawberry.type
+class Model:
+    id: str
+    created: int
+    parent: str | None
+    version: str | None
+
+
+@strawberry.type(description="Counts of tokens.")
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@strawberry.type
+class ChatAnswer:
+    id: str
+    model: str
+    version: str | None
+    content: str
+    finish_reason: str
+    usage: Usage
+
+
+@strawberry.type(description="A part of an answer; the last one has the finish reason and the usage.")
+class ChatPiece:
+    id: str
+    text: str
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+@strawberry.type
+class Feedback:
+    id: str
+    answer_id: str
+    rating: Rating | None
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The server's REST endpoints, asked for one client.
+
+    Attributes:
+        app: The whole application.
+        client: Whose headers are sent along.
+    """
+
+    app: FastAPI
+    client: HTTPConnection
+
+    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The JSON of an answer.
+
+        Raises:
+            GraphQLError: If the answer is an error.
+        """
+        async with self._asked(method, path, body) as (status, packets):
+            answer = json.loads(b"".join([packet async for packet in packets]))
+        if status != 200:
+            raise _error(answer, status)
+        return answer
+
+    async def events(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """The JSON of each event of an answer.
+
+        Raises:
+            GraphQLError: If the answer, or an event of it, is an error.
+        """
+        reader = EventReader()
+        async with self._asked("POST", path, body) as (status, packets):
+            if status != 200:
+                raise _error(json.loads(b"".join([packet async for packet in packets])), status)
+            async for packet in packets:
+                for event in reader.push(packet):
+                    if event == b"[DONE]":
+                        return
+                    data = json.loads(event)
+                    if "error" in data:
+                        raise _error(data)
+                    yield data
+        raise GraphQLError("The answer broke off.")
+
+    @asynccontextmanager
+    async def _asked(self, method: str, path: str, body: Any) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """Status and body of an answer; leaving the context is what a client does that goes away."""
+        content = b"" if body is None else json.dumps(body).encode(errors="replace")
+        messages: asyncio.Queue[Message | None] = asyncio.Queue(_MAX_WAITING)
+        requests = [{"type": "http.request", "body": content, "more_body": False}]
+        gone = asyncio.Event()
+
+        async def receive() -> Message:
+            if requests:
+                return requests.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def run() -> None:
+            with suppress(Exception):  # the outermost layer has logged it
+                await self.app(self._scope(method, path, len(content)), receive, messages.put)
+            await messages.put(None)
+
+        async def packets() -> AsyncIterator[bytes]:
+            while (message := await messages.get()) is not None and message["type"] == "http.response.body":
+                yield message.get("body", b"")
+                if not message.get("more_body", False):
+                    return
+
+        task = asyncio.create_task(run())
+        try:
+            start = await messages.get()
+            if start is None:
+                raise GraphQLError("The server did not answer.")
+            yield start["status"], packets()
+        finally:
+            gone.set()
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _scope(self, method: str, path: str, length: int) -> dict[str, Any]:
+        outer = self.client.scope
+        kept = (b"host", b"authorization", b"user-agent")
+        headers = [(name, value) for name, value in outer["headers"] if name in kept]
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(length).encode())]
+        headers += [(b"x-request-id", current_record().request_id.encode())]
+        return {
+            "type": "http",
+            "asgi": outer["asgi"],
+            "http_version": "1.1",
+            "method": method,
+            "scheme": {"ws": "http", "wss": "https"}.get(outer["scheme"], outer["scheme"]),
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": headers,
+            "server": outer.get("server"),
+            "client": outer.get("client"),
+        }
+
+
+def _error(body: dict[str, Any], status: int | None = None) -> GraphQLError:
+    """An error of the REST API: its code, or else its type, and the field to blame are in the extensions."""
+    error = body["error"]
+    told = {"code": error["code"] or error["type"], "status": status, "param": error["param"]}
+    return GraphQLError(
+        error["message"], extensions={name: value for name, value in told.items() if value is not None}
+    )
+
+
+def _fields(given: Any) -> dict[str, Any]:
+    """The fields of an input that were set, as JSON."""
+    values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
+def _request(model: str, messages: list[MessageInput], options: ChatOptions | None) -> dict[str, Any]:
+    return {"model": model, "messages": [_fields(one) for one in messages]} | (_fields(options) if options else {})
+
+
+_CHAT = "/v1/chat/completions"
+Info = strawberry.Info[dict, None]
+
+
+@strawberry.type
+class Query:
+    @strawberry.field
+    async def models(self, info: Info) -> list[Model]:
+        listed = await info.context["rest"].ask("GET", "/v1/models")
+        names = ("id", "created", "parent", "version")
+        return [Model(**{name: model.get(name) for name in names}) for model in listed["data"]]
+
+
+@strawberry.type
+class Mutation:
+    @strawberry.mutation(description="Answer a conversation.")
+    async def chat(
+        self, info: Info, model: str, messages: list[MessageInput], options: ChatOptions | None = None
+    ) -> ChatAnswer:
+        answer = await info.context["rest"].ask("POST", _CHAT, _request(model, messages, options))
+        choice = answer["choices"][0]
+        return ChatAnswer(
+            id=answer["id"],
+            model=answer["model"],
+            version=answer.get("system_fingerprint"),
+            content=choice["message"]["content"],
+            finish_reason=choice["finish_reason"],
+            usage=Usage(**answer["usage"]),
+        )
+
+    @strawberry.mutation(description="Say what an answer was like.")
+    async def feedback(self, info: Info, feedback: FeedbackInput) -> Feedback:
+        kept = await info.context["rest"].ask("POST", "/v1/feedback", _fields(feedback))
+        rating = kept["rating"] and Rating(kept["rating"])
+        return Feedback(id=kept["id"], answer_id=kept["answer_id"], rating=rating)
+
+
+@strawberry.type
+class Subscription:
+    @strawberry.subscription(description="Answer a conversation piece by piece.")
+    async def chat_stream(
+        self, info: Info, model: str, messages: list[MessageInput], options: ChatOptions | None = None
+    ) -> AsyncGenerator[ChatPiece]:
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        finish_reason = None
+        async with aclosing(
+            info.context["rest"].events(_CHAT, _request(model, messages, options) | streamed)
+        ) as events:
+            async for event in events:
+                for choice in event["choices"]:
+                    finish_reason = choice["finish_reason"] or finish_reason
+                    if text := choice["delta"].get("content"):
+                        yield ChatPiece(id=event["id"], text=text)
+                if event["usage"]:
+                    yield ChatPiece(
+                        id=event["id"], text="", finish_reason=finish_reason, usage=Usage(**event["usage"])
+                    )
+
+
+class _Schema(strawberry.Schema):
+    def process_errors(self, errors: list[GraphQLError], execution_context: Any = None) -> None:
+        """Log what is a fault of ours. The library logs all, with what the client has sent."""
+        for error in filter(_is_unexpected, errors):
+            _LOGGER.error("unexpected error in a GraphQL field", exc_info=error.original_error)
+
+
+def _is_unexpected(error: GraphQLError) -> bool:
+    return error.original_error is not None and not isinstance(error.original_error, GraphQLError)
+
+
+def add_graphql(app: FastAPI) -> None:
+    """Add the route. There is no page to try it in: those that exist load their scripts from a CDN."""
+    schema = _Schema(
+        Query,
+        Mutation,
+        Subscription,
+        extensions=[
+            lambda: MaxTokensLimiter(_MAX_TOKENS),
+            lambda: QueryDepthLimiter(_MAX_DEPTH),
+            lambda: MaxAliasesLimiter(0),  # one operation, one answer: an alias could ask for many
+            lambda: MaskErrors(_is_unexpected, "Something in the server went wrong; its log says what."),
+        ],
+    )
+
+    async def context(connection: HTTPConnection) -> dict[str, Any]:
+        return {"rest": Rest(app, connection)}
+
+    router = GraphQLRouter(
+        schema,
+        graphql_ide=None,
+        allow_queries_via_get=False,
+        context_getter=context,
+        subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
+        connection_init_wait_timeout=timedelta(seconds=_INIT_S),
+        max_subscriptions_per_connection=_MAX_SUBSCRIPTIONS,
+        include_in_schema=False,
+    )
+    app.include_router(router, prefix="/graphql")
