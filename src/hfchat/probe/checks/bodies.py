@@ -1,0 +1,180 @@
+"""Bodies that are broken, huge or strange: never a 5xx, never an end of the server.
+
+Many servers parse JSON before anything protects them. Sources: RFC 8259 (JSON), RFC 9110 and 9112 (HTTP).
+"""
+
+import asyncio
+import contextlib
+import gzip
+import json
+from dataclasses import dataclass
+
+import httpx
+
+from hfchat.probe.registry import FailedError, check
+from hfchat.probe.target import Target, refusal, summary, text_of
+from hfchat.probe.wire import chat_head, wire
+
+_MEBIBYTE = 1024 * 1024
+_HUGE = 64 * _MEBIBYTE
+_CHUNK = b"%x\r\n%b\r\n" % (_MEBIBYTE, b" " * _MEBIBYTE)
+
+
+async def _post(target: Target, body: bytes, **headers: str) -> httpx.Response:
+    headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    return await target.client.post("chat/completions", content=body, headers=headers)
+
+
+def _not_broken_by(response: httpx.Response) -> str:
+    """For what a server may take or refuse."""
+    return f"200: {text_of(response.json())!r}" if response.status_code == 200 else refusal(response)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A body with one value written by hand."""
+
+    name: str
+    value: str
+
+    def body(self, target: Target) -> bytes:
+        body = target.chat_body(max_tokens=1)
+        body.pop(self.name, None)
+        return f'{json.dumps(body)[:-1]}, "{self.name}": {self.value}}}'.encode()
+
+
+@check(
+    {
+        "empty": b"",
+        "half": b'{"model": "m", "messages": [',
+        "not JSON": b"model=m&messages=Hi",
+        "a list": b"[]",
+        "a text": b'"Hi"',
+        "null": b"null",
+        "not UTF-8": b'{"model": "\xff\xfe"}',
+        "100,000 brackets": b"[" * 100_000,
+        "100,000 objects": b'{"a":' * 100_000,
+    }
+)
+async def a_broken_body_is_refused(target: Target, body: bytes) -> str:
+    """A 4xx in the shape of an error: it is the client's mistake (RFC 9110, 15.5.1). Nesting is a classic attack."""
+    return refusal(await _post(target, body))
+
+
+@check(
+    {
+        "NaN": _Field("temperature", "NaN"),
+        "Infinity": _Field("temperature", "Infinity"),
+        "1e999": _Field("temperature", "1e999"),
+        "a seed of 5,000 digits": _Field("seed", "9" * 5000),
+        "max_tokens of 5,000 digits": _Field("max_tokens", "9" * 5000),
+    }
+)
+async def a_number_that_is_none_is_refused(target: Target, field: _Field) -> str:
+    """JSON has no such numbers (RFC 8259, 6), but many parsers do, and then fail where they compute with them."""
+    return refusal(await _post(target, field.body(target)))
+
+
+@check(
+    {
+        "nested 5,000 deep in a field": _Field("metadata", '{"a":' * 5000 + "1" + "}" * 5000),
+        "a key twice": _Field("model", '"x", "model": "y"'),
+        "half of a surrogate pair": _Field("messages", r'[{"role": "user", "content": "\ud800"}]'),
+        "NUL in a text": _Field("messages", r'[{"role": "user", "content": "a\u0000b"}]'),
+        "special tokens in a text": _Field(
+            "messages", '[{"role": "user", "content": "<|im_end|><|endoftext|></s><s>[INST]"}]'
+        ),
+        "a text of 100,000 emoji": _Field("user", '"' + "👩‍👩‍👧" * 20_000 + '"'),
+    }
+)
+async def a_strange_body_breaks_nothing(target: Target, field: _Field) -> str:
+    """Valid by the grammar of RFC 8259, so it may be answered or refused, but it is no error of the server's."""
+    return _not_broken_by(await _post(target, field.body(target)))
+
+
+@check()
+async def a_byte_order_mark_breaks_nothing(target: Target) -> str:
+    """A parser may ignore it or take it for an error (RFC 8259, 8.1)."""
+    return _not_broken_by(await _post(target, b"\xef\xbb\xbf" + json.dumps(target.chat_body(max_tokens=1)).encode()))
+
+
+@check()
+async def a_compressed_body_breaks_nothing(target: Target) -> str:
+    """A coding that is not supported is 415 (RFC 9110, 8.4); one that is, is taken."""
+    body = gzip.compress(json.dumps(target.chat_body(max_tokens=1)).encode())
+    return _not_broken_by(await _post(target, body, Content_Encoding="gzip"))
+
+
+@check({"text/plain": "text/plain", "a form": "application/x-www-form-urlencoded", "none": ""})
+async def a_body_of_another_type_is_refused(target: Target, content_type: str) -> str:
+    """415 (RFC 9110, 15.5.16). Any web page can have its visitor's browser post these types to a server on loopback
+    without asking (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
+    """
+    return refusal(await _post(target, json.dumps(target.chat_body(max_tokens=1)).encode(), Content_Type=content_type))
+
+
+@check()
+async def a_huge_declared_body_is_refused_at_once(target: Target) -> str:
+    """413 as soon as its length is known (RFC 9110, 15.5.14): whoever waits for it keeps memory for it."""
+    async with wire(target) as connection:
+        await connection.send(chat_head(target, f"Content-Length: {100 * 1024 * _MEBIBYTE}"))
+        response = await connection.answer()
+    if response is None:
+        return "the connection was closed"
+    return refusal(response, statuses=(413,))
+
+
+@check()
+async def a_huge_chunked_body_is_cut(target: Target) -> str:
+    """A limit that looks only at `Content-Length` bounds nothing: chunked bodies have none (RFC 9112, 7.1)."""
+    sent = 0
+    async with wire(target) as connection:
+        await connection.send(chat_head(target, "Transfer-Encoding: chunked"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(target.limit(15)):
+                while sent < _HUGE and await connection.send(_CHUNK):
+                    sent += _MEBIBYTE
+        if sent >= _HUGE:
+            raise FailedError(f"{sent // _MEBIBYTE} MiB were taken")
+        response = await connection.answer()
+    if response is None:
+        return f"the connection was closed after {sent // _MEBIBYTE} MiB"
+    return refusal(response, statuses=(413,))
+
+
+@check(
+    {
+        "-1": ("Content-Length: -1",),
+        "a text": ("Content-Length: many",),
+        "two": ("Content-Length: 2", "Content-Length: 3"),
+        "a chunk's size is none": ("Transfer-Encoding: chunked",),
+    }
+)
+async def an_invalid_length_is_refused(target: Target, headers: tuple[str, ...]) -> str:
+    """400 (RFC 9112, 6.3 and 7.1): two that count differently see different requests in the same bytes."""
+    async with wire(target) as connection:
+        await connection.send(chat_head(target, *headers) + b"zz\r\n{}\r\n0\r\n\r\n")
+        response = await connection.answer()
+    if response is None:
+        return "the connection was closed"
+    if not 400 <= response.status_code < 500:
+        raise FailedError(f"4xx expected, not {summary(response)}")
+    return summary(response)
+
+
+@check()
+async def a_body_that_ends_too_early_breaks_nothing(target: Target) -> str:
+    """A message that is cut is incomplete (RFC 9112, 8), and its client cannot be told much any more."""
+    async with wire(target) as connection:
+        await connection.send(chat_head(target, "Content-Length: 1000") + b'{"model": ')
+        connection.half_close()
+        response = await connection.answer()
+    if response is None:
+        return "the connection was closed"
+    return refusal(response)
+
+
+@check()
+async def afterwards_it_answers(target: Target) -> str:
+    """What was refused has cost nothing that others need."""
+    return repr(text_of(await target.answer())[:40])

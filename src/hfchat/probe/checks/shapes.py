@@ -1,0 +1,186 @@
+"""Models, answers and errors in OpenAI's shapes, as its own client reads them.
+
+Each shape is that of the models of the `openai` package, which are made from https://github.com/openai/openai-openapi.
+"""
+
+import time
+
+import httpx
+import pydantic
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion
+
+from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.target import Target, body_of, refusal, summary, text_of
+
+_CLOCKS_S = 300  # that the server's clock may differ from this machine's
+_FINISH_REASONS = {"stop", "length", "content_filter", "tool_calls"}
+
+
+def valid(model: type[pydantic.BaseModel], body: dict) -> None:
+    """Raise what OpenAI's own client could not read of a body."""
+    try:
+        model.model_validate(body)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FailedError(f"{model.__name__} has no valid {where}: {first['msg']}") from None
+
+
+def _is_json(response: httpx.Response) -> None:
+    content_type = response.headers.get("content-type", "")
+    if content_type.split(";")[0].strip().lower() != "application/json":
+        raise FailedError(f"its Content-Type is {content_type or 'missing'}, not application/json")
+
+
+def _usage(usage: dict) -> str:
+    prompt, completion, total = (usage[f"{name}_tokens"] for name in ("prompt", "completion", "total"))
+    if prompt < 1 or completion < 1 or prompt + completion != total:
+        raise FailedError(f"the usage does not add up: {prompt} + {completion} = {total}")
+    return f"{prompt} + {completion} tokens"
+
+
+@check()
+async def the_models_are_listed(target: Target) -> str:
+    """`GET /models`: programs choose from this list (https://platform.openai.com/docs/api-reference/models)."""
+    response = await target.client.get("models")
+    body = body_of(response)
+    _is_json(response)
+    if body.get("object") != "list" or not body.get("data"):
+        raise FailedError(f"no list of models: {summary(response)}")
+    for model in body["data"]:
+        valid(Model, model)
+    return ", ".join(model["id"] for model in body["data"][:3])
+
+
+@check()
+async def a_model_is_described(target: Target) -> str:
+    """`GET /models/{model}`, by the name that the list has (https://platform.openai.com/docs/api-reference/models)."""
+    body = body_of(await target.client.get(f"models/{target.model}"))
+    valid(Model, body)
+    if body["id"] != target.model:
+        raise FailedError(f"it describes {body['id']}")
+    return body["id"]
+
+
+@check()
+async def a_chat_is_answered(target: Target) -> str:
+    """`POST /chat/completions`: shape, role, sane time, `finish_reason`, and a usage that adds up.
+
+    https://platform.openai.com/docs/api-reference/chat/object
+    """
+    response = await target.chat()
+    body = body_of(response)
+    _is_json(response)
+    valid(ChatCompletion, body)
+    if not body["id"]:
+        raise FailedError("the answer has no id")
+    if abs(body["created"] - time.time()) > _CLOCKS_S:
+        raise FailedError(f"it was created at {body['created']}, which is not now in seconds since 1970")
+    if body["choices"][0]["finish_reason"] not in _FINISH_REASONS:
+        raise FailedError(f"finish_reason {body['choices'][0]['finish_reason']}")
+    return f"{_usage(body['usage'])}, {body['choices'][0]['finish_reason']}"
+
+
+@check()
+async def every_answer_has_an_id_of_its_own(target: Target) -> str:
+    """Feedback, logs and bills refer to answers by it."""
+    ids = [(await target.answer(max_tokens=1))["id"] for _ in range(3)]
+    if len(set(ids)) < len(ids):
+        raise FailedError(f"the same id again: {ids[-1]}")
+    return ids[0]
+
+
+_CONVERSATIONS = {
+    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+    "several turns": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Who are you?"},
+    ],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+}
+
+
+@check(_CONVERSATIONS)
+async def a_conversation_is_answered(target: Target, messages: list[dict]) -> str:
+    """Messages as OpenAI's clients send them (https://platform.openai.com/docs/api-reference/chat/create)."""
+    body = await target.answer(messages=messages)
+    return f"{_usage(body['usage'])}: {text_of(body)[:40]!r}"
+
+
+@check()
+async def a_prompt_is_completed(target: Target) -> str:
+    """`POST /completions`, where there is one (https://platform.openai.com/docs/api-reference/completions)."""
+    body = {"model": target.model, "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0}
+    response = await target.client.post("completions", json=body)
+    if response.status_code == 404:
+        raise SkippedError("there is no /completions")
+    answer = body_of(response)
+    valid(Completion, answer)
+    return f"{_usage(answer['usage'])}: {answer['choices'][0]['text']!r}"
+
+
+@check()
+async def an_unknown_model_is_404(target: Target) -> str:
+    """A name that is not in the list must not be answered by some other model.
+
+    https://platform.openai.com/docs/guides/error-codes
+    """
+    name = "hfchat-probe-has-no-such-model"
+    refusal(await target.client.get(f"models/{name}"), name, (404,))
+    return refusal(await target.chat(model=name), name, (404,))
+
+
+_INVALID = {
+    "messages missing": ({"messages": None}, "messages"),
+    "messages empty": ({"messages": []}, "messages"),
+    "messages a text": ({"messages": "Hi"}, "messages"),
+    "content missing": ({"messages": [{"role": "user"}]}, "content"),
+    "content null": ({"messages": [{"role": "user", "content": None}]}, "content"),
+    "content a number": ({"messages": [{"role": "user", "content": 7}]}, "content"),
+    "role unknown": ({"messages": [{"role": "wizard", "content": "Hi"}]}, "role"),
+    "role missing": ({"messages": [{"content": "Hi"}]}, "role"),
+    "model missing": ({"model": None}, "model"),
+    "model a number": ({"model": 7}, "model"),
+    "stream a text": ({"stream": "perhaps"}, "stream"),
+}
+
+
+@check(_INVALID)
+async def an_invalid_request_is_refused(target: Target, case: tuple[dict, str]) -> str:
+    """With a 4xx in the shape of an error, whose message or `param` names the field.
+
+    https://platform.openai.com/docs/guides/error-codes
+    """
+    fields, named = case
+    return refusal(await target.chat(**fields), named)
+
+
+@check()
+async def an_unknown_path_is_404(target: Target) -> str:
+    """In the shape of an error, as clients show its message (RFC 9110, 15.5.5)."""
+    return refusal(await target.client.get("no-such-path"), statuses=(404,))
+
+
+@check()
+async def another_method_is_405(target: Target) -> str:
+    """With `Allow`, which this status must have (RFC 9110, 15.5.6)."""
+    response = await target.client.get("chat/completions")
+    seen = refusal(response, statuses=(405,))
+    if "POST" not in response.headers.get("allow", ""):
+        raise FailedError(f"{seen}, but no `Allow: POST`")
+    return seen
+
+
+@check({"no key": None, "a wrong key": "hfchat-probe"})
+async def a_stranger_is_401(target: Target, key: str | None) -> str:
+    """No answer without the key; with `WWW-Authenticate`, which this status must have (RFC 9110, 11.6.1)."""
+    if target.api_key is None:
+        raise SkippedError("the server wants no API key")
+    headers = {"Authorization": f"Bearer {key}" if key else ""}
+    response = await target.client.post("chat/completions", json=target.chat_body(), headers=headers)
+    seen = refusal(response, statuses=(401,))
+    if "www-authenticate" not in response.headers:
+        raise FailedError(f"{seen}, but no `WWW-Authenticate`")
+    return seen

@@ -1,0 +1,68 @@
+"""Clients that are slow, by nature or on purpose: they keep nobody else out, and not for ever."""
+
+import asyncio
+import contextlib
+import json
+import time
+
+from hfchat.probe.registry import FailedError, check
+from hfchat.probe.target import LONG, Target, text_of
+from hfchat.probe.wire import Wire, chat_head, wire
+
+_READERS = 4
+_ANSWER_S = 30.0
+_CUT_S = 75.0  # nginx gives a head, and each part of a body, 60 s
+_DRIP_S = 0.5
+
+
+@check()
+async def readers_that_never_read_block_nobody(target: Target) -> str:
+    """They ask for streams and take nothing of them; a server that waits for one of them answers nobody."""
+    body = json.dumps(target.chat_body(stream=True, max_tokens=LONG)).encode()
+    limit = target.limit(_ANSWER_S)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(_READERS):
+            connection = await stack.enter_async_context(wire(target, receive_buffer=1024))
+            await connection.send(chat_head(target, f"Content-Length: {len(body)}") + body)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(limit):
+                text_of(await target.answer())
+        except TimeoutError:
+            raise FailedError(f"another client has no answer after {limit:g} s") from None
+    return f"another client was answered in {time.monotonic() - began:.2f} s beside {_READERS} of them"
+
+
+async def _cut(target: Target, connection: Wire, drip: bytes) -> str:
+    """How long the server bears a client that sends a byte now and then, or nothing."""
+    began = time.monotonic()
+    limit = target.limit(_CUT_S)
+    while not await connection.closed(target.limit(_DRIP_S)):
+        if time.monotonic() - began > limit:
+            raise FailedError(f"still connected after {limit:g} s")
+        if drip:
+            await connection.send(drip)
+    return f"cut after {time.monotonic() - began:.1f} s"
+
+
+@check(waits=True)
+async def a_head_that_never_ends_is_cut(target: Target) -> str:
+    """A letter every half a second ("slowloris"): a few hundred of these use up a server's connections."""
+    async with wire(target) as connection:
+        await connection.send(chat_head(target).removesuffix(b"\r\n") + b"X-Slow: ")
+        return await _cut(target, connection, b"a")
+
+
+@check(waits=True)
+async def a_body_that_never_ends_is_cut(target: Target) -> str:
+    """A space every half a second; that the client is not silent must not be enough."""
+    async with wire(target) as connection:
+        await connection.send(chat_head(target, "Content-Length: 100000") + b"{")
+        return await _cut(target, connection, b" ")
+
+
+@check(waits=True)
+async def a_silent_connection_is_cut(target: Target) -> str:
+    """One that is opened and never used."""
+    async with wire(target) as connection:
+        return await _cut(target, connection, b"")

@@ -1,0 +1,109 @@
+"""The process of a server that is probed: one that the probe starts, or one that runs already."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx
+
+from hfchat.errors import UserError
+from hfchat.processes import signal_with_parent
+
+_START_S = 600.0
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A process, of which the exit status is only known if the probe has started it."""
+
+    pid: int
+    started: subprocess.Popen | None = None
+
+    def terminate(self) -> None:
+        """Ask it to stop, as a container's runtime and a service manager do."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def is_running(self) -> bool:
+        if self.started is not None:
+            return self.started.poll() is None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs, and if the probe has not started it."""
+        return None if self.started is None else self.started.poll()
+
+
+def running(pid: int) -> ServerProcess:
+    """A process that runs already.
+
+    Raises:
+        UserError: If there is none, or it is another user's.
+    """
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        raise UserError(f"--pid {pid}: there is no such process") from None
+    except PermissionError:
+        raise UserError(f"--pid {pid}: it is another user's") from None
+    return ServerProcess(pid)
+
+
+@contextlib.asynccontextmanager
+async def start(command: str, url: str) -> AsyncIterator[ServerProcess]:
+    """Start a server, wait until it answers at `url`, and end it.
+
+    Raises:
+        UserError: If the program is not there, the server ends before it answers, or another one answers there.
+    """
+    async with httpx.AsyncClient(trust_env=False) as client:
+        with contextlib.suppress(httpx.HTTPError):
+            await client.get(url)
+            raise UserError(f"--command: a server answers at {url} already; stop it, or let the command use another")
+    with tempfile.TemporaryFile() as log:
+        try:
+            words = shlex.split(command)
+            # A session of its own: Ctrl-C is for the probe, which then ends it. A probe that is killed cannot.
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=functools.partial(signal_with_parent, signal.SIGKILL),
+            )
+        except (OSError, ValueError, IndexError) as error:
+            raise UserError(f"--command {command!r}: it cannot be started ({error})") from error
+        try:
+            await _answers(process, url, command, log)
+            yield ServerProcess(process.pid, process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+async def _answers(process: subprocess.Popen, url: str, command: str, log) -> None:
+    async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+        end = asyncio.get_running_loop().time() + _START_S
+        while asyncio.get_running_loop().time() < end:
+            if process.poll() is not None:
+                log.seek(0)
+                last = (log.read().decode(errors="replace").strip() or "it said nothing").splitlines()[-1]
+                raise UserError(f"--command {command!r}: it ended with status {process.returncode}: {last}")
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(f"{url}/models")).status_code < 500:
+                    return
+            await asyncio.sleep(0.2)
+    raise UserError(f"--command {command!r}: nothing answers at {url} after {_START_S:g} s")

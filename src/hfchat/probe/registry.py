@@ -1,0 +1,87 @@
+"""What a check is, and the list of all of them."""
+
+import importlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfchat.probe.target import Target
+
+# Each is a module of `checks`. In the order in which they run: what may break a server comes last.
+GROUPS = (
+    "shapes",
+    "streaming",
+    "sampling",
+    "bodies",
+    "headers",
+    "disconnects",
+    "floods",
+    "slow",
+    "context",
+    "shutdown",
+)
+
+
+class FailedError(Exception):
+    """The server did what it must not; the message is what was seen."""
+
+
+class SkippedError(Exception):
+    """The check does not apply to this server; the message is why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to a server.
+
+    Attributes:
+        group: One of `GROUPS`.
+        name: What a good server does, in words.
+        why: What is asked and why it matters, with its source.
+        ask: Asks, and returns what was seen. Raises `FailedError` or `SkippedError`.
+        waits: Whether it mostly waits, so that it can run beside all others.
+    """
+
+    group: str
+    name: str
+    why: str
+    ask: Callable[["Target"], Awaitable[str]]
+    waits: bool
+
+
+_CHECKS: dict[str, list[Check]] = {group: [] for group in GROUPS}
+
+
+def check(cases: Mapping[str, Any] | None = None, waits: bool = False) -> Callable[[Callable], Callable]:
+    """Register a function as a check of the group that its module is named after.
+
+    Its name, with spaces for underscores, is the check's, and its docstring says why.
+
+    Args:
+        cases: For a function of a target and a case, each by its label: a check for each.
+        waits: Whether it mostly waits.
+    """
+
+    def register(function: Callable) -> Callable:
+        group = function.__module__.rpartition(".")[2]
+        name = function.__name__.replace("_", " ")
+        why = " ".join((function.__doc__ or "").split())
+        if cases is None:
+            _CHECKS[group].append(Check(group, name, why, function, waits))
+        for label, case in (cases or {}).items():
+
+            async def ask(target: "Target", case: Any = case) -> str:
+                return await function(target, case)
+
+            _CHECKS[group].append(Check(group, f"{name}: {label}", why, ask, waits))
+        return function
+
+    return register
+
+
+def checks(groups: tuple[str, ...] = GROUPS) -> list[Check]:
+    """The checks of these groups, in the order in which they run."""
+    for group in groups:
+        importlib.import_module(f"hfchat.probe.checks.{group}")
+    return [check for group in GROUPS if group in groups for check in _CHECKS[group]]
