@@ -7,7 +7,6 @@ import pytest
 
 from hfchat.evaluation.bootstrap import difference, estimate, mean
 from hfchat.evaluation.examples import choose_examples
-from hfchat.evaluation.plots import Scale
 from hfchat.evaluation.records import write_records
 from hfchat.evaluation.report import table, write_report
 from hfchat.evaluation.task import Metric, Record
@@ -285,14 +284,6 @@ def test_lineage_contamination_and_groups_are_shown(tmp_path, compared, pages):
     assert "| tuned | 12 | 3 |" in markdown
     assert "mean|case:mixed" in markdown
     assert html.count("<rect") == 2
-
-
-def test_a_scale_holds_its_values_between_round_ticks():
-    scale = Scale.of([0.22, 0.48])
-    assert scale.ticks == [0.3, 0.4]
-    assert 0 < scale.at(0.22) < scale.at(0.3) < scale.at(0.48) < 100
-    assert Scale.of([float("nan")]) is None
-    assert Scale.of([5.0, 5.0]) is None
 
 
 def test_a_score_that_is_no_number_is_a_dash(compared, pages):

@@ -128,7 +128,7 @@ def languages(texts: Sequence[str]) -> list[tuple[str, float]] | None:
     At most some hundred of them are read, evenly from all.
     """
     try:
-        from hfchat.data.language import identify
+        from hfchat.language import identify
 
         step = max(1, len(texts) // _LANGUAGE_SAMPLE)
         found = Counter(identify(text)[0] for text in texts[::step])

@@ -13,6 +13,7 @@ from hfchat.storage import is_remote
 _NOT_ESTIMATED = {
     "prepare_data": "memory and time: both follow from the steps of the chain and the workers",
     "prepare_conversations": "memory and time: a few seconds for each ten thousand conversations",
+    "prepare_feedback": "memory and time: a few seconds for each ten thousand answers with feedback",
     "train_tokenizer": "memory and time: both follow from the algorithm and sample_bytes",
     "evaluate": "memory and time: both follow from how long the answers get",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hfchat import demo
+from hfchat import pipeline
 from hfchat.errors import UserError
 
 
@@ -32,7 +32,7 @@ class Recipe:
 
     @property
     def script(self) -> Path:
-        return demo.recipes_root() / "recipes" / f"{self.name}.py"
+        return pipeline.recipes_root() / "recipes" / f"{self.name}.py"
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """What the recipe's own `parse` would return.
@@ -59,6 +59,8 @@ _MODEL = "hfchat.training.adapters:ModelArguments"
 RECIPES = (
     Recipe("prepare_data", ("PrepareDataArguments",), folder="data"),
     Recipe("prepare_conversations", ("PrepareConversationsArguments",), folder="conversations"),
+    Recipe("prepare_feedback", ("PrepareFeedbackArguments", "hfchat.feedback.curation:CurationArguments")),
+    Recipe("gate", ("GateArguments",)),
     Recipe("train_tokenizer", ("TrainTokenizerArguments",), folder="tokenizers"),
     Recipe("pretrain", ("hfchat.training.pretraining:PretrainArguments",), "pretraining"),
     Recipe(

@@ -9,8 +9,8 @@ import yaml
 
 from hfchat.evaluation.bootstrap import CONFIDENCE
 from hfchat.evaluation.examples import Shown, choose_examples
-from hfchat.evaluation.plots import Scale
 from hfchat.evaluation.verdict import ARROWS, Outcome, findings, headline, outcome, summary, verdict
+from hfchat.plots import Scale
 from hfchat.templates import add_figures, figure, html_environment, interval, markdown_environment
 
 if TYPE_CHECKING:

@@ -34,10 +34,10 @@ class Scale:
         low, high = min(finite), max(finite)
         margin = _MARGIN * (high - low)
         low, high = low - margin, high + margin
-        return cls(low, high, _round_values(low, high))
+        return cls(low, high, round_ticks(low, high))
 
 
-def _round_values(low: float, high: float) -> list[float]:
+def round_ticks(low: float, high: float) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, at most about `_TICKS` of them."""
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
