@@ -12,25 +12,16 @@ Your own conversations (OpenAI's `messages`, ShareGPT, Alpaca, questions and ans
 in it says what was dropped and why.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hfchat.config import StageArguments, parse
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.conversations import prepare
-from hfchat.data.decontamination import check_evaluation_sets
+from hfchat.data.decontamination import EvaluationSet, check_evaluation_sets
 from hfchat.errors import run
 from hfchat.lineage import Stage, describe
 from hfchat.safety.pii import KINDS, PII
-
-
-class EvaluationSet(dict):
-    """A mapping, which the command line gives as JSON; `check_evaluation_sets` says what may be in it."""
-
-    def __init__(self, value: dict[str, Any] | str):
-        super().__init__(json.loads(value) if isinstance(value, str) else value)
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """Load one split of a dataset: a corpus made by a recipe, any other local folder or file, or a Hub id.
 
-And what every stage that reads conversations asks of their messages.
+And what every stage that reads conversations asks of their messages, and how it tells them apart.
 """
 
+import hashlib
 import json
+import unicodedata
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -157,6 +159,20 @@ def check_messages(messages: Any, place: str, roles: Collection[str] = ROLES) ->
     fault = find_fault(messages, roles)
     if fault is not None:
         raise UserError(f"{place}: {fault[1]}")
+
+
+def digest_of(value: Any) -> bytes:
+    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form, with single spaces."""
+
+    def normalize(item: Any) -> Any:
+        if isinstance(item, str):
+            return " ".join(unicodedata.normalize("NFC", item).split())
+        if isinstance(item, list):
+            return [normalize(part) for part in item]
+        return {key: normalize(part) for key, part in item.items()} if isinstance(item, dict) else item
+
+    text = json.dumps(normalize(value), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _hint(column: str) -> str:

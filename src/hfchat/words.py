@@ -14,15 +14,15 @@ _NUMBER = regex.compile(r"\p{Nd}+(?:[.,٫]\p{Nd}+)*")
 _MARKS = regex.compile(r"\p{Mn}+")
 
 
-def words(text: str) -> list[str]:
-    """The words in lower case without punctuation and diacritics, every number as `0`.
+def words(text: str, keep_numbers: bool = False) -> list[str]:
+    """The words in lower case without punctuation and diacritics, every number as `0` unless they are kept.
 
     The same as datatrove's `simplify_text` and its word tokenizers (spaCy), which take ten times as long; of languages
     without spaces between words, single letters.
     """
     text = text.lower()
     if text.isascii():
-        return _ASCII_WORD.findall(_NUMBER.sub("0", text))
+        return _ASCII_WORD.findall(text if keep_numbers else _NUMBER.sub("0", text))
     text = _MARKS.sub("", unicodedata.normalize("NFD", text))
-    text = _NUMBER.sub("0", text)
+    text = text if keep_numbers else _NUMBER.sub("0", text)
     return (_WORD if _ANY_UNSPACED.search(text) else _SPACED_WORD).findall(text)

@@ -1,9 +1,6 @@
 """What training needs of an example, and what must not be in it: what is not kept has a reason."""
 
-import hashlib
-import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +10,7 @@ from datatrove.data import Document
 from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.data.conversation_formats import KINDS, ConversationError, Message
 from hfchat.data.decontamination import ContaminationFilter
-from hfchat.dataset import ROLES_WITH_TOOLS, find_fault
+from hfchat.dataset import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
 
 _SPECIAL_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
@@ -136,17 +133,3 @@ class Cleaner:
 
         columns = (column for column in KINDS[self.kind] if column != "label")
         return example | {column: list(map(replace_in, example[column])) for column in columns}, replaced
-
-
-def digest_of(value: Any) -> bytes:
-    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form, with single spaces."""
-
-    def normalize(item: Any) -> Any:
-        if isinstance(item, str):
-            return " ".join(unicodedata.normalize("NFC", item).split())
-        if isinstance(item, list):
-            return [normalize(part) for part in item]
-        return {key: normalize(part) for key, part in item.items()} if isinstance(item, dict) else item
-
-    text = json.dumps(normalize(value), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

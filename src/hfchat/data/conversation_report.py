@@ -3,7 +3,7 @@
 import heapq
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ def report(summary: Summary) -> str:
         "lengths": [
             (name, ordered[min(int(share * len(ordered)), len(ordered) - 1)]) for name, share in shares.items()
         ],
-        "samples": [_plain(example) for _, example in summary.samples],
+        "samples": [as_text(example) for _, example in summary.samples],
     }
     return markdown_environment().get_template("conversation_report.md.jinja").render(context)
 
@@ -103,28 +103,39 @@ def card(summary: Summary, sizes: Mapping[str, int], download_size: int) -> str:
         sizes: Bytes of each split in memory.
         download_size: Bytes of its files: by them `datasets` tells a dataset that was made again from its cached copy.
     """
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split, count in summary.kept.items() if count]
+    context = {"summary": summary, "columns": KINDS[summary.kind]}
+    body = markdown_environment().get_template("conversation_card.md.jinja").render(context)
+    return card_header(summary.licenses, summary.kept, sizes, download_size) + body
+
+
+def card_header(licenses: Sequence[str], rows: Mapping[str, int], sizes: Mapping[str, int], download_size: int) -> str:
+    """The YAML of a card whose splits are in `data/<split>-*.parquet`.
+
+    Args:
+        licenses: Of what is in it.
+        rows: Of each split.
+        sizes: See `card`, and `download_size`.
+    """
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split, count in rows.items() if count]
     header = {
-        **license_entry(summary.licenses),
+        **license_entry(licenses),
         "task_categories": ["text-generation"],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
             "config_name": "default",
             # Without all three, `datasets` passes the splits over, with a warning.
             "splits": [
-                {"name": split, "num_bytes": size, "num_examples": summary.kept[split]}
-                for split, size in sizes.items()
+                {"name": split, "num_bytes": size, "num_examples": rows[split]} for split, size in sizes.items()
             ],
             "download_size": download_size,
             "dataset_size": sum(sizes.values()),
         },
     }
-    context = {"summary": summary, "columns": KINDS[summary.kind]}
-    body = markdown_environment().get_template("conversation_card.md.jinja").render(context)
-    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{body}"
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n"
 
 
-def _plain(example: Mapping[str, Any]) -> str:
+def as_text(example: Mapping[str, Any]) -> str:
+    """The messages of an example, each with who says it, and its label if it has one."""
     parts = []
     for column in ("messages", "prompt", "completion", "chosen", "rejected"):
         for turn in example.get(column, []):

@@ -13,11 +13,12 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from hfchat.data.conversation_checks import Cleaner, all_messages, digest_of
+from hfchat.data.conversation_checks import Cleaner, all_messages
 from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, convert, expand
 from hfchat.data.conversation_report import Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.decontamination import build_index
+from hfchat.dataset import digest_of
 from hfchat.errors import UserError
 from hfchat.storage import remove_tree
 
@@ -172,7 +173,7 @@ class _Outputs:
         if row["reason"] not in self._removed:
             features = Features(dict.fromkeys(("row", "reason", "detail", "place", "source"), Value("string")))
             path = self.folder / "removed" / row["reason"] / "00000.parquet"
-            self._removed[row["reason"]] = _parquet_writer(path, features)
+            self._removed[row["reason"]] = parquet_writer(path, features)
         self._removed[row["reason"]][0].write(row)
 
     def write_splits(self, kept: Mapping[str, int]) -> dict[str, int]:
@@ -189,7 +190,7 @@ class _Outputs:
         for split in SPLITS:
             if not kept[split]:
                 continue
-            writer, stream = _parquet_writer(self.folder / "data" / f"{split}-00000.parquet", features)
+            writer, stream = parquet_writer(self.folder / "data" / f"{split}-00000.parquet", features)
             with stream, (self.scratch / f"{split}.jsonl").open(encoding="utf-8") as lines:
                 for line in lines:
                     row = dict.fromkeys(features) | json.loads(line)
@@ -201,7 +202,8 @@ class _Outputs:
         return sizes
 
 
-def _parquet_writer(path: Path, features: Any) -> tuple[Any, IO[bytes]]:
+def parquet_writer(path: Path, features: Any) -> tuple[Any, IO[bytes]]:
+    """A writer of rows with these `datasets.Features`, and the open file, which is to be closed after `finalize`."""
     from datasets.arrow_writer import ParquetWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ The rule is that of GPT-3 (arXiv:2005.14165, appendix C). datatrove's filter doe
 lighteval can make, and with words that take ten times as long to find.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,13 @@ from hfchat.storage import as_path, is_remote
 
 _KEYS = {"name", "path", "split", "config", "revision", "columns"}
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+class EvaluationSet(dict):
+    """A mapping, which the command line gives as JSON; `check_evaluation_sets` says what may be in it."""
+
+    def __init__(self, value: dict[str, Any] | str):
+        super().__init__(json.loads(value) if isinstance(value, str) else value)
 
 
 def check_evaluation_sets(evaluation_sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,437 @@
+"""From what people said to what a model may learn of it: who is believed, what holds, and what it is an example of.
+
+Who can give feedback can teach the model, so everything here is done as if somebody wanted to teach it the worst:
+with many votes of one account, one text from many accounts, votes against all others, or corrections that nobody
+should learn. What it cannot see is a crowd of accounts that agree with each other where nobody else says anything;
+that is what API keys for people, and the gate before a promotion, are for.
+"""
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+from hfchat.dataset import digest_of
+from hfchat.feedback.reviews import Review, ReviewedAnswer, Who, reviews_of
+from hfchat.feedback.spam import fault_of_correction, same_everywhere, too_fast, too_many
+from hfchat.feedback.votes import (
+    Agreement,
+    Ballot,
+    agreements,
+    ballot_of,
+    find_untrusted,
+    pair_of,
+    side_of_others,
+    verdict,
+)
+
+DATASETS = ("conversations", "preferences", "thumbs")
+# Of whole reviews, in the order in which they are looked for.
+REASONS_OF_REVIEWS = {
+    "replaced": "the same person said something else of the same answer later",
+    "other_model": "the answer is of another model than the one that was asked for",
+    "other_template": "the answer was made with another chat template than the one that was asked for",
+    "blocked": "a guard blocked the prompt or the answer: what was rated is the guard's message",
+    "too_fast": "one person gave more of them within a minute than anybody reads answers",
+    "same_everywhere": "the same correction or comment was given to answers to many prompts",
+    "only_words": "there is no rating, correction or preference in it to learn from",
+    "untrusted": "the person is against the majority of the others in most of what they share",
+    "too_many": "the person would have more than their share of all",
+}
+# Of the ratings, corrections and preferences in those that are left.
+REASONS_OF_STATEMENTS = {
+    "replaced": "the same person said something of the same text, as answer to the same prompt, later",
+    "contradictory": "others say the opposite, and no side has a majority; or a correction is what was rated down",
+    "outvoted": "a majority of the others says the opposite",
+    "same_answer": "the two answers are the same, or the correction is the answer",
+    "unfinished": "the answer that would be learned was cut off",
+    "unsafe": "the guards find something in the text that would be learned",
+    "empty": "the correction has no words",
+    "too_long": "the correction is many times as long as the answer",
+    "repeats_prompt": "the correction is little else than the prompt",
+}
+REASONS_OF_EXAMPLES = {
+    "contradictory": "another pair has the two answers the other way round",
+    "duplicate": "another example is the same",
+    "too_many_of_prompt": "there are many others of the same prompt",
+}
+
+
+@dataclass
+class CurationArguments:
+    """Whom to believe, and how much."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Only answers of this model, by its name in the API, or name@version."}
+    )
+    template_fingerprint: str | None = field(
+        default=None, metadata={"help": "Only answers that were made with this chat template."}
+    )
+    person: Who = field(
+        default="user",
+        metadata={
+            "help": "Who counts as one person: each user that a key's requests name, or, where these names cannot be "
+            "trusted, the api_key."
+        },
+    )
+    max_per_minute: int = field(
+        default=20, metadata={"help": "Reviews of one person in a minute; with more, each has less than 3 seconds."}
+    )
+    max_prompts_per_text: int = field(
+        default=5,
+        metadata={"help": "Prompts whose answers may get the same correction. More for models that give labels."},
+    )
+    max_share_of_person: float = field(
+        default=0.2, metadata={"help": "Of all reviews, or twice an equal share where there are few people."}
+    )
+    min_lead: int = field(
+        default=2,
+        metadata={"help": "Votes by which a side must lead where people disagree; of 1, one vote decides."},
+    )
+    min_overlaps: int = field(
+        default=5, metadata={"help": "Votes on what others voted on too, before anybody is judged by them."}
+    )
+    min_agreement: float = field(
+        default=0.5, metadata={"help": "Share of them with the majority of the others; who has less is not believed."}
+    )
+    max_correction_ratio: float = field(
+        default=10,
+        metadata={"help": "Length of a correction by that of the answer; 1,000 characters are never too many."},
+    )
+    max_repeated_prompt: float = field(
+        default=0.9, metadata={"help": "Share of a correction's runs of three words that may be the prompt's."}
+    )
+    max_per_prompt: int = field(
+        default=8, metadata={"help": "Examples of one prompt in a dataset, so that it is not all about a few of them."}
+    )
+    learn_from_praise: bool = field(
+        default=False,
+        metadata={
+            "help": "Take answers with a thumb up as conversations to imitate. They are the model's own: imitating "
+            "them makes it narrower (arXiv:2305.17493), and what is clicked is not what is right (arXiv:2310.13548)."
+        },
+    )
+
+    def __post_init__(self):
+        for name in ("max_per_minute", "max_prompts_per_text", "min_lead", "min_overlaps", "max_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("max_share_of_person", "min_agreement", "max_repeated_prompt"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+        if not self.max_correction_ratio > 0:
+            raise ValueError(f"max_correction_ratio must be above 0, not {self.max_correction_ratio}")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What is not learned from.
+
+    Attributes:
+        feedback_id: Which review.
+        what: `review` if nothing of it; of it the `rating`, `correction` or `preference`; or one of `DATASETS` if what
+            it says holds, but the example is not there.
+        reason: Why, as in `REASONS_OF_REVIEWS`, `REASONS_OF_STATEMENTS` and `REASONS_OF_EXAMPLES`.
+    """
+
+    feedback_id: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a model may learn from.
+
+    Attributes:
+        source: `correction`, `praise`, `retry` or `thumbs`.
+        row: `messages`, `messages` and `label`, or `prompt`, `chosen` and `rejected`.
+        answer_id: The answer that it is about; of a pair, the better one.
+        feedback_id: The review that it comes from.
+        prompt: A hash of it.
+        texts: Hashes of what would be learned, and of what it is preferred over.
+    """
+
+    source: str
+    row: dict[str, Any]
+    answer_id: str
+    feedback_id: str
+    prompt: str
+    texts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class PersonSummary:
+    """What one person said.
+
+    Attributes:
+        reviews: How many that hold.
+        kept: How many of them are learned from, as far as what is in them is.
+        agreement: With those of the others who are believed.
+        is_trusted: Whether they are believed.
+        feedback_id: One of the reviews, to find in the database who it is.
+    """
+
+    reviews: int
+    kept: int
+    agreement: Agreement
+    is_trusted: bool
+    feedback_id: str
+
+
+@dataclass
+class Curation:
+    """What is learned from, and what not.
+
+    Attributes:
+        reviews: How many were read.
+        kept_reviews: How many of them are left.
+        statements: How many ratings, corrections and preferences are in these.
+        removed: All that is not learned from, each once.
+        examples: For each of `DATASETS`.
+        people: With most reviews first.
+        models: `(model, template fingerprint)` to the reviews of its answers that are left.
+    """
+
+    reviews: int
+    kept_reviews: int
+    statements: Counter[str]
+    removed: list[Removed]
+    examples: dict[str, list[Example]]
+    people: list[PersonSummary]
+    models: Counter[tuple[str, str | None]]
+
+    def removed_of(self, what: str) -> Counter[str]:
+        """How many for each reason (`Removed`)."""
+        return Counter(removed.reason for removed in self.removed if removed.what == what)
+
+
+def curate(
+    found: Sequence[Mapping[str, Any]], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
+) -> Curation:
+    """Decide what is learned from.
+
+    Args:
+        found: What `hfchat.feedback.reviews.read_rows` returned.
+        args: The thresholds.
+        find_unsafe: What is found in a text that should not be learned; nothing in one that may be.
+    """
+    reviews, replaced = reviews_of(found, args.person)
+    removed = [Removed(id, "review", "replaced") for id in replaced]
+    everybody = reviews
+
+    def drop(reason: str, ids: set[str]) -> None:
+        nonlocal reviews
+        removed.extend(Removed(review.id, "review", reason) for review in reviews if review.id in ids)
+        reviews = [review for review in reviews if review.id not in ids]
+
+    drop("other_model", {review.id for review in reviews if not _is_of_model(review.answer, args.model)})
+    drop("other_template", {review.id for review in reviews if not _has_template(review.answer, args)})
+    drop("blocked", {review.id for review in reviews if _is_blocked(review.answer)})
+    drop("too_fast", too_fast(reviews, args.max_per_minute))
+    drop("same_everywhere", same_everywhere(reviews, args.max_prompts_per_text))
+    drop("only_words", {review.id for review in reviews if not review.statements})
+    ballot = ballot_of(reviews)
+    untrusted = find_untrusted(ballot, args.min_lead, args.min_overlaps, args.min_agreement)
+    drop("untrusted", {review.id for review in reviews if review.person in untrusted})
+    drop("too_many", too_many(reviews, args.max_share_of_person))
+
+    statements = _Statements(reviews, args, find_unsafe)
+    examples, removed_examples = _choose(statements.examples(), args.max_per_prompt)
+    return Curation(
+        reviews=len(everybody) + len(replaced),
+        kept_reviews=len(reviews),
+        statements=Counter(what for review in reviews for what in review.statements),
+        removed=removed + statements.removed + removed_examples,
+        examples=examples,
+        people=_summarize_people(everybody, reviews, agreements(ballot, args.min_lead, untrusted), untrusted),
+        models=Counter((review.answer.model, review.answer.template_fingerprint) for review in reviews),
+    )
+
+
+class _Statements:
+    """The ratings, corrections and preferences of reviews, and what can be learned from those that hold."""
+
+    def __init__(
+        self, reviews: Sequence[Review], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
+    ):
+        self.removed: list[Removed] = []
+        self._args = args
+        self._is_unsafe = functools.cache(lambda text: bool(find_unsafe(text)))
+        self._ballot: Ballot = ballot_of(reviews)
+        self._verdicts = {key: verdict(votes.values(), args.min_lead) for key, votes in self._ballot.items()}
+        self._rated = self._hold(reviews, "rating", lambda review: review.answer.key, self._fault_of_rating)
+        self._preferred = self._hold(reviews, "preference", pair_of, self._fault_of_preference)
+        self._corrected = self._hold(
+            reviews, "correction", lambda review: review.answer.key, self._fault_of_correction
+        )
+
+    def examples(self) -> Iterator[tuple[str, Example]]:
+        """Each with its dataset."""
+        for review in self._corrected:
+            texts = (digest_of(review.correction), review.answer.key[1])
+            yield "conversations", _conversation("correction", review, review.correction)
+            yield "preferences", _pair("correction", review, review.correction, review.answer, texts)
+        for review in self._preferred:
+            texts = (review.answer.key[1], review.over.key[1])
+            yield "preferences", _pair("retry", review, review.answer.text, review.over, texts)
+        by_prompt: dict[str, dict[str, list[Review]]] = defaultdict(lambda: {"up": [], "down": []})
+        # However many say it of one answer, it is one example.
+        for review in {review.answer.key: review for review in sorted(self._rated, key=attrgetter("id"))}.values():
+            answer = review.answer
+            row = {"messages": _answered(answer, answer.text), "label": review.rating == "up"}
+            yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt, (answer.key[1],))
+            if review.rating == "up" and self._args.learn_from_praise:
+                yield "conversations", _conversation("praise", review, answer.text)
+            by_prompt[answer.prompt][review.rating].append(review)
+        for rated in by_prompt.values():
+            for up, down in _couples(rated["up"], rated["down"]):
+                texts = (up.answer.key[1], down.answer.key[1])
+                yield "preferences", _pair("thumbs", up, up.answer.text, down.answer, texts)
+
+    def _hold(
+        self,
+        reviews: Iterable[Review],
+        what: str,
+        about: Callable[[Review], Any],
+        fault: Callable[[Review], str | None],
+    ) -> list[Review]:
+        """The reviews whose statement holds; the others' are removed."""
+        saying = [review for review in reviews if what in review.statements]
+        last = {(about(review), review.person): review.id for review in saying}
+        holding = []
+        for review in saying:
+            reason = "replaced" if last[about(review), review.person] != review.id else fault(review)
+            if reason is None:
+                holding.append(review)
+            else:
+                self.removed.append(Removed(review.id, what, reason))
+        return holding
+
+    def _fault_of_rating(self, review: Review) -> str | None:
+        side = self._verdicts[review.answer.key]
+        if side is None:
+            return "contradictory"
+        if side != review.rating:
+            return "outvoted"
+        return self._fault_of_good(review.answer) if review.rating == "up" else None
+
+    def _fault_of_preference(self, review: Review) -> str | None:
+        if review.answer.key == review.over.key:
+            return "same_answer"
+        side = self._verdicts[pair_of(review)]
+        if side is None:
+            return "contradictory"
+        if side != review.answer.key:
+            return "outvoted"
+        return self._fault_of_good(review.answer)
+
+    def _fault_of_correction(self, review: Review) -> str | None:
+        correction, answer = review.correction, review.answer
+        asked = next((turn["content"] for turn in reversed(answer.messages) if turn["role"] == "user"), "")
+        limits = (self._args.max_correction_ratio, self._args.max_repeated_prompt)
+        if fault := fault_of_correction(correction, answer.text, asked, *limits):
+            return fault
+        key = (answer.prompt, digest_of(correction))
+        if key == answer.key:
+            return "same_answer"
+        if self._verdicts.get(key) == "down":
+            return "contradictory"
+        if side_of_others(self._ballot.get(answer.key, {}), review.person, self._args.min_lead) == "up":
+            return "outvoted"
+        return "unsafe" if self._is_unsafe(correction) else None
+
+    def _fault_of_good(self, answer: ReviewedAnswer) -> str | None:
+        """What keeps an answer from being learned, however good it is said to be."""
+        if answer.finish_reason != "stop":
+            return "unfinished"
+        found = any(finding["place"] == "answer" for finding in answer.findings)
+        return "unsafe" if found or self._is_unsafe(answer.text) else None
+
+
+def _couples(ups: Sequence[Review], downs: Sequence[Review]) -> Iterator[tuple[Review, Review]]:
+    """Each with another one, and no more: all with all would be mostly about the prompts with most answers."""
+    for position in range(max(len(ups), len(downs)) if ups and downs else 0):
+        yield ups[position % len(ups)], downs[position % len(downs)]
+
+
+def _choose(
+    candidates: Iterable[tuple[str, Example]], max_per_prompt: int
+) -> tuple[dict[str, list[Example]], list[Removed]]:
+    """The examples of each dataset, without those that are there already, contradict each other, or are too many.
+
+    Which of too many stay is decided by the ids of their reviews, which are random.
+    """
+    examples: dict[str, list[Example]] = {dataset: [] for dataset in DATASETS}
+    removed = []
+    for dataset, example in candidates:
+        examples[dataset].append(example)
+    for dataset, made in examples.items():
+        directions = {(example.prompt, example.texts) for example in made}
+        seen: set[tuple[str, tuple[bytes, ...]]] = set()
+        of_prompt: Counter[str] = Counter()
+        kept = []
+        for example in sorted(made, key=attrgetter("feedback_id")):
+            reason = None
+            if len(example.texts) == 2 and (example.prompt, example.texts[::-1]) in directions:
+                reason = "contradictory"
+            elif (example.prompt, example.texts) in seen:
+                reason = "duplicate"
+            elif of_prompt[example.prompt] == max_per_prompt:
+                reason = "too_many_of_prompt"
+            if reason is not None:
+                removed.append(Removed(example.feedback_id, dataset, reason))
+                continue
+            seen.add((example.prompt, example.texts))
+            of_prompt[example.prompt] += 1
+            kept.append(example)
+        examples[dataset] = kept
+    return examples, removed
+
+
+def _conversation(source: str, review: Review, text: str) -> Example:
+    answer = review.answer
+    row = {"messages": _answered(answer, text)}
+    return Example(source, row, answer.answer_id, review.id, answer.prompt, (digest_of(text),))
+
+
+def _pair(source: str, review: Review, text: str, worse: ReviewedAnswer, texts: tuple[bytes, bytes]) -> Example:
+    answer = review.answer
+    row = {
+        "prompt": list(answer.messages),
+        "chosen": [{"role": "assistant", "content": text}],
+        "rejected": [{"role": "assistant", "content": worse.text}],
+    }
+    return Example(source, row, answer.answer_id, review.id, answer.prompt, texts)
+
+
+def _answered(answer: ReviewedAnswer, text: str) -> list[Mapping[str, str]]:
+    return [*answer.messages, {"role": "assistant", "content": text}]
+
+
+def _is_of_model(answer: ReviewedAnswer, model: str | None) -> bool:
+    return model is None or answer.model == model or answer.model.startswith(f"{model}@")
+
+
+def _has_template(answer: ReviewedAnswer, args: CurationArguments) -> bool:
+    return args.template_fingerprint in (None, answer.template_fingerprint)
+
+
+def _is_blocked(answer: ReviewedAnswer) -> bool:
+    return any(finding["action"] == "block" for finding in answer.findings)
+
+
+def _summarize_people(
+    everybody: Iterable[Review], kept: Iterable[Review], agreed: Mapping[Any, Agreement], untrusted: set[Any]
+) -> list[PersonSummary]:
+    reviews: dict[Any, list[str]] = defaultdict(list)
+    for review in everybody:
+        reviews[review.person].append(review.id)
+    left = Counter(review.person for review in kept)
+    found = [
+        PersonSummary(len(ids), left[person], agreed.get(person, Agreement()), person not in untrusted, min(ids))
+        for person, ids in reviews.items()
+    ]
+    return sorted(found, key=lambda person: (-person.reviews, person.feedback_id))

@@ -1,0 +1,103 @@
+"""Reviews by somebody who had not read what they are about: too fast, the same everywhere, or too many."""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from datetime import timedelta
+
+from hfchat.feedback.reviews import Person, Review
+from hfchat.words import words
+
+_MINUTE = timedelta(minutes=1)
+# Who means the same says the same in few words: "wrong", "thank you".
+_COMMENT_WORDS = 5
+# A correction may be much longer than a short answer is: "No." may need a page instead.
+_ALWAYS_SHORT_ENOUGH = 1000  # characters
+_RUN = 3  # words
+
+
+def too_fast(reviews: Iterable[Review], max_per_minute: int) -> set[str]:
+    """The ids of reviews that are among more than `max_per_minute` of one person within a minute.
+
+    Args:
+        reviews: Oldest first.
+        max_per_minute: Who gives more has not read the answers.
+    """
+    by_person: dict[Person, list[Review]] = defaultdict(list)
+    for review in reviews:
+        by_person[review.person].append(review)
+    found: set[str] = set()
+    for given in by_person.values():
+        for start, (first, last) in enumerate(zip(given, given[max_per_minute:], strict=False)):
+            if last.said_at - first.said_at < _MINUTE:
+                found |= {review.id for review in given[start : start + max_per_minute + 1]}
+    return found
+
+
+def same_everywhere(reviews: Iterable[Review], max_prompts: int) -> set[str]:
+    """The ids of reviews with a correction, or a comment of some words, that answers to more than `max_prompts` got.
+
+    Whoever wrote it: many accounts may be one person. Texts are the same if their words and numbers are, in any
+    punctuation.
+    """
+    prompts: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    ids: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for review in reviews:
+        for text, at_least in ((review.correction, 1), (review.comment, _COMMENT_WORDS)):
+            found = tuple(words(text or "", keep_numbers=True))
+            if len(found) >= at_least:
+                prompts[found].add(review.answer.prompt)
+                ids[found].add(review.id)
+    return {id for text, of in prompts.items() if len(of) > max_prompts for id in ids[text]}
+
+
+def too_many(reviews: Sequence[Review], max_share: float) -> set[str]:
+    """The ids of reviews that are to go, so that nobody has more than a share of those that are left.
+
+    Which ones of a person go is decided by their ids, which are random. Where there are few people the share is twice
+    an equal one, so nothing goes of the only person or of two.
+    """
+    by_person: dict[Person, list[str]] = defaultdict(list)
+    for review in reviews:
+        by_person[review.person].append(review.id)
+    limit = _limit([len(ids) for ids in by_person.values()], max_share)
+    return {id for ids in by_person.values() for id in sorted(ids)[limit:]}
+
+
+def _limit(counts: Collection[int], max_share: float) -> int:
+    """The largest number of reviews that is no more than the share of all, when nobody has more than that number."""
+    limit = max(counts, default=0)
+    while True:
+        left = sum(min(count, limit) for count in counts)
+        allowed = max(math.floor(max_share * left), 2 * left // max(len(counts), 1))
+        if limit <= allowed:
+            return limit
+        limit = allowed
+
+
+def fault_of_correction(
+    correction: str, answer: str, prompt: str, max_ratio: float, max_repeated: float
+) -> str | None:
+    """Why a correction cannot be what an answer should have been: `empty`, `too_long` or `repeats_prompt`.
+
+    Args:
+        correction: What should have been said.
+        answer: What was said.
+        prompt: What the user had said last.
+        max_ratio: How many times as long as the answer it may be, in characters.
+        max_repeated: Share of its runs of three words that may be the prompt's.
+    """
+    found = words(correction, keep_numbers=True)
+    if not found:
+        return "empty"
+    if len(correction) > max(max_ratio * len(answer), _ALWAYS_SHORT_ENOUGH):
+        return "too_long"
+    asked = set(_runs(words(prompt, keep_numbers=True)))
+    runs = _runs(found)
+    if runs and sum(run in asked for run in runs) > max_repeated * len(runs):
+        return "repeats_prompt"
+    return None
+
+
+def _runs(found: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(found[start : start + _RUN]) for start in range(len(found) - _RUN + 1)]

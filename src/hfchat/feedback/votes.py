@@ -1,0 +1,126 @@
+"""Where people say something of the same, which side has the majority, and who is mostly against it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from hfchat.feedback.reviews import Person, Review
+
+Side = Hashable
+Ballot = dict[Hashable, dict[Person, Side]]
+
+
+@dataclass
+class Agreement:
+    """Where a person and a majority of others said something of the same.
+
+    Attributes:
+        overlaps: How often.
+        agreed: How often they said what the others did.
+    """
+
+    overlaps: int = 0
+    agreed: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """None where there is nothing to compare."""
+        return self.agreed / self.overlaps if self.overlaps else None
+
+
+def ballot_of(reviews: Iterable[Review]) -> Ballot:
+    """Who is on which side, in each question that reviews answer.
+
+    There are two kinds of question: whether an answer to a prompt is good (`up` or `down`), and which of two is better
+    (its key). A person has one vote in each, their last.
+
+    Args:
+        reviews: Oldest first.
+    """
+    ballot: Ballot = {}
+    for review in reviews:
+        if review.rating is not None:
+            ballot.setdefault(review.answer.key, {})[review.person] = review.rating
+        if review.over is not None:
+            ballot.setdefault(pair_of(review), {})[review.person] = review.answer.key
+    return ballot
+
+
+def pair_of(review: Review) -> frozenset:
+    """The two answers of a preference, whichever is the better one."""
+    return frozenset((review.answer.key, review.over.key))
+
+
+def verdict(sides: Collection[Side], min_lead: int) -> Side | None:
+    """The side that all votes are on, or that leads by at least `min_lead` of them; None if there is none."""
+    side, lead = _leader(Counter(sides))
+    return side if lead >= min(min_lead, len(sides)) else None
+
+
+def side_of_others(votes: Mapping[Person, Side], person: Person, min_lead: int) -> Side | None:
+    """The side on which at least `min_lead` more of the others are than on any other; None if there is none."""
+    side, lead = _leader(Counter(side for other, side in votes.items() if other != person))
+    return side if lead >= min_lead else None
+
+
+def agreements(ballot: Ballot, min_lead: int, untrusted: Collection[Person] = ()) -> dict[Person, Agreement]:
+    """How often each person is on the side of the others (`side_of_others`), the untrusted ones not counted."""
+    found: dict[Person, Agreement] = defaultdict(Agreement)
+    for votes in ballot.values():
+        _count(found, votes, min_lead, untrusted, 1)
+    return found
+
+
+def find_untrusted(ballot: Ballot, min_lead: int, min_overlaps: int, min_agreement: float) -> set[Person]:
+    """Who is against the others in most of what they share.
+
+    Those who agree least go first, and the others are compared anew without them: or else a few who vote against
+    everybody would make those look bad whom they vote against.
+
+    Args:
+        ballot: Of everybody.
+        min_lead: See `agreements`. From 2 on, no single person can discredit another.
+        min_overlaps: Nobody is judged by less; at least 1.
+        min_agreement: Share of them below which a person is not trusted.
+    """
+    untrusted: set[Person] = set()
+    found = agreements(ballot, min_lead)
+    questions: dict[Person, list[Hashable]] = defaultdict(list)
+    for question, votes in ballot.items():
+        for person in votes:
+            questions[person].append(question)
+    while True:
+        judged = ((person, one) for person, one in found.items() if person not in untrusted)
+        shares = {person: one.share for person, one in judged if one.overlaps >= min_overlaps}
+        least = min(shares.values(), default=1.0)
+        if least >= min_agreement:
+            return untrusted
+        worst = {person for person, share in shares.items() if share == least}
+        changed = {question for person in worst for question in questions[person]}
+        for question in changed:
+            _count(found, ballot[question], min_lead, untrusted, -1)
+        untrusted |= worst
+        for question in changed:
+            _count(found, ballot[question], min_lead, untrusted, 1)
+
+
+def _count(
+    found: dict[Person, Agreement],
+    votes: Mapping[Person, Side],
+    min_lead: int,
+    untrusted: Collection[Person],
+    sign: int,
+) -> None:
+    """Add to the agreements what one question says of them, or take it out of them (`sign` is -1)."""
+    counts = Counter(side for person, side in votes.items() if person not in untrusted)
+    for person, side in votes.items():
+        majority, lead = _leader(counts if person in untrusted else counts - Counter([side]))
+        if lead >= min_lead:
+            found[person].overlaps += sign
+            found[person].agreed += sign * (side == majority)
+
+
+def _leader(counts: Counter[Side]) -> tuple[Side | None, int]:
+    """The side with most votes, and how many more it has than the next one."""
+    (side, votes), (_, next_votes) = [*counts.most_common(2), (None, 0), (None, 0)][:2]
+    return side, votes - next_votes
