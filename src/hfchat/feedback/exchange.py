@@ -1,0 +1,76 @@
+"""What the server hands to the store: an answer with its conversation, and what somebody says of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+Rating = Literal["up", "down"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An answer, and all that led to it.
+
+    Attributes:
+        answer_id: OpenAI's id of the response, `chatcmpl-...`; it may hold several answers to the same prompt.
+        choice: Which of them, from 0.
+        created_at: When it was asked for, with a time zone.
+        model: Its name in the API.
+        messages: `[{"role", "content"}]` as the model got them, after the guards.
+        text: The answer as it was sent.
+        finish_reason: OpenAI's; None if it was not sent to its end, as when the client went away.
+        sampling: The parameters that chose its tokens, by OpenAI's names.
+        findings: `[{"guard", "place", "action", "categories"}]`, of the guards in the prompt and all its answers.
+        user: Whom the request names as its end user; "" if it names nobody.
+        api_key: The name of the API key that asked; "" where there are none.
+        model_version: Which version of the model; None if it has none.
+        template_fingerprint: Of its chat template (`hfchat.chat_template`); None if an upstream applies it.
+    """
+
+    answer_id: str
+    choice: int
+    created_at: datetime
+    model: str
+    messages: Sequence[Mapping[str, str]]
+    text: str
+    finish_reason: str | None
+    sampling: Mapping[str, Any]
+    findings: Sequence[Mapping[str, Any]] = ()
+    user: str = ""
+    api_key: str = ""
+    model_version: str | None = None
+    template_fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What somebody says of an answer. With nothing in it, it takes back what the same person said before.
+
+    Attributes:
+        answer_id: Of which response.
+        choice: Of which of its answers.
+        rating: Whether it is good.
+        correction: What the answer should have been.
+        comment: In the person's own words.
+        tags: Labels such as "wrong" or "rude".
+        preferred_over: Another response to the same prompt, whose first answer was discarded for this one.
+        user: Who says it; "" for nobody in particular.
+        api_key: The name of the API key it came with; "" where there are none.
+    """
+
+    answer_id: str
+    choice: int = 0
+    rating: Rating | None = None
+    correction: str | None = None
+    comment: str | None = None
+    tags: tuple[str, ...] = ()
+    preferred_over: str | None = None
+    user: str = ""
+    api_key: str = ""
+
+    @property
+    def says_something(self) -> bool:
+        return any(said is not None for said in (self.rating, self.correction, self.comment, self.preferred_over)) or (
+            bool(self.tags)
+        )

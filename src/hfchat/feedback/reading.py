@@ -1,0 +1,212 @@
+"""Read what is stored, answers with all that was said of them, and write it to files that `datasets` opens."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from hfchat.errors import UserError
+from hfchat.feedback.exchange import Rating
+from hfchat.feedback.tables import Answer, Feedback
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_BATCH = 200  # answers in memory, and in a group of rows of the Parquet file
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which answers; all that is None selects nothing away.
+
+    Attributes:
+        user: Asked by this user, or with feedback of them.
+        api_key: Asked with this API key.
+        since: Asked then or later, or with feedback given since.
+        rating: With feedback that is not replaced, of this rating.
+        rated: Whether there must be feedback on it.
+    """
+
+    user: str | None = None
+    api_key: str | None = None
+    since: datetime | None = None
+    rating: Rating | None = None
+    rated: bool = False
+
+    def condition(self) -> sa.ColumnElement[bool]:
+        """Of `Answer`, for SQL."""
+        conditions = [sa.true()]
+        if self.user is not None:
+            conditions.append(sa.or_(Answer.user_id == self.user, _has(Feedback.user_id == self.user)))
+        if self.api_key is not None:
+            conditions.append(Answer.api_key == self.api_key)
+        if self.since is not None:
+            conditions.append(sa.or_(Answer.created_at >= self.since, _has(Feedback.created_at >= self.since)))
+        if self.rating is not None:
+            conditions.append(_has(sa.and_(Feedback.rating == self.rating, Feedback.replaced_at.is_(None))))
+        if self.rated:
+            conditions.append(_has(sa.true()))
+        return sa.and_(*conditions)
+
+
+def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, Any]]:
+    """Each selected answer with all that was said of it, oldest first.
+
+    Args:
+        engine: Of `hfchat.feedback.database.open_database`. Nobody who writes has to wait.
+        selection: Which answers.
+
+    Yields:
+        The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash`, `language`,
+        `feedback`: a list of `Opinion`, oldest first, each with `id`, `created_at` and `replaced_at` (None for what
+        holds). Times are ISO 8601 in UTC; nobody in particular is None.
+    """
+    found = (
+        sa.select(Answer)
+        .where(selection.condition())
+        .order_by(Answer.id)
+        .options(
+            selectinload(Answer.feedback).options(joinedload(Feedback.preferred_over).load_only(Answer.answer_id))
+        )
+        .execution_options(yield_per=_BATCH)
+    )
+    with Session(engine.execution_options(reads=True)) as session:
+        for answer in session.scalars(found):
+            yield _row(answer)
+
+
+def export(engine: sa.Engine, target: str, selection: Selection) -> int:
+    """Write the selected answers (`rows`) to a file that appears whole or not at all.
+
+    Args:
+        engine: Of `hfchat.feedback.database.open_database`.
+        target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output.
+        selection: Which answers.
+
+    Returns:
+        How many.
+
+    Raises:
+        UserError: If the file is of neither kind, or cannot be written.
+    """
+    found = rows(engine, selection)
+    if target == "-":
+        return _write_json(found, sys.stdout)
+    path = Path(target)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"{target}: write to a file named *.jsonl or *.parquet, or to - (standard output)")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+            if path.suffix == ".parquet":
+                count = _write_parquet(found, file)
+            else:
+                with open(os.dup(file.fileno()), "w", encoding="utf-8") as lines:
+                    count = _write_json(found, lines)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def _has(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    return sa.exists().where(Feedback.answer_key == Answer.id, condition)
+
+
+def _row(answer: Answer) -> dict[str, Any]:
+    return {
+        "answer_id": answer.answer_id,
+        "choice": answer.choice,
+        "created_at": answer.created_at.isoformat(),
+        "model": answer.model,
+        "model_version": answer.model_version,
+        "template_fingerprint": answer.template_fingerprint,
+        "prompt_hash": answer.prompt_hash,
+        "messages": answer.messages,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "sampling": answer.sampling,
+        "findings": answer.findings,
+        "language": answer.language,
+        "user": answer.user_id or None,
+        "api_key": answer.api_key or None,
+        "feedback": [
+            {
+                "id": said.id,
+                "created_at": said.created_at.isoformat(),
+                "replaced_at": said.replaced_at.isoformat() if said.replaced_at else None,
+                "rating": said.rating,
+                "correction": said.correction,
+                "comment": said.comment,
+                "tags": said.tags,
+                "preferred_over": said.preferred_over.answer_id if said.preferred_over else None,
+                "user": said.user_id or None,
+                "api_key": said.api_key or None,
+            }
+            for said in answer.feedback
+        ],
+    }
+
+
+def _write_json(found: Iterator[dict[str, Any]], file: IO[str]) -> int:
+    count = 0
+    for row in found:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        count += 1
+    return count
+
+
+def _write_parquet(found: Iterator[dict[str, Any]], file: IO[bytes]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count, schema = 0, _schema()
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while batch := list(islice(found, _BATCH)):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+            count += len(batch)
+    return count
+
+
+def _schema() -> "pyarrow.Schema":
+    import pyarrow as pa
+
+    text, texts = pa.string(), pa.list_(pa.string())
+    number, share = pa.int64(), pa.float64()
+    message = {"role": text, "content": text}
+    finding = {"guard": text, "place": text, "action": text, "categories": texts}
+    sampling = {
+        "max_tokens": number,
+        "temperature": share,
+        "top_p": share,
+        "seed": number,
+        "presence_penalty": share,
+        "frequency_penalty": share,
+        "stop": texts,
+    }
+    said = ("id", "created_at", "replaced_at", "rating", "correction", "comment")
+    feedback = dict.fromkeys(said, text) | {"tags": texts, "preferred_over": text, "user": text, "api_key": text}
+    return pa.schema(
+        {
+            "answer_id": text,
+            "choice": number,
+            **dict.fromkeys(("created_at", "model", "model_version", "template_fingerprint", "prompt_hash"), text),
+            "messages": pa.list_(pa.struct(message)),
+            "answer": text,
+            "finish_reason": text,
+            "sampling": pa.struct(sampling),
+            "findings": pa.list_(pa.struct(finding)),
+            **dict.fromkeys(("language", "user", "api_key"), text),
+            "feedback": pa.list_(pa.struct(feedback)),
+        }
+    )

@@ -1,0 +1,120 @@
+"""The tables of the feedback database. Every change here needs a migration (`migrations/versions`)."""
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, UniqueConstraint, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+
+class Words(TypeDecorator):
+    """Text. PostgreSQL's holds no NUL, so one becomes U+FFFD, which is for what cannot be shown."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else value.replace("\0", "\ufffd")
+
+
+class Moment(TypeDecorator):
+    """A time in UTC. SQLite's have no time zone, so the driver gives them back without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    type_annotation_map: ClassVar = {
+        str: Words,
+        datetime: Moment,
+        list[dict[str, Any]]: JSON,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+    }
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Answer(Base):
+    """An answer with its conversation (`hfchat.feedback.exchange.Exchange`).
+
+    `prompt_hash` is the SHA-256 of the messages as they are here: answers to the same prompt have the same. `language`
+    is for who measures it later.
+    """
+
+    __tablename__ = "answers"
+    __table_args__ = (UniqueConstraint("answer_id", "choice"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    answer_id: Mapped[str]
+    choice: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    model: Mapped[str]
+    model_version: Mapped[str | None]
+    template_fingerprint: Mapped[str | None]
+    prompt_hash: Mapped[str] = mapped_column(index=True)
+    messages: Mapped[list[dict[str, Any]]]
+    text: Mapped[str]
+    finish_reason: Mapped[str | None]
+    sampling: Mapped[dict[str, Any]]
+    findings: Mapped[list[dict[str, Any]]]
+    language: Mapped[str | None]
+    user_id: Mapped[str] = mapped_column(index=True)  # `user` is a word of SQL
+    api_key: Mapped[str]
+
+    feedback: Mapped[list["Feedback"]] = relationship(
+        foreign_keys="Feedback.answer_key", back_populates="answer", order_by="Feedback.created_at", viewonly=True
+    )
+
+
+class Feedback(Base):
+    """What somebody said of an answer (`hfchat.feedback.exchange.Opinion`).
+
+    Who changes their mind gets a new row, and the old one the time at which it was replaced.
+    """
+
+    __tablename__ = "feedback"
+    __table_args__ = (
+        CheckConstraint("rating IN ('up', 'down')", name="rating"),
+        Index(
+            "uq_feedback_current",
+            "answer_key",
+            "api_key",
+            "user_id",
+            unique=True,
+            sqlite_where=text("replaced_at IS NULL"),
+            postgresql_where=text("replaced_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    answer_key: Mapped[int] = mapped_column(ForeignKey("answers.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    replaced_at: Mapped[datetime | None]
+    rating: Mapped[str | None]
+    correction: Mapped[str | None]
+    comment: Mapped[str | None]
+    tags: Mapped[list[str]]
+    preferred_over_key: Mapped[int | None] = mapped_column(ForeignKey("answers.id", ondelete="SET NULL"), index=True)
+    user_id: Mapped[str] = mapped_column(index=True)
+    api_key: Mapped[str]
+
+    answer: Mapped[Answer] = relationship(foreign_keys=[answer_key], back_populates="feedback", viewonly=True)
+    preferred_over: Mapped[Answer | None] = relationship(foreign_keys=[preferred_over_key], viewonly=True)

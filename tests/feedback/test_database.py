@@ -1,0 +1,90 @@
+"""The database opens, in the state that this version wants, or says in one line why not."""
+
+import os
+import stat
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from hfchat.errors import UserError
+from hfchat.feedback.database import open_database
+from hfchat.feedback.tables import Base
+
+
+def test_the_migrations_make_the_tables_that_the_code_wants(database):
+    engine = open_database(database, create=True)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert connection.exec_driver_sql("SELECT count(*) FROM feedback").scalar() == 0
+    engine.dispose()
+    open_database(database).dispose()  # once more, with nothing left to do
+
+
+def test_a_newer_database_is_left_alone(database):
+    engine = open_database(database, create=True)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(UserError, match="newer version of hfchat"):
+        open_database(database)
+
+
+def test_sqlite_is_set_up_to_lose_nothing_and_to_forget_what_is_deleted(tmp_path):
+    path = tmp_path / "feedback.db"
+    engine = open_database(str(path), create=True)
+    with engine.connect() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete", "busy_timeout")
+        }
+    assert settings == {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "foreign_keys": 1,
+        "secure_delete": 1,
+        "busy_timeout": 5000,
+    }
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    engine.dispose()
+
+
+def test_who_reads_does_not_stop_who_writes(tmp_path):
+    engine = open_database(str(tmp_path / "feedback.db"), create=True)
+    count = sa.text("SELECT count(*) FROM answers")
+    with engine.execution_options(reads=True).connect() as reader:
+        assert reader.execute(count).scalar() == 0
+        with engine.begin() as writer:
+            writer.exec_driver_sql("CREATE TABLE written (id INTEGER)")
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("database", "words"),
+    [
+        ("missing/feedback.db", "missing/feedback.db: cannot be made"),
+        (":memory:", "in a file"),
+        ("sqlite://", "in a file"),
+        ("mysql://root:secret@localhost/feedback", "SQLite or PostgreSQL, not mysql"),
+        ("://", "URL cannot be read"),
+        ("postgresql://hfchat:secret@localhost:1/feedback", "postgresql"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line_without_passwords(database, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as raised:
+        open_database(database, create=True)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_files_are_no_databases(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("These are notes. " * 100)
+    with pytest.raises(UserError, match=r"notes\.txt: .*not a database"):
+        open_database(str(path))
+    assert path.read_text() == "These are notes. " * 100
+    with pytest.raises(UserError, match="no such database"):
+        open_database(str(tmp_path / "feedback.db"))
+    assert os.listdir(tmp_path) == ["notes.txt"]
