@@ -1,43 +1,87 @@
-// The server's API, as this page needs it: the model's name, and an answer as a stream of text.
+// The server's API, as this page needs it.
 
-export class ServerError extends Error {}
+import { askForKey, authorization } from "./key.js";
 
-const UNREACHABLE = "The server cannot be reached. Is `hfchat serve` still running?";
+/** `code` is OpenAI's, `retryAfter` the seconds that the server wants to be left alone, 0 if it does not say. */
+export class ServerError extends Error {
+  constructor(message, code = null, retryAfter = 0) {
+    super(message);
+    this.code = code;
+    this.retryAfter = retryAfter;
+  }
+}
 
-async function request(path, options) {
-  let response;
+const UNREACHABLE = "The server cannot be reached. Is it still running, and is this machine on the network?";
+const CUT = "The connection was lost before the answer was complete.";
+const IN_OTHER_WORDS = {
+  context_length_exceeded:
+    "This conversation is longer than the model can read. Start a new chat, edit an earlier message, " +
+    "or allow fewer tokens for the answer under Settings.",
+  answer_not_found: "The server does not have this answer any more, so it cannot take feedback on it.",
+};
+
+async function request(path, { body, signal } = {}) {
+  for (;;) {
+    const response = await send(path, body, signal);
+    if (response.ok) return response;
+    if (response.status === 401 && (await askForKey())) continue;
+    const { error } = (await response.json().catch(() => null)) ?? {};
+    const words = IN_OTHER_WORDS[error?.code] ?? error?.message ?? `The server answered with status ${response.status}.`;
+    throw new ServerError(words, error?.code, Number(response.headers.get("Retry-After")) || 0);
+  }
+}
+
+async function send(path, body, signal) {
+  const json = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  const headers = { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...authorization() };
   try {
-    response = await fetch(path, options);
+    return await fetch(path, { ...json, headers, signal });
   } catch (error) {
     throw error.name === "AbortError" ? error : new ServerError(UNREACHABLE);
   }
-  if (response.ok) return response;
-  const body = await response.json().catch(() => null);
-  throw new ServerError(body?.error?.message ?? `The server answered with status ${response.status}.`);
 }
 
-export async function modelName() {
-  const response = await request("/v1/models");
-  return (await response.json()).data[0].id;
+async function get(path) {
+  return (await request(path)).json();
 }
 
-/** Yields {text, finishReason} until the answer ends. Throws ServerError, or AbortError once the signal aborts. */
-export async function* answer(model, messages, signal) {
-  const response = await request("/v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    // 0: a small model is at its most reliable when it takes the likeliest words.
-    body: JSON.stringify({ model, messages, stream: true, temperature: 0 }),
-    signal,
-  });
+/** The names of the models, the main one first. */
+export async function modelNames() {
+  return (await get("/v1/models")).data.map(({ id }) => id);
+}
+
+/** {text, limits}: Markdown, or null for what there is not. */
+export function modelCard(model) {
+  return get(`/v1/models/${encodeURIComponent(model)}/card`);
+}
+
+/** {enabled, keeps_conversations}: whether the server takes feedback, and whether it keeps what nobody rated. */
+export async function feedbackSettings() {
+  try {
+    return await get("/v1/feedback/settings");
+  } catch {
+    return { enabled: false, keeps_conversations: false };
+  }
+}
+
+export async function sendFeedback(feedback) {
+  await request("/v1/feedback", { body: feedback });
+}
+
+/**
+ * Yields {id, text, finishReason} until the answer to a request (its fields are OpenAI's) ends.
+ * Throws ServerError, or AbortError once the signal aborts.
+ */
+export async function* answer(fields, signal) {
+  const response = await request("/v1/chat/completions", { body: { ...fields, stream: true }, signal });
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ServerError(chunk.error.message);
+    if (chunk.error) throw new ServerError(chunk.error.message, chunk.error.code);
     const [choice] = chunk.choices;
-    yield { text: choice.delta.content ?? "", finishReason: choice.finish_reason };
+    yield { id: chunk.id, text: choice.delta.content ?? "", finishReason: choice.finish_reason };
   }
-  throw new ServerError("The connection was lost before the answer was complete.");
+  throw new ServerError(CUT);
 }
 
 async function* events(body) {
@@ -48,7 +92,7 @@ async function* events(body) {
     try {
       part = await reader.read();
     } catch (error) {
-      throw error.name === "AbortError" ? error : new ServerError("The connection was lost.");
+      throw error.name === "AbortError" ? error : new ServerError(CUT);
     }
     if (part.done) return;
     buffer += part.value;

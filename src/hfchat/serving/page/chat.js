@@ -1,127 +1,182 @@
 // The chat: keeps the conversation, sends it, and shows the answer while it comes.
 
-import { answer, modelName, ServerError } from "./api.js";
-import { element, render } from "./markdown.js";
+import { answer, feedbackSettings, modelNames, ServerError } from "./api.js";
+import { showCard } from "./card.js";
+import { Conversation, messagesTo } from "./conversation.js";
+import { $, element, opened } from "./dom.js";
+import { keptOn, rate, sayMore } from "./feedback.js";
+import { isPrivate, requestFields } from "./settings.js";
+import { addError, addNote, addThumbs, isSend, itemOf, showRating, showText, showVersions } from "./turn.js";
 
-const $ = (id) => document.getElementById(id);
 const input = $("input");
 const scroll = $("scroll");
+const BY_DEFAULT = document.title;
 
-let messages = []; // what the server gets: [{role, content}]
-let model = null;
+let conversation = new Conversation();
+let items = new Map(); // of the turns, those that are not shown included
 let running = null; // AbortController of the answer that is coming
+let feedback = { enabled: false, keeps_conversations: false };
 
 // ------------------------------------------------------------------------------------------------ conversation
 
-async function ask(question) {
-  if (running || !question.trim()) return;
-  messages.push({ role: "user", content: question });
-  show("user", question);
-  await reply();
+function ask(content) {
+  const { last } = conversation;
+  if (last.role === "assistant") keptOn(last);
+  reply(conversation.add(last, "user", content));
 }
 
-async function reply() {
-  const item = show("assistant", "");
-  const text = item.querySelector(".text");
-  const conversation = messages;
+function edit(question, content) {
+  if (running) return;
+  reply(conversation.add(question.parent, "user", content));
+}
+
+function retry(turn) {
+  if (!running) reply(turn.parent, { isRetry: true });
+}
+
+async function reply(question, { isRetry = false } = {}) {
+  const turn = conversation.add(question, "assistant", "");
   const abort = new AbortController();
   running = abort;
-  update();
-  text.classList.add("waiting");
+  const item = draw(turn);
+  item.classList.add("waiting");
+  follow();
+  if (!isAtHand()) $("stop").focus();
   say("The answer is being written.");
-  let content = "";
-  let finishReason = null;
   let failure = null;
   try {
-    model ??= await modelName();
-    for await (const part of answer(model, conversation, abort.signal)) {
-      content += part.text;
-      finishReason = part.finishReason ?? finishReason;
-      if (part.text) paint(text, content);
+    if ($("model").value === "") await connect();
+    turn.canBeRated = feedback.enabled && !isPrivate();
+    const fields = requestFields($("model").value, messagesTo(question), { isRetry });
+    for await (const part of answer(fields, abort.signal)) {
+      turn.id = part.id;
+      turn.content += part.text;
+      turn.finishReason = part.finishReason ?? turn.finishReason;
+      if (part.text) paint(item, turn);
     }
   } catch (error) {
     if (error.name !== "AbortError") failure = error;
   }
-  text.classList.remove("waiting");
-  if (running === abort) running = null;
-  if (conversation !== messages) return; // a new chat has begun
-  paint(text, content);
-  if (content) conversation.push({ role: "assistant", content });
-  if (failure) {
-    fail(item, failure, content);
-  } else {
-    if (abort.signal.aborted) note(item, "You stopped this answer.");
-    else if (finishReason === "length") note(item, "The answer reached its limit of length and was cut here.");
-    else if (!content) note(item, "The model had nothing to say. Try to put it in other words.");
-    say(content || "The answer is empty.");
-  }
-  follow();
+  if (running !== abort) return; // a new chat has begun
+  const hadFocus = document.activeElement === $("stop") || !isAtHand();
+  running = null;
+  item.classList.remove("waiting");
+  const following = isAtEnd();
+  showText(item, turn.content);
+  if (failure) fail(item, turn, failure);
+  else conclude(item, turn, abort.signal.aborted);
+  if (turn.canBeRated && turn.id && turn.content) addThumbs(item, turn, (...said) => judge(item, ...said));
+  if (following) follow();
   update();
-  focusInput();
+  if (hadFocus) focusInput();
+}
+
+function conclude(item, turn, isStopped) {
+  if (isStopped) addNote(item, "You stopped this answer.");
+  else if (turn.isWithheld) addNote(item, "The server's filter stepped in. What follows is asked without this message.");
+  else if (turn.finishReason === "length") addNote(item, "The answer reached its limit of length and was cut here.");
+  else if (!turn.content) addNote(item, "The model had nothing to say. Try to put it in other words.");
+  say(item.querySelector(".text").textContent || "The answer is empty.");
+}
+
+function fail(item, turn, error) {
+  const words = error instanceof ServerError ? error.message : `Something on this page went wrong: ${error.message}`;
+  item.classList.toggle("failed", !turn.content);
+  addError(item, words, error.retryAfter ?? 0, () => {
+    if (running) return;
+    conversation.remove(turn);
+    items.delete(turn);
+    reply(turn.parent);
+  });
+  say(`Error: ${words}`);
+}
+
+function choose(turn, step) {
+  const index = turn.versions.indexOf(turn) + step;
+  if (running || !turn.versions[index]) return;
+  turn.parent.chosen = index;
+  draw(turn.versions[index]).querySelector(`[data-step="${step}"]`).focus();
+  say(`Version ${index + 1} of ${turn.versions.length}`);
+}
+
+async function judge(item, turn, rating) {
+  try {
+    await rate(turn, rating);
+    showRating(item, turn);
+    item.querySelector(".more")?.remove();
+    if (rating === null) return say("Your feedback is taken back.");
+    const more = element("button", { type: "button", className: "more quiet", textContent: "Say more…" });
+    more.addEventListener("click", () => elaborate(more, turn));
+    item.querySelector(".buttons").append(more);
+    say("Thank you for your feedback.");
+    if (rating === "down") await elaborate(more, turn);
+  } catch (error) {
+    complain(item, error);
+  }
+}
+
+async function elaborate(button, turn) {
+  try {
+    if (await sayMore(turn)) say((button.textContent = "Thank you. Change it…"));
+  } catch (error) {
+    complain(button.closest("li"), error);
+  }
+  button.focus();
+}
+
+function complain(item, error) {
+  item.querySelector(".complaint")?.remove();
+  addNote(item, `Your feedback was not taken: ${error.message}`).classList.add("complaint");
+  say(`Error: ${error.message}`);
 }
 
 function reset() {
   running?.abort();
   running = null;
-  messages = [];
+  conversation = new Conversation();
+  items = new Map();
   $("conversation").replaceChildren();
-  say("");
+  say("A new chat.");
   update();
   focusInput();
 }
 
 // ------------------------------------------------------------------------------------------------ what one sees
 
-function show(role, content) {
-  const text = element("div", { className: "text", textContent: content });
-  const name = element("span", { className: "visually-hidden", textContent: role === "user" ? "You:" : "Assistant:" });
-  const item = element("li", { className: role }, element("div", {}, name, text));
-  if (role === "assistant") item.prepend(element("img", { src: "/page/icon.svg", alt: "" }));
-  $("conversation").append(item);
+/** Show the conversation as it is now; returns the item of `turn`. */
+function draw(turn) {
+  const shown = conversation.shown.map((each) => {
+    if (!items.has(each)) items.set(each, itemOf(each, { edit, retry }));
+    showVersions(items.get(each), each, choose);
+    return items.get(each);
+  });
+  $("conversation").replaceChildren(...shown);
   update();
-  scroll.scrollTop = scroll.scrollHeight;
-  return item;
+  return items.get(turn);
 }
 
 let painting = null;
 
 /** Show the text at the next frame: a fast model sends more parts than a screen can draw. */
-function paint(node, content) {
-  if (painting?.node === node) {
-    painting.content = content;
-    return;
-  }
-  painting = { node, content };
-  requestAnimationFrame(() => {
-    const { content: latest } = painting;
+function paint(item, turn) {
+  painting ??= requestAnimationFrame(() => {
     painting = null;
     const following = isAtEnd();
-    node.replaceChildren(...render(latest));
+    showText(item, turn.content);
     if (following) follow();
-    update();
+    $("latest").hidden = isAtEnd();
   });
-}
-
-function note(item, words) {
-  item.lastChild.append(element("p", { className: "note", textContent: words }));
-}
-
-function fail(item, error, content) {
-  const words = error instanceof ServerError ? error.message : `Something on this page went wrong: ${error.message}`;
-  const retry = element("button", { type: "button", textContent: "Try again" });
-  retry.addEventListener("click", () => {
-    if (running) return;
-    if (content) messages.pop();
-    item.remove();
-    reply();
-  });
-  item.lastChild.append(element("div", { className: "error" }, element("span", { textContent: words }), retry));
-  say(`Error: ${words}`);
 }
 
 /** For screen readers: an answer is read out once, when it is complete, not word by word. */
 function say(words) {
   $("status").textContent = words;
+}
+
+/** Whether something that can be used has the focus. */
+function isAtHand() {
+  const { activeElement } = document;
+  return activeElement !== document.body && !activeElement.disabled && activeElement.checkVisibility();
 }
 
 function focusInput() {
@@ -139,13 +194,39 @@ function follow() {
 function update() {
   const empty = !$("conversation").hasChildNodes();
   $("welcome").hidden = !empty;
+  $("talk").hidden = empty;
   $("new").hidden = empty;
   $("send").hidden = running !== null;
   $("stop").hidden = running === null;
   $("send").disabled = !input.value.trim();
   $("latest").hidden = empty || isAtEnd();
+  for (const button of $("conversation").querySelectorAll(".changing")) button.disabled = running !== null;
   input.style.height = "auto";
   input.style.height = `${input.scrollHeight}px`;
+}
+
+function showWhatIsKept() {
+  $("private-row").hidden = !feedback.enabled;
+  if (!feedback.enabled) $("kept").textContent = "The page forgets the chat when you close it.";
+  else if (isPrivate()) $("kept").textContent = "Private: the server keeps nothing of this.";
+  else if (feedback.keeps_conversations) $("kept").textContent = "The server keeps the conversation.";
+  else $("kept").textContent = "The chat is kept only if you rate an answer, or go on with a second one.";
+}
+
+/** Learn from the server which models it has, and what it keeps. */
+async function connect() {
+  const names = await modelNames();
+  feedback = await feedbackSettings();
+  $("model").replaceChildren(...names.map((name) => element("option", { value: name, textContent: name })));
+  $("model").hidden = names.length === 1;
+  $("model-name").hidden = names.length > 1;
+  showModel();
+  showWhatIsKept();
+}
+
+function showModel() {
+  $("model-name").textContent = $("model").value;
+  document.title = `${$("model").value} · ${BY_DEFAULT}`;
 }
 
 // ------------------------------------------------------------------------------------------------ what one does
@@ -155,33 +236,32 @@ $("form").addEventListener("submit", (event) => {
   const question = input.value;
   if (running || !question.trim()) return;
   input.value = "";
-  update();
   ask(question);
 });
 input.addEventListener("input", update);
 input.addEventListener("keydown", (event) => {
-  // While an input method composes a character, Enter belongs to it.
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  if (isSend(event)) {
     event.preventDefault();
     $("form").requestSubmit();
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort();
 });
 $("stop").addEventListener("click", () => running?.abort());
 $("new").addEventListener("click", reset);
 $("latest").addEventListener("click", follow);
+$("about").addEventListener("click", () => showCard($("model").value));
+$("settings-button").addEventListener("click", () => opened($("settings")));
+$("model").addEventListener("change", showModel);
+$("private").addEventListener("change", showWhatIsKept);
 scroll.addEventListener("scroll", () => { $("latest").hidden = isAtEnd(); });
+for (const button of document.querySelectorAll("dialog .cancel")) {
+  button.addEventListener("click", () => button.closest("dialog").close());
+}
 for (const button of $("examples").querySelectorAll("button")) {
   button.addEventListener("click", () => ask(button.textContent));
 }
 
-try {
-  model = await modelName();
-  $("model").textContent = model;
-  document.title = `${model} · hfchat`;
-} catch {
-  model = null; // the first question asks again, and shows the error
-}
 update();
+await connect().catch(() => {}); // the first question tries again, and shows the error

@@ -1,0 +1,93 @@
+"""What the server tells of its models' cards, and which of their sections are about limits."""
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from hfchat.serving.card import add_cards, limits_in
+from hfchat.serving.models import ServedModels
+from hfchat.serving.protocol import ApiError
+
+CARD = """\
+# A limited edition
+
+What it is.
+
+## How to use it
+
+```
+## Limits of a program are none of the model's
+```
+
+## Intended use
+
+Tests.
+
+### By whom
+
+Nobody.
+
+## Training data
+
+Secret.
+
+## Bias, Risks, and Limitations
+
+Many.
+
+# Another part
+"""
+
+
+def test_limits_are_the_sections_that_say_so_with_all_below_them():
+    assert limits_in(CARD) == (
+        "## Intended use\n\nTests.\n\n### By whom\n\nNobody.\n\n## Bias, Risks, and Limitations\n\nMany."
+    )
+    assert limits_in("# Limits\n\nA title is no section.") == ""
+
+
+@pytest.fixture
+def card_of(scripted, tmp_path):
+    """The response for a model's card; with `content` as the README.md of its folder."""
+
+    def get(content=None, source=None, name="tiny"):
+        (tmp_path / "config.json").write_text("{}")
+        if content is not None:
+            (tmp_path / "README.md").write_bytes(content)
+        app = FastAPI()
+        app.add_exception_handler(ApiError, lambda request, error: error.response())
+        add_cards(app, ServedModels.of("org/tiny", scripted()), {"org/tiny": source or str(tmp_path)})
+        return TestClient(app).get(f"/v1/models/{name}/card")
+
+    return get
+
+
+def test_a_card_without_its_metadata_and_comments(card_of):
+    content = b"---\nlicense: [unclosed\n---\n\n# Tiny\n<!-- fill in\nlater -->\n## Limits\n\nMany."
+    response = card_of(content, name="org/tiny")
+    assert response.json() == {
+        "id": "org/tiny",
+        "object": "model.card",
+        "text": "# Tiny\n\n## Limits\n\nMany.",
+        "limits": "## Limits\n\nMany.",
+    }
+    assert card_of(content, name="org%2Ftiny").json() == response.json()
+
+
+def test_a_model_without_a_card(card_of):
+    nothing = {"id": "org/tiny", "object": "model.card", "text": None, "limits": None}
+    assert card_of(name="org/tiny").json() == nothing
+    assert card_of(b"---\nlicense: mit\n---\n", name="org/tiny").json() == nothing
+    # a model of the Hub that is not here, one that no folder has, and what is no name of either
+    for source in ("nobody/has-this", "./no-such-folder", "a:b c"):
+        assert card_of(source=source, name="org/tiny").json() == nothing
+
+
+def test_bytes_that_are_no_text_are_shown_as_such(card_of):
+    assert card_of(b"# T\xff", name="org/tiny").json()["text"] == "# T\ufffd"
+
+
+def test_an_unknown_model(card_of):
+    response = card_of(name="another")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
