@@ -30,8 +30,9 @@ NONSENSE = ("{", "[]", '{"model": "soak"}', '{"model": "soak", "messages": [{"ro
 
 
 @contextmanager
-def served(model: str, port: int) -> Iterator[tuple[str, psutil.Process]]:
-    command = [sys.executable, "-m", "hfchat.cli", "serve", model, "--port", str(port), "--served-model-name", "soak"]
+def served(model: str, port: int, *options: str, name: str = "soak") -> Iterator[tuple[str, psutil.Process]]:
+    command = [sys.executable, "-m", "hfchat.cli", "serve", model, "--port", str(port), "--served-model-name", name]
+    command += options
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

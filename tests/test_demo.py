@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hfchat import demo
+from hfchat import demo, pipeline
 
 
 def lines(run_name, output_dir):
@@ -43,7 +43,7 @@ def test_outside_a_checkout_the_recipes_are_found(monkeypatch, tmp_path):
 
 def test_a_failed_stage_ends_the_demo_with_its_status(capsys):
     with pytest.raises(SystemExit) as stopped:
-        demo._run([sys.executable, "-c", "raise SystemExit(3)"])
+        pipeline.run_recipe([sys.executable, "-c", "raise SystemExit(3)"])
     assert stopped.value.code == 3
     assert "The same command goes on from here" in capsys.readouterr().err
 

@@ -1,18 +1,13 @@
 """The whole pipeline on one machine: runs the recipes one after the other, each as a user would by hand."""
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hfchat.lineage import read_lineage
+from hfchat.pipeline import recipe_command, run_recipe
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
     started = time.monotonic()
     for number, step in enumerate(STEPS, start=1):
         print(f"\n[{number}/{len(STEPS)}] {step.title}" + ("" if quick else f" (about {step.duration} on 2 cores)"))
-        _run(command(step, run_name, output_dir))
+        run_recipe(command(step, run_name, output_dir))
     print(summary(Path(output_dir), time.monotonic() - started))
     if serve:
         print(f"\n$ hfchat serve {model} --served-model-name hfchat-assistant --port {port}", flush=True)
@@ -87,40 +82,13 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
 
 def command(step: Step, run_name: str, output_dir: str) -> list[str]:
     """The command line of a step. A path is passed only where the YAML says another one."""
-    root = recipes_root()
-    config_file = root / "recipes" / "configs" / run_name / f"{step.recipe}.yaml"
-    in_yaml = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     wanted: dict[str, Any] = {"output_dir": f"{output_dir}/{step.output}"}
     for key, value in step.inputs.items():
         if isinstance(value, list):
             wanted[key] = [item.replace("{assistant}", f"{output_dir}/assistant") for item in value]
         else:
             wanted[key] = f"{output_dir}/{value}"
-    if root != Path():
-        wanted |= {key: _below(root, value) for key, value in in_yaml.items() if key not in wanted}
-    overrides = [
-        part
-        for key, value in wanted.items()
-        if in_yaml.get(key) != value
-        for part in (f"--{key}", *map(_argument, value if isinstance(value, list) else [value]))
-    ]
-    launcher = ["python"]
-    if step.launched:
-        launcher = ["accelerate", "launch", "--quiet", "--config_file", str(root / "accelerate_configs" / "cpu.yaml")]
-    return [*launcher, str(root / "recipes" / f"{step.recipe}.py"), "--config", str(config_file), *overrides]
-
-
-def _below(root: Path, value: Any) -> Any:
-    """The value with every path into `recipes/`, also inside of lists and mappings, as one below `root`."""
-    if isinstance(value, list):
-        return [_below(root, item) for item in value]
-    if isinstance(value, dict):
-        return {key: _below(root, item) for key, item in value.items()}
-    return str(root / value) if isinstance(value, str) and value.startswith("recipes/") else value
-
-
-def _argument(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+    return recipe_command(step.recipe, Path("recipes/configs") / run_name, wanted, launched=step.launched)
 
 
 def summary(output_dir: Path, seconds: float) -> str:
@@ -141,24 +109,3 @@ def summary(output_dir: Path, seconds: float) -> str:
             "  evaluation/  report.html: both models compared, their answers side by side",
         ]
     )
-
-
-def recipes_root() -> Path:
-    """Where `recipes/` is: the working directory if it is a checkout, else the checkout or wheel of this package."""
-    if (Path("recipes") / "configs" / "demo").is_dir():
-        return Path()
-    package = Path(__file__).parent
-    bundled = package / "_recipes"
-    return bundled if bundled.is_dir() else package.parent.parent
-
-
-def _run(arguments: list[str]) -> None:
-    print(f"$ {shlex.join(arguments)}", flush=True)
-    programs = Path(sys.executable).parent  # that of the virtual environment, be it activated or not
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
-    environment["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning")
-    environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
-    finished = subprocess.run(arguments, env=environment, check=False)
-    if finished.returncode:
-        print("stopped there; what was wrong is said above. The same command goes on from here", file=sys.stderr)
-        sys.exit(finished.returncode)

@@ -136,6 +136,7 @@ def test_a_prompt_that_the_model_cannot_read_is_an_error(tiny, tmp_path):
         ask(tiny, EXAMPLES, tmp_path / "long.jsonl", Asked(max_new_tokens=250), "tiny")
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_two_processes_say_the_same_as_one(path, tiny, in_two_processes, tmp_path):
     ask(tiny, EXAMPLES, tmp_path / "one.jsonl", ASKED, "tiny")
     in_two_processes(

@@ -26,6 +26,7 @@ _KINDS = {
     "crows_pairs": "hfchat.evaluation.tasks.crows_pairs:CrowsPairs",
     "continuations": "hfchat.evaluation.tasks.continuations:Continuations",
     "refusal": "hfchat.evaluation.tasks.refusal:Refusal",
+    "preferences": "hfchat.evaluation.tasks.preferences:Preferences",
     "judge": "hfchat.evaluation.tasks.judge:Judge",
 }
 

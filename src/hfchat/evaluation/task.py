@@ -4,11 +4,13 @@ A task is prepared before any model is loaded, then asks one model after the oth
 a run that was stopped goes on where it was, and one that is finished is scored anew without asking again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from hfchat.dataset import load_split
+from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
 from hfchat.lineage import describe
 
@@ -186,6 +188,31 @@ class Task:
     def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
         """More for `results.json` and the report; must be JSON."""
         return {}
+
+
+def read_rows(
+    task: Task, dataset_name: str, split: str, columns: Sequence[str], max_samples: int | None, **options: Any
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a split, each with its place.
+
+    Args:
+        task: Whose name errors begin with.
+        dataset_name: Folder, file or Hub id.
+        split: Of it.
+        columns: That it must have.
+        max_samples: Only the first so many rows.
+        options: Of `hfchat.dataset.load_split`.
+
+    Raises:
+        UserError: If a column is missing.
+    """
+    rows = load_split(dataset_name, split, columns[0], **options)
+    if missing := [name for name in columns if name not in rows.column_names]:
+        raise UserError(f"{task.name}: {dataset_name} has no column '{missing[0]}', only {rows.column_names}")
+    if max_samples is not None:
+        rows = rows.take(max_samples)
+    for number, row in enumerate(rows, start=1):
+        yield row, f"{dataset_name} ({split}) row {number}"
 
 
 def result(task: Task, models: Sequence[str], folder: Path, bootstrap: Bootstrap) -> dict[str, Any]:

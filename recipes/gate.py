@@ -1,0 +1,56 @@
+"""Results of an evaluation + thresholds -> the verdict whether a candidate may take the place of the current model.
+
+    python recipes/evaluate.py --config recipes/configs/improve/evaluate.yaml
+    python recipes/gate.py --config recipes/configs/improve/gate.yaml
+
+The evaluation's first model is the current one, its second the candidate. `verdict.md` says of each gate what was
+asked and what was measured; `hfchat.evaluation.gate` says what a gate can be. The exit status is 0 whatever the
+verdict: `passed` in the metrics of `lineage.json` is it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfchat.config import StageArguments, parse
+from hfchat.errors import UserError, run
+from hfchat.evaluation.gate import Gate, judge, write_verdict
+from hfchat.lineage import Stage
+
+
+@dataclass
+class GateArguments(StageArguments):
+    """What was measured, and what is asked of it."""
+
+    results: str = field(default="", metadata={"help": "Evaluation of the current model and a candidate."})
+    gates: list[Gate] = field(
+        default_factory=list,
+        metadata={"help": "Mappings with `task`, `metric` and a condition (see hfchat.evaluation.gate)."},
+    )
+
+    def __post_init__(self):
+        self.gates = [Gate(entry) for entry in self.gates]
+        if not self.results or not self.gates:
+            raise ValueError(f"{'gates' if self.results else 'results'}: needs a value")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = parse(GateArguments, argv=argv)
+    file = Path(args.results) / "results.json"
+    if not file.is_file():
+        raise UserError(f"results {args.results}: has no results.json; recipes/evaluate.py makes it")
+    verdict = judge(json.loads(file.read_text(encoding="utf-8")), args.gates)
+    stage = Stage(
+        "gate", args.output_dir, config=[args], inputs={"results": args.results}, overwrite=args.overwrite_output_dir
+    )
+    if stage.complete:
+        return stage.report_complete()
+    write_verdict(verdict, stage.work_dir)
+    stage.finish(metrics={"passed": verdict.passed, "failed": [one.subject for one in verdict.failed]})
+    print(verdict, f"verdict: {stage.output_dir}/verdict.md", sep="\n")
+    return None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,105 @@
+"""Pairs of answers of which people preferred one: does a model, and does it more than the baseline?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hfchat.errors import UserError
+from hfchat.evaluation.asking import Asked, AskingTask
+from hfchat.evaluation.bootstrap import mean
+from hfchat.evaluation.models import Model
+from hfchat.evaluation.records import read_records, write_records
+from hfchat.evaluation.task import Example, Measured, Metric, Record, read_rows
+
+_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+@dataclass
+class Preferences(AskingTask):
+    """Pairs that no model has learned from.
+
+    A model's margin of a pair is the log-likelihood of the chosen answer less that of the rejected one. It wins a pair
+    if its margin is greater than the baseline's: the accuracy of DPO's implicit reward, with the baseline as the
+    reference (arXiv:2305.18290, equation 5), so that an answer that is short, or likely anyway, decides nothing.
+
+    Attributes:
+        dataset_name: Folder, file or Hub id with `prompt`, `chosen` and `rejected`, all `[{"role", "content"}]`, as
+            `recipes/align.py` takes them.
+        split: Of it.
+        max_samples: Take only the first so many pairs.
+    """
+
+    kind = "preferences"
+    columns: ClassVar = {
+        "win_rate": Metric("Pairs won against the baseline", "higher", ".1%"),
+        "accuracy": Metric("Chosen answer likelier", "higher", ".1%"),
+        "margin": Metric("Log-likelihood of the chosen less that of the rejected answer, nats", "higher", ".2f"),
+    }
+    limits = (
+        "It is told by likelihoods of answers that were written by somebody else, not by what the model itself says.",
+        "Those who gave feedback are not all who use the model, and pairs of one conversation depend on each other.",
+        "Of two answers the shorter one is likelier to any model: compare models by the pairs won, not by accuracies.",
+    )
+    headline = "win_rate"
+
+    name: str
+    dataset_name: str
+    split: str = "validation"
+    max_samples: int | None = None
+
+    def __post_init__(self):
+        self.require_at_least(1, "max_samples")
+
+    @property
+    def title(self) -> str:
+        return f"Preferences: {self.name}"
+
+    def prepare(self) -> None:
+        rows = read_rows(self, self.dataset_name, self.split, _COLUMNS, self.max_samples)
+        self.examples = [_example(row, place) for row, place in rows]
+
+    @property
+    def source(self) -> str:
+        return self.dataset_name
+
+    def refusal(self, model: Model) -> str | None:
+        return None if model.gives_losses else "a server gives no likelihoods of given answers"
+
+    def asked(self, model: Model) -> Asked:
+        return Asked(losses=True)
+
+    def collect_jointly(self, models: list[str], folder: Path) -> None:
+        """Which pairs each model wins against the first one; by itself that is even with itself."""
+        baseline = [_margin(record) for record in read_records(folder / f"{models[0]}.jsonl")]
+        for model in models:
+            records = read_records(folder / f"{model}.jsonl")
+            for record, before in zip(records, baseline, strict=True):
+                margin = _margin(record)
+                won = 0.5 if margin == before else float(margin > before)
+                record.scores = {"win_rate": won, "accuracy": float(margin > 0), "margin": margin}
+            write_records(folder / f"{model}.jsonl", records)
+
+    def measure(self, model: str, folder: Path) -> Measured:
+        records = read_records(folder / f"{model}.jsonl")
+        setting = "loglikelihood:answer with its end of turn|context:prompt under the model's template"
+        return Measured(
+            {name: mean([record.scores[name] for record in records], f"{name}|{setting}") for name in self.columns}
+        )
+
+
+def _margin(record: Record) -> float:
+    chosen, rejected = record.losses
+    return rejected - chosen
+
+
+def _example(row: dict[str, Any], place: str) -> Example:
+    for name in _COLUMNS:
+        messages = row[name]
+        if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+            raise UserError(f"{place}: {name} must be messages, [{{'role', 'content'}}], not {messages!r}")
+    answers = [row[name] for name in ("chosen", "rejected")]
+    if any(len(answer) != 1 or answer[0].get("role") != "assistant" for answer in answers):
+        raise UserError(f"{place}: chosen and rejected must be one message of the assistant each")
+    targets = [answer[0]["content"] for answer in answers]
+    info = {"source": row["source"]} if row.get("source") else {}
+    return Example(prompt=row["prompt"], targets=targets, info=info, place=place)

@@ -1,0 +1,88 @@
+"""From a thumb to a better model, or to a report that says why not: `hfchat improve` runs the recipes for it.
+
+Feedback becomes datasets; the version that answers learns from corrections (supervised), then from pairs (DPO); the
+candidate is evaluated against that version, and put through the gates. It becomes a version of the registry, and the
+one that answers if it passed. Killed in the middle, the same command goes on where it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfchat.errors import UserError
+from hfchat.lineage import read_lineage
+from hfchat.pipeline import recipe_command, run_recipe
+from hfchat.registry.versions import Registry
+
+CONFIGS = "recipes/configs/improve"
+_IN_YAML = "outputs/improve"  # where the shipped configurations put things
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What to improve, and how.
+
+    Attributes:
+        registry: Folder of the model's versions.
+        feedback: The database that `hfchat serve --feedback` writes.
+        output_dir: Where the stages' outputs go; a folder of its own for each improvement.
+        configs: Folder with a YAML for each of the recipes.
+        promote: Let a candidate answer that passes; otherwise it only becomes a version.
+    """
+
+    registry: str
+    feedback: str
+    output_dir: str
+    configs: str = CONFIGS
+    promote: bool = True
+
+
+def improve(settings: Improvement) -> None:
+    """Make a candidate from the feedback, and promote it if it passes the gates.
+
+    Raises:
+        UserError: If no version answers yet, or a configuration is missing.
+    """
+    registry, output = Registry(settings.registry), Path(settings.output_dir)
+    current = registry.deployment().current
+    if current is None:
+        fix = f"`hfchat models add {registry.folder} MODEL --promote` makes one"
+        raise UserError(f"{registry.folder}: no version answers yet; {fix}")
+    model = str(registry.path(current))
+    _run(settings, "prepare_feedback", "feedback", feedback=settings.feedback)
+    enough = read_lineage(output / "feedback")["metrics"]["enough"]
+    if "preferences" not in enough:  # those that are held out are what shows that a candidate is better
+        return _end(output, f"Too few pairs are left of the feedback; {current} stays.", ["feedback/report.md"])
+
+    candidate = model
+    if "conversations" in enough:
+        _run(settings, "finetune", "corrected", model_name_or_path=candidate)
+        candidate = f"{settings.output_dir}/corrected/merged"
+    _run(settings, "align", "aligned", model_name_or_path=candidate)
+    candidate = f"{settings.output_dir}/aligned/merged"
+    _run(settings, "evaluate", "evaluation", models=[f"current={model}", f"candidate={candidate}"])
+    _run(settings, "gate", "verdict")
+
+    passed = read_lineage(output / "verdict")["metrics"]["passed"]
+    version = registry.add(candidate, reason=f"improved from {current} by {settings.output_dir}")
+    reports = ["verdict/verdict.md", "evaluation/report.html", "feedback/report.md"]
+    if not passed:
+        return _end(output, f"{version} is not promoted: it failed the gates. {current} stays.", reports)
+    if not settings.promote:
+        return _end(output, f"{version} passed the gates; `hfchat models promote` lets it answer.", reports)
+    registry.promote(version, reason=f"passed the gates of {settings.output_dir}")
+    return _end(output, f"{version} passed the gates and answers now, in place of {current}.", reports)
+
+
+def _run(settings: Improvement, recipe: str, output: str, **wanted: Any) -> None:
+    wanted["output_dir"] = f"{settings.output_dir}/{output}"
+    launched = recipe in ("finetune", "align", "evaluate")
+    places = {_IN_YAML: settings.output_dir}
+    run_recipe(recipe_command(recipe, Path(settings.configs), wanted, launched=launched, places=places))
+
+
+def _end(output: Path, outcome: str, reports: Sequence[str]) -> None:
+    lines = [f"# {outcome}", "", *(f"- [{report}]({report})" for report in reports)]
+    (output / "outcome.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("", outcome, *(f"  {output / report}" for report in reports), sep="\n")

@@ -1,0 +1,130 @@
+"""The gate: what was shown passes, what is only likely does not, and what was not measured fails."""
+
+import json
+
+import pytest
+
+from hfchat.errors import UserError
+from hfchat.evaluation.gate import Gate, judge, write_verdict
+
+
+def results(better="higher", score=0.7, interval=(0.6, 0.8), difference=0.0, change=(-0.05, 0.05), n=100):
+    compared = {"difference": difference, "interval": list(change), "p_value": 0.5, "n": n}
+    task = {
+        "metrics": {"rate": {"label": "Rate", "better": better, "form": ".3f"}},
+        "scores": {
+            "current": {"rate": {"score": 0.5, "interval": [0.4, 0.6], "n": n}},
+            "candidate": {"rate": {"score": score, "interval": list(interval), "n": n}},
+        },
+        "comparisons": [{"model": "candidate", "baseline": "current", "metrics": {"rate": compared}}],
+    }
+    speeds = {"current": {"seconds": 80.0}, "candidate": {"seconds": 100.0}}
+    return {"models": {name: {"speed": speed} for name, speed in speeds.items()}, "tasks": {"task": task}}
+
+
+def passes(gate, **measured):
+    verdict = judge(results(**measured), [Gate({"task": "task", "metric": "rate", **gate})])
+    assert verdict.passed == (not verdict.failed)
+    return verdict.passed
+
+
+@pytest.mark.parametrize(
+    ("gate", "measured", "passed"),
+    [
+        ({"above": 0.5}, {"interval": (0.51, 0.9)}, True),
+        ({"above": 0.5}, {"interval": (0.49, 0.9)}, False),
+        ({"below": 0.5}, {"interval": (0.1, 0.49)}, True),
+        ({"below": 0.5}, {"interval": (0.1, 0.51)}, False),
+        ({"may_lose": 0.02}, {"change": (-0.01, 0.3)}, True),
+        ({"may_lose": 0.02}, {"change": (-0.03, 0.3)}, False),
+        ({"may_lose": 0.02}, {"better": "lower", "change": (-0.3, 0.01)}, True),
+        ({"may_lose": 0.02}, {"better": "lower", "change": (-0.3, 0.03)}, False),
+        ({"must_gain": True}, {"change": (0.01, 0.3)}, True),
+        ({"must_gain": True}, {"change": (0.0, 0.3)}, False),
+        ({"must_gain": True}, {"better": "lower", "change": (-0.3, -0.01)}, True),
+        ({"must_gain": True}, {"better": "lower", "change": (0.01, 0.3)}, False),
+        ({"may_change": 0.1}, {"better": None, "change": (-0.09, 0.09)}, True),
+        ({"may_change": 0.1}, {"better": None, "change": (-0.11, 0.0)}, False),
+        ({"may_change": 0.1}, {"better": None, "change": (0.0, 0.11)}, False),
+    ],
+)
+def test_a_gate_asks_what_the_interval_shows(gate, measured, passed):
+    assert passes(gate, **measured) is passed
+
+
+def test_of_one_example_nothing_is_shown():
+    assert not passes({"may_lose": 1}, n=1)
+
+
+def test_what_the_candidate_did_not_take_part_in_fails():
+    measured = results()
+    del measured["tasks"]["task"]["scores"]["candidate"]
+    measured["tasks"]["task"]["comparisons"] = []
+    for gate in ({"above": 0}, {"may_lose": 1}):
+        verdict = judge(measured, [Gate({"task": "task", "metric": "rate", **gate})])
+        assert not verdict.passed
+        assert "not measured" in verdict.outcomes[0].found
+
+
+def test_speed_is_a_share_of_the_current_one():
+    assert judge(results(), [Gate({"speed": True, "keeps": 0.8})]).passed
+    assert not judge(results(), [Gate({"speed": True, "keeps": 0.81})]).passed
+    measured = results()
+    measured["models"]["candidate"]["speed"] = None
+    assert not judge(measured, [Gate({"speed": True, "keeps": 0.5})]).passed
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"task": "task", "metric": "rate"}, "one condition"),
+        ({"task": "task", "metric": "rate", "above": 0, "below": 1}, "one condition"),
+        ({"task": "task", "above": 0}, "task and a metric"),
+        ({"task": "task", "metric": "rate", "may_loose": 0.1}, "unknown key 'may_loose'"),
+        ({"task": "task", "metric": "rate", "may_lose": -0.1}, "no negative one"),
+        ({"task": "task", "metric": "rate", "may_lose": "little"}, "must be a number"),
+        ({"task": "task", "metric": "rate", "must_gain": False}, "must_gain is true"),
+        ({"task": "task", "metric": "rate", "keeps": 0.5}, "`keeps` is the condition of `speed: true`"),
+        ({"speed": True, "above": 5}, "`keeps` is the condition of `speed: true`"),
+    ],
+)
+def test_what_is_no_gate_is_refused(entry, words):
+    with pytest.raises(ValueError, match=words):
+        Gate(entry)
+
+
+@pytest.mark.parametrize(
+    ("gate", "measured", "words"),
+    [
+        ({"task": "another", "metric": "rate", "above": 0}, {}, "no task 'another'; it has task"),
+        ({"task": "task", "metric": "ratio", "above": 0}, {}, "no metric 'ratio'; it has rate"),
+        ({"task": "task", "metric": "rate", "may_lose": 0.1}, {"better": None}, "may_change"),
+    ],
+)
+def test_a_gate_that_does_not_fit_the_results_is_refused(gate, measured, words):
+    with pytest.raises(UserError, match=words):
+        judge(results(**measured), [Gate(gate)])
+
+
+def test_there_are_a_current_model_and_a_candidate():
+    measured = results()
+    measured["models"]["third"] = {}
+    with pytest.raises(UserError, match="compares two models"):
+        judge(measured, [Gate({"speed": True, "keeps": 0.5})])
+
+
+def test_the_verdict_is_written_for_people_and_programs(tmp_path):
+    gates = [
+        Gate({"task": "task", "metric": "rate", "above": 0.5, "why": "people | like it"}),
+        Gate({"speed": True, "keeps": 0.9}),
+    ]
+    verdict = judge(results(), gates)
+    write_verdict(verdict, tmp_path)
+    page = (tmp_path / "verdict.md").read_text()
+    assert page.startswith("# candidate failed 1 of 2 gates; current stays.\n")
+    assert "| passed | task: rate | above 0.500 | 0.700 \\[0.600, 0.800\\], n = 100 | people \\| like it |" in page
+    found = "80%, 100.0 s against 80.0 s for the same prompts"
+    assert f"| **failed** | speed | at least 90% of the current speed | {found} |  |" in page
+    record = json.loads((tmp_path / "verdict.json").read_text())
+    assert (record["passed"], [one["passed"] for one in record["outcomes"]]) == (False, [True, False])
+    assert "FAILED  speed" in str(verdict)

@@ -1,0 +1,84 @@
+"""Held-out pairs: which a model wins against the baseline."""
+
+import json
+
+import pytest
+
+from hfchat.errors import UserError
+from hfchat.evaluation.models import LocalModel, Model
+from hfchat.evaluation.records import read_records, write_records
+from hfchat.evaluation.suite import TaskEntry
+from hfchat.evaluation.task import Bootstrap, Record, result
+
+
+def row(question, chosen, rejected, **more):
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        **more,
+    }
+
+
+ROWS = [row("hi", "hello", "what"), row("who", "me", "you, of course"), row("when", "now", "later", source="retry")]
+
+
+@pytest.fixture
+def make_task(tmp_path):
+    def make(rows=ROWS, **settings):
+        file = tmp_path / "pairs.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)))
+        task = TaskEntry({"kind": "preferences", "dataset_name": str(file), **settings}).build()
+        task.prepare()
+        return task
+
+    return make
+
+
+def test_a_pair_is_won_by_the_greater_margin(make_task, tmp_path):
+    task = make_task()
+    losses = {
+        "current": [[5.0, 1.0], [2.0, 2.0], [1.0, 3.0]],
+        "candidate": [[4.0, 1.0], [2.0, 2.0], [1.0, 2.0]],  # margins -3 > -4, 0 = 0, 1 < 2
+    }
+    for model, pairs in losses.items():
+        records = [Record(i, "", targets=["a", "b"], losses=pair) for i, pair in enumerate(pairs)]
+        write_records(tmp_path / f"{model}.jsonl", records)
+    task.collect_jointly(list(losses), tmp_path)
+    measured = result(task, list(losses), tmp_path, Bootstrap(100, 0))
+    scores = {metric: one["score"] for metric, one in measured["scores"]["candidate"].items()}
+    assert scores == {"win_rate": 0.5, "accuracy": pytest.approx(1 / 3), "margin": pytest.approx(-2 / 3)}
+    assert [record.scores["win_rate"] for record in read_records(tmp_path / "candidate.jsonl")] == [1.0, 0.5, 0.0]
+    assert measured["scores"]["current"]["win_rate"]["score"] == 0.5
+    assert measured["headline"] == "win_rate"
+
+
+def test_a_model_against_itself_is_even(make_task, chat_model, tmp_path):
+    task = make_task()
+    for name in ("one", "two"):
+        model = LocalModel(name, str(chat_model), batch_size=2, dtype="float32")
+        task.check(model)
+        task.collect(model, tmp_path / "records")
+    task.collect_jointly(["one", "two"], tmp_path / "records")
+    assert [record.scores["win_rate"] for record in read_records(tmp_path / "records" / "two.jsonl")] == [0.5] * 3
+    assert all(record.losses[0] > 0 for record in read_records(tmp_path / "records" / "two.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"chosen": [{"role": "assistant", "content": "a"}]}], "no column 'prompt'"),
+        ([row("hi", "a", "b") | {"rejected": []}], "row 1: rejected must be messages"),
+        ([row("hi", "a", "b") | {"chosen": [{"role": "user", "content": "a"}]}], "one message of the assistant"),
+    ],
+)
+def test_what_are_no_pairs_is_refused(make_task, rows, words):
+    with pytest.raises(UserError, match=words):
+        make_task(rows)
+
+
+def test_a_server_is_left_out(make_task):
+    class Server(Model):
+        gives_losses = False
+
+    assert "no likelihoods" in make_task().refusal(Server("server", "http://there/v1", 1))
