@@ -6,6 +6,9 @@ import sys
 from hfchat import __version__
 from hfchat.doctor.command import add_arguments as add_doctor_arguments
 from hfchat.errors import UserError, run
+from hfchat.feedback.command import add_arguments as add_feedback_arguments
+from hfchat.probe.command import add_arguments as add_probe_arguments
+from hfchat.registry.command import add_arguments as add_models_arguments
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +29,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(handler=_demo)
 
     serve = commands.add_parser("serve", help="serve a model as an OpenAI-compatible chat endpoint with a chat page")
-    serve.add_argument("model", metavar="MODEL", help="a folder or a Hub id, e.g. outputs/demo/assistant/merged")
+    serve.add_argument(
+        "model",
+        nargs="+",
+        metavar="MODEL",
+        help="a folder or a Hub id, e.g. outputs/demo/assistant/merged; or servers with an OpenAI-compatible API that "
+        "have it, e.g. http://host:8000/v1",
+    )
+    serve.add_argument("--upstream-model", metavar="NAME", help="the model's name at these URLs (the only one there)")
+    serve.add_argument("--upstream-api-key-env", metavar="VARIABLE", help="where the environment has their API key")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind; other machines cannot reach %(default)s")
     serve.add_argument("--port", type=int, default=8000, help="port (%(default)s)")
     serve.add_argument("--served-model-name", help="the model's name in the API (its folder's name)")
@@ -68,6 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--log-content", action="store_true", help="log what is asked and answered, not only how much")
     serve.add_argument(
+        "--feedback", metavar="DATABASE", help="store feedback with its conversations: an SQLite file or a URL (no)"
+    )
+    serve.add_argument(
+        "--keep-conversations", action="store_true", help="also store the chats of which nobody says anything"
+    )
+    serve.add_argument(
+        "--feedback-redact",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take personal data, such as addresses, out of what is stored (yes)",
+    )
+    serve.add_argument(
+        "--feedback-retention-days", type=float, metavar="DAYS", help="delete what is stored after that (never)"
+    )
+    serve.add_argument("--graphql", action="store_true", help="also answer GraphQL, at /graphql")
+    serve.add_argument(
         "--weights",
         default="auto",
         metavar="TYPE",
@@ -83,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     api_key = commands.add_parser("api-key", help="make an API key for `hfchat serve`, which keeps only its hash")
     api_key.add_argument("name", metavar="NAME", help="who will use it, as the log will say: letters, digits, `._-`")
     api_key.set_defaults(handler=_api_key)
+
+    models = commands.add_parser("models", help="versions of a model: add, promote, try on a share, roll back")
+    add_models_arguments(models)
+
+    improve = commands.add_parser("improve", help="learn from feedback, and promote the result if it is better")
+    improve.add_argument("registry", metavar="REGISTRY", help="folder of the model's versions, e.g. models/assistant")
+    improve.add_argument("--feedback", required=True, metavar="DATABASE", help="that of `hfchat serve --feedback`")
+    improve.add_argument("--output-dir", default="outputs/improve", help="where it all goes (%(default)s)")
+    improve.add_argument(
+        "--configs", default="recipes/configs/improve", help="folder with a YAML for each recipe (%(default)s)"
+    )
+    improve.add_argument("--no-promote", action="store_true", help="only make a version of what passes the gates")
+    improve.set_defaults(handler=_improve)
 
     certify = commands.add_parser(
         "certify", help="merge an adapter, or take a model, and prove that it is what was trained"
@@ -100,9 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     resources.add_argument("--list", action="store_true", help="only say what is there")
     resources.set_defaults(handler=_resources)
 
+    feedback = commands.add_parser("feedback", help="export, delete, redact or count what people said of answers")
+    add_feedback_arguments(feedback)
+    feedback.set_defaults(handler=_feedback)
+
     doctor = commands.add_parser("doctor", help="say before a run whether it will go well here", allow_abbrev=False)
     add_doctor_arguments(doctor)
     doctor.set_defaults(handler=_doctor, takes_recipe_arguments=True)
+
+    probe = commands.add_parser("probe", help="test an OpenAI-compatible server: how it conforms, and what it bears")
+    add_probe_arguments(probe)
+    probe.set_defaults(handler=_probe)
     return parser
 
 
@@ -115,9 +163,16 @@ def _demo(args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace) -> None:
     from hfchat.serving.server import ServerSettings, serve
 
+    are_urls = {model.startswith(("http://", "https://")) for model in args.model}
+    if are_urls == {True, False} or (are_urls == {False} and len(args.model) > 1):
+        raise UserError("MODEL must be one model, or one or more URLs of servers that have it")
     serve(
         ServerSettings(
-            model=args.model,
+            model=args.model[0],
+            graphql=args.graphql,
+            upstreams=tuple(args.model) if are_urls == {True} else (),
+            upstream_model=args.upstream_model,
+            upstream_api_key_env=args.upstream_api_key_env,
             host=args.host,
             port=args.port,
             served_model_name=args.served_model_name,
@@ -134,6 +189,10 @@ def _serve(args: argparse.Namespace) -> None:
             allow_anyone=args.allow_anyone,
             allow_origins=tuple(args.allow_origin),
             log_content=args.log_content,
+            feedback=args.feedback,
+            keep_conversations=args.keep_conversations,
+            feedback_redact=args.feedback_redact,
+            feedback_retention_days=args.feedback_retention_days,
             weights=args.weights,
             allow_template_mismatch=args.allow_template_mismatch,
         )
@@ -148,6 +207,20 @@ def _api_key(args: argparse.Namespace) -> None:
     print(f"entry, for HFCHAT_API_KEYS or a file for --api-keys:  {entry}")
 
 
+def _improve(args: argparse.Namespace) -> None:
+    from hfchat.improve import Improvement, improve
+
+    improve(
+        Improvement(
+            registry=args.registry,
+            feedback=args.feedback,
+            output_dir=args.output_dir,
+            configs=args.configs,
+            promote=not args.no_promote,
+        )
+    )
+
+
 def _certify(args: argparse.Namespace) -> None:
     from hfchat.hub.certificate import handler
 
@@ -160,10 +233,22 @@ def _resources(args: argparse.Namespace) -> None:
     handler(args)
 
 
+def _feedback(args: argparse.Namespace) -> None:
+    from hfchat.feedback.command import handler
+
+    handler(args)
+
+
 def _doctor(args: argparse.Namespace) -> None:
     from hfchat.doctor.command import handler
 
     handler(args, args.recipe_arguments)
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from hfchat.probe.command import handler
+
+    handler(args)
 
 
 def main(argv: list[str] | None = None) -> None:

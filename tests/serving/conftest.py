@@ -13,6 +13,7 @@ import pytest
 
 from hfchat.serving.app import create_app
 from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
+from hfchat.serving.feedback import open_collector
 from hfchat.serving.models import ServedModels
 from hfchat.serving.server import Server, ServerSettings
 
@@ -33,6 +34,7 @@ class ScriptedEngine:
     context_length: int = 100
     temperature: float = 0.0
     top_p: float = 1.0
+    template_fingerprint: str | None = "0123456789abcdef"
     error: str | None = None
     restarts: int = 0
     fail_after: int | None = None  # pieces before an EngineError
@@ -124,7 +126,9 @@ def running(engine, guards=None, keys=None, loaded=True, **settings):
     settings = ServerSettings(model=MODEL, served_model_name=MODEL, **{"drain_seconds": 1} | settings)
     models = engine if isinstance(engine, ServedModels) else ServedModels.of(MODEL, engine)
     answers = threading.Event()
-    server = Server(create_app(settings, models, guards, keys), models, settings, announce=answers.set)
+    collector = open_collector(settings) if settings.feedback else None
+    app = create_app(settings, models, guards, keys, collector)
+    server = Server(app, models, settings, announce=answers.set)
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()

@@ -32,6 +32,7 @@ def test_completion_has_openais_shape(serve, scripted):
     assert body == {
         "object": "chat.completion",
         "model": MODEL,
+        "system_fingerprint": None,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7},
     }

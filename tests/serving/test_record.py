@@ -15,6 +15,7 @@ from hfchat.serving.auth import ApiKeys, hash_key
 from hfchat.serving.limits import Slots
 from hfchat.serving.logs import configure_logs
 from hfchat.serving.metrics import Metrics
+from hfchat.serving.record import AnswerRecord, RequestRecord
 
 MODEL = "tiny-chat"
 
@@ -181,7 +182,7 @@ def test_metrics_of_requests_and_answers(serve, scripted, eventually):
     assert count("none", "404", "GET") == 1
     assert count("none", "404", "other") == 1
     values = samples(served)
-    assert values["hfchat_answers_total", ("finish_reason", "stop")] == 3
+    assert values["hfchat_answers_total", ("finish_reason", "stop"), ("version", "none")] == 3
     assert values["hfchat_prompt_tokens_total",] == 4
     assert values["hfchat_completion_tokens_total",] == 5 + 5 + 3
     assert values["hfchat_time_to_first_token_seconds_count",] == 3
@@ -217,10 +218,21 @@ def test_metrics_of_what_goes_on(serve, scripted, eventually):
 
 
 def test_findings_and_feedback_are_counted():
-    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engine_restarts=lambda: 0)
+    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engine_restarts=lambda: 0, engines=list)
     metrics.finding(Finding("words", "answer", "redact", ("obscene",)))
-    metrics.feedback("up")
-    metrics.feedback("up")
+    metrics.feedback("up", "v2")
+    metrics.feedback("up", "v2")
+    metrics.feedback("up", None)
     text = metrics.text().decode()
     assert 'hfchat_guard_findings_total{action="redact",guard="words",place="answer"} 1.0' in text
-    assert 'hfchat_feedback_total{rating="up"} 2.0' in text
+    assert 'hfchat_feedback_total{rating="up",version="v2"} 2.0' in text
+    assert 'hfchat_feedback_total{rating="up",version="none"} 1.0' in text
+
+
+def test_refusals_of_the_model_are_counted():
+    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engine_restarts=lambda: 0, engines=list)
+    refusal = "I'm sorry, but I can't help with that."
+    answers = [AnswerRecord(text="Sure!"), AnswerRecord(text=refusal), AnswerRecord(text=refusal)]
+    answers[2].finish_reason = "content_filter"  # a guard's words
+    metrics.request(RequestRecord(version="v2", answers=answers))
+    assert 'hfchat_refusals_total{version="v2"} 1.0' in metrics.text().decode()

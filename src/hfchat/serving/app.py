@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,11 @@ from starlette.exceptions import HTTPException
 
 from hfchat.safety.guards import Finding, Guards
 from hfchat.serving.auth import OPEN_PATHS, ApiKeys, Auth, RateLimit
+from hfchat.serving.card import add_cards
 from hfchat.serving.chat import ChatHandler
 from hfchat.serving.completions import CompletionHandler
 from hfchat.serving.documentation import add_documentation
+from hfchat.serving.feedback import Collector, FeedbackHandler, add_feedback
 from hfchat.serving.generation import Generation
 from hfchat.serving.guarding import Guarding, log_finding
 from hfchat.serving.limits import (
@@ -54,7 +56,7 @@ _PAGE = Path(__file__).with_name("page")
 _MAX_HEAD_BYTES = 32 * 1024
 _MAX_BODY_BYTES = 1024 * 1024
 _MAX_BODY_S = 30.0
-_RATE_LIMITED = ("/v1/", "/graphql")
+_RATE_LIMITED = ("/v1/",)  # which GraphQL's fields ask too
 _HEADERS = {
     # The page loads its own files and talks to its own server, nothing else; no other page may frame it.
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -64,7 +66,11 @@ _HEADERS = {
 
 
 def create_app(
-    settings: "ServerSettings", models: ServedModels, guards: Guards | None = None, keys: ApiKeys | None = None
+    settings: "ServerSettings",
+    models: ServedModels,
+    guards: Guards | None = None,
+    keys: ApiKeys | None = None,
+    collector: Collector | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -73,6 +79,7 @@ def create_app(
         models: Generate the answers. The application loads, starts and stops them.
         guards: Look at prompts and answers; the application closes them.
         keys: Who may use it; anyone if None.
+        collector: Keeps feedback, and is run by the application; None takes no feedback.
 
     Returns:
         The application. For who starts and stops it, its `state` has `gate` (`hfchat.serving.limits.Gate`) and
@@ -83,7 +90,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.loading = asyncio.create_task(models.start())
         try:
-            yield
+            async with collector.running() if collector else nullcontext():
+                yield
         finally:
             app.state.loading.cancel()
             await asyncio.wait({app.state.loading})
@@ -94,7 +102,7 @@ def create_app(
     app.state.gate = gate = Gate()
     places = settings.max_concurrent_requests, settings.max_waiting_requests
     slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
-    metrics = Metrics(slots, in_flight=lambda: gate.inside, engine_restarts=lambda: models.restarts)
+    metrics = Metrics(slots, lambda: gate.inside, lambda: models.restarts, lambda: models.engines)
     readiness = Readiness(models, gate)
 
     def on_finding(finding: Finding) -> None:
@@ -103,7 +111,7 @@ def create_app(
         metrics.finding(finding)
 
     guarding = Guarding(guards, Slots(*places, settings.max_wait_seconds), on_finding)
-    generation = Generation(models, slots, guarding)
+    generation = Generation(models, slots, guarding, collector.answered if collector else None)
     chat = ChatHandler(generation, settings.default_max_tokens)
     completion = CompletionHandler(generation, settings.default_max_tokens)
 
@@ -118,6 +126,10 @@ def create_app(
     @app.get("/v1/models", responses=_errors())
     async def list_models() -> ModelList:
         return ModelList(data=models.list())
+
+    sources = {settings.model_id: settings.folder} | dict(adapter.split("=", 1) for adapter in settings.adapters)
+    add_feedback(app, FeedbackHandler(collector, metrics.feedback))
+    add_cards(app, models, sources)  # before the next route, which takes whatever is left of a path for a name
 
     @app.get("/v1/models/{model_id:path}", responses=_errors(404))
     async def retrieve_model(model_id: str) -> Model:
@@ -145,6 +157,10 @@ def create_app(
 
     app.mount("/page", StaticFiles(directory=_PAGE))
     add_documentation(app)
+    if settings.graphql:
+        from hfchat.serving.graphql import add_graphql
+
+        add_graphql(app)
     _answer_errors(app)
 
     # From the innermost layer to the outermost.

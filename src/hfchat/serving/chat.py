@@ -31,20 +31,20 @@ class ChatHandler:
 
     async def __call__(self, request: ChatCompletionRequest) -> Response:
         generation = self._generation
-        engine = generation.engine(request, answers=request.n or 1)
+        version = generation.choose(request, answers=request.n or 1)
         generation.guarding.check_logprobs(bool(request.logprobs))
         messages = [message.plain() for message in request.messages]
         verdict = await generation.guarding.check_prompt([message["content"] for message in messages])
         messages = [{**message, "content": text} for message, text in zip(messages, verdict.texts, strict=True)]
         try:
-            prompt = await engine.encode(messages)
+            prompt = await version.engine.encode(messages)
         except PromptError as error:
             raise ApiError(400, f"messages: {error}", param="messages") from error
-        max_tokens = generation.max_tokens(engine, prompt, "messages", request.limit, self._default_max_tokens)
+        max_tokens = generation.max_tokens(version.engine, prompt, "messages", request.limit, self._default_max_tokens)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        sampling = generation.sampling(engine, request, max_tokens, logprobs)
+        sampling = generation.sampling(version.engine, request, max_tokens, logprobs)
         prompts = [(prompt, sampling, verdict.message)]
-        return generation.answer(engine, request, prompts, _ChatFormat(logprobs is not None), messages)
+        return generation.answer(version, request, prompts, _ChatFormat(logprobs is not None), messages)
 
 
 class _ChatFormat:

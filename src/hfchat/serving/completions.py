@@ -28,19 +28,20 @@ class CompletionHandler:
 
     async def __call__(self, request: CompletionRequest) -> Response:
         generation = self._generation
-        engine = generation.engine(request, answers=len(request.prompts) * (request.n or 1))
+        version = generation.choose(request, answers=len(request.prompts) * (request.n or 1))
         generation.guarding.check_logprobs(request.logprobs is not None)
         prompts = []
         for text in request.prompts:
             text, message = await self._guarded(text)
             try:
-                prompt = await engine.encode_text(text)
+                prompt = await version.engine.encode_text(text)
             except PromptError as error:
                 raise ApiError(400, f"prompt: {error}", param="prompt") from error
             limit = "max_tokens", request.max_tokens
-            max_tokens = generation.max_tokens(engine, prompt, "prompt", limit, self._default_max_tokens)
-            prompts.append((prompt, generation.sampling(engine, request, max_tokens, request.logprobs), message))
-        return generation.answer(engine, request, prompts, _CompletionFormat(request.logprobs is not None))
+            max_tokens = generation.max_tokens(version.engine, prompt, "prompt", limit, self._default_max_tokens)
+            sampling = generation.sampling(version.engine, request, max_tokens, request.logprobs)
+            prompts.append((prompt, sampling, message))
+        return generation.answer(version, request, prompts, _CompletionFormat(request.logprobs is not None))
 
     async def _guarded(self, prompt: str | list[int]) -> tuple[str | list[int], str | None]:
         """The prompt as the guards let it through, and the message in place of an answer if one has blocked it."""

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from hfchat.serving.engine import Engine, EngineError, FinishReason, Piece, Prompt, Sampling, TokenLogprobs
 from hfchat.serving.guarding import Guarding
 from hfchat.serving.limits import Slots
-from hfchat.serving.models import ServedModels
+from hfchat.serving.models import ServedModels, Version
 from hfchat.serving.protocol import ApiError, GenerationRequest, Usage
 from hfchat.serving.record import AnswerRecord, current_record
 from hfchat.serving.text import StopStrings
@@ -43,19 +43,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Answered:
-    """A request and its whole answers, as they were sent.
+    """A request and its answers, as they were sent.
 
     Attributes:
         request: As it came.
-        identity: `id`, `created` and `model` of the response.
+        identity: `id`, `created`, `model` and `system_fingerprint` of the response.
         messages: The conversation, as the guards have let it through; empty for a prompt without a template.
-        answers: In the order of their indices, each with how its tokens were chosen.
+        answers: In the order of their indices, each with how its tokens were chosen. One without a finish reason is a
+            part, after which its client went away or something failed.
+        template_fingerprint: Of the engine's chat template.
     """
 
     request: GenerationRequest
-    identity: Mapping[str, str | int]
+    identity: Mapping[str, str | int | None]
     messages: Sequence[dict[str, str]]
     answers: Sequence[tuple[AnswerRecord, Sampling]]
+    template_fingerprint: str | None
 
 
 OnAnswered = Callable[[Answered], None]
@@ -85,15 +88,15 @@ class Generation:
         self._slots = slots
         self._on_answered = on_answered
 
-    def engine(self, request: GenerationRequest, answers: int) -> Engine:
-        """Its model's engine. Refuses what has no place, or a model that is not there, before any work for it."""
-        engine = self._models.engine(request.model)
+    def choose(self, request: GenerationRequest, answers: int) -> Version:
+        """What answers it. Refuses what has no place, or a model that is not there, before any work for it."""
+        version = self._models.choose(request)
         if answers > self._slots.capacity:
             field = "n" if (request.n or 1) > 1 else "prompt"
             message = f"{field}: at most {self._slots.capacity} answers at a time, not {answers}."
             raise ApiError(400, message, param=field)
         self._slots.check(answers)
-        return engine
+        return version
 
     def max_tokens(
         self, engine: Engine, prompt: Prompt, prompt_field: str, limit: tuple[str, int | None], default: int
@@ -134,11 +137,12 @@ class Generation:
             presence_penalty=request.presence_penalty or 0.0,
             frequency_penalty=request.frequency_penalty or 0.0,
             logprobs=logprobs,
+            stop=tuple(request.stops),
         )
 
     def answer(
         self,
-        engine: Engine,
+        version: Version,
         request: GenerationRequest,
         prompts: Sequence[tuple[Prompt, Sampling, str | None]],
         format: Format,
@@ -147,7 +151,7 @@ class Generation:
         """Answer each prompt `request.n` times. The i-th of them has the request's seed + i, so it can be repeated.
 
         Args:
-            engine: Answers.
+            version: Answers.
             request: As it came.
             prompts: For each, how to sample, and if a guard has blocked it, the message that is its answer.
             format: How to write the answers.
@@ -158,7 +162,7 @@ class Generation:
             for i in range(request.n or 1):
                 seed = None if sampling.seed is None else sampling.seed + i
                 jobs.append((prompt, replace(sampling, seed=seed), message))
-        return Answer(request, jobs, format, messages, engine, self._slots, self.guarding, self._on_answered)
+        return Answer(request, jobs, format, messages, version, self._slots, self.guarding, self._on_answered)
 
 
 class Answer(Response):
@@ -170,7 +174,7 @@ class Answer(Response):
         jobs: Sequence[tuple[Prompt, Sampling, str | None]],
         format: Format,
         messages: Sequence[dict[str, str]],
-        engine: Engine,
+        version: Version,
         slots: Slots,
         guarding: Guarding,
         on_answered: OnAnswered | None,
@@ -181,7 +185,7 @@ class Answer(Response):
         self._format = format
         self._messages = messages
         self._on_answered = on_answered
-        self._engine = engine
+        self._engine = version.engine
         self._slots = slots
         self._guarding = guarding
         self._prompt_tokens = {id(prompt): prompt.tokens or 0 for prompt, _, _ in jobs}
@@ -194,6 +198,7 @@ class Answer(Response):
             "id": f"{format.id_prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": request.model,
+            "system_fingerprint": version.name,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -225,6 +230,8 @@ class Answer(Response):
             await events.send(error.body.model_dump_json())
         finally:
             self._record.prompt_tokens = sum(self._prompt_tokens.values())
+            if events.started and any(record.text for record in self._records):
+                self._hand_on()  # what was read of an answer that was stopped can get feedback too
         await events.end()
 
     async def _guarded_parts(self, index: int) -> AsyncGenerator[Part]:
@@ -243,10 +250,16 @@ class Answer(Response):
         record = self._records[part.index]
         record.finish_reason = part.finish_reason
         record.text += part.text
-        if self._on_answered is not None and all(record.finish_reason for record in self._records):
-            answers = list(zip(self._records, (sampling for _, sampling, _ in self._jobs), strict=True))
-            self._on_answered(Answered(self._request, self._identity, self._messages, answers))
+        if all(record.finish_reason for record in self._records):
+            self._hand_on()
         return part
+
+    def _hand_on(self) -> None:
+        if self._on_answered is not None:
+            answers = list(zip(self._records, (sampling for _, sampling, _ in self._jobs), strict=True))
+            template = self._engine.template_fingerprint
+            self._on_answered(Answered(self._request, self._identity, self._messages, answers, template))
+            self._on_answered = None
 
     async def _parts(self, index: int) -> AsyncGenerator[Part]:
         """The parts of one answer, cut at a stop string, in a place of its own.

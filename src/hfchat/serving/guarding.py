@@ -69,12 +69,16 @@ class Guarding:
         blocks, the generation ends with it.
         """
         stream = self._guards.answer()
+        reported = False
         try:
             async with aclosing(parts):
                 async for part in parts:
                     text = await stream.push(part.text)
                     if part.finish_reason is not None:
                         text += await stream.finish()
+                    if stream.blocked or part.finish_reason is not None:
+                        reported = True
+                        self._report(stream.findings)  # before the answer is over for those who keep it
                     if stream.blocked:
                         yield replace(part, text=text, finish_reason="content_filter")
                         return
@@ -82,7 +86,8 @@ class Guarding:
         except GuardError as error:
             raise _unavailable(error) from error
         finally:
-            self._report(stream.findings)
+            if not reported:
+                self._report(stream.findings)
 
     async def close(self) -> None:
         await self._guards.close()

@@ -110,6 +110,8 @@ class GateKeeper:
             self._gate.check()
         except ApiError as error:
             return await _refuse(error, scope, receive, send)
+        if scope["type"] == "websocket":  # a connection may last; what is asked over it comes through here by itself
+            return await self._app(scope, receive, send)
         self._gate.inside += 1
         try:
             await self._app(scope, receive, send)

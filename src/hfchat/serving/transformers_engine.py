@@ -25,6 +25,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.utils import is_flash_attn_2_available
 
+from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
 from hfchat.serving.encoding import PromptEncoder
 from hfchat.serving.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
@@ -80,6 +81,7 @@ class TransformersEngine:
         self.temperature = (1.0 if config.temperature is None else config.temperature) if sample else 0.0
         self.top_p = (1.0 if config.top_p is None else config.top_p) if sample else 1.0
         self._top_k = (config.top_k or 0) if sample else 0
+        self.template_fingerprint = fingerprint(tokenizer)
         self._model = model
         self._rows = max_concurrent_requests + 1  # one more for `ready`
         self._tokenizer = tokenizer
