@@ -23,7 +23,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +40,7 @@ from hfchat.errors import UserError, run
 from hfchat.feedback.curation import CurationArguments, Example, Removed, curate
 from hfchat.feedback.curation_report import DatasetSummary, card, counts, missing, report
 from hfchat.feedback.database import open_database
+from hfchat.feedback.reading import parse_moment
 from hfchat.feedback.reviews import digest_of_rows, read_rows
 from hfchat.lineage import Stage, describe, read_lineage
 from hfchat.safety.guards import Guards
@@ -97,7 +97,7 @@ class PrepareFeedbackArguments(StageArguments):
         if "://" in self.feedback and urlsplit(self.feedback).password:
             raise ValueError("feedback: the lineage keeps it, so it must hold no password; set PGPASSWORD instead")
         if self.since is not None:
-            _moment(self.since)
+            parse_moment(self.since, "since")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be above 0 and below 1, not {self.validation_fraction}")
         if self.n_grams < 1 or self.min_train < 1 or self.min_validation < 1:
@@ -109,7 +109,7 @@ class PrepareFeedbackArguments(StageArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     args, curation_args = parse(PrepareFeedbackArguments, CurationArguments, argv=argv)
     engine = open_database(args.feedback)
-    rows = read_rows(engine, None if args.since is None else _moment(args.since))
+    rows = read_rows(engine, None if args.since is None else parse_moment(args.since, "since"))
     engine.dispose()
     if not rows:
         raise UserError(
@@ -239,14 +239,6 @@ async def find_unsafe(guards: Guards, text: str) -> list[str]:
     except GuardError as error:
         raise UserError(f"guards: {error}") from error
     return [category for finding in stream.findings for category in finding.categories]
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"since must be a date or a time, such as 2025-01-31, not {text!r}") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 if __name__ == "__main__":

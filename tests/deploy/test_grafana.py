@@ -26,7 +26,7 @@ VARIABLES = {"__rate_interval": "5m", "__range": "1h", "instance": ".*"}  # the 
 def counted():
     """Each series that a server has once something of everything happened, with its labels."""
     gateway = Gateway([Upstream("http://127.0.0.1:9/v1", "model")])
-    metrics = Metrics(Slots(1, 1), lambda: 0, lambda: 0, lambda: [gateway])
+    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engines=lambda: [gateway])
     metrics.request(RequestRecord(method="POST", route="/v1/chat/completions", answers=[AnswerRecord()]))
     metrics.finding(Finding("words", "answer", "redact", ("obscene",)))
     metrics.feedback("up", None)

@@ -218,7 +218,7 @@ def test_metrics_of_what_goes_on(serve, scripted, eventually):
 
 
 def test_findings_and_feedback_are_counted():
-    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engine_restarts=lambda: 0, engines=list)
+    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engines=list)
     metrics.finding(Finding("words", "answer", "redact", ("obscene",)))
     metrics.feedback("up", "v2")
     metrics.feedback("up", "v2")
@@ -230,7 +230,7 @@ def test_findings_and_feedback_are_counted():
 
 
 def test_refusals_of_the_model_are_counted():
-    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engine_restarts=lambda: 0, engines=list)
+    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engines=list)
     refusal = "I'm sorry, but I can't help with that."
     answers = [AnswerRecord(text="Sure!"), AnswerRecord(text=refusal), AnswerRecord(text=refusal)]
     answers[2].finish_reason = "content_filter"  # a guard's words

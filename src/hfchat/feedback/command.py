@@ -172,11 +172,12 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
 
 
 def _moment(text: str) -> datetime:
+    from hfchat.feedback.reading import parse_moment
+
     try:
-        moment = datetime.fromisoformat(text)
+        return parse_moment(text, "--since")
     except ValueError as error:
-        raise UserError(f"--since must be a date or a time, such as 2025-01-31, not {text!r}") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        raise UserError(str(error)) from error
 
 
 def _days(days: float, option: str) -> timedelta:

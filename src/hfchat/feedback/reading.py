@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -55,6 +55,19 @@ class Selection:
         if self.rated:
             conditions.append(_has(sa.true()))
         return sa.and_(*conditions)
+
+
+def parse_moment(text: str, name: str) -> datetime:
+    """A date or a time as ISO 8601 writes it; without a time zone it is in UTC.
+
+    Raises:
+        ValueError: If it is none; the message calls it `name`.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a date or a time, such as 2025-01-31, not {text!r}") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, Any]]:

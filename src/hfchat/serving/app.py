@@ -41,9 +41,9 @@ from hfchat.serving.protocol import (
     ChatCompletionRequest,
     Completion,
     CompletionRequest,
-    ErrorResponse,
     Model,
     ModelList,
+    error_responses,
     invalid_request,
 )
 from hfchat.serving.readiness import Readiness
@@ -102,7 +102,7 @@ def create_app(
     app.state.gate = gate = Gate()
     places = settings.max_concurrent_requests, settings.max_waiting_requests
     slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
-    metrics = Metrics(slots, lambda: gate.inside, lambda: models.restarts, lambda: models.engines)
+    metrics = Metrics(slots, lambda: gate.inside, lambda: models.engines)
     readiness = Readiness(models, gate)
 
     def on_finding(finding: Finding) -> None:
@@ -123,7 +123,7 @@ def create_app(
     async def completions(request: CompletionRequest) -> Response:
         return await completion(request)
 
-    @app.get("/v1/models", responses=_errors())
+    @app.get("/v1/models", responses=error_responses())
     async def list_models() -> ModelList:
         return ModelList(data=models.list())
 
@@ -131,17 +131,17 @@ def create_app(
     add_feedback(app, FeedbackHandler(collector, metrics.feedback))
     add_cards(app, models, sources)  # before the next route, which takes whatever is left of a path for a name
 
-    @app.get("/v1/models/{model_id:path}", responses=_errors(404))
+    @app.get("/v1/models/{model_id:path}", responses=error_responses(404))
     async def retrieve_model(model_id: str) -> Model:
         return models.find(model_id)
 
-    @app.get("/health", responses=_errors())
+    @app.get("/health", responses=error_responses())
     async def health() -> JSONResponse:
         """Whether the process is alive. Whether it can answer is for `/ready` to say."""
         state = {"running": slots.running, "waiting": slots.waiting}
         return JSONResponse({"status": "ok", "model": settings.model_id, **state})
 
-    @app.get("/ready", responses=_errors(503))
+    @app.get("/ready", responses=error_responses(503))
     async def ready() -> JSONResponse:
         """Whether an answer can be generated now: a token was, within the last seconds."""
         await readiness.check()
@@ -187,16 +187,11 @@ def create_app(
     return app
 
 
-def _errors(*statuses: int) -> dict[int, dict]:
-    """The errors of a route, for the API's description; these three can come before a request is looked at."""
-    return {status: {"model": ErrorResponse} for status in sorted({401, 403, 429, *statuses})}
-
-
 # OpenAPI 3.1 has no word for streams; the schema is that of one event.
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _GENERATION = {
     200: {"content": {"text/event-stream": {"schema": _EVENT}}},
-    **_errors(400, 404, 408, 413, 415, 500, 503, 504),
+    **error_responses(400, 404, 408, 413, 415, 500, 503, 504),
 }
 
 

@@ -16,7 +16,7 @@ from hfchat.feedback.exchange import Exchange, Opinion
 from hfchat.feedback.redaction import redact
 from hfchat.feedback.store import NothingSaidError, OtherPromptError, Store, Stored, StoreError, UnknownAnswerError
 from hfchat.serving.generation import Answered
-from hfchat.serving.protocol import ApiError, ErrorResponse, Feedback, FeedbackRequest, FeedbackSettings
+from hfchat.serving.protocol import ApiError, Feedback, FeedbackRequest, FeedbackSettings, error_responses
 from hfchat.serving.recent import RecentAnswers
 from hfchat.serving.record import current_record
 
@@ -196,18 +196,13 @@ def open_collector(settings: "ServerSettings") -> Collector:
 def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:
     """Add the routes."""
 
-    @app.post("/v1/feedback", responses=_errors(400, 404, 408, 413, 415, 503))
+    @app.post("/v1/feedback", responses=error_responses(400, 404, 408, 413, 415, 503))
     async def feedback(request: FeedbackRequest) -> Feedback:
         return await handler(request)
 
-    @app.get("/v1/feedback/settings", responses=_errors())
+    @app.get("/v1/feedback/settings", responses=error_responses())
     async def feedback_settings() -> FeedbackSettings:
         return handler.settings
-
-
-def _errors(*statuses: int) -> dict[int, dict]:
-    """For the API's description; these three can come before a request is looked at."""
-    return {status: {"model": ErrorResponse} for status in (401, 403, 429, *statuses)}
 
 
 def _exchanges(answered: Answered) -> list[Exchange]:

@@ -38,15 +38,13 @@ class Metrics:
     Args:
         slots: The places for answers.
         in_flight: How many requests are being answered.
-        engine_restarts: How often the engine was started again after a crash.
-        engines: Those that answer now.
+        engines: Those that run now.
     """
 
     def __init__(
         self,
         slots: Slots,
         in_flight: Callable[[], int],
-        engine_restarts: Callable[[], int],
         engines: Callable[[], Iterable[Engine]],
     ):
         self._registry = registry = CollectorRegistry()
@@ -95,7 +93,7 @@ class Metrics:
         }
         for name, (documentation, value) in gauges.items():
             Gauge(name, documentation, registry=registry).set_function(value)
-        registry.register(_EngineRestarts(engine_restarts))
+        registry.register(_EngineRestarts(engines))
         registry.register(_Upstreams(engines))
 
     def request(self, record: RequestRecord) -> None:
@@ -130,13 +128,14 @@ class Metrics:
 
 
 class _EngineRestarts:
-    """Reads the engine's own count at every scrape."""
+    """Reads the engines' own counts at every scrape."""
 
-    def __init__(self, count: Callable[[], int]):
-        self._count = count
+    def __init__(self, engines: Callable[[], Iterable[Engine]]):
+        self._engines = engines
 
     def collect(self):
-        yield CounterMetricFamily("hfchat_engine_restarts", "Starts of the engine after a crash.", value=self._count())
+        restarts = sum(engine.restarts for engine in self._engines())
+        yield CounterMetricFamily("hfchat_engine_restarts", "Starts of the engine after a crash.", value=restarts)
 
 
 class _Upstreams:

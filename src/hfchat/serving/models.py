@@ -162,10 +162,6 @@ class ServedModels:
     def engines(self) -> Sequence[Engine]:
         return [version.engine for version in self._started]
 
-    @property
-    def restarts(self) -> int:
-        return sum(version.engine.restarts for version in self._started)
-
     async def ready(self) -> None:
         """Generate one token with each model, really.
 
@@ -186,10 +182,7 @@ class ServedModels:
         Raises:
             ApiError: 404 if there is none.
         """
-        if name not in self._names:
-            has = ", ".join(f"'{known}'" for known in self._names)
-            message = f"The model '{name}' does not exist; this server has {has}."
-            raise ApiError(404, message, param="model", code="model_not_found")
+        self._check_name(name)
         return self._describe(name)
 
     def choose(self, request: GenerationRequest) -> Version:
@@ -198,7 +191,7 @@ class ServedModels:
         Raises:
             ApiError: 404 if there is no such model, 503 while it cannot answer.
         """
-        self.find(request.model)
+        self._check_name(request.model)
         error = self._error(request.model)
         if error is not None:
             message = f"The server cannot answer now: {error}"
@@ -208,6 +201,12 @@ class ServedModels:
         record.version = version.name
         record.at_end.enter_context(version.in_use())
         return version
+
+    def _check_name(self, name: str) -> None:
+        if name not in self._names:
+            has = ", ".join(f"'{known}'" for known in self._names)
+            message = f"The model '{name}' does not exist; this server has {has}."
+            raise ApiError(404, message, param="model", code="model_not_found")
 
     def _describe(self, name: str) -> Model:
         main, served = self._names[0], self._served.get(name)

@@ -319,6 +319,11 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
+def error_responses(*statuses: int) -> dict[int, dict]:
+    """The errors of a route, for the API's description; these three can come before a request is looked at."""
+    return {status: {"model": ErrorResponse} for status in sorted({401, 403, 429, *statuses})}
+
+
 class ApiError(Exception):
     """An answer in OpenAI's error shape. `param` is the field to blame, `code` is for programs."""
 
