@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfchat.errors import UserError
 from hfchat.lineage import read_lineage
 from hfchat.pipeline import recipe_command, run_recipe
 from hfchat.registry.versions import Registry
@@ -45,10 +44,7 @@ def improve(settings: Improvement) -> None:
         UserError: If no version answers yet, or a configuration is missing.
     """
     registry, output = Registry(settings.registry), Path(settings.output_dir)
-    current = registry.deployment().current
-    if current is None:
-        fix = f"`hfchat models add {registry.folder} MODEL --promote` makes one"
-        raise UserError(f"{registry.folder}: no version answers yet; {fix}")
+    current = registry.answering()
     model = str(registry.path(current))
     _run(settings, "prepare_feedback", "feedback", feedback=settings.feedback)
     enough = read_lineage(output / "feedback")["metrics"]["enough"]

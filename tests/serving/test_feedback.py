@@ -158,15 +158,17 @@ def test_what_is_not_to_be_stored_is_not_held(served):
 
 def test_without_the_setting_nothing_is_taken(serve):
     served = serve(ScriptedEngine())
-    assert served.http.get("/v1/feedback/settings").json() == {"enabled": False, "keeps_conversations": False}
+    settings = {"enabled": False, "keeps_conversations": False, "logs_content": False}
+    assert served.http.get("/v1/feedback/settings").json() == settings
     response = say(served, served.chat().json()["id"], rating="up")
     assert error_of(response) == (404, "feedback_disabled", None)
 
 
 def test_kept_conversations_are_stored_at_once_unless_the_request_says_no(serve, tmp_path, eventually):
     database = str(tmp_path / "feedback.db")
-    served = serve(ScriptedEngine(), feedback=database, keep_conversations=True)
-    assert served.http.get("/v1/feedback/settings").json() == {"enabled": True, "keeps_conversations": True}
+    served = serve(ScriptedEngine(), feedback=database, keep_conversations=True, log_content=True)
+    settings = {"enabled": True, "keeps_conversations": True, "logs_content": True}
+    assert served.http.get("/v1/feedback/settings").json() == settings
     served.chat(store=False)
     served.complete()
     kept = served.chat().json()["id"]

@@ -6,6 +6,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from hfchat.feedback.database import open_database
+from hfchat.feedback.reading import Selection, rows
 from hfchat.serving.auth import ApiKeys, hash_key
 
 CHAT = """mutation ($text: String!, $options: ChatOptions) {
@@ -175,6 +177,18 @@ def test_feedback_that_is_not_taken_says_so(served):
     query = 'mutation { feedback(feedback: {answerId: "chatcmpl-1", rating: UP}) { id rating } }'
     (error,) = ask(served, query)["errors"]
     assert error["extensions"] == {"code": "feedback_disabled", "status": 404}
+
+
+def test_feedback_is_stored(serve, scripted, tmp_path):
+    served = serve(scripted(), graphql=True, feedback=str(tmp_path / "feedback.db"))
+    answer = ask(served, CHAT, text="Hi")["data"]["chat"]["id"]
+    query = """mutation ($answer: String!) {
+      feedback(feedback: {answerId: $answer, rating: DOWN, correction: "Hello!"}) { id }
+    }"""
+    stored = ask(served, query, answer=answer)["data"]["feedback"]
+    [row] = rows(open_database(str(tmp_path / "feedback.db")), Selection())
+    [said] = row["feedback"]
+    assert (said["id"], said["rating"], said["correction"]) == (stored["id"], "down", "Hello!")
 
 
 def test_an_idle_subscriber_does_not_hold_the_server_up(serve, scripted, eventually):

@@ -296,7 +296,7 @@ def test_going_on_with_another_answer_says_which_was_better(visit):
 
 
 def test_who_wants_nothing_to_be_kept(visit):
-    page = visit(ScriptedEngine(), {"enabled": True, "keeps_conversations": True})
+    page = visit(ScriptedEngine(), {"enabled": True, "keeps_conversations": True, "logs_content": False})
     expect(page.locator("#notice")).to_have_text(
         "This is an AI. It can be wrong: check what matters. The server keeps the conversation."
     )
@@ -319,8 +319,13 @@ def test_who_wants_nothing_to_be_kept(visit):
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
 
 
+def test_a_log_with_content_is_told(visit):
+    page = visit(ScriptedEngine(), {"enabled": True, "keeps_conversations": False, "logs_content": True})
+    expect(page.locator("#notice")).to_contain_text("The server writes the conversation into its log.")
+
+
 def test_a_server_that_takes_no_feedback_is_not_offered_any(visit):
-    page = visit(ScriptedEngine(), {"enabled": False, "keeps_conversations": False})
+    page = visit(ScriptedEngine(), {"enabled": False, "keeps_conversations": False, "logs_content": False})
     expect(page.locator("#notice")).to_contain_text("The page forgets the chat when you close it.")
     ask(page, "Hi")
     expect(button(page, "Another answer")).to_be_visible()

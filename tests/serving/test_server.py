@@ -14,6 +14,7 @@ import pytest
 
 from hfchat.cli import main
 from hfchat.errors import UserError
+from hfchat.registry.versions import Registry
 from hfchat.serving import loading, server
 from hfchat.serving.app import create_app
 from hfchat.serving.models import ServedModels
@@ -85,6 +86,27 @@ def test_another_template_is_refused_unless_allowed(tmp_path, tiny_tokenizer, ti
         serve(ServerSettings(**settings))
     models = loading.served_models(str(tmp_path), ServerSettings(**settings, allow_template_mismatch=True))
     assert [model.id for model in models.list()] == [tmp_path.name]
+
+
+def test_a_registry_of_which_no_version_answers_says_what_would_let_one(tmp_path, free_port):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    folder, database = tmp_path / "assistant", tmp_path / "feedback.db"
+    Registry(folder).add(model)
+    with pytest.raises(UserError, match=f"no version answers yet; `hfchat models promote {folder} v1`"):
+        serve(ServerSettings(model=str(folder), port=free_port, feedback=str(database)))
+    assert not database.exists()
+
+
+def test_no_database_is_made_for_a_model_that_is_none(tmp_path, free_port):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    database = tmp_path / "feedback.db"
+    with pytest.raises(UserError, match="tokenizer"):
+        serve(ServerSettings(model=str(model), port=free_port, feedback=str(database)))
+    assert not database.exists()
 
 
 def test_missing_folders_and_bad_settings(tmp_path, free_port):

@@ -78,7 +78,7 @@ def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict
         selection: Which answers.
 
     Yields:
-        The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash`, `language`,
+        The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash` and
         `feedback`: a list of `Opinion`, oldest first, each with `id`, `created_at` and `replaced_at` (None for what
         holds). Times are ISO 8601 in UTC; nobody in particular is None.
     """
@@ -150,7 +150,6 @@ def _row(answer: Answer) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "sampling": answer.sampling,
         "findings": answer.findings,
-        "language": answer.language,
         "user": answer.user_id or None,
         "api_key": answer.api_key or None,
         "feedback": [
@@ -219,7 +218,7 @@ def _schema() -> "pyarrow.Schema":
             "finish_reason": text,
             "sampling": pa.struct(sampling),
             "findings": pa.list_(pa.struct(finding)),
-            **dict.fromkeys(("language", "user", "api_key"), text),
+            **dict.fromkeys(("user", "api_key"), text),
             "feedback": pa.list_(pa.struct(feedback)),
         }
     )

@@ -55,8 +55,7 @@ class Base(DeclarativeBase):
 class Answer(Base):
     """An answer with its conversation (`hfchat.feedback.exchange.Exchange`).
 
-    `prompt_hash` is the SHA-256 of the messages as they are here: answers to the same prompt have the same. `language`
-    is for who measures it later.
+    `prompt_hash` is the SHA-256 of the messages as they are here: answers to the same prompt have the same.
     """
 
     __tablename__ = "answers"
@@ -75,7 +74,6 @@ class Answer(Base):
     finish_reason: Mapped[str | None]
     sampling: Mapped[dict[str, Any]]
     findings: Mapped[list[dict[str, Any]]]
-    language: Mapped[str | None]
     user_id: Mapped[str] = mapped_column(index=True)  # `user` is a word of SQL
     api_key: Mapped[str]
 

@@ -64,8 +64,8 @@ class Registry:
 
     @classmethod
     def is_one(cls, folder: str | Path) -> bool:
-        """Whether a folder is a registry with a version that answers."""
-        return cls(folder).current.is_symlink()
+        """Whether a folder is a registry with a version in it."""
+        return bool(cls(folder).versions())
 
     @property
     def current(self) -> Path:
@@ -101,6 +101,20 @@ class Registry:
         if candidate is not None and candidate.version == current:  # it was promoted a moment ago
             candidate = None
         return Deployment(current, candidate)
+
+    def answering(self) -> str:
+        """The version that answers.
+
+        Raises:
+            UserError: If none does yet.
+        """
+        current = self.deployment().current
+        if current is None:
+            fix = f"`hfchat models add {self.folder} MODEL --promote` makes one"
+            if versions := self.versions():
+                fix = f"`hfchat models promote {self.folder} {versions[-1]}` lets the newest one"
+            raise UserError(f"{self.folder}: no version answers yet; {fix}")
+        return current
 
     def history(self) -> list[dict[str, Any]]:
         """What was done, oldest first: `{"time", "action", "version", "reason", ...}`."""

@@ -128,7 +128,7 @@ def create_app(
         return ModelList(data=models.list())
 
     sources = {settings.model_id: settings.folder} | dict(adapter.split("=", 1) for adapter in settings.adapters)
-    add_feedback(app, FeedbackHandler(collector, metrics.feedback))
+    add_feedback(app, FeedbackHandler(collector, metrics.feedback, logs_content=settings.log_content))
     add_cards(app, models, sources)  # before the next route, which takes whatever is left of a path for a name
 
     @app.get("/v1/models/{model_id:path}", responses=error_responses(404))

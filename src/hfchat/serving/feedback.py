@@ -36,7 +36,7 @@ class Collector:
     What waits for the disk does so in a thread, one write after the other; the event loop never does.
 
     Attributes:
-        settings: What it does, for those who chat.
+        keeps_conversations: Whether it stores what nobody says anything of.
 
     Args:
         store: Is closed with the collector.
@@ -52,7 +52,7 @@ class Collector:
         retention_days: float | None = None,
         recent: RecentAnswers | None = None,
     ):
-        self.settings = FeedbackSettings(enabled=True, keeps_conversations=keep_conversations)
+        self.keeps_conversations = keep_conversations
         self._store = store
         self._retention_days = retention_days
         self._recent = recent or RecentAnswers()
@@ -77,7 +77,7 @@ class Collector:
             return
         for exchange in _exchanges(answered):
             self._recent.add(exchange)
-            if self.settings.keeps_conversations and exchange.finish_reason is not None:
+            if self.keeps_conversations and exchange.finish_reason is not None:
                 self._keep(exchange)
 
     async def say(self, opinion: Opinion) -> Stored:
@@ -145,18 +145,24 @@ class FeedbackHandler:
 
     Args:
         collector: None takes no feedback.
+        logs_content: Whether the server's log has what is asked and answered.
         on_rating: Called for each rating that is stored, with the version of the model: for metrics.
     """
 
-    def __init__(self, collector: Collector | None, on_rating: Callable[[str, str | None], None]):
+    def __init__(
+        self, collector: Collector | None, on_rating: Callable[[str, str | None], None], logs_content: bool = False
+    ):
         self._collector = collector
+        self._logs_content = logs_content
         self._on_rating = on_rating
 
     @property
     def settings(self) -> FeedbackSettings:
-        if self._collector is None:
-            return FeedbackSettings(enabled=False, keeps_conversations=False)
-        return self._collector.settings
+        return FeedbackSettings(
+            enabled=self._collector is not None,
+            keeps_conversations=self._collector is not None and self._collector.keeps_conversations,
+            logs_content=self._logs_content,
+        )
 
     async def __call__(self, request: FeedbackRequest) -> Feedback:
         if self._collector is None:

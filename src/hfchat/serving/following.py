@@ -38,7 +38,7 @@ class Follower:
         Raises:
             UserError: If it cannot be loaded.
         """
-        current = self._registry.deployment().current
+        current = self._registry.answering()
         version = self._here[current] = Version(self._load(self._registry.path(current)), current)
         self._deployed = Deployment(current)
         return version

@@ -302,10 +302,17 @@ class Feedback(BaseModel):
 
 
 class FeedbackSettings(BaseModel):
-    """Whether feedback is taken, and whether conversations are kept of which nobody says anything."""
+    """What becomes of a conversation here.
+
+    Attributes:
+        enabled: Feedback is taken.
+        keeps_conversations: So are conversations of which nobody says anything.
+        logs_content: What is asked and answered is in the server's log, whatever a request says.
+    """
 
     enabled: bool
     keeps_conversations: bool
+    logs_content: bool
 
 
 class ErrorDetail(BaseModel):

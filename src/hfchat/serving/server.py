@@ -154,8 +154,16 @@ class ServerSettings:
 
     @property
     def folder(self) -> str:
-        """Where the model is: of a registry, its link to the version that answers."""
-        return str(Registry(self.model).current) if Registry.is_one(self.model) else self.model
+        """Where the model is: of a registry, its link to the version that answers.
+
+        Raises:
+            UserError: If none does yet.
+        """
+        if not Registry.is_one(self.model):
+            return self.model
+        registry = Registry(self.model)
+        registry.answering()
+        return str(registry.current)
 
     @property
     def is_local(self) -> bool:
@@ -194,14 +202,13 @@ def serve(settings: ServerSettings) -> None:
         from hfchat.serving.app import create_app
         from hfchat.serving.feedback import open_collector
 
-        collector = open_collector(settings) if settings.feedback else None
-
         if folder is None:
             settings, models = _upstream_models(settings)
         else:
             from hfchat.serving.loading import served_models
 
             models = served_models(folder, settings)
+        collector = open_collector(settings) if settings.feedback else None
         configure_logs()
         app = create_app(settings, models, guards, keys, collector)
         print(f"loading {settings.model}" if folder else f"asking {', '.join(settings.upstreams)}", flush=True)

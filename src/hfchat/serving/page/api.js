@@ -55,12 +55,12 @@ export function modelCard(model) {
   return get(`/v1/models/${encodeURIComponent(model)}/card`);
 }
 
-/** {enabled, keeps_conversations}: whether the server takes feedback, and whether it keeps what nobody rated. */
+/** {enabled, keeps_conversations, logs_content}: whether the server takes feedback, keeps what nobody rated, and logs all. */
 export async function feedbackSettings() {
   try {
     return await get("/v1/feedback/settings");
   } catch {
-    return { enabled: false, keeps_conversations: false };
+    return { enabled: false, keeps_conversations: false, logs_content: false };
   }
 }
 

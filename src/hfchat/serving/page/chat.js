@@ -15,7 +15,7 @@ const BY_DEFAULT = document.title;
 let conversation = new Conversation();
 let items = new Map(); // of the turns, those that are not shown included
 let running = null; // AbortController of the answer that is coming
-let feedback = { enabled: false, keeps_conversations: false };
+let feedback = { enabled: false, keeps_conversations: false, logs_content: false };
 
 // ------------------------------------------------------------------------------------------------ conversation
 
@@ -207,7 +207,8 @@ function update() {
 
 function showWhatIsKept() {
   $("private-row").hidden = !feedback.enabled;
-  if (!feedback.enabled) $("kept").textContent = "The page forgets the chat when you close it.";
+  if (feedback.logs_content) $("kept").textContent = "The server writes the conversation into its log.";
+  else if (!feedback.enabled) $("kept").textContent = "The page forgets the chat when you close it.";
   else if (isPrivate()) $("kept").textContent = "Private: the server keeps nothing of this.";
   else if (feedback.keeps_conversations) $("kept").textContent = "The server keeps the conversation.";
   else $("kept").textContent = "The chat is kept only if you rate an answer, or go on with a second one.";

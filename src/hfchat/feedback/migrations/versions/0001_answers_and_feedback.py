@@ -24,7 +24,6 @@ def upgrade() -> None:
         sa.Column("finish_reason", sa.Text()),
         sa.Column("sampling", sa.JSON(), nullable=False),
         sa.Column("findings", sa.JSON(), nullable=False),
-        sa.Column("language", sa.Text()),
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("api_key", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_answers"),
