@@ -15,7 +15,7 @@ Anybody can give feedback, so it is not simply believed: `hfchat.feedback.curati
 has the thresholds. `report.md` counts it and `removed.jsonl` has the ids. Where too little is left to learn from, it
 is said, and `enough` in the metrics of `lineage.json` does not name the dataset.
 
-`--replay` puts conversations of what the model learned before beside the corrections, so that it does not forget them.
+`--replay` puts conversations that the model has learned from, or must not unlearn, beside the corrections.
 """
 
 import asyncio
@@ -84,10 +84,13 @@ class PrepareFeedbackArguments(StageArguments):
         default=10,
         metadata={"help": "Held-out rows likewise. Of fewer than 4, not even wins in all exclude one half (95%%)."},
     )
-    replay: str | None = field(
-        default=None, metadata={"help": "Rows with `messages` that the model has learned from: a folder or Hub id."}
+    replay: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Datasets of `messages` that must not be forgotten: folders or Hub ids."},
     )
-    replay_share: float = field(default=0.5, metadata={"help": "How many of them for each correction to learn from."})
+    replay_share: float = field(
+        default=0.5, metadata={"help": "How many rows of each for each correction to learn from, as far as it has them."}
+    )
     license: str = field(
         default="unknown", metadata={"help": "Of what people write, by your terms of use; it goes into the cards."}
     )
@@ -118,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = {"path": args.feedback, "sha256": digest_of_rows(rows), "licenses": [args.license]}
     # What is kept out gives the output no licence.
     kept_out = {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
-    replayed = {} if args.replay is None else {"replay": describe(args.replay)}
+    replayed = {f"replay {dataset}": describe(dataset) for dataset in args.replay}
     stage = Stage(
         "prepare_feedback",
         args.output_dir,
@@ -160,8 +163,10 @@ def prepare(
             cleaner = Cleaner(KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams)
             kept, removed = clean(name, examples, cleaner, args.validation_fraction)
             is_enough = all(len(kept[split]) >= least for split, least in minimum.items())
-            if name == "conversations" and args.replay is not None and kept["train"]:
-                kept["train"] += replay(args, round(args.replay_share * len(kept["train"])))
+            if name == "conversations":
+                count = round(args.replay_share * len(kept["train"]))
+                for dataset in args.replay:
+                    kept["train"] += replay(dataset, count, args.validation_fraction)
             datasets[name] = write_dataset(name, kept, folder / name, args.license)
             datasets[name].is_enough = is_enough
             curation.removed += removed
@@ -190,12 +195,12 @@ def clean(
     return kept, removed
 
 
-def replay(args: PrepareFeedbackArguments, count: int) -> list[dict[str, Any]]:
-    """So many rows of what was learned before, none of them with a prompt whose feedback is held out."""
-    rows = load_split(args.replay, "train", "messages").shuffle(seed=_REPLAY_SEED)
+def replay(dataset: str, count: int, validation_fraction: float) -> list[dict[str, Any]]:
+    """At most so many rows of what is not to be forgotten, none of them with a prompt whose feedback is held out."""
+    rows = load_split(dataset, "train", "messages").shuffle(seed=_REPLAY_SEED)
     about = {"source": "replay", "answer_id": "", "feedback_id": ""}
     messages = ({"messages": row["messages"]} for row in rows)
-    chosen = (row for row in messages if split_of(row, args.validation_fraction) == "train")
+    chosen = (row for row in messages if split_of(row, validation_fraction) == "train")
     return [row | about for row in islice(chosen, count)]
 
 

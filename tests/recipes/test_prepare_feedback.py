@@ -19,6 +19,7 @@ from hfchat.training.supervision import supervise
 from recipes.prepare_feedback import main
 
 QUESTIONS = 24
+FEW = [{"role": "user", "content": "never again"}, {"role": "assistant", "content": "no"}]
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +119,15 @@ def test_what_was_learned_before_is_replayed_beside_corrections(database, tmp_pa
     earlier = tmp_path / "earlier.jsonl"
     rows = [[{"role": "user", "content": f"earlier {n}"}, {"role": "assistant", "content": "yes"}] for n in range(200)]
     earlier.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    few = tmp_path / "few.jsonl"  # has fewer than are asked for
+    few.write_text(json.dumps({"messages": FEW}) + "\n")
     more = ["--max_per_minute", "1000", "--min_train", "1"]
-    main(arguments(database, tmp_path, *more, "--replay", str(earlier), "--replay_share", "2"))
+    main(arguments(database, tmp_path, *more, "--replay", str(earlier), str(few), "--replay_share", "2"))
     metrics = read_lineage(tmp_path / "out")["metrics"]
     splits = datasets.load_dataset(str(tmp_path / "out" / "conversations"))
     sources = Counter(splits["train"]["source"])
-    assert sources["replay"] == 2 * sources["correction"] > 0
+    assert sources["replay"] == 2 * sources["correction"] + 1 > 1
+    assert splits["train"]["messages"].count(FEW) == 1
     assert "replay" not in splits["validation"]["source"]
     assert metrics["datasets"]["conversations"]["sources"]["replay"] == sources["replay"]
     fractions = {split_of(row, 0.2) for row in splits["train"] if row["source"] == "replay"}
