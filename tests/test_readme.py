@@ -1,9 +1,13 @@
-"""Every command of the documentation is one that its program takes, and every link leads somewhere."""
+"""Every command of the documentation is one that its program takes, and every link leads somewhere.
+
+What else is to be said of the pages of docs/ is in tests/docs.
+"""
 
 import re
 import shlex
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from hfchat.cli import _parser
 from hfchat.config import parse
@@ -14,7 +18,8 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "tokenizer" / "README.md",
-    *sorted((ROOT / "recipes" / "configs").glob("*/README.md")),
+    *sorted((ROOT / "recipes").rglob("README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 RECIPE_DOCSTRINGS = sorted((ROOT / "recipes").glob("*.py"))
 
@@ -40,12 +45,15 @@ def documented() -> list[str]:
 def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
+    while re.match(r"[A-Z_]+=", words[0]):  # the environment of the command
+        words.pop(0)
     recipe = next((i for i, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word)), None)
     if recipe is not None:
         launcher = words[:recipe]
         assert launcher in (["python"], ["accelerate", "launch", *launcher[2:]])
-        for word in launcher[2:]:
-            assert word in ("--config_file", "--quiet") or (ROOT / word).is_file(), word
+        if launcher[2:]:
+            launched = launch_command_parser().parse_args(words[2 : recipe + 1])
+            assert launched.config_file is None or (ROOT / launched.config_file).is_file(), launched.config_file
         if "--config" in words and names_absent_data(ROOT / words[words.index("--config") + 1]):
             pytest.skip("names files of the shared data, which are not here")
         if "--load_in_4bit" in words:
@@ -60,11 +68,16 @@ def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words[1]
     else:
-        assert words[0] in ("git", "cd", "curl", "pip", "cp", "source"), f"no test knows how to check: {command}"
+        known = ("git", "cd", "curl", "pip", "cp", "source", "jupyter", "papermill", "mkdocs")
+        assert words[0] in known, f"no test knows how to check: {command}"
+        for path in (word for word in words[1:] if word.startswith(("recipes/", "deploy/", "docs/"))):
+            assert (ROOT / path).exists(), path
 
 
 def test_links_and_pictures_are_there():
     for document in DOCUMENTS:
+        if ROOT / "docs" in document.parents:
+            continue  # some of their targets are made at the build, which checks them (tests/docs)
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (document.parent / target).exists(), f"{document}: {target}"
 
