@@ -17,8 +17,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from hfchat.registry.versions import Registry
 
 NAME = "assistant"
 WORDS = 25  # at most, of an answer that the crowd likes
-MAX_TOKENS = 96
+MAX_TOKENS = 64
 PEOPLE = 24
 AT_A_TIME = 8
 THINGS = """
@@ -140,12 +141,70 @@ def answers(url: str, questions: Sequence[str]) -> list[dict[str, Any]]:
     return asyncio.run(all_at_once(url, work, questions))
 
 
-@contextmanager
-def timed(what: str, times: list[tuple[str, float]]):
-    started = time.monotonic()
-    yield
-    times.append((what, time.monotonic() - started))
-    print(f"{what}: {times[-1][1]:.0f} s", flush=True)
+@dataclass
+class Loop:
+    """How it went.
+
+    Attributes:
+        accepted: Feedback that the server acknowledged.
+        outcome: What `hfchat improve` said at its end.
+        promoted: Whether another version answers now.
+        liked: Answers to the later questions that the crowd likes, of the first version and of the one that answers
+            now, None without a promotion.
+        wins: Later questions of which it likes only the new answer; `losses` only the old one.
+        minutes: What took how long.
+    """
+
+    accepted: int = 0
+    outcome: str = ""
+    promoted: bool = False
+    liked: tuple[int, int | None] = (0, None)
+    wins: int = 0
+    losses: int = 0
+    minutes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the share of wins, 95% (Wilson)."""
+        return wilson_interval(self.wins, self.wins + self.losses)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.minutes[what] = (time.monotonic() - started) / 60
+        print(f"{what}: {self.minutes[what]:.1f} min", flush=True)
+
+
+def go_round(model: str, crowd: str, output: Path, port: int) -> Loop:
+    """Once through the loop. Everything is written below `output`."""
+    loop = Loop()
+    registry, database = Registry(output / "models" / NAME), str(output / "feedback.sqlite")
+    registry.promote(registry.add(resolve(model)), reason="the first one")
+    before, after = prompts()
+    improve = [sys.executable, "-m", "hfchat.cli", "improve", str(registry.folder), "--feedback", database]
+    with (
+        loop.timed("all"),
+        served(str(registry.folder), port, "--feedback", database, name=NAME) as (url, _),
+    ):
+        with loop.timed(f"{len(before)} answers rated"):
+            loop.accepted = rate(url, before, crowd)
+        with loop.timed(f"{len(after)} answers of the first version"):
+            first = answers(url, after)
+        with loop.timed("hfchat improve"):
+            subprocess.run([*improve, "--output-dir", str(output / "improve")], check=True)
+        loop.outcome = (output / "improve" / "outcome.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        loop.promoted = registry.deployment().current != "v1"
+        loop.liked = (sum(liked(one["text"]) for one in first), None)
+        if loop.promoted:
+            while answers(url, after[:1])[0]["version"] == "v1":
+                time.sleep(1)
+            with loop.timed(f"{len(after)} answers of the new version"):
+                second = answers(url, after)
+            pairs = [(liked(old["text"]), liked(new["text"])) for old, new in zip(first, second, strict=True)]
+            loop.liked = (loop.liked[0], sum(new for _, new in pairs))
+            loop.wins, loop.losses = pairs.count((False, True)), pairs.count((True, False))
+    return loop
 
 
 def main() -> None:
@@ -158,36 +217,15 @@ def main() -> None:
     output = Path(args.output_dir)
     if output.exists():
         sys.exit(f"--output-dir {output}: is there already; the loop starts from nothing")
-    registry, database = Registry(output / "models" / NAME), str(output / "feedback.sqlite")
-    registry.promote(registry.add(resolve(args.model)), reason="the first one")
-    before, after = prompts()
-    times: list[tuple[str, float]] = []
-    started = time.monotonic()
-    with served(str(registry.folder), args.port, "--feedback", database, name=NAME) as (url, _):
-        with timed(f"{len(before)} answers rated", times):
-            accepted = rate(url, before, args.crowd)
-        with timed(f"{len(after)} answers of the first version", times):
-            first = answers(url, after)
-        improve = [sys.executable, "-m", "hfchat.cli", "improve", str(registry.folder), "--feedback", database]
-        with timed("hfchat improve", times):
-            subprocess.run([*improve, "--output-dir", str(output / "improve")], check=True)
-        outcome = (output / "improve" / "outcome.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        rows = [("feedback accepted", str(accepted)), ("outcome", outcome)]
-        if registry.deployment().current != "v1":
-            while answers(url, after[:1])[0]["version"] == "v1":
-                time.sleep(1)
-            with timed(f"{len(after)} answers of the new version", times):
-                second = answers(url, after)
-            wins = sum(liked(new["text"]) > liked(old["text"]) for old, new in zip(first, second, strict=True))
-            losses = sum(liked(new["text"]) < liked(old["text"]) for old, new in zip(first, second, strict=True))
-            low, high = wilson_interval(wins, wins + losses)
-            rows += [
-                ("answers that the crowd likes", f"{sum(liked(one['text']) for one in first)} -> "
-                 f"{sum(liked(one['text']) for one in second)} of {len(after)}"),
-                ("preferred, of those that differ", f"{wins} of {wins + losses} [{low:.1%}, {high:.1%}]"),
-            ]  # fmt: skip
-    rows += [(what, f"{seconds / 60:.1f} min") for what, seconds in times]
-    rows.append(("all", f"{(time.monotonic() - started) / 60:.1f} min"))
+    loop = go_round(args.model, args.crowd, output, args.port)
+    rows = [("feedback accepted", str(loop.accepted)), ("outcome", loop.outcome)]
+    if loop.promoted:
+        low, high = loop.interval
+        rows += [
+            ("answers that the crowd likes", "{} -> {} of {}".format(*loop.liked, len(prompts()[1]))),
+            ("preferred, of those that differ", f"{loop.wins} of {loop.wins + loop.losses} [{low:.1%}, {high:.1%}]"),
+        ]
+    rows += [(what, f"{minutes:.1f} min") for what, minutes in loop.minutes.items()]
     print("", markdown_table(("", args.crowd), rows), "", machine(), sep="\n")
 
 

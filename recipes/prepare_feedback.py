@@ -15,7 +15,8 @@ Anybody can give feedback, so it is not simply believed: `hfchat.feedback.curati
 has the thresholds. `report.md` counts it and `removed.jsonl` has the ids. Where too little is left to learn from, it
 is said, and `enough` in the metrics of `lineage.json` does not name the dataset.
 
-`--replay` puts conversations that the model has learned from, or must not unlearn, beside the corrections.
+`--replay` puts conversations that the model has learned from, or must not unlearn, beside the corrections, and
+`--replay_preferences` pairs beside the preferences.
 """
 
 import asyncio
@@ -88,8 +89,14 @@ class PrepareFeedbackArguments(StageArguments):
         default_factory=list,
         metadata={"help": "Datasets of `messages` that must not be forgotten: folders or Hub ids."},
     )
+    replay_preferences: list[str] = field(
+        default_factory=list, metadata={"help": "Likewise, of `prompt`, `chosen` and `rejected`."}
+    )
     replay_share: float = field(
-        default=0.5, metadata={"help": "How many rows of each for each correction to learn from, as far as it has them."}
+        default=0.5,
+        metadata={
+            "help": "How many rows of each for each one to learn from that is not replayed, as far as it has them."
+        },
     )
     license: str = field(
         default="unknown", metadata={"help": "Of what people write, by your terms of use; it goes into the cards."}
@@ -121,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = {"path": args.feedback, "sha256": digest_of_rows(rows), "licenses": [args.license]}
     # What is kept out gives the output no licence.
     kept_out = {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
-    replayed = {f"replay {dataset}": describe(dataset) for dataset in args.replay}
+    replayed = {f"replay {dataset}": describe(dataset) for dataset in [*args.replay, *args.replay_preferences]}
     stage = Stage(
         "prepare_feedback",
         args.output_dir,
@@ -158,15 +165,15 @@ def prepare(
         curation = curate(rows, curation_args, lambda text: runner.run(find_unsafe(guards, text)))
         runner.run(guards.close())
         kept_out = build_index(args.evaluation_sets, index, args.n_grams) if args.evaluation_sets else {}
+        replayed = {"conversations": args.replay, "preferences": args.replay_preferences}
         datasets, personal_data = {}, Counter()
         for name, examples in curation.examples.items():
             cleaner = Cleaner(KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams)
             kept, removed = clean(name, examples, cleaner, args.validation_fraction)
             is_enough = all(len(kept[split]) >= least for split, least in minimum.items())
-            if name == "conversations":
-                count = round(args.replay_share * len(kept["train"]))
-                for dataset in args.replay:
-                    kept["train"] += replay(dataset, count, args.validation_fraction)
+            count = round(args.replay_share * len(kept["train"]))
+            for dataset in replayed.get(name, []):
+                kept["train"] += replay(name, dataset, count, args.validation_fraction)
             datasets[name] = write_dataset(name, kept, folder / name, args.license)
             datasets[name].is_enough = is_enough
             curation.removed += removed
@@ -195,12 +202,13 @@ def clean(
     return kept, removed
 
 
-def replay(dataset: str, count: int, validation_fraction: float) -> list[dict[str, Any]]:
+def replay(name: str, dataset: str, count: int, validation_fraction: float) -> list[dict[str, Any]]:
     """At most so many rows of what is not to be forgotten, none of them with a prompt whose feedback is held out."""
-    rows = load_split(dataset, "train", "messages").shuffle(seed=_REPLAY_SEED)
+    columns = KINDS[KIND_OF[name]]
+    rows = load_split(dataset, "train", *columns).shuffle(seed=_REPLAY_SEED)
     about = {"source": "replay", "answer_id": "", "feedback_id": ""}
-    messages = ({"messages": row["messages"]} for row in rows)
-    chosen = (row for row in messages if split_of(row, validation_fraction) == "train")
+    examples = ({column: row[column] for column in columns} for row in rows)
+    chosen = (row for row in examples if split_of(row, validation_fraction) == "train")
     return [row | about for row in islice(chosen, count)]
 
 

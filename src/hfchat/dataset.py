@@ -23,7 +23,7 @@ ROLES_WITH_TOOLS = (*ROLES, "tool")
 
 
 def load_split(
-    dataset_name: str, split: str, column: str, *, config_name: str | None = None, streaming: bool = False
+    dataset_name: str, split: str, *columns: str, config_name: str | None = None, streaming: bool = False
 ) -> "Dataset | IterableDataset":
     """`datasets.load_dataset` for one split, its failures as one line.
 
@@ -32,7 +32,7 @@ def load_split(
     Args:
         dataset_name: Folder, `.jsonl`, `.json`, `.parquet` or `.csv` file, or Hub id.
         split: Name of the split.
-        column: A column that must be there.
+        columns: Those that must be there; one at least.
         config_name: Configuration of a dataset that has several.
         streaming: Rows are read when they are iterated over.
 
@@ -54,18 +54,19 @@ def load_split(
                 )
             dataset = load_dataset(_FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train", **options)
         else:
-            _check_exists(dataset_name, column)
+            _check_exists(dataset_name, columns[0])
             dataset = load_dataset(dataset_name, config_name, split=split, **options)
         first = next(iter(dataset), None)
-        columns = dataset.column_names or list(first or {})
+        found = dataset.column_names or list(first or {})
     except UserError:
         raise
     except Exception as error:  # the errors of the builders have no common base
         raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {_reason(error)}") from error
     if first is None:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
-    if column not in columns:
-        raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {columns}")
+    for column in columns:
+        if column not in found:
+            raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {found}")
     return dataset
 
 

@@ -193,7 +193,7 @@ def test_the_dataset_opens_and_names_its_licences(run, tmp_path):
     assert "Columns: `messages`, `source`, in TRL's" in card
     assert "| sums | MIT | question-answer | 40 | 40 | 40 |" in card
     for split in ("train", "validation"):
-        assert len(load_split(str(folder), split, column="messages")) == summary.kept[split]
+        assert len(load_split(str(folder), split, "messages")) == summary.kept[split]
     assert "\n````text\n[user]\nQuestion" in (folder / "report.md").read_text()
     _, again = run({"path": path, "license": "MIT", "name": "sums"}, validation_fraction=0.2)
     for file in ("data/train-00000.parquet", "data/validation-00000.parquet", "report.md", "README.md"):

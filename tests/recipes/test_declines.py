@@ -24,7 +24,9 @@ def runs(text):
 def test_each_is_a_conversation_that_declines_unless_it_is_harmless():
     for row in ROWS:
         check_messages(row["messages"], row["id"])
-        assert is_refusal(row["messages"][-1]["content"]) == (row["topic"] != "harmless"), row["id"]
+        assert row["messages"] == row["prompt"] + row["chosen"], row["id"]
+        for column, declines in (("chosen", row["topic"] != "harmless"), ("rejected", row["topic"] == "harmless")):
+            assert is_refusal(row[column][0]["content"]) == declines, row["id"]
     questions = [row["messages"][0]["content"] for row in ROWS]
     assert len(set(questions)) == len({row["id"] for row in ROWS}) == len(ROWS)
 

@@ -38,7 +38,7 @@ def test_a_finished_dataset_is_one_that_fine_tuning_takes(chats, tmp_path, token
     assert lineage["licenses"] == ["CC-BY-4.0"]
     assert lineage["metrics"]["conversations"] == 61
     assert lineage["metrics"]["personal_data"] == {"email": 60}
-    train = load_split(str(tmp_path / "out"), "train", column="messages")
+    train = load_split(str(tmp_path / "out"), "train", "messages")
     _, supervision = supervise(train, tokenizer, 256, "out")
     assert supervision.conversations == lineage["metrics"]["kept"]["train"] == len(train)
     assert supervision.supervised_tokens > len(train)
@@ -53,7 +53,7 @@ def test_a_pair_of_answers_goes_through_the_template_of_trl(tmp_path, tokenizer)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."}) + "\n")
     main(arguments(pairs, tmp_path, "--validation_fraction", "0"))
-    (row,) = load_split(str(tmp_path / "out"), "train", column="chosen")
+    (row,) = load_split(str(tmp_path / "out"), "train", "chosen")
     texts = apply_chat_template(row, tokenizer)
     assert texts["prompt"].endswith("<|im_start|>assistant\n")
     assert (texts["chosen"], texts["rejected"]) == ("Hello.<|im_end|>\n", "Go.<|im_end|>\n")
@@ -94,4 +94,4 @@ def test_a_shipped_config_runs(name, conversations, column, tmp_path, monkeypatc
     metrics = read_lineage(tmp_path / "out")["metrics"]
     assert metrics["conversations"] == conversations
     assert sum(metrics["kept"].values()) + sum(metrics["removed"].values()) == conversations
-    assert load_split(str(tmp_path / "out"), "train", column=column)[0]["source"]
+    assert load_split(str(tmp_path / "out"), "train", column)[0]["source"]

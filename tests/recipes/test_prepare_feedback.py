@@ -20,6 +20,7 @@ from recipes.prepare_feedback import main
 
 QUESTIONS = 24
 FEW = [{"role": "user", "content": "never again"}, {"role": "assistant", "content": "no"}]
+PAIR = {"prompt": FEW[:1], "chosen": FEW[1:], "rejected": [{"role": "assistant", "content": "yes"}]}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_finished_datasets_are_ones_that_training_takes(database, tmp_path, toke
     assert len(splits) == QUESTIONS
     assert all(len(of_question) == 1 for of_question in splits.values())
 
-    train = load_split(str(out / "conversations"), "train", column="messages")
+    train = load_split(str(out / "conversations"), "train", "messages")
     assert supervise(train, tokenizer, 256, "out")[1].conversations == metrics["datasets"]["conversations"]["train"]
     for method, name in (("dpo", "preferences"), ("kto", "thumbs")):
         aligning = AlignArguments(
@@ -120,14 +121,29 @@ def test_what_was_learned_before_is_replayed_beside_corrections(database, tmp_pa
     rows = [[{"role": "user", "content": f"earlier {n}"}, {"role": "assistant", "content": "yes"}] for n in range(200)]
     earlier.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     few = tmp_path / "few.jsonl"  # has fewer than are asked for
-    few.write_text(json.dumps({"messages": FEW}) + "\n")
+    few.write_text(json.dumps({"messages": FEW, **PAIR}) + "\n")
     more = ["--max_per_minute", "1000", "--min_train", "1"]
-    main(arguments(database, tmp_path, *more, "--replay", str(earlier), str(few), "--replay_share", "2"))
+    main(
+        arguments(
+            database,
+            tmp_path,
+            *more,
+            "--replay",
+            str(earlier),
+            str(few),
+            "--replay_share",
+            "2",
+            "--replay_preferences",
+            str(few),
+        )
+    )
     metrics = read_lineage(tmp_path / "out")["metrics"]
     splits = datasets.load_dataset(str(tmp_path / "out" / "conversations"))
     sources = Counter(splits["train"]["source"])
     assert sources["replay"] == 2 * sources["correction"] + 1 > 1
     assert splits["train"]["messages"].count(FEW) == 1
+    pairs = load_split(str(tmp_path / "out" / "preferences"), "train", *PAIR)
+    assert [{column: row[column] for column in PAIR} for row in pairs if row["source"] == "replay"] == [PAIR]
     assert "replay" not in splits["validation"]["source"]
     assert metrics["datasets"]["conversations"]["sources"]["replay"] == sources["replay"]
     fractions = {split_of(row, 0.2) for row in splits["train"] if row["source"] == "replay"}

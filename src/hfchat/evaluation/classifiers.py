@@ -29,7 +29,7 @@ class TextClassifier:
         self.name = name
         self.label = label
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"classifier {name}: cannot be loaded: {str(error).splitlines()[0]}") from error
         labels = list(config.id2label.values())
@@ -51,6 +51,9 @@ class TextClassifier:
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         try:
-            return pipeline("text-classification", model=self.name, device=device)
+            return pipeline(
+                "text-classification", model=self.name, device=device,
+                trust_remote_code=False, model_kwargs={"use_safetensors": True},
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             raise UserError(f"classifier {self.name}: cannot be loaded: {str(error).splitlines()[0]}") from error

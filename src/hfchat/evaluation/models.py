@@ -202,7 +202,8 @@ class LocalModel(Model):
             from hfchat.hub.merging import read_base
 
             name = resolve(read_base(Path(self.folder))["model_name_or_path"])
-        return getattr(AutoConfig.from_pretrained(name).get_text_config(), "max_position_embeddings", None)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
         if not isinstance(prompt, str) and not self._template_is_right:

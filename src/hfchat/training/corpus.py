@@ -50,7 +50,8 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
         UserError: If the dataset cannot be loaded, or has too few documents to hold any out.
     """
     column = args.text_column
-    with args.main_process_first(desc="tokenizing the corpus"):
+    # Of all machines the first one, as they share the folder of the run.
+    with args.main_process_first(local=False, desc="tokenizing the corpus"):
         train, validation = load_documents(args)
         tokenize_corpus(validation, column, tokenizer, folder / "tokens-validation", "tokenizing, validation")
         packed = PackedDataset(folder / "tokens-validation", args.block_size, tokenizer)

@@ -52,7 +52,9 @@ def new_model(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase") -
         tie_word_embeddings=args.tie_word_embeddings,
         dropout=args.dropout,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=args.attn_implementation)
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation=args.attn_implementation, trust_remote_code=False
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(_RESIDUAL_OUTPUTS):

@@ -105,7 +105,7 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
     conversations = [
         _conversation(row, name) for row in held_out_rows.select(range(min(_COMPARED, len(held_out_rows))))
     ]
-    with args.main_process_first(desc="tokenizing the preferences"):
+    with args.main_process_first(local=False, desc="tokenizing the preferences"):
         train, counts = _tokenize(
             rows, tokenizer, args.max_length, f"dataset_name {name}: split '{args.dataset_train_split}'"
         )

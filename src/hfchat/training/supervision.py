@@ -110,7 +110,7 @@ def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenize
         UserError: If a split is missing or teaches nothing, see `supervise`, or if the two overlap.
     """
     name = args.dataset_name
-    with args.main_process_first(desc="tokenizing the conversations"):
+    with args.main_process_first(local=False, desc="tokenizing the conversations"):
         rows, held_out = (
             load_split(name, split, "messages", config_name=args.dataset_config_name)
             for split in (args.dataset_train_split, args.dataset_test_split)

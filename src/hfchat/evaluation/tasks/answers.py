@@ -84,7 +84,7 @@ class Answers(AskingTask):
 
     def prepare(self) -> None:
         column = self.references or "messages"
-        rows = load_split(self.dataset_name, self.split, column=column, config_name=self.dataset_config_name)
+        rows = load_split(self.dataset_name, self.split, column, config_name=self.dataset_config_name)
         if self.max_samples is not None:
             rows = rows.take(self.max_samples)
         place = f"{self.dataset_name} ({self.split}) row"

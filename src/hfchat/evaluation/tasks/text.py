@@ -69,7 +69,7 @@ class TextPerplexity(Task):
             self.examples.append(Example("", targets=[text], place=place))
 
     def _load_rows(self) -> list[Any]:
-        rows = load_split(self.dataset_name, self.split, column=self.text_column, config_name=self.dataset_config_name)
+        rows = load_split(self.dataset_name, self.split, self.text_column, config_name=self.dataset_config_name)
         return rows[: self.max_samples][self.text_column]
 
     def _read_file(self) -> list[str]:
