@@ -6,32 +6,13 @@ from collections import Counter
 
 import promql_parser
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from hfchat.safety.guards import Finding
-from hfchat.serving.gateway import Gateway
-from hfchat.serving.limits import Slots
-from hfchat.serving.metrics import Metrics
-from hfchat.serving.record import AnswerRecord, RequestRecord
-from hfchat.serving.upstream import Upstream
 from tests.conftest import ROOT
 
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "hfchat.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 VARIABLES = {"__rate_interval": "5m", "__range": "1h", "instance": ".*"}  # the first two are Grafana's own
-
-
-@pytest.fixture(scope="module")
-def counted():
-    """Each series that a server has once something of everything happened, with its labels."""
-    gateway = Gateway([Upstream("http://127.0.0.1:9/v1", "model")])
-    metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engines=lambda: [gateway])
-    metrics.request(RequestRecord(method="POST", route="/v1/chat/completions", answers=[AnswerRecord()]))
-    metrics.finding(Finding("words", "answer", "redact", ("obscene",)))
-    metrics.feedback("up", None)
-    families = text_string_to_metric_families(metrics.text().decode())
-    return {sample.name: {*sample.labels, "instance"} for family in families for sample in family.samples}
 
 
 def selectors(expression):
