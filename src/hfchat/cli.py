@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may use it; repeatable"
     )
+    serve.add_argument(
+        "--allow-frame", action="append", default=[], metavar="URL", help="a site that may frame the page; repeatable"
+    )
     serve.add_argument("--log-content", action="store_true", help="log what is asked and answered, not only how much")
     serve.add_argument(
         "--feedback", metavar="DATABASE", help="store feedback with its conversations: an SQLite file or a URL (no)"
@@ -188,6 +191,7 @@ def _serve(args: argparse.Namespace) -> None:
             requests_per_minute=args.requests_per_minute,
             allow_anyone=args.allow_anyone,
             allow_origins=tuple(args.allow_origin),
+            allow_frames=tuple(args.allow_frame),
             log_content=args.log_content,
             feedback=args.feedback,
             keep_conversations=args.keep_conversations,

@@ -157,7 +157,7 @@ class Stage:
             "versions": versions(_PACKAGES) | {"python": platform.python_version()},
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "outputs": outputs,
-            "sha256": _digest(outputs),
+            "sha256": digest(outputs),
         }
         text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
         if is_remote(self.work_dir):  # an object appears whole
@@ -235,7 +235,7 @@ def ancestry(folder: str | Path) -> list[dict[str, Any]]:
         lineage = lineage_of(source)
         if lineage is None or lineage["path"] in found:
             continue
-        if lineage["outputs"] and expected in (None, _digest(lineage["outputs"])):
+        if lineage["outputs"] and expected in (None, digest(lineage["outputs"])):
             found[lineage["path"]] = lineage
             waiting += [(made_from["path"], made_from["sha256"]) for made_from in lineage["inputs"].values()]
     return list(found.values())
@@ -270,7 +270,7 @@ def copy_with_lineage(source: str | Path, target: Path) -> None:
     source = as_path(source)
     lineage = lineage_of(source)
     if lineage is not None:
-        lineage["sha256"] = _digest(lineage["outputs"])
+        lineage["sha256"] = digest(lineage["outputs"])
         del lineage["path"]
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(CHECKPOINTS, LINEAGE))
     if lineage is not None and lineage["outputs"]:
@@ -297,7 +297,7 @@ def describe(source: str | Path) -> dict[str, Any]:
             if not _is_whole(path):
                 raise UserError(f"{path}: files named in its {LINEAGE} are missing or cut; run its stage again")
             return {"path": str(source), "sha256": lineage["sha256"], "licenses": lineage["licenses"]}
-        return {"path": str(source), "sha256": _digest(_hash_files(path)), "licenses": _licenses(path)}
+        return {"path": str(source), "sha256": digest(_hash_files(path)), "licenses": _licenses(path)}
     if is_remote(path) or path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
         raise UserError(f"{source}: no such file or folder")
     return {"path": str(source), "sha256": f"hub:{source}", "licenses": ["see the Hub"]}
@@ -362,7 +362,8 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _digest(outputs: Mapping[str, Mapping[str, Any]]) -> str:
+def digest(outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """One SHA-256 for the files of an output, each `{"size", "sha256"}` by its name."""
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 

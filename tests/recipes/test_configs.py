@@ -19,6 +19,7 @@ RECIPES = {
     "conversations": "prepare_conversations",
     "tokenizers": "train_tokenizer",
     "align": "align",
+    "publish": "publish",
 }
 
 

@@ -242,6 +242,14 @@ def test_named_sites_may_use_it(serve, scripted):
 
 
 @pytest.mark.parametrize(
+    ("sites", "ancestors"), [((), "'none'"), ((SITE, "https://b.example"), f"{SITE} https://b.example")]
+)
+def test_only_named_sites_may_frame_the_page(serve, scripted, sites, ancestors):
+    served = serve(scripted(), allow_frames=sites)
+    assert served.http.get("/").headers["content-security-policy"].endswith(f"; frame-ancestors {ancestors}")
+
+
+@pytest.mark.parametrize(
     ("origin", "passes"),
     [(None, True), ("http://localhost:8000", True), (SITE, True), ("https://evil.example", False), ("null", False)],
 )

@@ -173,6 +173,8 @@ def _stop_at_loading(monkeypatch):
 def test_an_origin_is_a_whole_one(origin):
     with pytest.raises(UserError, match="--allow-origin"):
         ServerSettings(model="m", allow_origins=("https://chat.example.org:8443", origin))
+    with pytest.raises(UserError, match="--allow-frame"):
+        ServerSettings(model="m", allow_frames=(origin,))
 
 
 def test_names_and_addresses(tmp_path):

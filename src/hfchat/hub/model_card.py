@@ -25,6 +25,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Identification of languages errs on short texts: one of fewer documents may not be there at all.
 _LANGUAGE_SHARE = 0.01
 _OF_TRAINING = ("pretrain", "finetune", "align")
+_NO_DATA = ("model", "tokenizer")  # roles of inputs
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def model_card(
 
     model = results["models"][model_name]
     base = _base_model(model)
-    datasets = sorted({source["path"] for _, source in _raw_sources(model) if _is_hub_id(source)})
+    datasets = sorted(
+        {source["path"] for role, source in _raw_sources(model) if role not in _NO_DATA and _is_hub_id(source)}
+    )
     evaluations = list(_evaluations(results, model_name))
     is_adapter = model["kind"] == "adapter"
     data = ModelCardData(
@@ -104,6 +107,7 @@ def model_card(
         "model": model,
         "results": results,
         "base": base,
+        "bundled": any((stage.get("config") or {}).get("model_name_or_path") == BUNDLED for stage in model["lineage"]),
         "languages": _languages(model),
         "sources": _raw_sources(model),
         "tasks": {name: task for name, task in results["tasks"].items() if model_name in task["scores"]},
@@ -190,24 +194,25 @@ def _base_model(model: Mapping[str, Any]) -> str | None:
     """The Hub id of what training began with, if it is one."""
     for stage in reversed(model["lineage"]):
         if stage["stage"] in _OF_TRAINING and "model" in stage["inputs"]:
-            given = (stage.get("config") or {}).get("model_name_or_path")
-            if given == BUNDLED:
-                return BUNDLED_ON_HUB
             source = stage["inputs"]["model"]
-            return source["path"] if _is_hub_id(source) else None
+            if _is_hub_id(source):
+                return source["path"]
+            given = (stage.get("config") or {}).get("model_name_or_path")
+            return BUNDLED_ON_HUB if given == BUNDLED else None
     return None
 
 
 def _raw_sources(model: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Roles and inputs that no stage of the lineage has made, from the raw data on."""
     made = {Path(stage["path"]).absolute() for stage in model["lineage"]}
-    return [
-        (role, source)
+    sources = {
+        (role, source["path"]): source
         for stage in reversed(model["lineage"])
         for role, source in stage["inputs"].items()
         # A stage may have several outputs in one folder.
         if not made & {(path := Path(source["path"]).absolute()), path.parent}
-    ]
+    }
+    return [(role, source) for (role, _), source in sources.items()]
 
 
 def _is_hub_id(source: Mapping[str, Any]) -> bool:

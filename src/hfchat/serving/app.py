@@ -57,9 +57,9 @@ _MAX_HEAD_BYTES = 32 * 1024
 _MAX_BODY_BYTES = 1024 * 1024
 _MAX_BODY_S = 30.0
 _RATE_LIMITED = ("/v1/",)  # which GraphQL's fields ask too
+# The page loads its own files and talks to its own server, nothing else; no page may frame it that is not allowed to.
+_POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors {}"
 _HEADERS = {
-    # The page loads its own files and talks to its own server, nothing else; no other page may frame it.
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -181,7 +181,8 @@ def create_app(
     if settings.is_local:
         app.add_middleware(HostCheck, hosts={"localhost", "127.0.0.1", "[::1]", settings.host})
     app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
-    app.add_middleware(ResponseHeaders, headers=_HEADERS)
+    policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
+    app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})
     sinks = (log_request, metrics.request)
     app.add_middleware(Recording, sinks=sinks, with_content=settings.log_content)
     return app

@@ -73,6 +73,7 @@ class ServerSettings:
         requests_per_minute: Requests that one API key may make in a minute, any number if None.
         allow_anyone: Serve other machines without API keys.
         allow_origins: The sites whose pages may use the server (CORS), each as `https://host` or `https://host:port`.
+        allow_frames: The sites whose pages may show its page in a frame, likewise.
         log_content: Also log what was asked and answered.
         feedback: The database for feedback, an SQLite file or a URL (`hfchat.feedback.database`); None takes none.
         keep_conversations: Also store the chats of which nobody says anything, but for those with `store: false`.
@@ -103,6 +104,7 @@ class ServerSettings:
     requests_per_minute: int | None = None
     allow_anyone: bool = False
     allow_origins: tuple[str, ...] = ()
+    allow_frames: tuple[str, ...] = ()
     log_content: bool = False
     feedback: str | None = None
     keep_conversations: bool = False
@@ -130,12 +132,13 @@ class ServerSettings:
             raise UserError(f"--feedback-retention-days must be up to 36500, not {self.feedback_retention_days:g}")
         if self.weights not in WEIGHTS:
             raise UserError(f"--weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
-        for origin in self.allow_origins:
-            if not _ORIGIN.fullmatch(origin):
-                raise UserError(
-                    f"--allow-origin must be `https://host` or `https://host:port` in lower case, "
-                    f"not {origin!r}; name each site: there is no `*`"
-                )
+        for option, origins in (("--allow-origin", self.allow_origins), ("--allow-frame", self.allow_frames)):
+            for origin in origins:
+                if not _ORIGIN.fullmatch(origin):
+                    raise UserError(
+                        f"{option} must be `https://host` or `https://host:port` in lower case, "
+                        f"not {origin!r}; name each site: there is no `*`"
+                    )
         for field in fields(self):
             if getattr(self, field.name) == field.default:
                 continue
