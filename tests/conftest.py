@@ -1,6 +1,7 @@
 """Small artefacts that the tests share. Nothing here is downloaded."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,13 @@ def plain_base(tmp_path_factory) -> Path:
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import socket
 import sys
 
 import pytest
@@ -17,13 +16,6 @@ app._MAX_BODY_S = connections._HEADERS_S = 5
 from hfchat.cli import main
 main()
 """
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,6 @@ def taken():
         yield listener.getsockname()[1]
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def command(*arguments, before=""):
     return [sys.executable, "-c", f"{before}\nfrom hfchat.cli import main\nmain()", "serve", *map(str, arguments)]
 
