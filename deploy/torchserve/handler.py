@@ -35,9 +35,10 @@ class ChatHandler:
         self._default_tokens = int(limits.get("default_new_tokens", 128))
         self._most_tokens = int(limits.get("max_new_tokens", 512))
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
+        safely = {"local_files_only": True, "trust_remote_code": False}
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, **safely, padding_side="left")
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, **safely, use_safetensors=True, dtype=dtype)
         if self._tokenizer.chat_template is None:
             raise ValueError(f"{folder}: has no chat template, so it is no chat model")
         configured = model.generation_config.eos_token_id

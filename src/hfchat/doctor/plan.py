@@ -297,7 +297,7 @@ def _base_config(name: str, revision: str, tokens: int) -> "PreTrainedConfig":
     from hfchat.errors import UserError
 
     try:
-        config = AutoConfig.from_pretrained(resolve(name), revision=revision)
+        config = AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model_name_or_path {name}: its config cannot be loaded: {str(error).splitlines()[0]}"

@@ -52,7 +52,7 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
         try:
             engine = sa.create_engine(url, pool_pre_ping=True, connect_args=waits)
         except ImportError as error:
-            raise UserError(f"{error.name} is not installed; run `pip install hfchat[postgresql]`") from error
+            raise UserError(f"{error.name} is not installed; run `pip install hfchat[postgres]`") from error
     try:
         _migrate(engine)
     except sa.exc.DBAPIError as error:

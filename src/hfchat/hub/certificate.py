@@ -249,7 +249,8 @@ def _export_model(
 
     certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model)))
     trained = behaviour(model, certificate.prompts, tokenizer)
-    stored_dtype = AutoConfig.from_pretrained(resolve(base), revision=revision or "main").dtype or model.dtype
+    stored = AutoConfig.from_pretrained(resolve(base), revision=revision or "main", trust_remote_code=False)
+    stored_dtype = stored.dtype or model.dtype
     rounded = copy.deepcopy(model).eval()
     rounded.__dict__.pop("forward", None)  # Accelerate's, which calls the original
     round_weights(rounded, {}, stored_dtype)

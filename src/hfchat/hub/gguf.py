@@ -72,9 +72,10 @@ def export_gguf(model_folder: Path, conversations: Sequence["Messages"]) -> Cert
     advice = "llama.cpp's converter changed it: report it there, and serve the model as it is"
     try:
         reloaded = AutoModelForCausalLM.from_pretrained(
-            output, gguf_file=GGUF_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        read_tokenizer = AutoTokenizer.from_pretrained(output, gguf_file=GGUF_FILE)
+            output, gguf_file=GGUF_FILE, dtype=torch.float32, trust_remote_code=False,
+            quantization_config=GgufConfig(dequantize=True),
+        )  # fmt: skip
+        read_tokenizer = AutoTokenizer.from_pretrained(output, gguf_file=GGUF_FILE, trust_remote_code=False)
     except (OSError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

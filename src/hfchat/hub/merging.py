@@ -184,10 +184,23 @@ def put_adapter(stored: "PreTrainedModel", adapter: Path, tokenizer: "PreTrained
         adapter: Folder of the adapter.
         tokenizer: Its own.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     model = stored.float()
     embed_new_tokens(model, len(tokenizer) - len(new_tokens(PeftConfig.from_pretrained(adapter))), len(tokenizer))
+    return load_adapter(model, adapter)
+
+
+def load_adapter(model: "PreTrainedModel", adapter: Path) -> "PeftModel":
+    """The adapter of a folder on a model that has embeddings for all its tokens.
+
+    Raises:
+        UserError: If its weights are not safetensors: PEFT would read a pickle, which can run code.
+    """
+    from peft import PeftModel
+
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(f"{adapter}: has no adapter_model.safetensors, and weights in pickles are not read")
     return PeftModel.from_pretrained(model, adapter).eval()
 
 

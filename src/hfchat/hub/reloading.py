@@ -75,7 +75,9 @@ def answer(scratch: Path) -> None:
     request = json.loads((scratch / _REQUEST).read_text(encoding="utf-8"))
     torch.set_num_threads(request["threads"])
     tokenizer = load_tokenizer(request["folder"])
-    model, loading = AutoModelForCausalLM.from_pretrained(request["folder"], dtype="auto", output_loading_info=True)
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        request["folder"], dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
+    )
     try:
         check_chat_template(tokenizer, model)
         problem = None

@@ -37,11 +37,13 @@ class Classifier:
         from transformers import AutoConfig, pipeline
 
         try:
-            config = AutoConfig.from_pretrained(model)
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             labels = list(config.id2label.values())
             if label not in labels:
                 raise ValueError(f"label: {model} has no label {label!r}; it has {', '.join(labels)}")
-            self._pipeline = pipeline("text-classification", model=model)
+            self._pipeline = pipeline(
+                "text-classification", model=model, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
         except OSError as error:
             raise ValueError(f"model: {model} cannot be loaded: {str(error).splitlines()[0]}") from error
         self._label = label

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
-from hfchat.hub.merging import new_tokens
+from hfchat.hub.merging import load_adapter, new_tokens
 from hfchat.models import embed_new_tokens
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def beside(base: "PreTrainedModel", adapter: Path, tokenizer: "PreTrainedTokeniz
         adapter: Folder of the adapter.
         tokenizer: Its own.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     added = len(new_tokens(PeftConfig.from_pretrained(adapter)))
     shared = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
@@ -50,4 +50,4 @@ def beside(base: "PreTrainedModel", adapter: Path, tokenizer: "PreTrainedTokeniz
             shared.pop(id(end.weight), None)
     model = copy.deepcopy(base, shared)
     embed_new_tokens(model, len(tokenizer) - added, len(tokenizer))
-    return PeftModel.from_pretrained(model, adapter).eval().get_base_model()
+    return load_adapter(model, adapter).get_base_model()

@@ -38,7 +38,7 @@ def check_saved_tokenizer(
     Raises:
         ValueError: If ids differ, if a text does not come back exactly, or if the chat template was lost.
     """
-    reloaded = AutoTokenizer.from_pretrained(folder)
+    reloaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for name, text in (SAMPLES | unicode_blocks()).items():
         if reloaded(text)["input_ids"] != trained(text)["input_ids"]:
             raise ValueError(f"{folder}: the reloaded tokenizer gives other ids for {name}")
