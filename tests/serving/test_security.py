@@ -17,8 +17,6 @@ from hfchat.errors import UserError
 from hfchat.models import load_model, load_tokenizer, resolve
 from tests.conftest import ROOT
 
-pytest_plugins = ["tests.serving.conftest"]
-
 CLAIMS = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
 BY_TRANSFORMERS = re.compile(r"Auto\w+\.(from_pretrained|from_config)|pipeline|from_pretrained")
