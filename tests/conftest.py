@@ -92,24 +92,25 @@ def chat_model(tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
+def random_llama(tokenizer, **config):
+    """A tiny Llama that knows nothing; with a wide `initializer_range` it says something else to each prompt."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **config)).eval()
+
+
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
 def model(request, tokenizer):
     """One model with rotary and one with absolute positions: the latter notices if padding shifts them."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(0)
     if request.param == "llama":
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-            initializer_range=0.5,
-        )
-        return LlamaForCausalLM(config).eval()
+        return random_llama(tokenizer, max_position_embeddings=256, initializer_range=0.5)
+    torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.5
     )

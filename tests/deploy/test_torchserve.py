@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_llama
 
 TORCHSERVE = ROOT / "deploy" / "torchserve"
 REQUESTS = [
@@ -36,17 +36,7 @@ class Context:
 @pytest.fixture(scope="module")
 def chat_model(tokenizer, tmp_path_factory):
     """A tiny chat model whose weights are large enough that it does not say one token for ever."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        initializer_range=0.5,
-    )
-    model = LlamaForCausalLM(config)
+    model = random_llama(tokenizer, max_position_embeddings=128, initializer_range=0.5)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     folder = tmp_path_factory.mktemp("chat-model")
     model.save_pretrained(folder)

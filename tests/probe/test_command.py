@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from hfchat.cli import main
+from tests.conftest import random_llama
 from tests.probe.faults import header
 
 # The server's own limits for slow clients, shortened: they are waited for.
@@ -22,24 +23,17 @@ main()
 def talkative_model(tokenizer, tmp_path_factory):
     """A folder with a tiny chat model that knows nothing and does not stop."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from hfchat.chat_template import record_fingerprint
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+    model = random_llama(
+        tokenizer,
         max_position_embeddings=1024,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.3,  # logits far enough apart that no rounding decides between two tokens
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config)
     with torch.no_grad():
         for token in tokenizer.added_tokens_decoder:
             model.lm_head.weight[token] = 0  # never the likeliest one

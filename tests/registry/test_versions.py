@@ -31,6 +31,15 @@ def model(tmp_path):
     return make
 
 
+def test_what_is_a_registry(registry, model):
+    plain = model("plain")
+    (plain / "v1").mkdir()
+    assert not Registry.is_one(plain)
+    assert not Registry.is_one(registry.folder)
+    registry.add(plain)
+    assert Registry.is_one(registry.folder)
+
+
 def test_versions_are_copies_that_nothing_changes(registry, model):
     source = model("a")
     assert registry.add(source) == "v1"

@@ -16,6 +16,7 @@ from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, Toke
 from hfchat.serving.feedback import open_collector
 from hfchat.serving.models import ServedModels
 from hfchat.serving.server import Server, ServerSettings
+from tests.conftest import random_llama
 
 MODEL = "tiny-chat"
 
@@ -192,23 +193,14 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+    return random_llama(
+        tiny_tokenizer,
         num_key_value_heads=2,
         max_position_embeddings=512,
         eos_token_id=tiny_tokenizer.eos_token_id,
         pad_token_id=tiny_tokenizer.pad_token_id,
         initializer_range=0.3,  # logits far enough apart that no rounding decides between two tokens
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from hfchat.evaluation.perplexity import continuation_losses, text_losses
 from hfchat.evaluation.task import Prompt
 from hfchat.generation import generate_answers, set_greedy
 from hfchat.lineage import ancestry, describe
-from hfchat.models import load_model, load_tokenizer, resolve
+from hfchat.models import load_config, load_model, load_tokenizer, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -195,15 +195,12 @@ class LocalModel(Model):
 
     @cached_property
     def context(self) -> int | None:
-        from transformers import AutoConfig
-
         name = self.folder
         if self.is_adapter:
             from hfchat.hub.merging import read_base
 
-            name = resolve(read_base(Path(self.folder))["model_name_or_path"])
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        return getattr(config.get_text_config(), "max_position_embeddings", None)
+            name = read_base(Path(self.folder))["model_name_or_path"]
+        return getattr(load_config(name).get_text_config(), "max_position_embeddings", None)
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
         if not isinstance(prompt, str) and not self._template_is_right:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfchat.dataset import load_split
-from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
 from hfchat.lineage import describe
 
@@ -191,12 +190,11 @@ class Task:
 
 
 def read_rows(
-    task: Task, dataset_name: str, split: str, columns: Sequence[str], max_samples: int | None, **options: Any
+    dataset_name: str, split: str, columns: Sequence[str], max_samples: int | None, **options: Any
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """The rows of a split, each with its place.
 
     Args:
-        task: Whose name errors begin with.
         dataset_name: Folder, file or Hub id.
         split: Of it.
         columns: That it must have.
@@ -204,11 +202,9 @@ def read_rows(
         options: Of `hfchat.dataset.load_split`.
 
     Raises:
-        UserError: If a column is missing.
+        UserError: If there is no such dataset, split or column, or no row.
     """
-    rows = load_split(dataset_name, split, columns[0], **options)
-    if missing := [name for name in columns if name not in rows.column_names]:
-        raise UserError(f"{task.name}: {dataset_name} has no column '{missing[0]}', only {rows.column_names}")
+    rows = load_split(dataset_name, split, *columns, **options)
     if max_samples is not None:
         rows = rows.take(max_samples)
     for number, row in enumerate(rows, start=1):

@@ -116,6 +116,8 @@ class Repository:
         repo_id: `"alice/assistant"`.
         folder: Where the artefact is on this machine.
         sha256: Of the artefact, as lineages and evaluations know it; None for a Space.
+        lineage: Of the stage that made it, if one did.
+        licenses: Of what it was made of, or of itself.
         files: Name in the repository to a file of this machine, or to the content that was made for it.
         left_out: What of the folder is not published.
     """
@@ -123,9 +125,12 @@ class Repository:
     kind: str
     repo_id: str
     folder: Path
-    sha256: str | None
+    sha256: str | None = None
+    lineage: dict[str, Any] | None = None
+    licenses: Sequence[str] = ()
     files: dict[str, Path | bytes] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    _hashes: dict[Path, str] = field(default_factory=dict, repr=False)
 
     @property
     def repo_type(self) -> str:
@@ -134,9 +139,21 @@ class Repository:
     @property
     def sizes(self) -> dict[str, int]:
         """Name to bytes."""
-        return {
-            name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in self.files.items()
-        }
+        return {name: self.size_of(name) for name in self.files}
+
+    def size_of(self, name: str) -> int:
+        """In bytes."""
+        file = self.files[name]
+        return len(file) if isinstance(file, bytes) else file.stat().st_size
+
+    def sha256_of(self, name: str) -> str:
+        """Of a file's content; a file of this machine, which may be weights, is read once."""
+        file = self.files[name]
+        if isinstance(file, bytes):
+            return hashlib.sha256(file).hexdigest()
+        if file not in self._hashes:
+            self._hashes[file] = describe(file)["sha256"]
+        return self._hashes[file]
 
     def read(self, name: str) -> bytes:
         file = self.files[name]
@@ -170,7 +187,11 @@ def collect(entry: ArtefactEntry, repo_id: str) -> Repository:
     kind, folder = entry["kind"], Path(entry["folder"]).expanduser()
     if not folder.is_dir():
         raise UserError(f"artefacts: {entry['folder']}: no such folder; an earlier recipe makes it, or name another")
-    repository = Repository(kind, repo_id, folder, None if kind == "space" else describe(folder)["sha256"])
+    repository = Repository(kind, repo_id, folder)
+    if kind != "space":
+        described = describe(folder)
+        repository.sha256, repository.lineage = described["sha256"], lineage_of(folder)
+        repository.licenses = (repository.lineage or described)["licenses"]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_dir():
@@ -233,26 +254,28 @@ def add_lineage(repository: Repository, published: Mapping[str, str]) -> None:
         repository: Whose configs have been linked.
         published: The digest of an artefact to the id of its repository.
     """
-    lineage = lineage_of(repository.folder)
-    if lineage is None or repository.kind == "space":
+    lineage = repository.lineage
+    if lineage is None:
         return
-    outputs = {}
-    sizes = repository.sizes
-    for name in lineage["outputs"].keys() & repository.files.keys():
-        file = repository.files[name]
-        sha256 = hashlib.sha256(file).hexdigest() if isinstance(file, bytes) else describe(file)["sha256"]
-        outputs[name] = {"size": sizes[name], "sha256": sha256}
-    inputs = {
-        role: source | {"path": published.get(source["sha256"], source["path"])}
-        for role, source in lineage["inputs"].items()
+    outputs = {
+        name: {"size": repository.size_of(name), "sha256": repository.sha256_of(name)}
+        for name in sorted(lineage["outputs"].keys() & repository.files.keys())
     }
     record = {key: value for key, value in lineage.items() if key != "path"} | {
-        "inputs": inputs,
-        "outputs": dict(sorted(outputs.items())),
+        "inputs": named_inputs(lineage, published),
+        "outputs": outputs,
         "sha256": digest(outputs),
         "unpublished_sha256": digest(lineage["outputs"]),
     }
     repository.write(LINEAGE, clean_json(record))
+
+
+def named_inputs(lineage: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The inputs of a stage by their roles, those that are published with the id of their repository as their path."""
+    return {
+        role: source | {"path": published.get(source["sha256"], source["path"])}
+        for role, source in lineage["inputs"].items()
+    }
 
 
 def clean_json(value: Any) -> str:
@@ -337,7 +360,7 @@ def _check_certificate(repository: Repository) -> None:
     if CERTIFICATE not in repository.files:
         return
     for name, sha256 in json.loads(repository.read(CERTIFICATE))["files"].items():
-        if name in repository.files and describe(repository.folder / name)["sha256"] != sha256:
+        if name in repository.files and repository.sha256_of(name) != sha256:
             raise UserError(
                 f"{repository.folder}/{CERTIFICATE}: is not of {name} as it is now; "
                 f"run `hfchat certify {repository.folder}`"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hfchat.errors import UserError
-from hfchat.hub.artefacts import CARD, EVALUATION, Repository, clean_json
+from hfchat.hub.artefacts import CARD, EVALUATION, Repository, clean_json, named_inputs
 from hfchat.hub.leaks import clean_paths
 from hfchat.hub.model_card import model_card
 from hfchat.licenses import license_entry
-from hfchat.lineage import ancestry, describe, lineage_of
+from hfchat.lineage import ancestry
 from hfchat.templates import markdown_environment
 
 _IN_A_CARD = "path/of/this/folder"  # what the cards of the data stage say in place of the repository
@@ -115,13 +115,11 @@ def _unevaluated(repository: Repository) -> tuple[dict[str, Any], str]:
     name = repository.folder.name
     config = "tokenizer_config.json"
     tokenizer = json.loads(repository.read(config)) if config in repository.files else {}
-    lineage = lineage_of(repository.folder)
-    source = describe(repository.folder)
     model = {
         "path": str(repository.folder),
         "kind": "adapter" if repository.kind == "adapter" else "folder",
         "sha256": repository.sha256,
-        "licenses": lineage["licenses"] if lineage else source["licenses"],
+        "licenses": repository.licenses,
         "dtype": None,
         # A base model has a template for those who fine-tune it, and does not answer.
         "chat_template": None if repository.kind == "base" else tokenizer.get("chat_template_fingerprint"),
@@ -163,13 +161,9 @@ def _write_tokenizer_card(repository: Repository, published: Mapping[str, str]) 
     from hfchat.models import load_tokenizer
 
     tokenizer = load_tokenizer(str(repository.folder))
-    lineage = lineage_of(repository.folder)
-    inputs = {
-        role: source | {"path": published.get(source["sha256"], source["path"])}
-        for role, source in (lineage["inputs"] if lineage else {}).items()
-    }
-    licenses = lineage["licenses"] if lineage else describe(repository.folder)["licenses"]
-    entry = license_entry(licenses)
+    lineage = repository.lineage
+    inputs = named_inputs(lineage, published) if lineage else {}
+    entry = license_entry(repository.licenses)
     if isinstance(entry["license"], list):  # of a tokenizer, the Hub takes one
         entry = {"license": "other", "license_name": "several"}
     datasets = [source["path"] for source in inputs.values() if source["sha256"] in published]
@@ -189,7 +183,7 @@ def _write_tokenizer_card(repository: Repository, published: Mapping[str, str]) 
 
 def _address_dataset(repository: Repository) -> None:
     """A card that a stage made gets the name of the repository; one that a person wrote stays as it is."""
-    if lineage_of(repository.folder) is None:
+    if repository.lineage is None:
         return
     text = repository.read(CARD).decode("utf-8").replace(_IN_A_CARD, repository.repo_id)
     repository.write(CARD, clean_paths(text) + (_NOT_PUBLISHED if repository.left_out else ""))

@@ -58,7 +58,7 @@ from hfchat.hub.merging import (
     weight_digests,
 )
 from hfchat.hub.reloading import context_length, reload
-from hfchat.models import load_model, load_tokenizer, resolve
+from hfchat.models import load_config, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import argparse
@@ -245,12 +245,9 @@ def _export_model(
     base: str,
     revision: str | None,
 ) -> Certificate:
-    from transformers import AutoConfig
-
     certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model)))
     trained = behaviour(model, certificate.prompts, tokenizer)
-    stored = AutoConfig.from_pretrained(resolve(base), revision=revision or "main", trust_remote_code=False)
-    stored_dtype = stored.dtype or model.dtype
+    stored_dtype = load_config(base, revision=revision or "main").dtype or model.dtype
     rounded = copy.deepcopy(model).eval()
     rounded.__dict__.pop("forward", None)  # Accelerate's, which calls the original
     round_weights(rounded, {}, stored_dtype)

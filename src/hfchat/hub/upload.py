@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
@@ -156,7 +156,7 @@ def push(
 
 def _changed(repository: Repository, remote: dict[str, str]) -> list[str]:
     """Names of the files that are not there as they are here."""
-    return [name for name, file in repository.files.items() if not _is_same(file, remote.get(name))]
+    return [name for name in repository.files if not _is_same(repository, name, remote.get(name))]
 
 
 def _stale(repository: Repository, remote: dict[str, str]) -> list[str]:
@@ -175,20 +175,17 @@ def _digest(file: "RepoFile") -> str:
     return f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
 
 
-def _is_same(file: Path | bytes, remote: str | None) -> bool:
+def _is_same(repository: Repository, name: str, remote: str | None) -> bool:
     """Whether a file has the digest that the Hub gives, a SHA-256 or, of a small one, that of Git."""
     if remote is None:
         return False
     kind, _, digest = remote.partition(":")
-    size = len(file) if isinstance(file, bytes) else file.stat().st_size
-    found = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    if isinstance(file, bytes):
-        found.update(file)
-    else:
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                found.update(block)
-    return found.hexdigest() == digest
+    if kind == "sha256":
+        return repository.sha256_of(name) == digest
+    file = repository.files[name]
+    blob = hashlib.sha1(f"blob {repository.size_of(name)}\0".encode(), usedforsecurity=False)
+    with BytesIO(file) if isinstance(file, bytes) else file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: blob).hexdigest() == digest
 
 
 @contextmanager

@@ -64,8 +64,8 @@ class Registry:
 
     @classmethod
     def is_one(cls, folder: str | Path) -> bool:
-        """Whether a folder is a registry with a version in it."""
-        return bool(cls(folder).versions())
+        """Whether a folder is a registry to which a version was added."""
+        return (Path(folder) / _HISTORY).is_file()
 
     @property
     def current(self) -> Path:

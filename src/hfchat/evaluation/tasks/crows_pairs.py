@@ -65,7 +65,7 @@ class CrowsPairs(AskingTask):
 
     def prepare(self) -> None:
         rows = read_rows(
-            self, self.dataset_name, self.split, _COLUMNS, self.max_samples, config_name=self.dataset_config_name
+            self.dataset_name, self.split, _COLUMNS, self.max_samples, config_name=self.dataset_config_name
         )
         self.examples = [_example(row, place) for row, place in rows]
 

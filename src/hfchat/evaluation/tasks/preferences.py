@@ -55,7 +55,7 @@ class Preferences(AskingTask):
         return f"Preferences: {self.name}"
 
     def prepare(self) -> None:
-        rows = read_rows(self, self.dataset_name, self.split, _COLUMNS, self.max_samples)
+        rows = read_rows(self.dataset_name, self.split, _COLUMNS, self.max_samples)
         self.examples = [_example(row, place) for row, place in rows]
 
     @property
