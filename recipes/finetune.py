@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.derive(model_args)
     set_seed(args.seed)
 
-    tokenizer, new_tokens = load_chat_tokenizer(base, revision, allow_mismatch=args.allow_template_mismatch)
+    tokenizer, new_tokens = load_chat_tokenizer(
+        base, revision, allow_mismatch=args.allow_template_mismatch, system_message=args.system_message
+    )
     conversations = load_conversations(args, tokenizer)
     if args.process_index == 0:
         print(conversations.describe(tokenizer))

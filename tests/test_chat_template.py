@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -220,6 +221,78 @@ def test_a_base_model_is_refused(tokenizer):
             chat_template.check_chat_template(tokenizer)
     finally:
         tokenizer.chat_template = template
+
+
+DEFAULT = 'You are "Ada"{{%}}.'
+
+# As SmolLM2's template has it.
+CHATML_WITH_A_DEFAULT = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    f"{{{{ '<|im_start|>system\n{DEFAULT}<|im_end|>\n' }}}}"
+    "{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def with_a_default(tokenizer):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = CHATML_WITH_A_DEFAULT
+    return changed
+
+
+def test_what_the_system_says_by_default_is_kept(with_a_default):
+    before = [
+        render(with_a_default, messages, add_generation_prompt=generate)
+        for messages in (MESSAGES, MESSAGES[1:])
+        for generate in (False, True)
+    ]
+    chat_template.set_chat_template(with_a_default)
+    after = [
+        render(with_a_default, messages, add_generation_prompt=generate)
+        for messages in (MESSAGES, MESSAGES[1:])
+        for generate in (False, True)
+    ]
+    assert after == before
+    assert DEFAULT in after[-1]
+    kept = with_a_default.chat_template
+    chat_template.set_chat_template(with_a_default)
+    assert with_a_default.chat_template == kept
+
+
+def test_what_the_system_says_by_default_is_not_learned(with_a_default):
+    chat_template.set_chat_template(with_a_default)
+    tokens = with_a_default.apply_chat_template(
+        MESSAGES[1:], return_dict=True, return_assistant_tokens_mask=True, tokenize=True
+    )
+    learned = [id_ for id_, mask in zip(tokens["input_ids"], tokens["assistant_masks"], strict=True) if mask]
+    assert with_a_default.decode(learned) == "Hi.<|im_end|>Goodbye.<|im_end|>"
+
+
+def test_with_a_default_system_message_tools_are_written_after_it(with_a_default):
+    chat_template.set_chat_template(with_a_default)
+    assert render(with_a_default, WITH_TOOLS[1:], TOOLS) == RENDERED.replace("Be brief.", DEFAULT, 1)
+
+
+def test_the_default_system_message_can_be_another_or_none(with_a_default):
+    chat_template.set_chat_template(with_a_default, system_message="Be kind.")
+    assert chat_template.default_system_message(with_a_default) == "Be kind."
+    chat_template.set_chat_template(with_a_default, system_message="")
+    assert with_a_default.chat_template == chat_template.CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}",
+        "{{ '<|im_start|>system\n' + strftime_now('%d') + '<|im_end|>\n<|im_start|>user\n?<|im_end|>\n' }}",
+    ],
+)
+def test_a_template_that_is_not_chatml_or_says_the_date_has_no_default(with_a_default, template):
+    with_a_default.chat_template = template
+    assert chat_template.default_system_message(with_a_default) == ""
 
 
 def test_a_vocabulary_without_turn_tokens_is_refused():

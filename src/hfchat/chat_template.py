@@ -2,7 +2,8 @@
 
 The format is ChatML, which SmolLM2, Qwen and many others speak, with one difference to the templates they ship:
 the `{% generation %}` marks around the assistant's text *and* its end-of-turn token. Trainers derive the
-supervised tokens from these marks, so the model learns to stop.
+supervised tokens from these marks, so the model learns to stop. What a model's template says as the system where a
+conversation says nothing is kept: the model was trained after it.
 
 Tools, their calls and their results are written as Qwen2.5 and Hermes models write them, which servers can parse (vLLM
 calls the parser `hermes`). The arguments of a call are a mapping or, as in OpenAI's API, JSON in a string, which is
@@ -31,12 +32,44 @@ CHAT_TEMPLATE = files("hfchat").joinpath("chat_template.jinja").read_text(encodi
 _RECORD = "chat_template_fingerprint"
 
 
-def set_chat_template(tokenizer: "PreTrainedTokenizerBase", *, add_tokens: bool = False) -> list[int]:
+def default_system_message(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the tokenizer's template says as the system where a conversation says nothing; empty if nothing.
+
+    Only of a template that writes ChatML: of another, a model must learn the format anew, and with it all it had
+    learned to do after such a message. One with today's date in it is none, as it would stay the date of the training.
+    """
+    if not tokenizer.chat_template or "strftime_now" in tokenizer.chat_template:
+        return ""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    before, opened, rest = text.partition(f"{TURN_START}system\n")
+    message, closed, _ = rest.partition(f"{TURN_END}\n{TURN_START}user\n?{TURN_END}")
+    return message if before in ("", tokenizer.bos_token) and opened and closed else ""
+
+
+def _with_default_system_message(message: str) -> str:
+    """The project's template, with what the system says where a conversation says nothing."""
+    if not message:
+        return CHAT_TEMPLATE
+    literal = json.dumps(message, ensure_ascii=False)
+    return (
+        "{%- if not messages or messages[0]['role'] != 'system' -%}\n"
+        f"{{%- set messages = [{{'role': 'system', 'content': {literal}}}] + messages -%}}\n"
+        "{%- endif -%}\n"
+    ) + CHAT_TEMPLATE
+
+
+def set_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", *, add_tokens: bool = False, system_message: str | None = None
+) -> list[int]:
     """Give `tokenizer` the project's template, its end-of-turn token as EOS, and a pad token that is not EOS.
 
     Args:
         tokenizer: Changed in place.
         add_tokens: Add the turn tokens that it lacks.
+        system_message: What the system says where a conversation says nothing: empty for nothing, None for what it
+            says in the template that the tokenizer has. A chat model has learned to be who it is after that message:
+            SmolLM2-135M-Instruct refuses 7 of 40 harmful requests with its own, and none without
+            (benchmarks/RESULTS.md).
 
     Returns:
         The ids that were added: the model needs embeddings for them.
@@ -54,7 +87,9 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", *, add_tokens: bool 
             "start from a chat model that speaks ChatML, or from a tokenizer made by recipes/train_tokenizer.py"
         )
     add_special_tokens(tokenizer, missing)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    if system_message is None:
+        system_message = default_system_message(tokenizer)
+    tokenizer.chat_template = _with_default_system_message(system_message)
     tokenizer.eos_token = TURN_END
     tokenizer.pad_token = PAD if PAD in vocabulary or PAD in missing else END_OF_TEXT
     return tokenizer.convert_tokens_to_ids(missing)

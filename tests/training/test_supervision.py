@@ -2,7 +2,13 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from hfchat.chat_template import CHAT_TEMPLATE, fingerprint, record_fingerprint
+from hfchat.chat_template import (
+    CHAT_TEMPLATE,
+    default_system_message,
+    fingerprint,
+    record_fingerprint,
+    set_chat_template,
+)
 from hfchat.dataset import check_messages
 from hfchat.errors import UserError
 from hfchat.training.finetuning import FinetuneArguments
@@ -120,6 +126,21 @@ def test_a_base_of_ours_keeps_its_template(chat_model, tokenizer):
     taken, new_tokens = load_chat_tokenizer(str(chat_model), "main", allow_mismatch=False)
     assert fingerprint(taken) == fingerprint(tokenizer)
     assert new_tokens == []
+
+
+def test_the_system_message_is_that_of_the_base_or_the_one_that_is_wanted(chat_model, tmp_path):
+    base = AutoTokenizer.from_pretrained(chat_model)
+    set_chat_template(base, system_message="You are Ada.")
+    record_fingerprint(base)
+    base.save_pretrained(tmp_path)
+
+    def heard(**wanted):
+        tokenizer, _ = load_chat_tokenizer(str(tmp_path), "main", allow_mismatch=False, **wanted)
+        return default_system_message(tokenizer)
+
+    assert heard() == "You are Ada."
+    assert heard(system_message="You are Bo.") == "You are Bo."
+    assert heard(system_message="") == ""
 
 
 def test_tool_calls_are_learned_and_their_results_are_not(tokenizer):

@@ -296,6 +296,7 @@ class _Tuning(_Training):
             resolve(model_args.model_name_or_path),
             model_args.model_revision,
             allow_mismatch=args.allow_template_mismatch,
+            system_message=None if preferences else args.system_message,
         )
         splits = (args.dataset_train_split, args.dataset_test_split)
         train, evaluation = (_load_conversations(args.dataset_name, split, preferences, **options) for split in splits)

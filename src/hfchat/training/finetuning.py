@@ -44,6 +44,13 @@ class FinetuneArguments(SFTConfig):
     allow_template_mismatch: bool = field(
         default=False, metadata={"help": "Go on although the base was trained with another template of hfchat's."}
     )
+    system_message: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the system says where a conversation says nothing; empty for nothing, "
+            "by default what it says in the template of the base."
+        },
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an output made otherwise."})
 
     bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})

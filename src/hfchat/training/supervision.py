@@ -77,7 +77,7 @@ class Conversations:
 
 
 def load_chat_tokenizer(
-    base: str, revision: str, *, allow_mismatch: bool
+    base: str, revision: str, *, allow_mismatch: bool, system_message: str | None = None
 ) -> tuple["PreTrainedTokenizerBase", list[int]]:
     """The tokenizer of a base with the project's chat template.
 
@@ -85,6 +85,7 @@ def load_chat_tokenizer(
         base: Folder or Hub id of the base.
         revision: Of the Hub id.
         allow_mismatch: Take a base that was trained with another version of the template.
+        system_message: What the system says where a conversation says nothing, see `set_chat_template`.
 
     Returns:
         The tokenizer, and the ids of the turn tokens that it lacked: the model needs embeddings for them.
@@ -100,6 +101,8 @@ def load_chat_tokenizer(
             f"{base}: was trained with another chat template ({recorded}) than this version of hfchat has "
             f"({fingerprint(tokenizer)}); pass --allow_template_mismatch true to have it learn the new one"
         )
+    if system_message is not None:
+        set_chat_template(tokenizer, system_message=system_message)
     return tokenizer, new_tokens
 
 
