@@ -1,6 +1,6 @@
 """The whole loop on a real model: people rate answers, `hfchat improve` learns from them, and people rate again.
 
-    python -m benchmarks.loop  # SmolLM2-135M; about 25 minutes on 2 cores
+    python -m benchmarks.loop  # SmolLM2-135M; about 10 minutes on 2 cores
     python -m benchmarks.loop --crowd poisoned
 
 The crowd is simulated, and prefers what it does not say: short answers, of at most 25 words. It asks through the real

@@ -68,7 +68,7 @@ def set_chat_template(
         add_tokens: Add the turn tokens that it lacks.
         system_message: What the system says where a conversation says nothing: empty for nothing, None for what it
             says in the template that the tokenizer has. A chat model has learned to be who it is after that message:
-            SmolLM2-135M-Instruct refuses 7 of 40 harmful requests with its own, and none without
+            SmolLM2-135M-Instruct refuses 6 to 8 of 40 harmful requests with its own, and none without
             (benchmarks/RESULTS.md).
 
     Returns:

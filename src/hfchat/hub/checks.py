@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
 MAX_DRIFT = 0.02  # a base that computes in bfloat16 (2e-3)
 MAX_QUANTIZATION_DRIFT = 1.0  # a base in 4 bits (0.3; another base is far beyond)
 MAX_MERGE_DRIFT = 1e-9  # the order of sums (1e-11); without one matrix of the adapter, it is 6e-8 or more
-MAX_ROUNDING_DRIFT = 0.02  # weights in bfloat16 (1e-4)
+MAX_ROUNDING_DRIFT = 0.02  # weights in bfloat16 (3e-4 at most)
 MAX_RELOAD_DRIFT = 1e-9  # nothing (0)
 # Greedy answers may part where two tokens are no further apart than this, in nats (0.2): rounding decides there.
 MAX_GAP = 0.5
