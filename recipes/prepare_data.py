@@ -95,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split, documents in counts["documents"].items():
         print(f"{split:>10}: {documents:,} documents, {counts['bytes'][split] / 1e6:.1f} MB")
     if not counts["documents"]["validation"]:
-        print("no document fell to validation, which the next stages read: raise validation_fraction or add sources")
+        print(
+            "no document fell to validation, which the next stages read: raise validation_fraction, add sources, "
+            "or name the separator of files with many documents"
+        )
     print(f"corpus: {args.output_dir}, what was removed and why: {args.output_dir}/report.html")
 
 

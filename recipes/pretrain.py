@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = load_corpus(args, tokenizer, stage.work_dir / CHECKPOINTS)
     args.derive(model, corpus.blocks)
     if args.process_index == 0:
-        print(f"{args.describe(model)}\n{corpus}")
+        print(f"{args.describe(model)}\n{corpus.describe(args.max_steps * args.tokens_per_step)}")
     if args.chunked_loss:
         use_chunked_loss(model)
     if args.fp8:

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
-from hfchat.training.corpus import load_corpus
+from hfchat.training.corpus import Corpus, load_corpus
 from hfchat.training.optimizer import MuonWithAdamW
 from hfchat.training.packing import PackedDataset, tokenize_corpus
 from hfchat.training.pretraining import PretrainArguments
@@ -97,6 +97,13 @@ def test_without_a_split_for_it_validation_is_taken_from_the_front(tokenizer, tm
     first = next(iter(corpus.train))["input_ids"].tolist()
     assert tokenizer.decode(first[1:]).startswith(TEXTS[5][:40])
     assert corpus.blocks is None if streaming else corpus.blocks > 0
+
+
+def test_a_training_that_reads_its_texts_too_often_is_warned(packed):
+    corpus = Corpus(packed["train"], packed["validation"])
+    once = len(corpus.train.tokens)
+    assert "warning" not in corpus.describe(4 * once)
+    assert "read 12 times, but after 4 times little is learned" in corpus.describe(12 * once)
 
 
 def test_a_corpus_too_small_to_hold_any_out_is_refused(tokenizer, tmp_path):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from hfchat.training.pretraining import PretrainArguments
 
+_WORTHWHILE_EPOCHS = 4  # so often, text is worth nearly as much as new text (Muennighoff et al., arXiv:2305.16264)
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -31,13 +33,25 @@ class Corpus:
         """Blocks to train on; None for a stream."""
         return len(self.train) if isinstance(self.train, PackedDataset) else None
 
-    def __str__(self) -> str:
+    def describe(self, tokens: int) -> str:
+        """What there is to learn from, and a warning where it is read too often.
+
+        Args:
+            tokens: Of the whole training, those that are read again among them.
+        """
         if isinstance(self.train, StreamedDataset):
             return f"a stream of documents; {len(self.validation.tokens):,} tokens to validate on"
-        return (
+        there_is = (
             f"{len(self.train.tokens):,} tokens of {len(self.train.starts):,} documents to train on, "
             f"{len(self.validation.tokens):,} to validate on; 0% cropped, {self.train.padded_share:.3%} padding, "
             f"{self.train.cut_share:.3%} of the documents cut though a block would hold them"
+        )
+        times = tokens / len(self.train.tokens)
+        if times <= _WORTHWHILE_EPOCHS:
+            return there_is
+        return (
+            f"{there_is}\nwarning: each text is read {times:,.0f} times, but after {_WORTHWHILE_EPOCHS} times little "
+            f"is learned; add texts, or pass --num_train_epochs {_WORTHWHILE_EPOCHS}"
         )
 
 
