@@ -276,7 +276,7 @@ def _plan(
         blueprint=blueprint,
         batch=batch,
         evaluation_batch=evaluation_batch,
-        numerics=Numerics(device, autocast, args.gradient_checkpointing),
+        numerics=Numerics(device, autocast, bool(args.gradient_checkpointing)),
         optimizer=optimizer,
         samples=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,

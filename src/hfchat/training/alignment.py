@@ -91,7 +91,9 @@ class AlignArguments(DPOConfig, KTOConfig):
     )
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs, or thumbs, per device and step."})
     num_train_epochs: float = field(default=1, metadata={"help": "Preferences are overfitted early."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
+    gradient_checkpointing: bool | None = field(  # unset, as transformers 5.24 warns of any value
+        default=None, metadata={"help": "Less memory for about a third more time."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a share of them."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})

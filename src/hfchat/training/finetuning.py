@@ -67,7 +67,9 @@ class FinetuneArguments(SFTConfig):
         default="auto",
         metadata={"help": "Tokens to which batches are padded; auto: packed ones to whole sequences, others not."},
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for about a third more time."})
+    gradient_checkpointing: bool | None = field(  # unset, as transformers 5.24 warns of any value
+        default=None, metadata={"help": "Less memory for about a third more time."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a share of them."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
