@@ -244,7 +244,8 @@ def test_a_thumb_and_what_goes_with_it(visit):
     button(page, "Thank you. Change it…").click()
     expect(dialog.get_by_label("Wrong")).to_be_checked()
     dialog.get_by_label("What the answer should have been").fill("It is 4.")
-    button(dialog, "Send").click()
+    with page.expect_response("**/v1/feedback"):
+        button(dialog, "Send").click()
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("status")).to_contain_text("Thank you")
     thumb, more, corrected = page.visitor.feedback
