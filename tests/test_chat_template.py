@@ -287,6 +287,7 @@ def test_the_default_system_message_can_be_another_or_none(with_a_default):
     [
         None,
         "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}",
+        "{{ raise_exception('needs a system turn') }}",
         "{{ '<|im_start|>system\n' + strftime_now('%d') + '<|im_end|>\n<|im_start|>user\n?<|im_end|>\n' }}",
     ],
 )

@@ -38,7 +38,8 @@ def default_system_message(tokenizer: "PreTrainedTokenizerBase") -> str:
     Only of a template that writes ChatML: of another, a model must learn the format anew, and with it all it had
     learned to do after such a message. One with today's date in it is none, as it would stay the date of the training.
     """
-    if not tokenizer.chat_template or "strftime_now" in tokenizer.chat_template:
+    template = tokenizer.chat_template or ""
+    if TURN_START not in template or "strftime_now" in template:  # not rendered: others may refuse such a conversation
         return ""
     text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     before, opened, rest = text.partition(f"{TURN_START}system\n")

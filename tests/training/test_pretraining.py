@@ -103,7 +103,7 @@ def test_a_training_that_reads_its_texts_too_often_is_warned(packed):
     corpus = Corpus(packed["train"], packed["validation"])
     once = len(corpus.train.tokens)
     assert "warning" not in corpus.describe(4 * once)
-    assert "read 12 times, but after 4 times little is learned" in corpus.describe(12 * once)
+    assert "read 12 times, and teaches ever less after 4 times" in corpus.describe(12 * once)
 
 
 def test_a_corpus_too_small_to_hold_any_out_is_refused(tokenizer, tmp_path):

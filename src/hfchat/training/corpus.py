@@ -50,8 +50,8 @@ class Corpus:
         if times <= _WORTHWHILE_EPOCHS:
             return there_is
         return (
-            f"{there_is}\nwarning: each text is read {times:,.0f} times, but after {_WORTHWHILE_EPOCHS} times little "
-            f"is learned; add texts, or pass --num_train_epochs {_WORTHWHILE_EPOCHS}"
+            f"{there_is}\nwarning: each text is read {times:,.0f} times, and teaches ever less after "
+            f"{_WORTHWHILE_EPOCHS} times; add texts, or pass --max_steps -1 --num_train_epochs {_WORTHWHILE_EPOCHS}"
         )
 
 

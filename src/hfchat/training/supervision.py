@@ -101,7 +101,7 @@ def load_chat_tokenizer(
             f"{base}: was trained with another chat template ({recorded}) than this version of hfchat has "
             f"({fingerprint(tokenizer)}); pass --allow_template_mismatch true to have it learn the new one"
         )
-    if system_message is not None:
+    if system_message is not None:  # after the check: another message is wanted, and no mismatch
         set_chat_template(tokenizer, system_message=system_message)
     return tokenizer, new_tokens
 
