@@ -374,7 +374,8 @@ def test_an_engine_is_restarted_as_often_as_it_takes(tiny_model, tiny_tokenizer,
             await collect(engine, "Hi")
         await until(lambda: engine.error is None)
         assert len(tries) == 12
-        assert all("accelerator" in error for error in tries)
+        assert "accelerator" in tries[0]
+        assert all("no memory" in error for error in tries[1:])
         await engine.ready()
 
     run(engine, work)
@@ -394,6 +395,33 @@ def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenize
         await until(lambda: engine.error is None)
         await collect(engine, "Hi")
         assert engine._crashes == 0
+
+    run(engine, work)
+
+
+def test_a_crash_that_is_told_late_is_not_another_one(tiny_model, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
+    mark_as_stopped = transformers_engine._Status.mark_as_stopped
+
+    def late(status):
+        time.sleep(0.2)
+        mark_as_stopped(status)
+
+    monkeypatch.setattr(transformers_engine._Status, "mark_as_stopped", late)
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+
+    async def work():
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny_model, "forward", lambda *args, **kwargs: crash(None))
+            with pytest.raises(EngineError):
+                await collect(engine, "Hi")
+            await until(lambda: engine._crashes >= 2)
+            assert "the accelerator is gone" in engine.error
+        await until(lambda: engine.restarts == 1)
+        crashes = engine._crashes
+        await asyncio.sleep(0.5)
+        assert (engine.restarts, engine._crashes) == (1, crashes)
+        await collect(engine, "Hi")
 
     run(engine, work)
 

@@ -118,7 +118,7 @@ class TransformersEngine:
         )
         sampler = PerRequestSampler(self._rows, self._model.config.get_text_config().vocab_size, self._model.device)
         manager.logit_processor = sampler
-        manager.background_thread_status = _Status(lambda: self._router.call(self._ended.set))
+        manager.background_thread_status = _Status(lambda: self._router.call(self._on_crash, manager))
         manager.output_router = self._router
         self._router.before_delivery = sampler.collect
         return manager
@@ -163,10 +163,12 @@ class TransformersEngine:
 
     async def _supervise(self) -> None:
         """Start the generation again when it has crashed."""
+        reason: Exception | None = None
         while True:
-            await self._ended.wait()
-            self._ended.clear()
-            self._down = f"generation failed: {self._manager.background_thread_status.fatal_error}"
+            if reason is None:
+                await self._ended.wait()
+                reason = self._manager.background_thread_status.fatal_error
+            self._down = f"generation failed: {reason}"
             self._router.fail_all(self._down)  # the manager fails only those that it had taken
             self._crashes += 1
             _LOGGER.error("%s (crash %d in a row)", self._down, self._crashes)
@@ -175,18 +177,23 @@ class TransformersEngine:
                 await asyncio.sleep(min(_RESTART_PAUSE_S * 2**doublings, _LONGEST_PAUSE_S))
             try:
                 await self._restart()
-            except Exception:
+            except Exception as error:
                 _LOGGER.exception("the generation could not be restarted")
-                self._ended.set()
+                reason = error
             else:
-                self._down = None
+                reason = self._down = None
                 self.restarts += 1
                 _LOGGER.warning("the generation was restarted")
+
+    def _on_crash(self, manager: ContinuousBatchingManager) -> None:
+        if manager is self._manager:
+            self._ended.set()
 
     async def _restart(self) -> None:
         await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
+        self._ended.clear()  # an old one may say that it crashed when that has been dealt with
         self._manager.start()
         await self.ready()
 
