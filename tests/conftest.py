@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -19,6 +20,10 @@ pytest_plugins = ["tests.servers.storage"]
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+needs_chunked_loss = pytest.mark.skipif(
+    not hasattr(torch.nn.functional, "linear_cross_entropy"), reason="PyTorch is older than 2.13"
+)
 
 TEXTS = [
     f"Document {i}: the recipe reads {i * 7} files from a folder, and the model learns what comes next in each.\n"

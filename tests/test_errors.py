@@ -23,6 +23,10 @@ def raises(error, cause=None):
         (raises(RuntimeError("write failed: No space left on device (os error 28)")), "error: No space left on devic"),
         (raises(RuntimeError("PytorchStreamWriter failed writing file data/0")), "error: a file cannot be written in"),
         (raises(ValueError("shard"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))), "error: Disk quota exceeded;"),
+        (
+            raises(PermissionError(errno.EACCES, "Permission denied", "/import/model.safetensors")),
+            "error: /import/model.safetensors: Permission denied; give the user who runs this access to it\n",
+        ),
     ],
 )
 def test_bad_input_and_a_full_disk_are_one_line_and_status_2(main, line, capsys):
@@ -34,7 +38,14 @@ def test_bad_input_and_a_full_disk_are_one_line_and_status_2(main, line, capsys)
     assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a shape does not fit"), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a shape does not fit"),
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError("a storage's Access Denied"),
+    ],
+)
 def test_any_other_error_is_not_hidden(error):
     with pytest.raises(type(error), match=str(error.args[-1])):
         run(raises(error))

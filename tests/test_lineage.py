@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import dataclass
 
@@ -58,6 +59,19 @@ def test_a_finished_stage_is_a_no_op_until_its_settings_change(tmp_path, source)
     assert set(lineage["outputs"]) == {"result.txt"}
     with pytest.raises(UserError, match=r"was made with steps=its default, now 2; .*overwrite_output_dir"):
         open_stage(tmp_path, source, "--steps", "2")
+
+
+def test_an_output_may_be_read_by_those_whom_the_umask_lets(tmp_path, source):
+    stage = open_stage(tmp_path, source)
+    weights = stage.work_dir / "merged" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.touch(mode=0o600)  # as safetensors does
+    umask = os.umask(0o027)
+    try:
+        finish(stage)
+    finally:
+        os.umask(umask)
+    assert oct((tmp_path / "out" / "merged" / "model.safetensors").stat().st_mode & 0o777) == oct(0o640)
 
 
 def test_settings_that_do_not_shape_the_result_do_not_count(tmp_path, source):

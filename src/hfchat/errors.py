@@ -15,7 +15,10 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call `main` as the body of a program: a `UserError`, or a full disk, becomes one line on stderr and status 2."""
+    """Call `main` as the body of a program: what the user can mend becomes one line on stderr and status 2.
+
+    That is a `UserError`, a full disk, and a local file that the user of the process has no access to.
+    """
     try:
         main()
     except UserError as error:
@@ -24,6 +27,11 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except PermissionError as error:
+        if error.filename is None:  # of a remote storage, say
+            raise
+        print(f"error: {error.filename}: {error.strerror}; give the user who runs this access to it", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         if (reason := out_of_space(error)) is None:
             raise

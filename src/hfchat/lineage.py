@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -168,6 +169,7 @@ class Stage:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            _let_others_read(self.work_dir, scratch.stat().st_mode)
             scratch.rename(self.work_dir / LINEAGE)
         self._move_into_place()
         self._release()
@@ -360,6 +362,13 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         name.as_posix(): {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names
     }
+
+
+def _let_others_read(folder: Path, mode: int) -> None:
+    """Give all files the permissions of an ordinary new one: safetensors 0.8 writes weights for their owner alone."""
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | stat.S_IMODE(mode))
 
 
 def digest(outputs: Mapping[str, Mapping[str, Any]]) -> str:

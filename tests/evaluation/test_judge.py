@@ -185,7 +185,8 @@ def test_a_server_that_goes_loses_no_judgement(answers):
     def script(request):
         return error(400, "out\nof credit") if "Question 2?" in _content(request) else longer(request)
 
-    with chat_api(script) as api, pytest.raises(UserError, match=r"does not answer: .*out of credit") as raised:
+    # Older versions of openai show the body of the answer, which has its own line break escaped.
+    with chat_api(script) as api, pytest.raises(UserError, match=r"does not answer: .*out(\\n| )of credit") as raised:
         _result(_judge(api, concurrency=2), answers)
     assert "\n" not in str(raised.value)
     kept = {record.index for record in read_records(answers / "new.jsonl")}

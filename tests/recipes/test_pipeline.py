@@ -10,7 +10,7 @@ from hfchat.errors import UserError
 from hfchat.lineage import read_lineage
 from recipes.finetune import main as finetune
 from recipes.pretrain import main as pretrain
-from tests.conftest import ROOT, TEXTS, tiny_model
+from tests.conftest import ROOT, TEXTS, needs_chunked_loss, tiny_model
 
 SMALL = ["--depth", 2, "--block_size", 64, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--bf16", "false"]
 
@@ -49,6 +49,7 @@ def test_pretraining_ends_with_a_base_model_and_its_loss_curve(run_recipe, corpu
     assert "nothing to do" in run_recipe("pretrain", *arguments).stdout
 
 
+@needs_chunked_loss
 def test_the_shipped_settings_of_gpt2_train_on_a_local_corpus(run_recipe, corpus, tokenizer_folder, tmp_path):
     """The YAML of GPT-2 124M on FineWeb-Edu, but for the corpus and the size: streamed, with the chunked loss."""
     settings = ["--config", "recipes/configs/gpt2-124m/pretrain.yaml", "--dataset_name", corpus, "--depth", 2]
