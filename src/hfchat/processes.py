@@ -1,4 +1,4 @@
-"""Processes: those of a launch, those that must not outlive the one that started them, and how large one became."""
+"""Processes: those of a launch, those that must not outlive the one that started them, and the memory of one."""
 
 import ctypes
 import os
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def launched() -> "PartialState":
@@ -39,6 +41,22 @@ def end_with_parent(parent: int) -> None:
         signal_with_parent(signal.SIGKILL)
         if os.getppid() != parent:  # it was killed before this process could ask to be told
             os._exit(1)
+
+
+def available_bytes() -> int:
+    """Memory that this machine has left, or this container, where it may take less than that."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    try:  # version 2 of cgroups; "max" where there is no limit
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # What has been read of files is counted as used, and given back when it is needed.
+        reclaimable = int(counts["active_file"]) + int(counts["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return available
+    return min(available, max(limit - used + reclaimable, 0))
 
 
 def peak_resident_bytes() -> int:

@@ -56,7 +56,7 @@ def test_a_taken_port_is_refused_at_once(folder, taken):
 
 def test_missing_packages_are_named(folder):
     line = refuse(folder, before="import sys; sys.modules['uvicorn'] = None")
-    assert "pip install hfchat[serving]" in line
+    assert "pip install 'hfchat[serving]'" in line
 
 
 def test_a_base_model_is_refused(tmp_path, tiny_tokenizer, free_port):

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from hfchat.processes import available_bytes
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,7 @@ class Machine:
         if torch.cuda.is_available() and not use_cpu:
             free, _ = torch.cuda.mem_get_info()
             return cls(torch.cuda.get_device_name(), free, processors)
-        return cls(f"CPU, {processors} cores", _available_bytes(), processors)
-
-
-def _available_bytes() -> int:
-    import psutil
-
-    available = psutil.virtual_memory().available
-    try:  # version 2 of cgroups; "max" where there is no limit
-        limit = int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return min(available, max(limit, 0))
+        return cls(f"CPU, {processors} cores", available_bytes(), processors)
 
 
 def free_disk_bytes(folder: Path) -> int:

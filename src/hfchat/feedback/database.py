@@ -13,7 +13,7 @@ try:
     import sqlalchemy as sa
     from alembic.config import Config
 except ImportError as error:
-    raise UserError(f"{error.name} is not installed; run `pip install hfchat[feedback]`") from error
+    raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[feedback]'`") from error
 
 _MIGRATIONS = "hfchat.feedback:migrations"
 _MIGRATING = 0x68666368  # PostgreSQL's advisory locks have numbers; "hfch" in ASCII
@@ -52,7 +52,7 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
         try:
             engine = sa.create_engine(url, pool_pre_ping=True, connect_args=waits)
         except ImportError as error:
-            raise UserError(f"{error.name} is not installed; run `pip install hfchat[postgres]`") from error
+            raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[postgres]'`") from error
     try:
         _migrate(engine)
     except sa.exc.DBAPIError as error:

@@ -60,7 +60,7 @@ def handler(args: argparse.Namespace) -> None:
         import openai  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed; run `pip install hfchat[probe]`") from error
+        raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[probe]'`") from error
     api_key = os.environ[args.api_key_env] if args.api_key_env else None
     sys.exit(1 if asyncio.run(_probe(url, api_key, args)) else 0)
 

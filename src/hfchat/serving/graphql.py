@@ -32,7 +32,7 @@ try:
     from strawberry.fastapi import GraphQLRouter
     from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
 except ImportError as error:
-    raise UserError(f"--graphql: {error.name} is not installed; run `pip install hfchat[graphql]`") from error
+    raise UserError(f"--graphql: {error.name} is not installed; run `pip install 'hfchat[graphql]'`") from error
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 1000  # of a document; texts are better sent as variables

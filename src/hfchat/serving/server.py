@@ -27,7 +27,7 @@ try:
     from hfchat.serving.connections import Connection
     from hfchat.serving.logs import configure_logs
 except ImportError as error:
-    raise UserError(f"{error.name} is not installed; run `pip install hfchat[serving]`") from error
+    raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[serving]'`") from error
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -27,6 +27,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
+from hfchat.processes import available_bytes
 from hfchat.serving.encoding import PromptEncoder
 from hfchat.serving.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.sampler import Draws, PerRequestSampler, ScoredToken
@@ -352,11 +353,7 @@ def _cache_blocks(model: PreTrainedModel, max_concurrent_requests: int) -> int:
 
 def _free_memory(device: torch.device) -> int:
     """Free memory of a device in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:
