@@ -48,7 +48,7 @@ def test_statistics_as_a_table_and_as_json(database, capsys):
 
 
 def test_export_with_a_selection(database, capsys, tmp_path):
-    path = tmp_path / "up.jsonl"
+    path = tmp_path / "new" / "up.jsonl"
     feedback(capsys, "export", database, str(path), "--rating", "up", "--since", "2000-01-01")
     assert json.loads(path.read_text())["answer_id"] == "chatcmpl-1"
     assert "--since" in refused(capsys, "export", database, "-", "--since", "yesterday")

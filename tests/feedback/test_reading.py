@@ -64,7 +64,8 @@ def test_standard_output(store, capsys):
     assert json.loads(capsys.readouterr().out)["answer_id"] == "chatcmpl-up"
 
 
-@pytest.mark.parametrize(("target", "words"), [("feedback.csv", "jsonl"), ("missing/feedback.jsonl", "cannot be")])
+@pytest.mark.parametrize(("target", "words"), [("feedback.csv", "jsonl"), ("file/feedback.jsonl", "cannot be")])
 def test_other_targets_are_refused(store, tmp_path, target, words):
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match=words):
         export(store.engine, str(tmp_path / target), Selection())

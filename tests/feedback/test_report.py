@@ -161,5 +161,11 @@ def test_of_nothing_there_is_a_report_too(open_store, tmp_path):
 def test_a_report_that_cannot_be_written(watched, tmp_path):
     with pytest.raises(UserError, match=r"\*\.html"):
         write_report(watched, tmp_path / "report.md")
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        write_report(watched, tmp_path / "missing" / "report.html")
+        write_report(watched, tmp_path / "file" / "report.html")
+
+
+def test_a_report_makes_its_folder(watched, tmp_path):
+    write_report(watched, tmp_path / "new" / "folder" / "report.html")
+    assert [path.name for path in sorted((tmp_path / "new" / "folder").iterdir())] == ["report.html", "report.md"]

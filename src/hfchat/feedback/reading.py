@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -118,6 +119,7 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
         raise UserError(f"{target}: write to a file named *.jsonl or *.parquet, or to - (standard output)")
     part = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
             if path.suffix == ".parquet":
                 count = _write_parquet(found, file)
@@ -128,7 +130,8 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return count
 
 
