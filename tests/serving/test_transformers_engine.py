@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
+from unittest import mock
 
 import openai
 import pytest
@@ -312,7 +314,7 @@ def test_the_models_own_sampling_is_the_default(tiny_model, tiny_tokenizer, monk
     assert (engine.temperature, engine.top_p) == (0.6, 0.9)
 
 
-def crash(model):
+def crash(*args, **kwargs):
     raise RuntimeError("the accelerator is gone")
 
 
@@ -320,6 +322,16 @@ async def until(condition, seconds=10):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def crashing(engine, model, times):
+    """Within it every step of the model fails, and the engine has crashed so many times in a row."""
+    with mock.patch.object(model, "forward", crash):
+        with pytest.raises(EngineError):
+            await collect(engine, "Hi")
+        await until(lambda: engine._crashes >= times)
+        yield
 
 
 def test_a_crash_ends_what_runs_and_the_engine_comes_back(tiny_model, tiny_tokenizer, expected):
@@ -386,11 +398,7 @@ def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenize
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
 
     async def work():
-        with monkeypatch.context() as patch:
-            patch.setattr(tiny_model, "forward", lambda *args, **kwargs: crash(None))
-            with pytest.raises(EngineError):
-                await collect(engine, "Hi")
-            await until(lambda: engine._crashes >= 3)
+        async with crashing(engine, tiny_model, times=3):
             assert engine.error is not None
         await until(lambda: engine.error is None)
         await collect(engine, "Hi")
@@ -411,11 +419,7 @@ def test_a_crash_that_is_told_late_is_not_another_one(tiny_model, tiny_tokenizer
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
 
     async def work():
-        with monkeypatch.context() as patch:
-            patch.setattr(tiny_model, "forward", lambda *args, **kwargs: crash(None))
-            with pytest.raises(EngineError):
-                await collect(engine, "Hi")
-            await until(lambda: engine._crashes >= 2)
+        async with crashing(engine, tiny_model, times=2):
             assert "the accelerator is gone" in engine.error
         await until(lambda: engine.restarts == 1)
         crashes = engine._crashes
