@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,6 +15,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from hfchat.errors import UserError
 from hfchat.feedback.exchange import Rating
+from hfchat.feedback.private_file import private_file
 from hfchat.feedback.tables import Answer, Feedback
 
 if TYPE_CHECKING:
@@ -117,22 +117,11 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
     path = Path(target)
     if path.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"{target}: write to a file named *.jsonl or *.parquet, or to - (standard output)")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
-            if path.suffix == ".parquet":
-                count = _write_parquet(found, file)
-            else:
-                with open(os.dup(file.fileno()), "w", encoding="utf-8") as lines:
-                    count = _write_json(found, lines)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
-    return count
+    with private_file(path) as file:
+        if path.suffix == ".parquet":
+            return _write_parquet(found, file)
+        with open(os.dup(file.fileno()), "w", encoding="utf-8") as lines:
+            return _write_json(found, lines)
 
 
 def _has(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:

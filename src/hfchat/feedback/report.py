@@ -1,9 +1,7 @@
 """`hfchat feedback report`: what people asked and said over time, as a page that needs no other file, and Markdown."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -18,6 +16,7 @@ from hfchat.feedback.charts import Bars, Chart, Timeline, band, bars, by_kind
 from hfchat.feedback.drift import Drift, compare
 from hfchat.feedback.figures import LEAST_THUMBS, Change, Figures, Lengths, Share, changes, of_model, of_period
 from hfchat.feedback.history import History, Periods, read_history
+from hfchat.feedback.private_file import private_file
 from hfchat.plots import Scale
 from hfchat.templates import add_figures, html_environment, markdown_environment
 
@@ -202,17 +201,8 @@ def _loudest(thumbs: pd.DataFrame) -> Share | None:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with private_file(path) as file:
+        file.write(text.encode())
 
 
 def _with_filters(environment: "jinja2.Environment") -> "jinja2.Environment":
