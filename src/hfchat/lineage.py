@@ -313,6 +313,11 @@ def copy_with_lineage(source: str | Path, target: Path) -> None:
             raise UserError(f"{source}: files named in its {LINEAGE} are missing or cut; run its stage again")
 
 
+def content_digest(folder: str | Path) -> str:
+    """The SHA-256 of an output's files as they are now, whatever its lineage says of them."""
+    return digest(_hash_files(as_path(folder)))
+
+
 def describe(source: str | Path) -> dict[str, Any]:
     """Identify an input by its content: `{"path", "sha256", "licenses"}`.
 

@@ -9,6 +9,7 @@
 Any tool opens a version, or `current`, as the model that it is; `hfchat serve models/assistant` follows `current`.
 """
 
+import errno
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 import filelock
 
 from hfchat.errors import UserError
-from hfchat.lineage import copy_with_lineage, describe
+from hfchat.lineage import content_digest, copy_with_lineage
 from hfchat.storage import remove_tree
 
 _VERSION = re.compile(r"v([1-9]\d*)")
@@ -117,12 +118,30 @@ class Registry:
         return current
 
     def history(self) -> list[dict[str, Any]]:
-        """What was done, oldest first: `{"time", "action", "version", "reason", ...}`."""
+        """What was done, oldest first: `{"time", "action", "version", "reason", ...}`.
+
+        A last line without its end was cut off while it was written, and tells of nothing that happened.
+
+        Raises:
+            UserError: If a line is not an entry.
+        """
         try:
-            lines = (self.folder / _HISTORY).read_text(encoding="utf-8").splitlines()
+            written = (self.folder / _HISTORY).read_bytes()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        *lines, _cut = written.split(b"\n")
+        return [self._entry(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+    def _entry(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not {"time", "action", "version", "reason"} <= entry.keys():
+            raise UserError(
+                f"{self.folder / _HISTORY}: line {number} is not an entry of the history; correct or delete it"
+            )
+        return entry
 
     def add(self, source: str | Path, reason: str = "") -> str:
         """Copy a model into the registry as its next version; it does not answer yet.
@@ -136,17 +155,22 @@ class Registry:
         source = Path(source)
         if not (source / "config.json").is_file():
             raise UserError(f"{source}: has no config.json, so no model is in it; name the folder of a whole model")
-        digest = describe(source)["sha256"]
+        digest = content_digest(source)  # not what its lineage claims: that of a foreign model may name another's
         with self._locked():
-            for entry in self.history():
-                if entry["action"] == "add" and entry["sha256"] == digest and entry["version"] in self.versions():
-                    return entry["version"]
-            version = f"v{max((int(name[1:]) for name in self.versions()), default=0) + 1}"
+            versions = self.versions()
+            for version, known in self._added().items():
+                if known == digest and version in versions:
+                    return version
+            version = f"v{max((int(name[1:]) for name in versions), default=0) + 1}"
             partial = self.folder / f".{version}.partial"
             remove_tree(partial)
-            copy_with_lineage(source, partial)
-            partial.rename(self.folder / version)
-            self._note("add", version, reason, source=str(source), sha256=digest)
+            try:
+                copy_with_lineage(source, partial)
+                with self._noted("add", version, reason, source=str(source), sha256=digest):
+                    partial.rename(self.folder / version)
+            except (OSError, UserError):
+                remove_tree(partial)
+                raise
         return version
 
     def promote(self, version: str, reason: str = "") -> None:
@@ -156,8 +180,7 @@ class Registry:
             UserError: If there is no such version.
         """
         with self._locked():
-            self._point_at(self.path(version).name)
-            self._note("promote", version, reason)
+            self._point_at(self.path(version).name, "promote", reason)
 
     def roll_back(self, reason: str = "") -> str:
         """Let the version answer that did so before the current one.
@@ -171,12 +194,14 @@ class Registry:
         with self._locked():
             current = self.deployment().current
             before = self._promoted()
+            # What was noted after the current version was promoted never came to answer.
+            while current in before and before[-1] != current:
+                before.pop()
             while before and before[-1] == current:
                 before.pop()
             if not before:
                 raise UserError(f"{self.folder}: no version answered before {current}, so there is none to go back to")
-            self._point_at(self.path(before[-1]).name)
-            self._note("rollback", before[-1], reason)
+            self._point_at(self.path(before[-1]).name, "rollback", reason)
             return before[-1]
 
     def try_out(self, version: str, share: float, reason: str = "") -> None:
@@ -191,11 +216,19 @@ class Registry:
             self.path(version)
             if self.deployment().current in (None, version):
                 raise UserError(f"{self.folder}: {version} can be tried only beside another version that answers")
-            if share:
-                self._write(_CANDIDATE, json.dumps(asdict(Candidate(version, share))))
-            else:
-                (self.folder / _CANDIDATE).unlink(missing_ok=True)
-            self._note("try", version, reason, share=share)
+            candidate = self.folder / _CANDIDATE
+            partial = self.folder / f".{_CANDIDATE}.new"
+            partial.write_text(json.dumps(asdict(Candidate(version, share))) + "\n", encoding="utf-8")
+            with self._noted("try", version, reason, share=share):
+                if share:
+                    partial.replace(candidate)
+                else:
+                    candidate.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+
+    def _added(self) -> dict[str, str]:
+        """Version to the digest of its content; what a version was called before it was there does not count."""
+        return {entry["version"]: entry["sha256"] for entry in self.history() if entry["action"] == "add"}
 
     def _promoted(self) -> list[str]:
         """The versions that answered, oldest first, without those that were rolled back."""
@@ -208,26 +241,34 @@ class Registry:
                     promoted.pop()
         return promoted
 
-    def _point_at(self, version: str) -> None:
+    def _point_at(self, version: str, action: str, reason: str) -> None:
+        # What needs room on the disk comes first: renaming and deleting need none, so they do not fail half way.
         link = self.folder / f".{_CURRENT}.new"
         link.unlink(missing_ok=True)
         link.symlink_to(version)
-        link.replace(self.current)
-        if (candidate := self.folder / _CANDIDATE).is_file():
-            candidate.unlink()  # it was compared with what answered until now
+        with self._noted(action, version, reason):
+            link.replace(self.current)
+            (self.folder / _CANDIDATE).unlink(missing_ok=True)  # it was compared with what answered until now
 
-    def _write(self, name: str, text: str) -> None:
-        partial = self.folder / f".{name}.new"
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(self.folder / name)
-
-    def _note(self, action: str, version: str, reason: str, **more: Any) -> None:
+    @contextmanager
+    def _noted(self, action: str, version: str, reason: str, **more: Any) -> Iterator[None]:
+        """Write an entry of the history around what it tells of, and take it back if that fails."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"time": time, "action": action, "version": version, "reason": reason, **more}
-        with (self.folder / _HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(entry).encode() + b"\n"
+        # Without a buffer, which would be written after all when the file is closed.
+        with (self.folder / _HISTORY).open("a+b", buffering=0) as file:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1  # what follows was cut off while it was written
+            file.truncate(whole)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / _HISTORY))
+                os.fsync(file.fileno())
+                yield
+            except BaseException:
+                file.truncate(whole)
+                raise
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
