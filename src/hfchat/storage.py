@@ -22,6 +22,19 @@ def is_remote(path: str | Path) -> bool:
     return isinstance(path, UPath) or "://" in str(path)
 
 
+def belongs_to(folder: Path, path: Path) -> bool:
+    """Whether a path in a local folder leads to a regular file or folder that is the folder's own.
+
+    A link may lead out of a folder that somebody else made, to any file of this machine, and a pipe never ends. The
+    snapshots of the Hub's cache are links to the blobs beside them, so those belong to them.
+    """
+    target, roots = path.resolve(), [folder.resolve()]
+    if roots[0].parent.name == "snapshots":
+        roots.append(roots[0].parents[1] / "blobs")
+    inside = any(target.is_relative_to(root) for root in roots)
+    return inside and (target.is_file() or target.is_dir())
+
+
 def remove_tree(folder: Path) -> None:
     """Delete a folder and what is in it, if it is there."""
     if isinstance(folder, UPath):

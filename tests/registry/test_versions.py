@@ -165,6 +165,30 @@ def test_a_full_disk_changes_nothing_and_breaks_nothing(registry, model, room):
     assert registry.roll_back() == "v1"
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "nowhere", "pipe"])
+def test_nothing_comes_in_by_a_link(registry, model, tmp_path, kind):
+    source = model("a")
+    (tmp_path / "keys.json").write_text("secret")
+    strange = source / "README.md"
+    if kind == "pipe":
+        os.mkfifo(strange)
+    else:
+        strange.symlink_to({"file": tmp_path / "keys.json", "folder": tmp_path, "nowhere": "missing"}[kind])
+    with pytest.raises(UserError, match=r"README.md: leads to no file of .*a; put a copy"):
+        registry.add(source)
+    assert registry.versions() == []
+
+
+def test_a_snapshot_of_the_hubs_cache_is_added_whole(registry, tmp_path):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "blobs").mkdir()
+    (snapshot.parents[1] / "blobs" / "abc").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    assert registry.add(snapshot) == "v1"
+    assert not (registry.folder / "v1" / "config.json").is_symlink()
+
+
 def test_a_line_that_is_no_entry_is_named(registry, model):
     registry.promote(registry.add(model("a")))
     with (registry.folder / "history.jsonl").open("a") as file:
