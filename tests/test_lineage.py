@@ -148,7 +148,7 @@ def test_a_replacement_killed_half_way_costs_nobody_an_output(tmp_path, source, 
             finish(second, "second")
     del second
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="steps=its default, now 3; .*overwrite_output_dir"):
+    with pytest.raises(UserError, match=r"steps=its default, now 3; .*overwrite_output_dir"):
         open_stage(tmp_path, source, "--steps", "3")
     assert (tmp_path / "out" / "result.txt").read_text() == "first"
     with pytest.raises(UserError, match="overwrite_output_dir"):

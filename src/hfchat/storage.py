@@ -22,6 +22,16 @@ def is_remote(path: str | Path) -> bool:
     return isinstance(path, UPath) or "://" in str(path)
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a local file whole, or leave what was there: a kill or a full disk never leaves half of it."""
+    scratch = file.with_name(f".{file.name}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def belongs_to(folder: Path, path: Path) -> bool:
     """Whether a path in a local folder leads to a regular file or folder that is the folder's own.
 

@@ -14,6 +14,7 @@ from hfchat.errors import UserError
 from hfchat.hub.behaviour import MAX_NEW_TOKENS, Difference, Prompts
 from hfchat.hub.reloading import is_tied
 from hfchat.lineage import CERTIFICATE, describe
+from hfchat.storage import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,7 +155,7 @@ class Certificate:
             "files": files_sha256(self.folder),
             "versions": {"hfchat": __version__, **{name: metadata.version(name) for name in _installed()}},
         }
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_tokens(
