@@ -275,6 +275,8 @@ def test_what_is_public_is_not_taken_for_private(config, hub):
         ("base/generation_config.json", '{\n"a": 1,\n"wandb_api_key": "a1b2c3d4e5f6"}', "config.json:3: a password"),
         ("base/pytorch_model.bin", "x", "pytorch_model.bin: weights in pickles run code"),
         ("base/config.json", '{"auto_map": {"AutoModel": "m.M"}}', "auto_map asks whoever loads the model to run"),
+        ("tokenizer/tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["m.T", null]}}', "auto_map asks whoever"),
+        ("base/modeling_mine.py", "", "modeling_mine.py: a model must not bring code"),
         ("corpus/README.md", "no header", "its header names no license"),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from hfchat.errors import UserError
 from hfchat.hub.leaks import clean_paths, find_leaks, readable_text
 from hfchat.hub.merging import BASE_RECORD
 from hfchat.lineage import CERTIFICATE, LINEAGE, describe, digest, lineage_of
+from hfchat.model_code import refuse_code
 from hfchat.models import BUNDLED, BUNDLED_ON_HUB
 
 CARD = "README.md"
@@ -49,9 +50,6 @@ _HOW_TO_MAKE = {
 }
 _DATA = (".parquet", ".jsonl", ".json", ".csv", ".arrow", ".txt", ".gz", ".zst")
 _REMOVED = "removed"  # what a stage of the data took out, with the reasons for it
-# What `Trainer` leaves beside a model, and nobody needs who does not go on training here.
-_OF_THE_TRAINER = ("training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 
 
 class ArtefactEntry(dict):
@@ -181,12 +179,14 @@ def collect(entry: ArtefactEntry, repo_id: str) -> Repository:
     """The files of an artefact as they are on this machine.
 
     Raises:
-        UserError: If the folder or a file that it needs is missing, weights are in a pickle, a file is a link that
-            leads out of the folder, or the certificate is of other files.
+        UserError: If the folder or a file that it needs is missing, a model brings code (`refuse_code`), a file is a
+            link that leads out of the folder, or the certificate is of other files.
     """
     kind, folder = entry["kind"], Path(entry["folder"]).expanduser()
     if not folder.is_dir():
         raise UserError(f"artefacts: {entry['folder']}: no such folder; an earlier recipe makes it, or name another")
+    if kind in _PUBLISHED:
+        refuse_code(folder)
     repository = Repository(kind, repo_id, folder)
     if kind != "space":
         described = describe(folder)
@@ -206,13 +206,10 @@ def collect(entry: ArtefactEntry, repo_id: str) -> Repository:
     for pattern in _NEEDED[kind]:
         if not any(fnmatch(name, pattern) for name in repository.files):
             how = _HOW_TO_MAKE.get(pattern, "save it with save_pretrained").format(folder=folder)
-            raise UserError(f"{folder}: has no {pattern}, which a {kind} needs; {_pickles(repository) or how}")
+            raise UserError(f"{folder}: has no {pattern}, which a {kind} needs; {how}")
     wheels = [name for name in repository.files if name.endswith(".whl")]
     if kind == "space" and len(wheels) > 1:
         raise UserError(f"{folder}: has several wheels ({', '.join(wheels)}); leave the one that shall run")
-    if kind in _PUBLISHED and (pickles := _pickles(repository)):
-        raise UserError(f"{folder}: {pickles}")
-    _check_config(repository)
     _check_certificate(repository)
     return repository
 
@@ -329,30 +326,6 @@ def _is_published(kind: str, name: PurePosixPath) -> bool:
         inside = len(name.parts) > 1 or name.suffix in (".jsonl", ".parquet", ".csv")
         return str(name) == CARD or (inside and name.parts[0] != _REMOVED and name.name.endswith(_DATA))
     return len(name.parts) == 1 and any(fnmatch(name.name, pattern) for pattern in _PUBLISHED[kind])
-
-
-def _pickles(repository: Repository) -> str | None:
-    found = [
-        name
-        for name in repository.left_out
-        if "/" not in name
-        and name.endswith(_PICKLES)
-        and not any(fnmatch(name, pattern) for pattern in _OF_THE_TRAINER)
-    ]
-    if not found:
-        return None
-    return (
-        f"{', '.join(found)}: weights in pickles run code when they are loaded; save them as "
-        "safetensors, and delete these"
-    )
-
-
-def _check_config(repository: Repository) -> None:
-    if "config.json" in repository.files and "auto_map" in json.loads(repository.read("config.json")):
-        raise UserError(
-            f"{repository.folder}/config.json: auto_map asks whoever loads the model to run code from its repository; "
-            "publish a model of an architecture that Transformers has"
-        )
 
 
 def _check_certificate(repository: Repository) -> None:
