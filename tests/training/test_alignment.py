@@ -8,6 +8,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
 from hfchat.errors import UserError
+from hfchat.training import alignment
 from hfchat.training.adapters import ModelArguments, load_trainable
 from hfchat.training.alignment import (
     TRAINERS,
@@ -20,6 +21,7 @@ from hfchat.training.alignment import (
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.packing import IGNORE
 from hfchat.training.preferences import load_preferences
+from hfchat.training.supervision import load_chat_tokenizer
 from tests.conftest import tiny_model
 from tests.training.runs import assert_identical
 
@@ -47,7 +49,7 @@ def pairs(tmp_path_factory):
 def make_trainer(pairs, chat_model, tokenizer, tmp_path):
     """A trainer as `recipes/align.py` makes it, for three steps unless `settings` say otherwise."""
 
-    def make(method="dpo", output="run", model=(), **settings):
+    def make(method="dpo", output="run", model=(), base=chat_model, **settings):
         defaults = {
             "max_steps": 3, "learning_rate": 2e-2, "use_cpu": True, "bf16": False, "report_to": "none", "seed": 5,
             "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", "max_length": 64,
@@ -56,11 +58,12 @@ def make_trainer(pairs, chat_model, tokenizer, tmp_path):
         args = AlignArguments(
             output_dir=str(tmp_path / output), dataset_name=str(pairs), method=method, **defaults | settings
         )
-        model_args = ModelArguments(model_name_or_path=str(chat_model), lora_r=4, lora_alpha=8, **dict(model))
+        model_args = ModelArguments(model_name_or_path=str(base), lora_r=4, lora_alpha=8, **dict(model))
+        tokenizer, new_tokens = load_chat_tokenizer(str(base), model_args.model_revision, allow_mismatch=False)
         preferences = load_preferences(args, tokenizer)
         args.derive(model_args, preferences)
         torch.manual_seed(0)
-        trained = load_trainable(model_args, str(chat_model), tokenizer)
+        trained = load_trainable(model_args, str(base), tokenizer, new_tokens)
         record_fingerprint(tokenizer, trained)
         return TRAINERS[method](trained, args, preferences, tokenizer)
 
@@ -123,6 +126,22 @@ def test_the_reference_is_the_base_and_no_second_copy_of_it(make_trainer, method
     assert logged(trainer, "rewards/margins")[0] == 0, "before its first step, the policy is the reference"
     np.testing.assert_array_equal(trainer._held_out_log_probs(reference=True), before)
     assert abs(trainer._held_out_log_probs(reference=False) - before).max() > 0.1
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("trls_head", [True, False])
+def test_a_base_without_turns_is_aligned_from_its_own_start(make_trainer, untied_base, method, trls_head, monkeypatch):
+    if trls_head:  # which an accelerator uses
+        monkeypatch.setattr(alignment, "score_completions", lambda model: None)
+    trainer = make_trainer(method, base=untied_base, max_length=128)
+    rows = [value for name, value in trainer.model.named_parameters() if "trainable_tokens_delta" in name]
+    before = [value.detach().clone() for value in rows]
+    assert len(rows) == 2, "of the embeddings and of the output layer"
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=False), trainer.start.policy, rtol=1e-5)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == pytest.approx(0, abs=1e-5)
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=True), trainer.start.policy, rtol=1e-6)
+    assert not any(torch.equal(old, new) for old, new in zip(before, rows, strict=True))
 
 
 def test_an_adapter_is_trained_at_the_cost_of_the_completions(make_trainer):
