@@ -1,13 +1,16 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from trl.trainer import dpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
 from hfchat.errors import UserError
+from hfchat.models import load_model
 from hfchat.training import alignment
 from hfchat.training.adapters import ModelArguments, load_trainable
 from hfchat.training.alignment import (
@@ -49,7 +52,7 @@ def pairs(tmp_path_factory):
 def make_trainer(pairs, chat_model, tokenizer, tmp_path):
     """A trainer as `recipes/align.py` makes it, for three steps unless `settings` say otherwise."""
 
-    def make(method="dpo", output="run", model=(), base=chat_model, **settings):
+    def make(method="dpo", output="run", model=(), base=chat_model, load=load_trainable, **settings):
         defaults = {
             "max_steps": 3, "learning_rate": 2e-2, "use_cpu": True, "bf16": False, "report_to": "none", "seed": 5,
             "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", "max_length": 64,
@@ -63,7 +66,7 @@ def make_trainer(pairs, chat_model, tokenizer, tmp_path):
         preferences = load_preferences(args, tokenizer)
         args.derive(model_args, preferences)
         torch.manual_seed(0)
-        trained = load_trainable(model_args, str(base), tokenizer, new_tokens)
+        trained = load(model_args, str(base), tokenizer, new_tokens)
         record_fingerprint(tokenizer, trained)
         return TRAINERS[method](trained, args, preferences, tokenizer)
 
@@ -189,6 +192,52 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_stopped(m
     for key in ("loss", "eval_rewards/margins", "eval_kl"):
         assert logged(resumed, key) == logged(whole, key)
     np.testing.assert_array_equal(resumed.start.policy, whole.start.policy)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("precompute", [False, True])
+def test_the_reference_of_all_weights_is_the_model_that_was_loaded(
+    make_trainer, chat_model, tokenizer, tmp_path, method, precompute
+):
+    base = tmp_path / "base"
+    shutil.copytree(chat_model, base)
+
+    def load_then_replace(*args):  # as if the name stood for another revision, where it is loaded again
+        model = load_trainable(*args)
+        tiny_model(tokenizer, seed=7).save_pretrained(base)
+        return model
+
+    settings = {"base": base, "model": {"use_peft": False}, "load": load_then_replace, "learning_rate": 1e-3}
+    trainer = make_trainer(method, precompute_ref_log_probs=precompute, **settings)
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=False), trainer.start.policy, rtol=1e-6)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_trl_loads_itself_is_of_the_commit_of_the_policy(make_trainer, monkeypatch):
+    def load(*args):
+        model = load_trainable(*args)
+        model.config._commit_hash = "c0ffee"
+        return model
+
+    monkeypatch.setattr(alignment, "is_deepspeed_zero3_enabled", lambda: True)
+    asked = []
+
+    def load_reference(path, **kwargs):
+        asked.append(kwargs["revision"])
+        return load_model(path)
+
+    monkeypatch.setattr(dpo_trainer, "create_model_from_path", load_reference)
+    make_trainer(model={"use_peft": False}, load=load)
+    assert asked == ["c0ffee"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_reference_of_all_weights_has_rows_for_new_tokens(make_trainer, plain_base, method):
+    trainer = make_trainer(method, base=plain_base, model={"use_peft": False}, max_length=128, learning_rate=1e-3)
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=False), trainer.start.policy, rtol=1e-5)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_full_training_has_a_reference_too(make_trainer):
