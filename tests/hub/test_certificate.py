@@ -1,6 +1,7 @@
 import argparse
 import importlib.util
 import json
+import math
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from hfchat.chat_template import record_fingerprint, set_chat_template
 from hfchat.errors import UserError
 from hfchat.hub import certificate, reloading
-from hfchat.hub.behaviour import default_conversations
+from hfchat.hub.behaviour import Behaviour, Prompts, compare, default_conversations
 from hfchat.hub.certificate import certify_adapter, certify_model, export, handler
 from hfchat.hub.merging import put_adapter
 from hfchat.models import embed_new_tokens
@@ -215,6 +216,17 @@ def _plain_tokenizer(folder):
     )
     plain.save_pretrained(folder / "plain")
     return folder / "plain"
+
+
+def test_the_divergence_is_from_what_was_to_what_became(base):
+    before, after = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.25, 0.25]]), torch.tensor([[0.5, 0.25, 0.25]] * 2)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    behaviours = (Behaviour([probabilities.log() + 3], [[1]]) for probabilities in (before, after))
+    difference = compare(*behaviours, Prompts([], [[1]], [[1]]), model, tokenizer)
+    expected = sum(p * math.log(p / q) for p, q in zip(before[0].tolist(), after[0].tolist(), strict=True))
+    assert difference.max_kl_nats == pytest.approx(expected)
+    assert difference.mean_kl_nats == pytest.approx(expected / 2)
+    assert expected == pytest.approx(0.0993, abs=1e-4)
 
 
 def test_training_on_another_base_than_the_one_named_is_seen(base, tokenizer, tmp_path):

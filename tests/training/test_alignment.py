@@ -147,6 +147,33 @@ def test_a_base_without_turns_is_aligned_from_its_own_start(make_trainer, untied
     assert not any(torch.equal(old, new) for old, new in zip(before, rows, strict=True))
 
 
+def test_the_divergence_is_that_of_the_policy_from_the_reference(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    first, second, third = 10, 11, 12  # drawn as often as the policy makes them probable
+    answers = [[first] * 4, [first] * 3 + [second] * 2 + [third]]
+    policy = {first: 0.7, second: 0.2, third: 0.1}
+    base = {first: 0.5, second: 0.25, third: 0.25}
+
+    def log_probs(batch, reference):
+        probabilities = torch.ones(trainer.model.config.vocab_size)
+        for token, probability in (base if reference else policy).items():
+            probabilities[token] = probability
+        return probabilities.log()[batch["input_ids"][:, 1:]] * batch["completion_mask"][:, 1:]
+
+    monkeypatch.setattr(trainer, "_sample", lambda prompts: answers)
+    monkeypatch.setattr(trainer, "_log_probs", log_probs)
+    expected = sum(share * np.log(share / base[token]) for token, share in policy.items())
+    assert trainer.divergence() == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(0.0993, abs=1e-4)
+
+
+@pytest.mark.parametrize(("use_peft", "rate"), [(False, 1e-6), (True, 1e-5)])
+def test_the_learning_rate_follows_from_what_is_trained(tmp_path, use_peft, rate):
+    args = AlignArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    args.derive(ModelArguments(use_peft=use_peft), None)
+    assert args.learning_rate == rate
+
+
 def test_an_adapter_is_trained_at_the_cost_of_the_completions(make_trainer):
     trainer = make_trainer(per_device_train_batch_size=2)
     backbone, lengths = trainer.model.get_base_model().base_model, []
