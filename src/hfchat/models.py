@@ -107,10 +107,17 @@ def embed_new_tokens(model: "PreTrainedModel", known: int, size: int) -> None:
     """
     if size == known:
         return
+    if not is_tied(model):
+        model.config.tie_word_embeddings = False  # whatever was said: resizing would tie an output layer of its own
     if size > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(size, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
         end.weight.data[known:] = end.weight.data[:known].mean(0)
+
+
+def is_tied(model: "PreTrainedModel") -> bool:
+    """Whether the output layer is the embeddings."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def prepare_for_inference(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from hfchat.errors import UserError
-from hfchat.training.adapters import ModelArguments
+from hfchat.training.adapters import ModelArguments, load_trainable
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.finetuning import SUPERVISED_MULTIPLE, FinetuneArguments, FinetuneTrainer
-from hfchat.training.supervision import supervise
+from hfchat.training.supervision import load_chat_tokenizer, supervise
 
 
 def lora_trainer(cls, model_folder, tokenizer, rows, output_dir, **arguments):
@@ -104,6 +104,32 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(chat_model, t
     assert adapter_of(resumed).keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in adapter_of(resumed).items())
     assert resumed.final_metrics()["eval_loss"] == whole.final_metrics()["eval_loss"]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_of_new_tokens_are_in_the_checkpoints(untied_base, rows, tmp_path, packing):
+    def trainer():
+        torch.manual_seed(0)
+        tokenizer, new_tokens = load_chat_tokenizer(str(untied_base), "main", allow_mismatch=False)
+        dataset, _ = supervise(rows, tokenizer, 128, "test")
+        args = FinetuneArguments(
+            output_dir=str(tmp_path / "run"), max_steps=4, learning_rate=1e-2, report_to="none", bf16=False,
+            packing=packing, max_length=128, disable_tqdm=True, save_strategy="steps", save_steps=2,
+            eval_strategy="no", per_device_train_batch_size=2,
+        )  # fmt: skip
+        return FinetuneTrainer(
+            model=load_trainable(ModelArguments(lora_r=4, dtype="float32"), str(untied_base), tokenizer, new_tokens),
+            args=args, train_dataset=dataset, eval_dataset=dataset, processing_class=tokenizer,
+        )  # fmt: skip
+
+    whole = trainer()
+    whole.train()
+    assert whole.evaluate()["eval_loss"] > 0
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    trained = {name: value for name, value in whole.model.named_parameters() if value.requires_grad}
+    assert sum("trainable_tokens_delta" in name for name in trained) == 2
+    assert all(torch.equal(resumed.model.get_parameter(name), value) for name, value in trained.items())
 
 
 def test_an_evaluation_that_fails_does_not_end_the_training(chat_model, tokenizer, rows, tmp_path, capsys):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHOWN = 3
+_SELDOM = 0.5  # of the answers that a model ends by itself
 _BEFORE = "answers_before.json"
 
 
@@ -82,8 +83,11 @@ class HeldOutAnswers(TrainerCallback):
             f"of {len(self.answers)} answers to held-out prompts, the model ended by itself (within "
             f"{self.max_new_tokens} tokens) {metrics['ended_before']:.0%} before, {metrics['ended_after']:.0%} after"
         ]
-        if metrics["ended_after"] < min(0.5, metrics["ended_before"]):
-            lines.append("warning: it seldom stops; train longer, or raise sample_max_new_tokens if answers are long")
+        if metrics["ended_after"] < _SELDOM:
+            lines.append(
+                "WARNING: THE MODEL SELDOM STOPS: train longer or with a higher learning_rate, or raise "
+                "sample_max_new_tokens if its answers are long"
+            )
         for row in self.answers[:_SHOWN]:
             texts = {"prompt": row["prompt"][-1]["content"], "reference": row["reference"] or ""}
             texts |= {when: row[when]["text"] for when in ("before", "after")}
