@@ -58,7 +58,8 @@ class Corpus:
 def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Corpus:
     """Tokenize a corpus into `folder`, once, or open it as a stream.
 
-    Without a split for validation, the first `args.validation_documents` (at most a tenth) are held out.
+    Without a split for validation, the first `args.validation_documents` (at most a tenth) are held out; of a stream,
+    their repetitions too.
 
     Raises:
         UserError: If the dataset cannot be loaded, or has too few documents to hold any out.
@@ -72,9 +73,7 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
         if not args.streaming:
             tokenize_corpus(train, column, tokenizer, folder / "tokens-train", "tokenizing, train")
             return Corpus(PackedDataset(folder / "tokens-train", args.block_size, tokenizer), packed)
-    from datasets.distributed import split_dataset_by_node
-
-    share = split_dataset_by_node(train, rank=args.process_index, world_size=args.world_size)
+    share = _share(train, column, args.process_index, args.world_size)
     return Corpus(StreamedDataset(share, column, args.block_size, tokenizer), packed)
 
 
@@ -89,11 +88,27 @@ def load_documents(args: "PretrainArguments") -> tuple["Dataset | IterableDatase
     if has_split(name, "validation", config_name=config_name):
         return train, load_split(name, "validation", column, config_name=config_name)
     if args.streaming:
-        return train.skip(args.validation_documents), _collect(train.take(args.validation_documents), column)
+        validation = _collect(train.take(args.validation_documents), column)
+        held_out = frozenset(validation[column])
+        # `train.skip` would not do: where processes share the files, each would skip the first documents of its own.
+        # What a document says tells it apart wherever it is read.
+        return train.filter(lambda text: text not in held_out, input_columns=[column]), validation
     held_out = min(args.validation_documents, len(train) // 10)
     if held_out == 0:
         raise UserError(f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from")
     return train.select(range(held_out, len(train))), train.select(range(held_out))
+
+
+def _share(documents: "IterableDataset", column: str, process: int, processes: int) -> "IterableDataset":
+    """What one of several processes reads: its own files, where all have as many, else every n-th document."""
+    from datasets.distributed import split_dataset_by_node
+
+    # What is held out is at the front, so the first process is the first one whose files can be held out whole.
+    if next(iter(split_dataset_by_node(documents, rank=0, world_size=processes)), None) is None:
+        return documents.filter(
+            lambda _, number: number % processes == process, with_indices=True, input_columns=[column]
+        )
+    return split_dataset_by_node(documents, rank=process, world_size=processes)
 
 
 def _collect(documents, column):

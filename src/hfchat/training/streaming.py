@@ -37,7 +37,7 @@ class StreamedDataset(TorchIterableDataset):
     def __init__(
         self, documents: "IterableDataset", column: str, block_size: int, tokenizer: "PreTrainedTokenizerBase"
     ):
-        self.documents = documents.select_columns([column])
+        self.documents = documents
         self.column = column
         self.block_size = block_size
         self.tokenizer = tokenizer
@@ -95,16 +95,18 @@ class StreamedDataset(TorchIterableDataset):
 
     def _batches(self, place: dict[str, Any]) -> Iterator[tuple[list[np.ndarray], dict[str, Any], int]]:
         """Documents, the state of the source after them, and how often it has been read to its end; without an end."""
-        if place["source"] is not None:
-            self.documents.load_state_dict(place["source"])
         for passes in itertools.count(place["pass"]):
-            self.documents.set_epoch(passes)  # else each pass would start where the first was resumed
-            rows = iter(self.documents)
+            # A dataset of its own for each pass: one that is read again would start where it was resumed; with another
+            # epoch, datasets would shuffle its files, and processes would come by each other's documents.
+            documents = self.documents.select_columns([self.column])
+            if passes == place["pass"] and place["source"] is not None:
+                documents.load_state_dict(place["source"])
+            rows = iter(documents)
             batch = [row[self.column] for row in itertools.islice(rows, _BATCH)]
             if not batch and passes > place["pass"]:
                 raise UserError("streaming: no document is left to train on; lower validation_documents")
             while batch:
-                yield encode_documents(batch, self.tokenizer), self.documents.state_dict(), passes
+                yield encode_documents(batch, self.tokenizer), documents.state_dict(), passes
                 batch = [row[self.column] for row in itertools.islice(rows, _BATCH)]
 
 
