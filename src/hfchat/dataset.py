@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ROLES = ("system", "user", "assistant")  # of a conversation in text alone
 ROLES_WITH_TOOLS = (*ROLES, "tool")
+# What a turn thought before its answer, by DeepSeek's and vLLM's name, OpenRouter's, and gpt-oss' and Anthropic's.
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_UNWRITTEN = (*REASONING, "function_call", "refusal", "audio")
 
 
 def load_split(
@@ -161,6 +164,21 @@ def check_messages(messages: Any, place: str, roles: Collection[str] = ROLES) ->
     fault = find_fault(messages, roles)
     if fault is not None:
         raise UserError(f"{place}: {fault[1]}")
+
+
+def check_learned(messages: Any, place: str, roles: Collection[str] = ROLES) -> None:
+    """`check_messages`, and that the chat template writes all that the turns say: what it drops is not learned."""
+    check_messages(messages, place, roles)
+    for position, turn in enumerate(messages):
+        if field := next((field for field in _UNWRITTEN if turn.get(field)), None):
+            raise UserError(
+                f"{place}: turn {position} ({turn['role']}) has '{field}', which the chat template does not write; "
+                "recipes/prepare_conversations.py makes a conversation of it that is learned as it is meant"
+            )
+        if turn.get("weight") not in (None, 0, 1):
+            raise UserError(f"{place}: turn {position} has the weight {turn['weight']!r}; it must be 0 or 1")
+    if not any(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in messages):
+        raise UserError(f"{place}: every turn of the assistant has the weight 0, so there is nothing to learn")
 
 
 def trim(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hfchat.dataset import parse_tools, trim
+from hfchat.dataset import REASONING, parse_tools, trim
 
 # Kind of dataset to its columns; in all but the last, lists of messages.
 KINDS = {
@@ -25,8 +25,6 @@ ROLES = {
     "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "function_call": "assistant", "tool": "tool",
     "function": "tool", "observation": "tool",
 }  # fmt: skip
-# What is thought before an answer: the names of DeepSeek and vLLM, of OpenRouter, and of gpt-oss and Anthropic.
-REASONING = ("reasoning_content", "reasoning", "thinking")
 # Formats whose prompt says what to do with the text of the row.
 TAKES_INSTRUCTION = ("dialogsum", "parallel-text")
 # Columns that say who speaks and what was said before, in every format.
