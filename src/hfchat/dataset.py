@@ -5,6 +5,7 @@ And what every stage that reads conversations asks of their messages, and how it
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Collection
 from contextlib import suppress
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ROLES = ("system", "user", "assistant")  # of a conversation in text alone
 ROLES_WITH_TOOLS = (*ROLES, "tool")
+# What a turn thought before its answer, by DeepSeek's and vLLM's name, OpenRouter's, and gpt-oss' and Anthropic's.
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_UNWRITTEN = (*REASONING, "function_call", "refusal", "audio")
 
 
 def load_split(
@@ -162,18 +166,74 @@ def check_messages(messages: Any, place: str, roles: Collection[str] = ROLES) ->
         raise UserError(f"{place}: {fault[1]}")
 
 
-def digest_of(value: Any) -> bytes:
-    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form, with single spaces."""
+def check_learned(messages: Any, place: str, roles: Collection[str] = ROLES) -> None:
+    """`check_messages`, and that the chat template writes all that the turns say: what it drops is not learned."""
+    check_messages(messages, place, roles)
+    for position, turn in enumerate(messages):
+        if field := next((field for field in _UNWRITTEN if turn.get(field)), None):
+            raise UserError(
+                f"{place}: turn {position} ({turn['role']}) has '{field}', which the chat template does not write; "
+                "recipes/prepare_conversations.py makes a conversation of it that is learned as it is meant"
+            )
+        if turn.get("weight") not in (None, 0, 1):
+            raise UserError(f"{place}: turn {position} has the weight {turn['weight']!r}; it must be 0 or 1")
+    if not any(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in messages):
+        raise UserError(f"{place}: every turn of the assistant has the weight 0, so there is nothing to learn")
+
+
+def trim(text: str) -> str:
+    """The text without white space at its end, without empty lines before it, and without one space before a line.
+
+    Templates strip, or write the text as it is, so such white space would be learned by some models only. The
+    indentation of the first line is content. A single space is what completions of OpenAI's older files begin with.
+    """
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text.rstrip())
+    return text[1:] if re.match(r" \S", text) and "\n " not in text else text
+
+
+def digest_of(value: Any, *, typed: bool = False) -> bytes:
+    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form.
+
+    White space is content: code that is indented otherwise is another answer. Only what no reader sees does not count:
+    how lines end, spaces at their ends, and what `trim` takes away.
+
+    Args:
+        value: Messages, or a text.
+        typed: Two spaces within a line are one, as people type them by accident.
+    """
 
     def normalize(item: Any) -> Any:
         if isinstance(item, str):
-            return " ".join(unicodedata.normalize("NFC", item).split())
+            lines = re.split(r"\r\n|\r|\n", unicodedata.normalize("NFC", item))
+            if typed:
+                lines = [re.sub(r"(?<=\S)\s+", " ", line) for line in lines]
+            return trim("\n".join(line.rstrip() for line in lines))
         if isinstance(item, list):
             return [normalize(part) for part in item]
         return {key: normalize(part) for key, part in item.items()} if isinstance(item, dict) else item
 
     text = json.dumps(normalize(value), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def parse_tools(value: Any) -> list[dict[str, Any]]:
+    """Tools as OpenAI's API has them, of a column that has them so, as JSON in a text, or as functions alone.
+
+    Raises:
+        ValueError: If they are none of this.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON: {error}") from error
+    tools = []
+    for tool in [] if value is None else value if isinstance(value, list) else [value]:
+        (tool,) = parse_tools(tool) if isinstance(tool, str) and tool.strip() else [tool]
+        if not isinstance(tool, dict) or not tool:
+            raise ValueError(f"each must be a mapping, not {tool!r:.60}")
+        tools.append({"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool)
+    return tools
 
 
 def _hint(column: str) -> str:

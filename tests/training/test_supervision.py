@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -159,3 +161,39 @@ def test_tool_calls_are_learned_and_their_results_are_not(tokenizer):
     assert "⟦Yes.<|im_end|>⟧" in text
     assert text.count("⟦") == 2
     assert '"description": "Now"' in text
+
+
+def test_a_turn_of_the_weight_0_is_not_learned(tokenizer):
+    messages = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "3.", "weight": 0},
+        {"role": "user", "content": "Again."},
+        {"role": "assistant", "content": "2.", "weight": 1},
+    ]
+    dataset, _ = supervise(Dataset.from_list([{"messages": messages}] * 2), tokenizer, 2048, "test")
+    text = show_supervised(dataset[0], tokenizer)
+    assert "assistant\n3.<|im_end|>" in text
+    assert "⟦2.<|im_end|>⟧" in text
+    assert text.count("⟦") == 1
+    for turn in messages[1::2]:
+        turn["weight"] = 0
+    with pytest.raises(UserError, match="row 0: every turn of the assistant has the weight 0"):
+        supervise(Dataset.from_list([{"messages": messages}]), tokenizer, 2048, "test")
+
+
+def test_tools_may_be_json_in_a_text(tokenizer):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    rows = [{"messages": messages, "tools": given} for given in (json.dumps(tools), json.dumps(tools[0]["function"]))]
+    dataset, _ = supervise(Dataset.from_list(rows), tokenizer, 2048, "test")
+    (expected,), _ = supervise(Dataset.from_list([{"messages": messages, "tools": tools}]), tokenizer, 2048, "test")
+    assert [row["input_ids"] for row in dataset] == [expected["input_ids"]] * 2
+    with pytest.raises(UserError, match="row 0: 'tools': not JSON"):
+        supervise(Dataset.from_list([{"messages": messages, "tools": "{"}]), tokenizer, 2048, "test")
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "function_call", "audio"])
+def test_a_field_that_would_not_be_learned_is_named(tokenizer, field):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", field: "So."}]
+    with pytest.raises(UserError, match=f"row 0: turn 1 .assistant. has '{field}', which the chat template does not"):
+        supervise(Dataset.from_list([{"messages": messages}]), tokenizer, 2048, "test")

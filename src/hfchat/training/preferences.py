@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfchat.dataset import check_messages, has_split, load_split
+from hfchat.dataset import check_learned, has_split, load_split
 from hfchat.errors import UserError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def encode(
         UserError: If the two are not a prompt that ends with the user's turn and one answer of the assistant, or if
             the template does not render them as one.
     """
-    check_messages([*prompt, *completion], place)
+    check_learned([*prompt, *completion], place)
     if len(completion) != 1 or not prompt or prompt[-1]["role"] != "user":
         raise UserError(f"{place}: must be a prompt whose last turn is the user's, and one answer of the assistant")
     prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
