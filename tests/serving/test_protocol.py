@@ -43,7 +43,7 @@ BODIES = {
     "response_format": (ChatCompletionRequest, CHAT | {"response_format": UNKNOWN}),
     "stop": (ChatCompletionRequest, CHAT | {"stop": [1] * MANY}),
     "metadata": (ChatCompletionRequest, CHAT | {"metadata": UNKNOWN}),
-    "logit_bias": (ChatCompletionRequest, CHAT | {"logit_bias": {name: "high" for name in UNKNOWN}}),
+    "logit_bias": (ChatCompletionRequest, CHAT | {"logit_bias": dict.fromkeys(UNKNOWN, "high")}),
     "modalities": (ChatCompletionRequest, CHAT | {"modalities": ["audio"] * MANY}),
     "modalities: too many": (ChatCompletionRequest, CHAT | {"modalities": ["text"] * MANY}),
     "tools": (ChatCompletionRequest, CHAT | {"tools": [{}] * MANY}),

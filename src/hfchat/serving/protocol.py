@@ -26,7 +26,6 @@ from starlette.responses import JSONResponse
 
 from hfchat.serving.engine import FinishReason
 
-
 _MAX_MESSAGES = 10_000
 _MAX_PARTS = 1_000  # of a message
 _MAX_TOKEN_IDS = 2**18  # more than the longest contexts of today hold
