@@ -26,7 +26,7 @@ from huggingface_hub.constants import HF_HOME
 
 from hfchat import __version__
 from hfchat.errors import UserError
-from hfchat.storage import as_path, belongs_to, is_remote, move_folder, remove_tree
+from hfchat.storage import as_path, is_remote, move_folder, remove_tree
 
 LINEAGE = "lineage.json"
 CHECKPOINTS = "checkpoints"  # of the training stages: kept, but no part of the output
@@ -299,15 +299,9 @@ def copy_with_lineage(source: str | Path, target: Path) -> None:
     """Copy a folder to where there is none yet, as what the same stage made; its checkpoints stay behind.
 
     Raises:
-        UserError: If files named in the lineage are missing or cut, or if the folder holds a link out of it.
+        UserError: If files named in the lineage are missing or cut.
     """
     source = as_path(source)
-    if not is_remote(source):
-        for path in source.rglob("*"):
-            if not belongs_to(source, path):
-                raise UserError(
-                    f"{path}: leads to no file of {source}; put a copy of the file in its place, or delete it"
-                )
     lineage = lineage_of(source)
     if lineage is not None:
         lineage["sha256"] = digest(lineage["outputs"])

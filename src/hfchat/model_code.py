@@ -50,6 +50,23 @@ def refuse_code(folder: str | Path) -> None:
             _refuse_keys(path)
 
 
+def refuse_kernels(config: Any, name: str | Path) -> None:
+    """Refuse a configuration that names a repository for its kernels, such as `"attn_implementation": "owner/kernel"`.
+
+    Transformers fetches kernels from the Hub and runs them, whatever `trust_remote_code` says.
+
+    Args:
+        config: The JSON of a configuration.
+        name: Its file or model, for the error.
+
+    Raises:
+        UserError: Names the key.
+    """
+    for key, value in _entries(config):
+        if key in _KERNELS and _names_a_repository(value):
+            raise UserError(f"{name}: {key} names code of a repository, {_shown(value)}; delete the key")
+
+
 def _is_checkpoint(path: Path, folder: Path) -> bool:
     return path.relative_to(folder).parts[0] == CHECKPOINTS
 
@@ -69,14 +86,13 @@ def _refuse_keys(path: Path) -> None:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON, so nobody can tell what it asks for; mend it") from error
+    refuse_kernels(content, path)
     for key, value in _entries(content):
         if key in _KEYS_OF_CODE and value and not isinstance(value, int):  # in a vocabulary it is a token with its id
             raise UserError(
                 f"{path}: {key} asks whoever loads the model to run code from its repository; delete the key, and if "
                 "the model does not load without it, take one of an architecture that Transformers has"
             )
-        if key in _KERNELS and _names_a_repository(value):
-            raise UserError(f"{path}: {key} names code of a repository, {_shown(value)}; delete the key")
         if key == "parent_library" and isinstance(value, str) and value.partition(".")[0] not in _LIBRARIES:
             raise UserError(f"{path}: {key} has PEFT import {_shown(value)}; give the adapter a task_type instead")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfchat.errors import UserError
+from hfchat.model_code import refuse_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -160,8 +161,13 @@ def trains_faster_in_bf16() -> bool:
 
 
 def _load(from_pretrained, name: str, what: str, **kwargs):
+    from transformers import PreTrainedConfig
+
     resolved = resolve(name)
     try:
+        if what != "tokenizer":
+            config, _ = PreTrainedConfig.get_config_dict(resolved, revision=kwargs.get("revision"))
+            refuse_kernels(config, name)
         # Left unset, transformers would ask on a terminal whether to run the model's code.
         return from_pretrained(resolved, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:

@@ -7,6 +7,8 @@ from pathlib import Path
 import fsspec
 from upath import UPath
 
+from hfchat.errors import UserError
+
 
 def as_path(path: str | Path) -> Path:
     """A `pathlib.Path`, or for a URL a `upath.UPath`, which has the same methods."""
@@ -43,6 +45,17 @@ def belongs_to(folder: Path, path: Path) -> bool:
         roots.append(roots[0].parents[1] / "blobs")
     inside = any(target.is_relative_to(root) for root in roots)
     return inside and (target.is_file() or target.is_dir())
+
+
+def check_own_files(folder: Path) -> None:
+    """Refuse a local folder in which a path leads elsewhere, see `belongs_to`.
+
+    Raises:
+        UserError: Names the path.
+    """
+    for path in folder.rglob("*"):
+        if not belongs_to(folder, path):
+            raise UserError(f"{path}: leads to no file of {folder}; put a copy of the file in its place, or delete it")
 
 
 def remove_tree(folder: Path) -> None:

@@ -165,16 +165,28 @@ def test_a_full_disk_changes_nothing_and_breaks_nothing(registry, model, room):
     assert registry.roll_back() == "v1"
 
 
+def test_a_model_that_brings_code_is_not_added(registry, model):
+    source = model("a")
+    (source / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "code.Evil"}}')
+    with pytest.raises(UserError, match=r"tokenizer_config.json: auto_map asks"):
+        registry.add(source)
+    (source / "tokenizer_config.json").unlink()
+    (source / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pytorch_model.bin: weights in pickles run code"):
+        registry.add(source)
+    assert registry.versions() == []
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "nowhere", "pipe"])
 def test_nothing_comes_in_by_a_link(registry, model, tmp_path, kind):
     source = model("a")
     (tmp_path / "keys.json").write_text("secret")
-    strange = source / "README.md"
+    strange = source / "generation_config.json"
     if kind == "pipe":
         os.mkfifo(strange)
     else:
         strange.symlink_to({"file": tmp_path / "keys.json", "folder": tmp_path, "nowhere": "missing"}[kind])
-    with pytest.raises(UserError, match=r"README.md: leads to no file of .*a; put a copy"):
+    with pytest.raises(UserError, match=r"generation_config.json: leads to no file of .*a; put a copy"):
         registry.add(source)
     assert registry.versions() == []
 
@@ -310,7 +322,7 @@ def test_a_version_has_the_lineage_of_its_model(registry, model, tmp_path):
     described = describe(version)
     assert described["licenses"] == ["mit"]
     assert described["sha256"] != "of both"
-    (merged / "config.json").write_text("cut")
+    (merged / "config.json").write_text("{}")
     with pytest.raises(UserError, match="missing or cut"):
         registry.add(merged)
     assert registry.versions() == ["v1"]

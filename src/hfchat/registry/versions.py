@@ -24,7 +24,8 @@ import filelock
 
 from hfchat.errors import UserError
 from hfchat.lineage import content_digest, copy_with_lineage
-from hfchat.storage import remove_tree
+from hfchat.model_code import refuse_code
+from hfchat.storage import check_own_files, remove_tree
 
 _VERSION = re.compile(r"v([1-9]\d*)")
 _CURRENT = "current"
@@ -150,11 +151,13 @@ class Registry:
             The version: a new one, or the one that has the same content.
 
         Raises:
-            UserError: If the folder holds no whole model.
+            UserError: If the folder holds no whole model, one that brings code, or a link out of it.
         """
         source = Path(source)
         if not (source / "config.json").is_file():
             raise UserError(f"{source}: has no config.json, so no model is in it; name the folder of a whole model")
+        check_own_files(source)
+        refuse_code(source)  # servers other than hfchat's might run it, and follow the registry as well
         digest = content_digest(source)  # not what its lineage claims: that of a foreign model may name another's
         with self._locked():
             versions = self.versions()
