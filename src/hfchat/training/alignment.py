@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hfchat.training.preferences import Preferences
 
 # All weights: the default of TRL's `DPOConfig` and `KTOConfig`, twice what Tulu 3 (arXiv:2411.15124) and Zephyr
-# (arXiv:2310.16944) train 8 and 7 billion weights at. An adapter wants ten times that, see `hfchat.training.finetuning`.
+# (arXiv:2310.16944) train 8 and 7 billion weights at. An adapter wants ten times that, see `training/finetuning.py`.
 _FULL, _LORA = 1e-6, 1e-5
 _LOSSES = {"dpo": "sigmoid", "kto": "kto"}
 _RESAMPLES = 2000
