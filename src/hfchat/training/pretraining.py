@@ -298,6 +298,8 @@ class PretrainTrainer(CheckpointMixin, Trainer):
                 embedding_lr=self.args.embedding_learning_rate,
                 weight_decay=self.args.weight_decay,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
+                # What the run decided once, so that a resumed one does the same: machines can be near the line.
+                dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
             )
         return super().create_optimizer(model)
 
