@@ -16,9 +16,9 @@ from tests.training.runs import checkpoints, curve, losses
 # The batch is the one that the depth asks for, however many processes there are to share it. Less than an epoch: its
 # last batch is filled up where it cannot be shared out.
 STEPS = ["--max_steps", 6, "--logging_steps", 1, "--save_steps", 2, "--eval_steps", 3]
-# Rounding differs with the number of processes, and the optimizers make more of it where a gradient is next to nothing.
-TOLERANCE = 1e-5
-WEIGHTS_TOLERANCE = 1e-9
+# Rounding differs with the number of processes.
+LOSS_TOLERANCE = 1e-5
+WEIGHTS_TOLERANCE = 5e-4  # a weight whose gradient is next to nothing moves as far as others
 OPTIMIZERS = ("adamw", "muon")
 FSDP = "cpu_two_processes_fsdp"
 
@@ -41,13 +41,13 @@ def alone(runs, inputs, tmp_path_factory):
 
 
 def assert_same_training(output, alone):
-    assert losses(output) == pytest.approx(losses(alone), rel=TOLERANCE)
+    assert losses(output) == pytest.approx(losses(alone), rel=LOSS_TOLERANCE)
     evaluations, expected = (
         [entry for entry in curve(folder) if "eval_bits_per_byte" in entry] for folder in (output, alone)
     )
     for one, other in zip(evaluations, expected, strict=True):
         assert one["eval_predicted_tokens"] == other["eval_predicted_tokens"]
-        assert one["eval_bits_per_byte"] == pytest.approx(other["eval_bits_per_byte"], rel=TOLERANCE)
+        assert one["eval_bits_per_byte"] == pytest.approx(other["eval_bits_per_byte"], rel=LOSS_TOLERANCE)
     weights, expected = (load_file(folder / "model.safetensors") for folder in (output, alone))
     assert weights.keys() == expected.keys()
     for name, weight in weights.items():
