@@ -138,3 +138,18 @@ def test_a_schedule_reaches_both_parts_after_the_state_is_loaded(tokenizer):
     model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     optimizer.step()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_weight_decay_is_of_the_hidden_matrices_whichever_optimizer(packed, tokenizer, tmp_path, optimizer, tied):
+    trainer = trainer_for(packed, tokenizer, tmp_path, optimizer=optimizer, weight_decay=0.25)
+    trainer.model = random_llama(tokenizer, tie_word_embeddings=tied)
+    decayed = {
+        id(parameter)
+        for group in trainer.create_optimizer().param_groups
+        for parameter in group["params"]
+        if group["weight_decay"] == 0.25
+    }
+    names = {name for name, parameter in trainer.model.named_parameters() if id(parameter) in decayed}
+    assert names == {name for name, _ in trainer.model.named_parameters() if "_proj" in name}
