@@ -153,3 +153,44 @@ def test_weight_decay_is_of_the_hidden_matrices_whichever_optimizer(packed, toke
     }
     names = {name for name, parameter in trainer.model.named_parameters() if id(parameter) in decayed}
     assert names == {name for name, _ in trainer.model.named_parameters() if "_proj" in name}
+
+
+def test_a_run_gives_each_part_its_own_rate_and_adamw_its_betas(packed, tokenizer, tmp_path):
+    rates = {"learning_rate": 0.02, "embedding_learning_rate": 0.05}
+    muon, adamw = trainer_for(packed, tokenizer, tmp_path, **rates).create_optimizer().param_groups
+    assert (muon["lr"], muon["weight_decay"], muon["adjust_lr_fn"]) == (0.02, 0.1, "match_rms_adamw")
+    assert (adamw["lr"], adamw["weight_decay"], adamw["betas"]) == (0.05, 0.0, (0.9, 0.95))
+    trainer = trainer_for(packed, tokenizer, tmp_path, **rates, optimizer="adamw", adam_beta1=0.8, adam_beta2=0.9)
+    for group in trainer.create_optimizer().param_groups:
+        assert (group["lr"], group["betas"]) == (0.02, (0.8, 0.9))
+
+
+def rates_of(trainer, steps):
+    """The learning rate of both parts at each step, as shares of their peaks."""
+    trainer.create_optimizer_and_scheduler(steps)
+    shares = []
+    for _ in range(steps):
+        muon, adamw = trainer.optimizer.param_groups
+        assert muon["lr"] / 0.02 == pytest.approx(adamw["lr"] / 0.05)
+        shares.append(muon["lr"] / 0.02)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        # A warm-up of 3%, then down to 0 in a straight line.
+        ("linear", {0: 0, 1: 1 / 3, 2: 2 / 3, 3: 1, 50: 50 / 97, 99: 1 / 97}),
+        # Then nothing until the last fifth, which falls by 1 - sqrt.
+        ("warmup_stable_decay", {0: 0, 1: 1 / 3, 3: 1, 80: 1, 85: 0.5, 90: 1 - 0.5**0.5, 99: 1 - 0.95**0.5}),
+    ],
+)
+def test_schedules(packed, tokenizer, tmp_path, schedule, shares):
+    trainer = trainer_for(
+        packed, tokenizer, tmp_path, lr_scheduler_type=schedule, max_steps=100, learning_rate=0.02,
+        embedding_learning_rate=0.05,
+    )  # fmt: skip
+    found = rates_of(trainer, 100)
+    assert {step: found[step] for step in shares} == pytest.approx(shares)
