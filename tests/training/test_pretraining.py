@@ -7,10 +7,9 @@ from datasets import Dataset
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.training.corpus import Corpus, load_corpus
-from hfchat.training.optimizer import MuonWithAdamW
 from hfchat.training.packing import PackedDataset, tokenize_corpus
 from hfchat.training.pretraining import PretrainArguments
-from tests.conftest import TEXTS, tiny_model
+from tests.conftest import TEXTS
 from tests.training.trainers import losses, trainer_for
 
 
@@ -113,28 +112,3 @@ def test_a_corpus_too_small_to_hold_any_out_is_refused(tokenizer, tmp_path):
     args = PretrainArguments(output_dir=str(tmp_path), tokenizer_name="that of the test", dataset_name=str(file))
     with pytest.raises(UserError, match="no validation split, and fewer than 10 documents"):
         load_corpus(args, tokenizer, tmp_path / "tokens")
-
-
-def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tokenizer):
-    for architecture in ("llama", "gpt2"):
-        model = tiny_model(tokenizer, architecture)
-        optimizer = MuonWithAdamW(model, lr=1e-2, embedding_lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
-        muon, adamw = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        assert muon | adamw == set(names)
-        assert {names[i].split(".")[-2] for i in muon} <= {
-            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_fc", "c_proj",
-        }  # fmt: skip
-        assert any("wte" in names[i] or "embed" in names[i] for i in adamw)
-
-
-def test_a_schedule_reaches_both_parts_after_the_state_is_loaded(tokenizer):
-    model = tiny_model(tokenizer)
-    optimizer = MuonWithAdamW(model, lr=1.0, embedding_lr=1.0, weight_decay=0.1, betas=(0.9, 0.95))
-    optimizer.load_state_dict(optimizer.state_dict())
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
-    optimizer.step()
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

@@ -18,7 +18,7 @@ from hfchat.models import trains_faster_in_bf16
 from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.dial import Plan
-from hfchat.training.optimizer import MuonWithAdamW
+from hfchat.training.optimizer import MuonWithAdamW, split_parameters
 from hfchat.training.packing import collate_for_flash_attention
 from hfchat.training.progress import LossSpikes, PretrainProgress
 from hfchat.training.samples import PrintSamples
@@ -80,7 +80,9 @@ class PretrainArguments(TrainingArguments):
         default=None, metadata={"help": "By default on GPUs; what cannot be compiled runs as it is."}
     )
     learning_rate: float | None = field(default=None, metadata={"help": "By default from the depth, or 1e-4."})
-    weight_decay: float | None = field(default=None, metadata={"help": "By default from the depth, or 0.1."})
+    weight_decay: float | None = field(
+        default=None, metadata={"help": "Of the matrices between embeddings and head; by default 0.1."}
+    )
     adam_beta2: float = field(default=0.95, metadata={"help": "As in GPT-3 (arXiv:2005.14165)."})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps, or below 1 a share of them."})
@@ -170,8 +172,9 @@ class PretrainArguments(TrainingArguments):
         if self.weight_decay is None:
             self.weight_decay = plan.weight_decay
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.lr_scheduler_kwargs:
-            # The shortest decay that reaches the loss of a full one (Haegele et al., arXiv:2405.18392, figure 5).
-            self.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(0.2 * self.max_steps)}
+            # The shortest decay that reaches the loss of a full one, in the form that they found better than a line
+            # (Haegele et al., arXiv:2405.18392, figure 5 and section 3).
+            self.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(0.2 * self.max_steps), "decay_type": "1-sqrt"}
 
     def _tokens_at_once(self, model: "PreTrainedModel") -> int:
         """What fits into a forward and backward pass: on a GPU, the activations of half its memory."""
@@ -298,8 +301,15 @@ class PretrainTrainer(CheckpointMixin, Trainer):
                 embedding_lr=self.args.embedding_learning_rate,
                 weight_decay=self.args.weight_decay,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
+                # What the run decided once, so that a resumed one does the same: machines can be near the line.
+                dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
             )
         return super().create_optimizer(model)
+
+    def get_decay_parameter_names(self, model: "PreTrainedModel") -> list[str]:
+        """The matrices between embeddings and head, whichever optimizer it is: `Trainer`'s choice has the ends too."""
+        hidden = {id(parameter) for parameter in split_parameters(model)[0]}
+        return [name for name, parameter in model.named_parameters() if id(parameter) in hidden]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs or "eval_loss" in logs:
