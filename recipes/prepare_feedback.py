@@ -83,7 +83,10 @@ class PrepareFeedbackArguments(StageArguments):
     min_train: int = field(default=20, metadata={"help": "Rows without which a dataset is too little to learn from."})
     min_validation: int = field(
         default=10,
-        metadata={"help": "Held-out rows likewise. Of fewer than 4, not even wins in all exclude one half (95%%)."},
+        metadata={
+            "help": "Held-out rows likewise. The gate needs 10; of fewer than 6, not even wins in all show anything "
+            "(an exact sign test)."
+        },
     )
     replay: list[str] = field(
         default_factory=list,

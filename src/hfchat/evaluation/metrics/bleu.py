@@ -39,4 +39,5 @@ class BLEU(TextMetric):
             lambda sums: corpus._compute_score_from_stats(sums.tolist()).score,
             f"BLEU|{corpus.get_signature()}",
             lambda sums: sentence._compute_score_from_stats(sums.tolist()).score,
+            bounds=(0, 100),
         )

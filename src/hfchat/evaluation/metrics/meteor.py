@@ -38,7 +38,7 @@ class METEOR(TextMetric):
             )
             for prediction, texts in zip(predictions, references, strict=True)
         ]
-        return mean(scores, self._signature)
+        return mean(scores, self._signature, bounds=(0, 1))
 
 
 class _NoWordNet:

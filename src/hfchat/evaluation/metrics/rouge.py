@@ -45,4 +45,4 @@ class ROUGE(TextMetric):
             self._scorer.score_multi(texts, prediction)[self.config_name].fmeasure
             for prediction, texts in zip(predictions, references, strict=True)
         ]
-        return mean(scores, self._signature)
+        return mean(scores, self._signature, bounds=(0, 1))

@@ -144,7 +144,9 @@ class Answers(AskingTask):
                 else:
                     statistics[name] = bits_per_byte(losses, [record.references[0] for record in records], setting)
         tokens = [record.answer_tokens for record in records]
-        statistics["answer_tokens"] = mean(tokens, "mean|tokens of the model's own tokenizer")
+        statistics["answer_tokens"] = mean(
+            tokens, "mean|tokens of the model's own tokenizer", bounds=(0, self.max_new_tokens)
+        )
         statistics["ended"] = mean([record.ended for record in records], "share|end of turn before max_new_tokens")
         write_records(file, records)
         return Measured(statistics)
