@@ -1,3 +1,4 @@
+import gzip
 import json
 import shutil
 
@@ -37,6 +38,52 @@ def test_a_file_opens_whole(tmp_path):
     file = write(tmp_path / "rows.jsonl")
     assert len(load_split(file, "validation", "text")) == 3
     assert not has_split(file, "validation")
+
+
+LINES = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in ("Zürich, 你好", "a;b", "c")) + "\n"
+CSV = 'text;n\r\nZürich, 你好;1\r\n"a;b";2\r\nc;3\r\n'
+PARAGRAPHS = "Zürich, 你好\r\n\r\na;b\r\n \r\n\r\nc"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("a.ndjson", LINES),
+        ("a.json", f"[{','.join(LINES.splitlines())}]"),
+        ("a.csv", CSV),
+        ("a.csv", CSV.replace(";", "\t").replace("a\tb", "a;b")),
+        ("a.tsv", CSV.replace(";", "\t").replace("a\tb", "a;b")),
+        ("a.csv.gz", CSV),
+        ("a.txt", PARAGRAPHS),
+        ("a.txt", "Zürich, 你好\na;b\nc\n"),
+        ("train.csv", CSV),
+        ("train.jsonl", LINES),
+    ],
+)
+def test_text_is_read_in_each_encoding_and_layout(name, content, encoding, streaming, tmp_path):
+    path = tmp_path / name
+    content = content.encode(encoding)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    rows = load_split(str(tmp_path if name.startswith("train") else path), "train", "text", streaming=streaming)
+    assert [row["text"] for row in rows] == ["Zürich, 你好", "a;b", "c"]
+    path.write_bytes(gzip.compress(content * 2) if name.endswith(".gz") else content.replace(b"c", b"d"))
+    if not name.endswith(".gz"):
+        rows = load_split(str(tmp_path if name.startswith("train") else path), "train", "text", streaming=streaming)
+        assert [row["text"] for row in rows][-1] == "d"
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "c.txt").write_bytes(b"Z\xfcrich\n")
+    (tmp_path / "d.csv").write_bytes("text;n\n".encode("utf-16"))
+    for name in "a.jsonl.gz", "b.txt", "c.txt", "d.csv":
+        with pytest.raises(UserError, match=f"dataset_name .*{name}: ") as raised:
+            load_split(str(tmp_path / name), "train", "text")
+        assert "\n" not in str(raised.value)
 
 
 def test_a_stream_has_the_rows_of_the_dataset(corpus):

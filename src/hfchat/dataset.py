@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfchat.dataset_files import BUILDERS, readable, suffix_of
 from hfchat.errors import UserError
 from hfchat.lineage import describe
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 ROLES = ("system", "user", "assistant")  # of a conversation in text alone
 ROLES_WITH_TOOLS = (*ROLES, "tool")
 # What a turn thought before its answer, by DeepSeek's and vLLM's name, OpenRouter's, and gpt-oss' and Anthropic's.
@@ -34,7 +34,9 @@ def load_split(
     A local file has no splits of its own: it is loaded whole, whatever `split` is asked for.
 
     Args:
-        dataset_name: Folder, `.jsonl`, `.json`, `.parquet` or `.csv` file, or Hub id.
+        dataset_name: Folder, file (`.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv`, `.txt`, also compressed), or Hub id.
+            Text may be in UTF-8, UTF-16 or UTF-32, and a CSV have semicolons, tabs or bars. In a `.txt` file, what
+            stands between empty lines is a row's `text`, or each line if there is no empty one.
         split: Name of the split.
         columns: Those that must be there; one at least.
         config_name: Configuration of a dataset that has several.
@@ -52,14 +54,16 @@ def load_split(
         options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
     try:
         if path.is_file():
-            if path.suffix not in _FILE_BUILDERS:
-                raise UserError(
-                    f"dataset_name {dataset_name}: must be one of {', '.join(_FILE_BUILDERS)}, or a folder"
-                )
-            dataset = load_dataset(_FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train", **options)
+            if suffix_of(path) not in BUILDERS:
+                raise UserError(f"dataset_name {dataset_name}: must be one of {', '.join(BUILDERS)}, or a folder")
+            if suffix_of(path) == ".tsv":
+                options["sep"] = "\t"
+            file = str(readable(path))
+            dataset = load_dataset(BUILDERS[suffix_of(path)], data_files=file, split="train", **options)
         else:
             _check_exists(dataset_name, columns[0])
-            dataset = load_dataset(dataset_name, config_name, split=split, **options)
+            name = str(readable(path)) if path.is_dir() else dataset_name
+            dataset = load_dataset(name, config_name, split=split, **options)
         first = next(iter(dataset), None)
         found = dataset.column_names or list(first or {})
     except UserError:
@@ -94,7 +98,7 @@ def has_split(dataset_name: str, split: str, *, config_name: str | None = None) 
 def _check_exists(dataset_name: str, column: str) -> None:
     path = Path(dataset_name)
     looks_local = path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1
-    if (looks_local or path.suffix in _FILE_BUILDERS) and not path.is_dir():
+    if (looks_local or suffix_of(path) in BUILDERS) and not path.is_dir():
         raise UserError(f"dataset_name {dataset_name}: no such file or folder{_hint(column)}")
 
 
