@@ -19,6 +19,7 @@ from hfchat.lineage import describe
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+HELD_OUT_SHARE = 0.05  # of one file of conversations
 ROLES = ("system", "user", "assistant")  # of a conversation in text alone
 ROLES_WITH_TOOLS = (*ROLES, "tool")
 # What a turn thought before its answer, by DeepSeek's and vLLM's name, OpenRouter's, and gpt-oss' and Anthropic's.
@@ -76,6 +77,42 @@ def load_split(
         if column not in found:
             raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {found}")
     return dataset
+
+
+def load_conversation_splits(
+    dataset_name: str, train_split: str, test_split: str, *, config_name: str | None = None
+) -> tuple["Dataset", "Dataset"]:
+    """The splits of a dataset of `messages` to learn from and to measure on.
+
+    A local file has none: a twentieth of its conversations, one at least, is held out, chosen by a hash of the first
+    user turn. Those that begin alike, but for white space, are on one side.
+
+    Raises:
+        UserError: As of `load_split`, or if all conversations of a file begin alike.
+    """
+    if not Path(dataset_name).is_file():
+        train, test = (
+            load_split(dataset_name, split, "messages", config_name=config_name) for split in (train_split, test_split)
+        )
+        return train, test
+    rows = load_split(dataset_name, train_split, "messages")
+    keys = [digest_of(" ".join(_first_asked(messages).split())) for messages in rows["messages"]]
+    beginnings = sorted(set(keys))
+    if len(beginnings) < 2:
+        raise UserError(
+            f"dataset_name {dataset_name}: its conversations all begin alike, so none can be held out to measure on; "
+            "add others, or give a folder with train.jsonl and validation.jsonl"
+        )
+    held_out = set(beginnings[: max(1, round(HELD_OUT_SHARE * len(beginnings)))])
+    sides = [[row for row, key in enumerate(keys) if (key in held_out) is wanted] for wanted in (False, True)]
+    return rows.select(sides[0]), rows.select(sides[1])
+
+
+def _first_asked(messages: Any) -> str:
+    """The first user turn, or all that there is of what is no conversation, which is named when it is tokenized."""
+    turns = messages if isinstance(messages, list) else []
+    asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
+    return str(next(asked, messages))
 
 
 def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:
