@@ -5,7 +5,7 @@ import shutil
 import pytest
 from datasets import Dataset, IterableDataset
 
-from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, find_fault, has_split, load_split
+from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, find_fault, has_split, load_split, load_text_splits
 from hfchat.errors import UserError
 
 
@@ -73,6 +73,23 @@ def test_text_is_read_in_each_encoding_and_layout(name, content, encoding, strea
     if not name.endswith(".gz"):
         rows = load_split(str(tmp_path if name.startswith("train") else path), "train", "text", streaming=streaming)
         assert [row["text"] for row in rows][-1] == "d"
+
+
+def test_rows_without_a_text_are_counted_and_left_out(tmp_path, capsys):
+    rows = [*({"text": f"Text {i}."} for i in range(30)), {"text": None}, {"text": "Last."}, {"text": None}]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, validation = load_text_splits(str(file), "text")
+    assert (len(train), len(validation)) == (28, 3)
+    assert [*validation["text"], *train["text"]] == [row["text"] for row in rows if row["text"]]
+    assert "2 of 33 rows have nothing in the column 'text' (the first is row 30," in capsys.readouterr().out
+    file.write_text('{"text": null}\n{"text": null}\n')
+    with pytest.raises(UserError, match=r"a.jsonl: the column 'text' has no text in any of 2 rows"):
+        load_text_splits(str(file), "text")
+    for value in ("7", '["a"]', '{"a": 1}'):
+        file.write_text(f'{{"text": {value}}}\n')
+        with pytest.raises(UserError, match=r"a.jsonl: the column 'text' must hold texts, not "):
+            load_text_splits(str(file), "text")
 
 
 def test_a_damaged_file_is_one_line(tmp_path):

@@ -79,6 +79,49 @@ def load_split(
     return dataset
 
 
+def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Dataset"]:
+    """The documents of a corpus to learn from and to measure on; those without a text are counted and left out.
+
+    Of a corpus without a split for validation the first tenth, at most 1,000, are held out. Fewer than 10 documents
+    are both, and that is said.
+
+    Raises:
+        UserError: As of `load_split`, or if the column does not hold texts.
+    """
+    train = without_nulls(load_split(dataset_name, "train", column), column, dataset_name)
+    if has_split(dataset_name, "validation"):
+        return train, without_nulls(load_split(dataset_name, "validation", column), column, dataset_name)
+    held_out = min(1000, len(train) // 10)
+    if held_out == 0:
+        print(f"dataset_name {dataset_name}: fewer than 10 documents, so it is measured on what is learned from")
+        return train, train
+    return train.select(range(held_out, len(train))), train.select(range(held_out))
+
+
+def without_nulls(rows: "Dataset", column: str, dataset_name: str) -> "Dataset":
+    """The rows that have a text; how many have none is printed.
+
+    Raises:
+        UserError: If the column holds something else, or no text at all.
+    """
+    kind = getattr(rows.features[column], "dtype", "lists")
+    if kind not in ("string", "large_string", "null"):
+        raise UserError(f"dataset_name {dataset_name}: the column '{column}' must hold texts, not {kind}")
+    texts = [number for number, text in enumerate(rows[column]) if text is not None]
+    missing = len(rows) - len(texts)
+    if not texts:
+        raise UserError(f"dataset_name {dataset_name}: the column '{column}' has no text in any of {missing:,} rows")
+    if missing:
+        first = next(number for number, text in enumerate([*texts, None]) if number != text)
+        print(
+            f"dataset_name {dataset_name}: {missing:,} of {len(rows):,} rows have nothing in the column '{column}' "
+            f"(the first is row {first}, counted from 0); they are left out",
+            flush=True,
+        )
+        return rows.select(texts)
+    return rows
+
+
 def load_conversation_splits(
     dataset_name: str, train_split: str, test_split: str, *, config_name: str | None = None
 ) -> tuple["Dataset", "Dataset"]:
