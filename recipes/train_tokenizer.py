@@ -2,7 +2,7 @@
 
     python recipes/train_tokenizer.py --config recipes/configs/demo/train_tokenizer.yaml
 
-On your own corpus; `tokenizer_report.html` in the output compares it with other tokenizers, on the validation split or,
+On your own corpus; `tokenizer_report.html` in the output compares it with other tokenizers on the validation split or,
 of one file, on a tenth of its documents (at most 1,000) that are held out:
 
     python recipes/train_tokenizer.py --dataset_name outputs/mine/corpus --vocab_size 32768 \
