@@ -12,13 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfchat.dataset_files import BUILDERS, readable, suffix_of
 from hfchat.errors import UserError
 from hfchat.lineage import describe
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+HELD_OUT_SHARE = 0.05  # of one file of conversations
 ROLES = ("system", "user", "assistant")  # of a conversation in text alone
 ROLES_WITH_TOOLS = (*ROLES, "tool")
 # What a turn thought before its answer, by DeepSeek's and vLLM's name, OpenRouter's, and gpt-oss' and Anthropic's.
@@ -34,7 +35,9 @@ def load_split(
     A local file has no splits of its own: it is loaded whole, whatever `split` is asked for.
 
     Args:
-        dataset_name: Folder, `.jsonl`, `.json`, `.parquet` or `.csv` file, or Hub id.
+        dataset_name: Folder, file (`.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv`, `.txt`, also compressed), or Hub id.
+            Text may be in UTF-8, UTF-16 or UTF-32, and a CSV have semicolons, tabs or bars. In a `.txt` file, what
+            stands between empty lines is a row's `text`, or each line if there is no empty one.
         split: Name of the split.
         columns: Those that must be there; one at least.
         config_name: Configuration of a dataset that has several.
@@ -52,14 +55,16 @@ def load_split(
         options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
     try:
         if path.is_file():
-            if path.suffix not in _FILE_BUILDERS:
-                raise UserError(
-                    f"dataset_name {dataset_name}: must be one of {', '.join(_FILE_BUILDERS)}, or a folder"
-                )
-            dataset = load_dataset(_FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train", **options)
+            if suffix_of(path) not in BUILDERS:
+                raise UserError(f"dataset_name {dataset_name}: must be one of {', '.join(BUILDERS)}, or a folder")
+            if suffix_of(path) == ".tsv":
+                options["sep"] = "\t"
+            file = str(readable(path))
+            dataset = load_dataset(BUILDERS[suffix_of(path)], data_files=file, split="train", **options)
         else:
             _check_exists(dataset_name, columns[0])
-            dataset = load_dataset(dataset_name, config_name, split=split, **options)
+            name = str(readable(path)) if path.is_dir() else dataset_name
+            dataset = load_dataset(name, config_name, split=split, **options)
         first = next(iter(dataset), None)
         found = dataset.column_names or list(first or {})
     except UserError:
@@ -72,6 +77,85 @@ def load_split(
         if column not in found:
             raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {found}")
     return dataset
+
+
+def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Dataset"]:
+    """The documents of a corpus to learn from and to measure on; those without a text are counted and left out.
+
+    Of a corpus without a split for validation the first tenth, at most 1,000, are held out. Fewer than 10 documents
+    are both, and that is said.
+
+    Raises:
+        UserError: As of `load_split`, or if the column does not hold texts.
+    """
+    train = without_nulls(load_split(dataset_name, "train", column), column, dataset_name)
+    if has_split(dataset_name, "validation"):
+        return train, without_nulls(load_split(dataset_name, "validation", column), column, dataset_name)
+    held_out = min(1000, len(train) // 10)
+    if held_out == 0:
+        print(f"dataset_name {dataset_name}: fewer than 10 documents, so it is measured on what is learned from")
+        return train, train
+    return train.select(range(held_out, len(train))), train.select(range(held_out))
+
+
+def without_nulls(rows: "Dataset", column: str, dataset_name: str) -> "Dataset":
+    """The rows that have a text; how many have none is printed.
+
+    Raises:
+        UserError: If the column holds something else, or no text at all.
+    """
+    kind = getattr(rows.features[column], "dtype", "lists")
+    if kind not in ("string", "large_string", "null"):
+        raise UserError(f"dataset_name {dataset_name}: the column '{column}' must hold texts, not {kind}")
+    texts = [number for number, text in enumerate(rows[column]) if text is not None]
+    missing = len(rows) - len(texts)
+    if not texts:
+        raise UserError(f"dataset_name {dataset_name}: the column '{column}' has no text in any of {missing:,} rows")
+    if missing:
+        first = next(number for number, text in enumerate([*texts, None]) if number != text)
+        print(
+            f"dataset_name {dataset_name}: {missing:,} of {len(rows):,} rows have nothing in the column '{column}' "
+            f"(the first is row {first}, counted from 0); they are left out",
+            flush=True,
+        )
+        return rows.select(texts)
+    return rows
+
+
+def load_conversation_splits(
+    dataset_name: str, train_split: str, test_split: str, *, config_name: str | None = None
+) -> tuple["Dataset", "Dataset"]:
+    """The splits of a dataset of `messages` to learn from and to measure on.
+
+    A local file has none: a twentieth of its conversations, one at least, is held out, chosen by a hash of the first
+    user turn. Those that begin alike, but for white space, are on one side.
+
+    Raises:
+        UserError: As of `load_split`, or if all conversations of a file begin alike.
+    """
+    if not Path(dataset_name).is_file():
+        train, test = (
+            load_split(dataset_name, split, "messages", config_name=config_name) for split in (train_split, test_split)
+        )
+        return train, test
+    rows = load_split(dataset_name, train_split, "messages")
+    keys = [digest_of(" ".join(_first_asked(messages).split())) for messages in rows["messages"]]
+    beginnings = sorted(set(keys))
+    if len(beginnings) < 2:
+        raise UserError(
+            f"dataset_name {dataset_name}: its conversations all begin alike, so none can be held out to measure on; "
+            "add others, or give a folder with train.jsonl and validation.jsonl"
+        )
+    held_out = set(beginnings[: max(1, round(HELD_OUT_SHARE * len(beginnings)))])
+    sides = [[row for row, key in enumerate(keys) if (key in held_out) is wanted] for wanted in (False, True)]
+    return rows.select(sides[0]), rows.select(sides[1])
+
+
+def _first_asked(messages: Any) -> str:
+    """The first user turn, or all that there is of what is no conversation, which is named when it is tokenized."""
+    turns = messages if isinstance(messages, list) else []
+    asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
+    return str(next(asked, messages))
 
 
 def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:
@@ -94,7 +178,7 @@ def has_split(dataset_name: str, split: str, *, config_name: str | None = None) 
 def _check_exists(dataset_name: str, column: str) -> None:
     path = Path(dataset_name)
     looks_local = path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1
-    if (looks_local or path.suffix in _FILE_BUILDERS) and not path.is_dir():
+    if (looks_local or suffix_of(path) in BUILDERS) and not path.is_dir():
         raise UserError(f"dataset_name {dataset_name}: no such file or folder{_hint(column)}")
 
 

@@ -104,6 +104,29 @@ def test_what_is_measured_on_must_not_be_learned(rows, tokenizer, arguments, tmp
     assert conversations.held_out[0] == messages[6]
 
 
+def test_of_one_file_a_twentieth_is_held_out(rows, tokenizer, arguments, tmp_path):
+    messages = [
+        [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i} {again}."}]
+        for i in range(60)
+        for again in (1, 2)
+    ]
+    file = tmp_path / "chats.jsonl"
+    Dataset.from_dict({"messages": messages}).to_json(file)
+    arguments = arguments()
+    arguments.dataset_name = str(file)
+    conversations = load_conversations(arguments, tokenizer)
+    assert (len(conversations.train), len(conversations.test)) == (114, 6)
+    held_out = {turns[0]["content"] for turns in conversations.held_out}
+    assert len(held_out) == 3
+    file.write_text("".join(sorted(file.read_text().splitlines(keepends=True), reverse=True)))
+    assert {turns[0]["content"] for turns in load_conversations(arguments, tokenizer).held_out} == held_out
+    Dataset.from_dict({"messages": messages[:4]}).to_json(file)
+    assert len(load_conversations(arguments, tokenizer).test) == 2
+    Dataset.from_dict({"messages": messages[:2]}).to_json(file)
+    with pytest.raises(UserError, match=r"chats.jsonl: its conversations all begin alike, so none can be held out"):
+        load_conversations(arguments, tokenizer)
+
+
 def test_three_conversations_are_shown_from_all_over_the_dataset(rows, tokenizer, arguments, tmp_path):
     messages = rows["messages"][:]
     save(tmp_path, messages[:9], messages[9:])

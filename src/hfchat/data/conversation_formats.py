@@ -287,12 +287,18 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _list(row: Mapping[str, Any], column: str) -> list[Any]:
-    value = row.get(column)
-    if value is None:
+    value = _from_cell(row.get(column), column)
+    if value is None or value == "":
         return []
     if not isinstance(value, list):
         raise ConversationError("malformed", f"'{column}' must be a list, not {value!r:.60}")
     return value
+
+
+def _from_cell(value: Any, column: str) -> Any:
+    """A list that is JSON in a text, as a cell of a CSV must be."""
+    is_json = isinstance(value, str) and value.lstrip().startswith(("[{", "[[", "[]"))
+    return _json(value, f"'{column}'") if is_json else value
 
 
 def _paragraphs(row: Mapping[str, Any], *columns: str, needed: str = "instruction") -> str:
@@ -359,6 +365,7 @@ def _has_null(value: Any) -> bool:
 
 
 def _messages(value: Any, column: str, notes: Counter[str]) -> list[Message]:
+    value = _from_cell(value, column)
     if not isinstance(value, list):
         raise ConversationError("malformed", f"'{column}' must be a list of messages, not {value!r:.60}")
     messages = []

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import ROLES_WITH_TOOLS, check_learned, load_split, parse_tools
+from hfchat.dataset import ROLES_WITH_TOOLS, check_learned, load_conversation_splits, parse_tools
 from hfchat.errors import UserError
 from hfchat.models import load_tokenizer
 from hfchat.training.packing import IGNORE
@@ -114,10 +114,8 @@ def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenize
     """
     name = args.dataset_name
     with args.main_process_first(local=False, desc="tokenizing the conversations"):
-        rows, held_out = (
-            load_split(name, split, "messages", config_name=args.dataset_config_name)
-            for split in (args.dataset_train_split, args.dataset_test_split)
-        )
+        splits = (args.dataset_train_split, args.dataset_test_split)
+        rows, held_out = load_conversation_splits(name, *splits, config_name=args.dataset_config_name)
         train, supervision = supervise(rows, tokenizer, args.max_length, name)
         test, _ = supervise(held_out, tokenizer, args.max_length, name)
     if not args.allow_leakage:
