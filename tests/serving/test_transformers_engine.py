@@ -13,12 +13,15 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.continuous_batching.requests import RequestState
 
+from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
 from hfchat.serving import sampler, transformers_engine
 from hfchat.serving.engine import EngineError, Sampling
 from hfchat.serving.sampler import draw
 from hfchat.serving.text import IncrementalDecoder, TokenBytes
 from hfchat.serving.transformers_engine import TokenPrompt, TransformersEngine
+from hfchat.tokenization.sentencepiece import train_sentencepiece_bpe
+from tests.conftest import random_llama
 
 PROMPTS = ["Hi", "What is hfchat?", "🙂 or 🙁?", "日本語で答えて。", "the quick brown fox " * 5]
 TOKENS = 40
@@ -616,3 +619,21 @@ def test_draws_follow_the_distribution_of_transformers_warpers(temperature, top_
     tokens = draw(scores.expand(draws, -1), *settings, uniform)
     frequencies = tokens.bincount(minlength=20) / draws
     torch.testing.assert_close(frequencies, warped.softmax(-1)[0], atol=2e-4, rtol=0)
+
+
+def test_a_model_whose_tokens_are_bytes_answers_with_any_of_them():
+    """Sampled from a random model with byte fallback, most answers have bytes that are no character."""
+    tokenizer = train_sentencepiece_bpe(["the quick brown fox jumps over the lazy dog"] * 3, 400)
+    set_chat_template(tokenizer)
+    model = random_llama(tokenizer, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3)
+    engine = TransformersEngine(model, tokenizer)
+
+    async def work():
+        fields = {"temperature": 1.5, "logprobs": 1, "max_tokens": 30}
+        return await asyncio.gather(*(collect(engine, "Hi", seed=seed, **fields) for seed in range(20)))
+
+    answers = run(engine, work)
+    for pieces in answers:
+        spoken = sum(piece.tokens for piece in pieces) - (pieces[-1].finish_reason == "stop")
+        assert len([entry.chosen.bytes for piece in pieces for entry in piece.logprobs]) == spoken
+    assert sum("\ufffd" in "".join(piece.text for piece in pieces) for pieces in answers) > 10
