@@ -212,7 +212,7 @@ def serve(settings: ServerSettings) -> None:
 
             models = served_models(folder, settings)
         collector = open_collector(settings) if settings.feedback else None
-        configure_logs()
+        configure_logs(settings.log_content)
         app = create_app(settings, models, guards, keys, collector)
         print(f"loading {settings.model}" if folder else f"asking {', '.join(settings.upstreams)}", flush=True)
         server = Server(app, models, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
