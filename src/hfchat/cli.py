@@ -80,6 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--allow-frame", action="append", default=[], metavar="URL", help="a site that may frame the page; repeatable"
     )
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of this server, such as chat.example.org; repeatable. Without API keys, requests that were "
+        "addressed to a name that is not its own are refused",
+    )
+    serve.add_argument(
+        "--metrics-key",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the API key of this name may read /metrics; repeatable (all may)",
+    )
     serve.add_argument("--log-content", action="store_true", help="log what is asked and answered, not only how much")
     serve.add_argument(
         "--feedback", metavar="DATABASE", help="store feedback with its conversations: an SQLite file or a URL (no)"
@@ -192,6 +207,8 @@ def _serve(args: argparse.Namespace) -> None:
             allow_anyone=args.allow_anyone,
             allow_origins=tuple(args.allow_origin),
             allow_frames=tuple(args.allow_frame),
+            allow_hosts=tuple(args.allow_host),
+            metrics_keys=tuple(args.metrics_key),
             log_content=args.log_content,
             feedback=args.feedback,
             keep_conversations=args.keep_conversations,

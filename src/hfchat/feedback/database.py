@@ -43,14 +43,16 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
     url = _url(database)
     if url.get_backend_name() == "sqlite":
         _check_file(url, create)
-        engine = sa.create_engine(url, connect_args={"timeout": _WAIT_S, "check_same_thread": False})
+        engine = sa.create_engine(
+            url, connect_args={"timeout": _WAIT_S, "check_same_thread": False}, hide_parameters=True
+        )
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     else:
         # The last one is of TCP, in milliseconds: without it, a network that is gone is noticed after many minutes.
         waits = {"connect_timeout": _WAIT_S, "options": f"-c lock_timeout={_WAIT_S}s", "tcp_user_timeout": 10_000}
         try:
-            engine = sa.create_engine(url, pool_pre_ping=True, connect_args=waits)
+            engine = sa.create_engine(url, pool_pre_ping=True, connect_args=waits, hide_parameters=True)
         except ImportError as error:
             raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[postgres]'`") from error
     try:
@@ -65,9 +67,9 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
 
 
 def reason(error: Exception) -> str:
-    """The database's own words, in one line, without the statement and its values."""
+    """The database's own words: their first line, as PostgreSQL quotes values in the others."""
     words = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
-    return " ".join(words.split()) or type(error).__name__
+    return next((" ".join(line.split()) for line in words.splitlines() if line.strip()), type(error).__name__)
 
 
 def forget_deleted(engine: sa.Engine) -> bool:

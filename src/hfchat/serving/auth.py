@@ -1,7 +1,6 @@
 """Who may use the server: API keys, of which it keeps only hashes, and how many requests each may make."""
 
 import base64
-import binascii
 import hashlib
 import hmac
 import math
@@ -179,6 +178,6 @@ def _shown_key(authorization: str) -> str | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode().partition(":")[2] or None
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # it is not Base64, or not of ASCII, or what it codes is not UTF-8
             return None
     return None

@@ -1,7 +1,10 @@
 """What protects the server and its users: bounded places, times and bodies, and checks of what a request claims."""
 
 import asyncio
+import ipaddress
 import itertools
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
@@ -10,6 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfchat.serving.protocol import ApiError
+from hfchat.serving.record import current_record
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d*)?", re.IGNORECASE)  # RFC 3986, 3.2.2, and a port
 
 
 class Slots:
@@ -96,12 +102,13 @@ class Gate:
 
 
 class GateKeeper:
-    """Sends all requests but those to `open_paths` through a gate."""
+    """Sends all requests but those to `open_paths` through a gate, at most `max_inside` at a time (503)."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, open_paths: Collection[str]):
+    def __init__(self, app: ASGIApp, gate: Gate, open_paths: Collection[str], max_inside: int):
         self._app = app
         self._gate = gate
         self._open_paths = open_paths
+        self._max_inside = max_inside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in self._open_paths:
@@ -112,6 +119,10 @@ class GateKeeper:
             return await _refuse(error, scope, receive, send)
         if scope["type"] == "websocket":  # a connection may last; what is asked over it comes through here by itself
             return await self._app(scope, receive, send)
+        if self._gate.inside >= self._max_inside:
+            headers = {"Retry-After": "10", "Connection": "close"}
+            error = ApiError(503, "The server has too many requests.", code="server_busy", headers=headers)
+            return await _refuse(error, scope, receive, send)
         self._gate.inside += 1
         try:
             await self._app(scope, receive, send)
@@ -216,24 +227,95 @@ class ResponseHeaders:
 
 
 class HostCheck:
-    """Answers only requests that were addressed to one of `hosts`.
+    """Answers only requests that were addressed to one of `hosts`, or with `any_address` to an IP address.
 
-    A server on loopback asks for no key, but any web page that a person visits can make their browser send requests
-    to it once the page's own name resolves to 127.0.0.1 (DNS rebinding). Those carry the page's name as `Host`.
+    A server without keys is protected by where it is, but any web page that a person visits can make their browser
+    send requests to it once the page's own name resolves to the server's address (DNS rebinding). Those carry the
+    page's name as `Host`. An address is nobody's name, so it cannot be rebound.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]):
+    def __init__(self, app: ASGIApp, hosts: Collection[str], any_address: bool = False):
         self._app = app
-        self._hosts = hosts
+        self._hosts = {host.lower() for host in hosts}
+        self._any_address = any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            host = Headers(scope=scope).get("host", "")
-            name = host[: host.find("]") + 1] if host.startswith("[") else host.split(":")[0]
-            if name.lower() not in self._hosts:
-                error = ApiError(403, f"This server answers only as {', '.join(sorted(self._hosts))}.")
-                return await _refuse(error, scope, receive, send)
+        if scope["type"] != "lifespan" and not self._is_ours(Headers(scope=scope).get("host", "")):
+            message = f"This server answers only as {', '.join(sorted(self._hosts))}; --allow-host names others."
+            return await _refuse(ApiError(403, message), scope, receive, send)
         await self._app(scope, receive, send)
+
+    def _is_ours(self, host: str) -> bool:
+        parts = _HOST.fullmatch(host)
+        if parts is None:
+            return False
+        name = parts[1].lower()
+        return name in self._hosts or (self._any_address and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+class WebSocketLimit:
+    """Bounds how many WebSockets a client may hold, and for how long one may be idle.
+
+    A client is a key, or an address where there are no keys.
+
+    Args:
+        max_each: Of one client, more are refused.
+        max_all: Of all clients.
+        idle_s: Seconds without a message in either direction, after which a connection is closed.
+    """
+
+    def __init__(self, app: ASGIApp, max_each: int, max_all: int, idle_s: float):
+        self._app = app
+        self._max_each = max_each
+        self._max_all = max_all
+        self._idle_s = idle_s
+        self._held: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            return await self._app(scope, receive, send)
+        client = current_record().key_name or f"address {(scope.get('client') or [''])[0]}"
+        if self._held[client] >= self._max_each or self._held.total() >= self._max_all:
+            return await _refuse(ApiError(429, "Too many WebSockets are open."), scope, receive, send)
+        self._held[client] += 1
+        try:
+            await self._until_idle(scope, receive, send)
+        finally:
+            self._held[client] -= 1
+            self._held += Counter()  # forgets who holds none
+
+    async def _until_idle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        last = clock()
+
+        async def noted_send(message: Message) -> None:
+            nonlocal last
+            last = clock()
+            await send(message)
+
+        async def patient_receive() -> Message:
+            nonlocal last
+            waiting = asyncio.ensure_future(receive())
+            try:
+                while not waiting.done():
+                    if clock() >= last + self._idle_s:
+                        await send({"type": "websocket.close", "code": 1001, "reason": "Nothing came for too long."})
+                        return {"type": "websocket.disconnect", "code": 1001}
+                    await asyncio.wait({waiting}, timeout=last + self._idle_s - clock())
+                last = clock()
+                return waiting.result()
+            finally:
+                waiting.cancel()
+
+        await self._app(scope, patient_receive, noted_send)
 
 
 class WebSocketOrigin:
