@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -12,7 +13,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hfchat.errors import UserError
-from hfchat.hub.leaks import clean_paths, find_leaks, readable_text
+from hfchat.hub.contents import UnreadableError, pieces
+from hfchat.hub.leaks import Leak, clean_paths, find_leaks
 from hfchat.hub.merging import BASE_RECORD
 from hfchat.lineage import CERTIFICATE, LINEAGE, describe, digest, lineage_of
 from hfchat.model_code import refuse_code
@@ -283,7 +285,8 @@ def clean_json(value: Any) -> str:
 def check_leaks(repositories: Sequence[Repository], allowed: Sequence[str] = ()) -> None:
     """Refuse secrets and local paths in what would be published.
 
-    In the rows of a dataset only secrets are looked for, and only where these are text: Parquet is not opened.
+    All files are looked at, compressed ones and tables too (`hfchat.hub.contents`); in the rows of a dataset, in
+    tables, archives and pictures only secrets are looked for. A file at which nobody can look is refused as well.
 
     Args:
         repositories: All of them.
@@ -292,29 +295,33 @@ def check_leaks(repositories: Sequence[Repository], allowed: Sequence[str] = ())
     Raises:
         UserError: That names the files and lines, and what is there.
     """
-    leaks = [
-        f"{place}: {leak.what}"
+    found = {
+        (f"{repository.place_of(name)}{leak.place}", leak.what): None
         for repository in repositories
         for name, leak in _leaks(repository)
-        if (place := f"{repository.place_of(name)}:{leak.line}") not in allowed
-    ]
+    }
+    leaks = [(place, what) for place, what in found if place not in allowed]
     if leaks:
+        shown = "; ".join(f"{place}: {what}" for place, what in leaks[:5])
         more = f", and {len(leaks) - 5} more" if len(leaks) > 5 else ""
-        first = leaks[0].rpartition(": ")[0]
         raise UserError(
-            f"{'; '.join(leaks[:5])}{more}; nothing was published: take it out, or if it is none, pass "
-            f"--allowed_findings {first}"
+            f"{shown}{more}; nothing was published: take it out, or if it is none, pass "
+            f"--allowed_findings {shlex.quote(leaks[0][0])}"
         )
 
 
-def _leaks(repository: Repository) -> Iterator[tuple[str, Any]]:
+def _leaks(repository: Repository) -> Iterator[tuple[str, Leak]]:
+    """Each with the file's name."""
     for name, file in repository.files.items():
-        if isinstance(file, Path) and file.suffix in (".safetensors", ".parquet", ".png", ".whl", ".model"):
-            continue
-        text = readable_text(PurePosixPath(name).name, repository.read(name))
         is_data = repository.kind == "dataset" and name.endswith(_DATA) and name != LINEAGE
-        for leak in find_leaks(text, paths=not is_data) if text is not None else ():
-            yield name, leak
+        try:
+            for piece in pieces(PurePosixPath(name).name, file):
+                paths = piece.is_text and not piece.inside and not is_data
+                for leak in find_leaks(piece.text, paths=paths):
+                    line = None if leak.line is None else piece.line + leak.line - 1
+                    yield name, Leak(line, leak.what, piece.inside)
+        except UnreadableError as error:
+            yield name, Leak(None, f"nobody can look for secrets in it, because it {error}", error.inside)
 
 
 def _is_published(kind: str, name: PurePosixPath) -> bool:
