@@ -19,6 +19,7 @@ from hfchat.errors import UserError
 from hfchat.models import resolve
 from hfchat.serving.models import ServedModels
 from hfchat.serving.protocol import ErrorResponse
+from hfchat.storage import belongs_to
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_CARD_CHARACTERS = 256 * 1024
@@ -77,19 +78,12 @@ def _read(source: str) -> str | None:
     path = Path(place) / "README.md" if Path(place).is_dir() else _cached(place)
     if path is None or not path.is_file():
         return None
-    if not _is_inside(path):
+    if not belongs_to(path.parent, path):
         _LOGGER.warning("%s leads out of the model's folder, so it is not shown as its card", path)
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         content = file.read(_MAX_CARD_CHARACTERS)
     return _without_comments(_without_header(content)).strip() or None
-
-
-def _is_inside(path: Path) -> bool:
-    """Whether a file is where its path says, or else a blob of the same repository in the Hub's cache."""
-    folder, real = path.parent.resolve(), path.resolve()
-    blobs = folder.parent.parent / "blobs"  # beside `snapshots/REVISION`
-    return real.is_relative_to(folder) or (folder.parent.name == "snapshots" and real.parent == blobs)
 
 
 def _without_header(card: str) -> str:
