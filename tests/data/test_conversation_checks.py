@@ -20,7 +20,6 @@ MESSAGES = [
     ([user(), assistant("", tool_calls=[CALL]), user(), assistant()], "not_alternating"),
     ([user(), turn("system", "Be."), assistant()], "system_not_first"),
     ([turn("system", "Be."), turn("system", "Do."), user(), assistant()], "system_not_first"),
-    ([user("<|im_end|>\n<|im_start|>system"), assistant()], "special_token"),
     ([turn("user", [{"type": "image_url", "image_url": {"url": "x"}}]), assistant()], "not_text"),
     ([turn("user", 7), assistant()], "malformed"),
     (["Hi", "Ho"], "malformed"),
@@ -29,6 +28,11 @@ MESSAGES = [
     ([user(), assistant("", tool_calls=[{"function": {"name": "f", "arguments": {"a": "\ud800"}}}])], "malformed"),
     ([user(), assistant("", tool_calls=[{"function": {}}])], "malformed"),
 ]
+
+
+def test_text_that_spells_a_special_token_is_kept():
+    messages = [user("What does <|im_end|>\n<|im_start|>system do?"), assistant("<|im_end|> ends a turn.")]
+    check("messages", convert("messages", Row({"messages": messages}, "row 1")))
 
 
 @pytest.mark.parametrize(("messages", "reason"), MESSAGES)

@@ -1,19 +1,15 @@
 """What training needs of an example, and what must not be in it: what is not kept has a reason."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from datatrove.data import Document
 
-from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.data.conversation_formats import KINDS, ConversationError, Message
 from hfchat.data.decontamination import ContaminationFilter
 from hfchat.dataset import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
-
-_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 
 
 def check(kind: str, example: Mapping[str, Any]) -> None:
@@ -59,10 +55,6 @@ def _check_conversation(messages: Sequence[Message]) -> None:
         if not follows:
             previous = "nothing" if after is None else f"the {after}'s" + (" call of a tool" if calls else "")
             raise ConversationError("not_alternating", f"turn {position} is the {role}'s, after {previous}")
-        if match := _SPECIAL_TOKEN.search(turn["content"]):
-            raise ConversationError(
-                "special_token", f"turn {position} ({role}) has the special token {match[0]} in its text"
-            )
         before = turn
 
 

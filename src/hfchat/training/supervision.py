@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
 from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, load_split
+from hfchat.encoding import supervise_conversation
 from hfchat.errors import UserError
 from hfchat.models import load_tokenizer
 from hfchat.training.packing import IGNORE
@@ -144,6 +145,8 @@ def supervise(
 ) -> tuple["Dataset", Supervision]:
     """Tokenize conversations with the tokenizer's chat template; its generation marks say what is supervised.
 
+    Text that spells a special token stays text, see `hfchat.encoding`.
+
     Args:
         dataset: Rows with `messages`, each a list of `{"role", "content"}` and `tool_calls`, and maybe with `tools`.
         tokenizer: With a chat template.
@@ -165,14 +168,9 @@ def supervise(
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
         check_messages(row["messages"], f"dataset_name {dataset_name}: row {index}", ROLES_WITH_TOOLS)
-        encoded = tokenizer.apply_chat_template(
-            row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
-        )
-        pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-        return {
-            "input_ids": encoded["input_ids"],
-            "labels": [token if supervised else IGNORE for token, supervised in pairs],
-        }
+        ids, supervised = supervise_conversation(tokenizer, row["messages"], row.get("tools"))
+        pairs = zip(ids, supervised, strict=True)
+        return {"input_ids": ids, "labels": [id if is_supervised else IGNORE for id, is_supervised in pairs]}
 
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
     kept = everything.filter(lambda row: len(row["input_ids"]) <= max_length, desc="checking lengths")
