@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from hfchat.dataset import find_fault
+from hfchat.encoding import encode_conversation
 from hfchat.generation import answering, generate_answers, stop_token_ids
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ class HeldOutAnswers(TrainerCallback):
         ]
         if metrics["ended_after"] < _SELDOM:
             lines.append(
-                "WARNING: THE MODEL SELDOM STOPS: train longer or with a higher learning_rate, or raise "
-                "sample_max_new_tokens if its answers are long"
+                "!!! warning: it seldom stops; train longer, or raise sample_max_new_tokens if answers are long"
             )
         for row in self.answers[:_SHOWN]:
             texts = {"prompt": row["prompt"][-1]["content"], "reference": row["reference"] or ""}
@@ -105,7 +105,7 @@ class HeldOutAnswers(TrainerCallback):
         for row, messages in enumerate(self.conversations):
             if find_fault(messages) is not None:  # an answer may call tools, which are not at hand
                 continue
-            ids = self.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+            ids = encode_conversation(self.tokenizer, messages[:-1], add_generation_prompt=True)
             if len(ids) + self.max_new_tokens <= context:
                 prompts[row] = ids
             if len(prompts) == self.number:
