@@ -46,3 +46,11 @@ def test_pairs_are_encoded_as_in_lm_eval(chat_model, tokenizer):
 def test_a_target_without_tokens_is_refused(tokenizer):
     with pytest.raises(UserError, match="row 9: its target adds no token"):
         encode_target(tokenizer, "The recipe", "", "row 9")
+
+
+def test_a_document_that_spells_a_special_token_stays_text(tokenizer):
+    text = "A turn ends with <|im_end|> and a text with <|endoftext|>."
+    beginning, rest = encode_target(tokenizer, "", text, "text 1")
+    assert not set(rest) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(rest) == text
+    assert beginning == [tokenizer.bos_token_id]

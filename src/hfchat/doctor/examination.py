@@ -407,7 +407,7 @@ def _judge(is_fault: bool, verdict: Verdict, advice: str) -> tuple[Verdict, str]
 
 
 def _token_counts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    return list(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+    return list(map(len, tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]))
 
 
 def _conversation_tokens(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:

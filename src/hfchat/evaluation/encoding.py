@@ -40,7 +40,8 @@ def encode_target(
     context = encode_prompt(tokenizer, prompt)
     if isinstance(prompt, str):
         if not prompt:
-            whole = tokenizer(target).input_ids
+            # A document, not a prompt: a special token that it spells is text, as it was when the model was trained.
+            whole = tokenizer(target, split_special_tokens=True).input_ids
             whole = whole if whole[: len(context)] == context else context + whole
         else:
             # White space at the end of a context belongs to the first token after it, as in lm-eval

@@ -1,5 +1,6 @@
 """A corpus that no disk holds: blocks made while training, from a stream that can be resumed."""
 
+import copy
 import itertools
 import json
 from collections import deque
@@ -40,7 +41,8 @@ class StreamedDataset(TorchIterableDataset):
         self.documents = documents
         self.column = column
         self.block_size = block_size
-        self.tokenizer = tokenizer
+        # Its own, as a thread tokenizes: `encode_documents` has special tokens split in a way that calls share.
+        self.tokenizer = copy.deepcopy(tokenizer)
         self._trained = 0  # blocks, when it was resumed
         # Where the stream stood before each batch of documents that blocks not yet saved come from.
         start = {"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}
