@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfchat.serving.engine import PromptError
 
+NOTHING_RENDERED = "the chat template makes nothing of this conversation"
 _PRIVATE_USE = range(0xE000, 0xF900)  # code points that no text should have (Unicode, 23.5)
 
 
@@ -37,8 +38,14 @@ class PromptEncoder:
         """The ids of a conversation and the beginning of its answer.
 
         Raises:
-            PromptError: If the chat template refuses the conversation.
+            PromptError: If the chat template refuses the conversation, or makes nothing of it.
         """
+        ids = self._conversation(messages)
+        if not ids:
+            raise PromptError(NOTHING_RENDERED)
+        return self._checked(ids)
+
+    def _conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
         contents = "".join(message["content"] for message in messages)
         if not self._special or not self._pattern.search(contents):
             return self._render(messages, tokenize=True)
@@ -64,15 +71,15 @@ class PromptEncoder:
         Raises:
             PromptError: If it is empty, or has an id that is not in the vocabulary.
         """
-        if isinstance(text, str):
-            ids = self._tokenizer.encode(text)
-        else:
-            ids = list(text)
-            unknown = next((id for id in ids if not 0 <= id < self._vocabulary), None)
-            if unknown is not None:
-                raise PromptError(f"the vocabulary has no token {unknown}, only 0 to {self._vocabulary - 1}")
+        ids = self._checked(self._tokenizer.encode(text) if isinstance(text, str) else list(text))
         if not ids:
             raise PromptError("it is empty")
+        return ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        unknown = next((id for id in ids if not 0 <= id < self._vocabulary), None)
+        if unknown is not None:
+            raise PromptError(f"the vocabulary has no token {unknown}, only 0 to {self._vocabulary - 1}")
         return ids
 
     def _render(self, messages: Sequence[dict[str, str]], tokenize: bool) -> list[int] | str:
