@@ -53,7 +53,7 @@ def test_prompts_are_those_of_the_encoder(tiny_tokenizer, content):
         ("{{ 'a' * 4000000000 }}", "memory"),
         (
             "{% set n = namespace(s='a' * 1000) %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-            "memory",
+            "memory|more than",
         ),
         ("{{ messages[0]['content'].nothing.at.all }}", "refused|undefined|has no attribute"),
     ],

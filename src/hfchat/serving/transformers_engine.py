@@ -35,6 +35,7 @@ from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, Samp
 from hfchat.serving.limits import EXTRA_PLACES, Slots
 from hfchat.serving.record import current_record
 from hfchat.serving.sampler import Draws, ModelSampling, PerRequestSampler, ScoredToken
+from hfchat.serving.scheduling import FAIR
 from hfchat.serving.text import IncrementalDecoder, TokenBytes
 
 _LOGGER = logging.getLogger("hfchat.serving")
@@ -122,6 +123,7 @@ class TransformersEngine:
                 max_requests_per_batch=self._rows,
                 # Only an installed package: otherwise a kernel would be sought on the Hub.
                 auto_switch_to_flash=is_flash_attn_2_available(),
+                scheduler_type=FAIR,
                 use_async_batching=False,  # the sampler needs each token before it prepares the next step
             ),
         )
@@ -251,7 +253,7 @@ class TransformersEngine:
         self._router.streams[request] = outputs.put_nowait
         manager = self._manager
         self._check(prompt)
-        draws = Draws(self._complete(prompt, sampling), self._sampling)
+        draws = Draws(self._complete(prompt, sampling), self._sampling, current_record().key_name)
         finished = False
         try:
             self._submit(manager, request, prompt, draws)
