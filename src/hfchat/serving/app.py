@@ -116,7 +116,9 @@ def create_app(
         metrics.finding(finding)
 
     guarding = Guarding(guards, Slots(*places, settings.max_wait_seconds), on_finding)
-    generation = Generation(models, slots, guarding, collector.answered if collector else None)
+    rate_limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
+    on_answered = collector.answered if collector else None
+    generation = Generation(models, slots, guarding, on_answered, rate_limit)
     chat = ChatHandler(generation, settings.default_max_tokens)
     completion = CompletionHandler(generation, settings.default_max_tokens)
 
@@ -176,7 +178,6 @@ def create_app(
     limits = {"max_each": _MAX_WEBSOCKETS, "max_all": _MAX_ALL_WEBSOCKETS, "idle_s": _IDLE_WEBSOCKET_S}
     app.add_middleware(WebSocketLimit, **limits)
     if keys is not None:
-        rate_limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
         app.add_middleware(Auth, keys=keys, rate_limit=rate_limit, limited=_RATE_LIMITED)
     if settings.allow_origins:  # outside of the keys: a browser asks, without one, before it sends one
         app.add_middleware(

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from hfchat.encoding import encode_conversation
 from hfchat.serving.engine import PromptError
 
+NOTHING_RENDERED = "the chat template makes nothing of this conversation"
+
 
 class PromptEncoder:
     """Encodes prompts for one model; not to be used by two threads at a time."""
@@ -25,12 +27,15 @@ class PromptEncoder:
         """The ids of a conversation and the beginning of its answer, as in the training (`hfchat.encoding`).
 
         Raises:
-            PromptError: If the chat template refuses the conversation.
+            PromptError: If the chat template refuses the conversation, or makes nothing of it.
         """
         try:
-            return encode_conversation(self._tokenizer, messages, add_generation_prompt=True)
+            ids = encode_conversation(self._tokenizer, messages, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
             raise PromptError(" ".join(str(error).split())) from error
+        if not ids:
+            raise PromptError(NOTHING_RENDERED)
+        return self._checked(ids)
 
     def text(self, text: str | Sequence[int]) -> list[int]:
         """The ids of a prompt without a template, or the same ids once they are checked.
@@ -38,13 +43,13 @@ class PromptEncoder:
         Raises:
             PromptError: If it is empty, or has an id that is not in the vocabulary.
         """
-        if isinstance(text, str):
-            ids = self._tokenizer.encode(text)
-        else:
-            ids = list(text)
-            unknown = next((id for id in ids if not 0 <= id < self._vocabulary), None)
-            if unknown is not None:
-                raise PromptError(f"the vocabulary has no token {unknown}, only 0 to {self._vocabulary - 1}")
+        ids = self._checked(self._tokenizer.encode(text) if isinstance(text, str) else list(text))
         if not ids:
             raise PromptError("it is empty")
+        return ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        unknown = next((id for id in ids if not 0 <= id < self._vocabulary), None)
+        if unknown is not None:
+            raise PromptError(f"the vocabulary has no token {unknown}, only 0 to {self._vocabulary - 1}")
         return ids

@@ -129,6 +129,7 @@ class Draws:
     Attributes:
         sampling: What the request asks for.
         model: What its model asks for beside that.
+        owner: The name of the API key that it came with.
         scored: The tokens so far, if log probabilities were asked for. Written by the generation's thread.
         failure: Why the answer cannot go on. Written by the generation's thread, which takes any token then: the
             request ends alone, and those beside it go on.
@@ -136,6 +137,7 @@ class Draws:
 
     sampling: Sampling
     model: ModelSampling = ModelSampling()
+    owner: str | None = None
     random: Random = field(init=False)
     scored: list[ScoredToken] = field(default_factory=list)
     failure: str | None = None

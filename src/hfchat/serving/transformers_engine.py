@@ -9,9 +9,10 @@ import gc
 import itertools
 import logging
 import math
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,9 +29,13 @@ from transformers.utils import is_flash_attn_2_available
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
 from hfchat.processes import available_bytes
-from hfchat.serving.encoding import PromptEncoder
-from hfchat.serving.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
+from hfchat.serving.encoding import NOTHING_RENDERED
+from hfchat.serving.encoding_process import ModelEncoder
+from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, Sampling, TokenLogprobs
+from hfchat.serving.limits import EXTRA_PLACES, Slots
+from hfchat.serving.record import current_record
 from hfchat.serving.sampler import Draws, ModelSampling, PerRequestSampler, ScoredToken
+from hfchat.serving.scheduling import FAIR
 from hfchat.serving.text import IncrementalDecoder, TokenBytes
 
 _LOGGER = logging.getLogger("hfchat.serving")
@@ -86,7 +91,7 @@ class TransformersEngine:
         self.temperature, self.top_p = self._sampling.temperature, self._sampling.top_p
         self.template_fingerprint = fingerprint(tokenizer)
         self._model = model
-        self._rows = max_concurrent_requests + 1  # one more for `ready`
+        self._rows = max_concurrent_requests + EXTRA_PLACES + 1  # and one for `ready`
         self._tokenizer = tokenizer
         self._token_bytes = TokenBytes(tokenizer.backend_tokenizer)
         self._eos = {token for token in [*_as_list(config.eos_token_id), tokenizer.eos_token_id] if token is not None}
@@ -97,14 +102,14 @@ class TransformersEngine:
         self._crashes = 0
         self._ended = asyncio.Event()  # set when the generation has crashed
         self._supervisor: asyncio.Task | None = None
-        # One thread: a fast tokenizer must not be used by two at a time.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # it waits for the process
+        self._turns = Slots(1, sys.maxsize, extra=0)  # each key has its turn in what waits for it
         self._vocabulary = model.get_input_embeddings().num_embeddings
         _check_embedded(tokenizer, self._eos, self._vocabulary)
-        self._encoder = PromptEncoder(tokenizer, self._vocabulary)
 
         self._blocks = _cache_blocks(model, max_concurrent_requests)
         self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * _PAGE)
+        self._encoder = ModelEncoder(tokenizer, self._vocabulary, self.context_length)
         self._router = _Router(lambda request: self._manager.cancel_request(request))
         self._manager = self._new_manager()
 
@@ -118,6 +123,7 @@ class TransformersEngine:
                 max_requests_per_batch=self._rows,
                 # Only an installed package: otherwise a kernel would be sought on the Hub.
                 auto_switch_to_flash=is_flash_attn_2_available(),
+                scheduler_type=FAIR,
                 use_async_batching=False,  # the sampler needs each token before it prepares the next step
             ),
         )
@@ -145,17 +151,33 @@ class TransformersEngine:
 
     async def start(self) -> None:
         self._router.loop = asyncio.get_running_loop()
+        await self._try_template()
         self._manager.start()
         # The first forward pass is the slowest one; nobody should wait for it, and a broken model shows here.
         await self.ready()
         self._supervisor = asyncio.create_task(self._supervise())
+
+    async def _try_template(self) -> None:
+        """Refuse a model whose chat template makes nothing of a greeting, or takes too much time or memory for it.
+
+        Raises:
+            UserError: Says what is wrong with it.
+        """
+        try:
+            await self.encode([{"role": "user", "content": "Hi"}])
+        except PromptError as error:
+            if str(error) == NOTHING_RENDERED:
+                raise UserError(f"{self._tokenizer.name_or_path}: {NOTHING_RENDERED}") from error
+            # It may want another conversation, or a longer context; then it says so to those who ask.
+        except EngineError as error:
+            raise UserError(f"{self._tokenizer.name_or_path}: {error}") from error
 
     async def stop(self) -> None:
         self.abort("the engine was stopped")
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
         if self._manager.is_running():
             await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
 
@@ -205,13 +227,17 @@ class TransformersEngine:
         await self.ready()
 
     async def encode(self, messages: Sequence[dict[str, str]]) -> TokenPrompt:
-        return await self._encode(self._encoder.conversation, messages)
+        size = sum(len(message["content"]) for message in messages)
+        return await self._encode(self._encoder.conversation, messages, size)
 
     async def encode_text(self, text: str | Sequence[int]) -> TokenPrompt:
-        return await self._encode(self._encoder.text, text)
+        return await self._encode(self._encoder.text, text, len(text))
 
-    async def _encode(self, encode: Callable, source: Sequence) -> TokenPrompt:
-        return TokenPrompt(await asyncio.get_running_loop().run_in_executor(self._thread, encode, source))
+    async def _encode(self, encode: Callable, source: Sequence, size: int) -> TokenPrompt:
+        with closing(self._turns.reserve(1, current_record().key_name)) as turn:
+            async with turn.take():
+                turn.charge(size)
+                return TokenPrompt(await asyncio.get_running_loop().run_in_executor(self._thread, encode, source))
 
     async def stream(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         if self.error is not None:
@@ -227,7 +253,7 @@ class TransformersEngine:
         self._router.streams[request] = outputs.put_nowait
         manager = self._manager
         self._check(prompt)
-        draws = Draws(self._complete(prompt, sampling), self._sampling)
+        draws = Draws(self._complete(prompt, sampling), self._sampling, current_record().key_name)
         finished = False
         try:
             self._submit(manager, request, prompt, draws)
