@@ -111,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--feedback-retention-days", type=float, metavar="DAYS", help="delete what is stored after that (never)"
     )
+    serve.add_argument(
+        "--feedback-max-gib",
+        type=float,
+        default=10,
+        metavar="GIB",
+        help="size to which the SQLite file may grow; then nothing more is stored (%(default)s)",
+    )
     serve.add_argument("--graphql", action="store_true", help="also answer GraphQL, at /graphql")
     serve.add_argument(
         "--weights",
@@ -214,6 +221,7 @@ def _serve(args: argparse.Namespace) -> None:
             keep_conversations=args.keep_conversations,
             feedback_redact=args.feedback_redact,
             feedback_retention_days=args.feedback_retention_days,
+            feedback_max_gib=args.feedback_max_gib,
             weights=args.weights,
             allow_template_mismatch=args.allow_template_mismatch,
         )

@@ -20,7 +20,7 @@ _MIGRATING = 0x68666368  # PostgreSQL's advisory locks have numbers; "hfch" in A
 _WAIT_S = 5
 
 
-def open_database(database: str, *, create: bool = False) -> sa.Engine:
+def open_database(database: str, *, create: bool = False, max_bytes: int | None = None) -> sa.Engine:
     """Open a database, and bring its tables up to date.
 
     SQLite runs with a write-ahead log, so that readers and a writer do not stop each other, and with
@@ -33,6 +33,8 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
     Args:
         database: The path of an SQLite file, or a URL of SQLAlchemy, `sqlite:///...` or `postgresql://...`.
         create: Make the SQLite file if it is not there, for its owner only.
+        max_bytes: Size to which an SQLite file may grow; what would make it larger fails, as on a full disk. It does
+            not bound a database of PostgreSQL.
 
     Returns:
         An engine whose connections may go from thread to thread. Its option `reads` is for those that only read.
@@ -63,6 +65,8 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
     except alembic.util.CommandError as error:
         engine.dispose()
         raise UserError(f"{_shown(url)}: made by a newer version of hfchat; use that one ({error})") from error
+    if max_bytes is not None and engine.dialect.name == "sqlite":
+        _bound_sqlite(engine, max_bytes)
     return engine
 
 
@@ -123,6 +127,17 @@ def _set_up_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # or Python's driver would begin transactions, where it thinks they are needed
     for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {setting}")
+
+
+def _bound_sqlite(engine: sa.Engine, max_bytes: int) -> None:
+    """From now on; the migrations of a database that is larger already must not fail."""
+
+    def bound(connection: Any, record: Any) -> None:
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute(f"PRAGMA max_page_count={max(1, max_bytes // page_bytes)}")
+
+    engine.dispose()  # of the connections that have no bound
+    sa.event.listen(engine, "connect", bound)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

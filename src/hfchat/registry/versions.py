@@ -31,6 +31,7 @@ _VERSION = re.compile(r"v([1-9]\d*)")
 _CURRENT = "current"
 _CANDIDATE = "candidate.json"
 _HISTORY = "history.jsonl"
+_MAX_CANDIDATE = 64 * 1024  # characters
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,40 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Which versions answer; `current` is None before the first promotion."""
+    """Which versions answer.
+
+    Attributes:
+        current: None before the first promotion.
+        candidate: None if there is none.
+        problem: Why the file that names the candidate cannot be used; None if it can, or is not there.
+    """
 
     current: str | None
     candidate: Candidate | None = None
+    problem: str | None = None
+
+
+def _read_candidate(path: Path) -> Candidate | None:
+    """The candidate that a file names; what a newer version of hfchat may have added to it is left out.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    try:
+        if not path.is_file():  # a pipe would keep its reader waiting
+            if path.exists():
+                raise ValueError("it is not a file")
+            return None
+        with path.open(encoding="utf-8-sig") as file:
+            entry = json.loads(file.read(_MAX_CANDIDATE))
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    version, share = (entry.get("version"), entry.get("share")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise ValueError("it names no version")
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise ValueError("its share must be a number between 0 and 1")
+    return Candidate(version, float(share))
 
 
 class Registry:
@@ -91,15 +122,23 @@ class Registry:
         return self.folder / version
 
     def deployment(self) -> Deployment:
-        """What answers now."""
+        """What answers now.
+
+        Raises:
+            UserError: If `current` is something else than a link.
+        """
         try:
             current = os.readlink(self.current)
         except FileNotFoundError:
             current = None
+        except OSError as error:
+            raise UserError(f"{self.current}: must be a link to a version ({error.strerror})") from error
+        path = self.folder / _CANDIDATE
         try:
-            candidate = Candidate(**json.loads((self.folder / _CANDIDATE).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            candidate = None
+            candidate = _read_candidate(path)
+        except ValueError as error:
+            fix = f"delete it, or name a candidate by `hfchat models try {self.folder} VERSION --share 0.1`"
+            return Deployment(current, problem=f"{path} cannot be read: {error}; {fix}")
         if candidate is not None and candidate.version == current:  # it was promoted a moment ago
             candidate = None
         return Deployment(current, candidate)

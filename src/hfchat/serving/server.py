@@ -45,7 +45,7 @@ _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)
 
 
 WEIGHTS = ("auto", "float32", "bfloat16", "int8")
-_FOR_FEEDBACK = ("keep_conversations", "feedback_redact", "feedback_retention_days")
+_FOR_FEEDBACK = ("keep_conversations", "feedback_redact", "feedback_retention_days", "feedback_max_gib")
 _FOR_A_MODEL_HERE = ("default_max_tokens", "weights", "adapters", "allow_template_mismatch")
 
 
@@ -82,6 +82,8 @@ class ServerSettings:
         keep_conversations: Also store the chats of which nobody says anything, but for those with `store: false`.
         feedback_redact: Take personal data out of all that is stored.
         feedback_retention_days: Delete what was asked before that; nothing if None.
+        feedback_max_gib: Size to which an SQLite database may grow. Then feedback gets 503, and conversations are not
+            kept, until something of it is deleted.
         graphql: Also answer GraphQL, at `/graphql`.
         upstreams: Servers that answer in place of a model on this machine, each as `http://host:8000/v1`.
         upstream_model: The name of their model, by default the only one that they have; also the default of
@@ -115,6 +117,7 @@ class ServerSettings:
     keep_conversations: bool = False
     feedback_redact: bool = True
     feedback_retention_days: float | None = None
+    feedback_max_gib: float = 10
     graphql: bool = False
     upstreams: tuple[str, ...] = ()
     upstream_model: str | None = None
@@ -135,6 +138,8 @@ class ServerSettings:
                 raise UserError(f"{_option(name)} must be more than 0, not {getattr(self, name)}")
         if self.feedback_retention_days is not None and not 0 < self.feedback_retention_days <= 36_500:
             raise UserError(f"--feedback-retention-days must be up to 36500, not {self.feedback_retention_days:g}")
+        if not 0 < self.feedback_max_gib < math.inf:
+            raise UserError(f"--feedback-max-gib must be more than 0, not {self.feedback_max_gib:g}")
         if self.weights not in WEIGHTS:
             raise UserError(f"--weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
         for option, origins in (("--allow-origin", self.allow_origins), ("--allow-frame", self.allow_frames)):
