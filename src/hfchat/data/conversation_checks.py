@@ -6,6 +6,7 @@ from typing import Any
 
 from datatrove.data import Document
 
+from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.data.conversation_formats import KINDS, ConversationError, Message
 from hfchat.data.decontamination import ContaminationFilter
 from hfchat.dataset import ROLES_WITH_TOOLS, digest_of, find_fault
