@@ -101,6 +101,19 @@ def test_new_tokens_of_an_adapter_are_not_put_into_the_base(base, tmp_path, tiny
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_an_adapter_with_new_tokens_is_served_beside_its_base(serve, base, tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = type(tiny_tokenizer).from_pretrained(tmp_path / "tokenizer")
+    add_special_tokens(tokenizer, ["<new>"])
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, added=1, target_modules=["q_proj"])
+    settings = ServerSettings(model=str(base), adapters=(f"mine={adapter}",), weights="float32")
+    served = serve(loading.served_models(str(base), settings))
+    messages = [{"role": "user", "content": "What is hfchat?"}]
+    answer = served.chat(model="mine", messages=messages, max_tokens=30, temperature=0).json()
+    expected = greedy(put_adapter(load_base(str(base)), adapter, tokenizer), tokenizer)
+    assert answer["choices"][0]["message"]["content"] == expected
+
+
 def test_an_adapter_of_another_base_is_refused(base, adapter, tmp_path, tiny_tokenizer):
     other = tmp_path / "other"
     shutil.copytree(base, other)

@@ -97,7 +97,7 @@ class TransformersEngine:
         self._supervisor: asyncio.Task | None = None
         # One thread: a fast tokenizer must not be used by two at a time.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
-        self._encoder = PromptEncoder(tokenizer, model.get_input_embeddings().num_embeddings)
+        self._encoder = PromptEncoder(tokenizer, len(model.get_input_embeddings().weight))
 
         self._blocks = _cache_blocks(model, max_concurrent_requests)
         self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * _PAGE)
