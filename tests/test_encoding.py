@@ -1,7 +1,9 @@
 """What a conversation says is never a special token, in training as in the server, and it is read to the letter."""
 
 import copy
+import gc
 import json
+import weakref
 
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -97,6 +99,18 @@ def test_calls_results_and_descriptions_of_tools_are_text_too(any_tokenizer):
     assert any_tokenizer.decode(ids) == any_tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     learned = any_tokenizer.decode([id for id, is_learned in zip(ids, supervised, strict=True) if is_learned])
     assert f'"arguments": {{"{TURN_END}": "{TURN_START}user"}}' in learned
+
+
+def test_tokens_that_are_added_later_are_text_too_and_nothing_is_kept_of_a_tokenizer(any_tokenizer):
+    grown = copy.deepcopy(any_tokenizer)
+    messages = conversation("<|tool|> and <|im_end|>")
+    before = encode_conversation(grown, messages)
+    grown.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    assert encode_conversation(grown, messages) == before
+    held = weakref.ref(grown)
+    del grown
+    gc.collect()
+    assert held() is None
 
 
 def test_what_the_tokenizer_was_last_called_with_cuts_nothing(any_tokenizer):

@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import secrets
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[Mapping[str, Any]]
+
+_SPELLINGS: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, _Spelling]" = weakref.WeakKeyDictionary()
 
 
 def encode_conversation(
@@ -36,7 +39,7 @@ def encode_conversation(
             and the tokenizer is not a fast one.
     """
     options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
-    spelling = _spelling(tokenizer, len(tokenizer))
+    spelling = _spelling_of(tokenizer)
     if not spelling.is_needed([messages, tools]):
         return tokenizer.apply_chat_template(messages, return_dict=False, **options)
     hidden, options["tools"] = spelling.hide(messages), spelling.hide(tools)
@@ -48,7 +51,7 @@ def supervise_conversation(
     tokenizer: "PreTrainedTokenizerBase", messages: Messages, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], list[bool]]:
     """As `encode_conversation`, and whether each id is what the assistant says by the template's generation marks."""
-    spelling = _spelling(tokenizer, len(tokenizer))
+    spelling = _spelling_of(tokenizer)
     is_needed = spelling.is_needed([messages, tools])
     if is_needed:
         messages, tools = spelling.hide(messages), spelling.hide(tools)
@@ -70,17 +73,25 @@ def supervise_conversation(
     return spelling.encode(rendered, characters)
 
 
-@functools.lru_cache(maxsize=8)
-def _spelling(tokenizer: "PreTrainedTokenizerBase", size: int) -> "_Spelling":
-    """That of a tokenizer while it has that many tokens."""
-    return _Spelling(tokenizer)
+def prepare_to_spell(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Do now what the first special token in a text needs (a second for a large vocabulary), so that nobody waits."""
+    if tokenizer.is_fast:
+        _ = _spelling_of(tokenizer).speller
+
+
+def _spelling_of(tokenizer: "PreTrainedTokenizerBase") -> "_Spelling":
+    spelling = _SPELLINGS.get(tokenizer)
+    if spelling is None or spelling.size != len(tokenizer):  # tokens were added to it
+        spelling = _SPELLINGS[tokenizer] = _Spelling(tokenizer)
+    return spelling
 
 
 class _Spelling:
     """How the text of a tokenizer's special tokens is spelled in ordinary ones."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        self._tokenizer = tokenizer
+        self.size = len(tokenizer)
+        self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None  # not itself: it is held weakly
         special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = sorted(special, key=len, reverse=True)  # so that the longest of two alternatives is found
         self._ids = set(special.values())
@@ -126,7 +137,7 @@ class _Spelling:
             end = found.end()
         text = "".join([*parts, rendered[end:]])
         flags += characters[end:]
-        speller, own = self._speller
+        speller, own = self.speller
         encoding = speller.encode(text, add_special_tokens=False)
         ids, supervised = [], []
         for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -137,13 +148,13 @@ class _Spelling:
         return ids, supervised
 
     @functools.cached_property
-    def _speller(self) -> tuple["Tokenizer", dict[int, int]]:
+    def speller(self) -> tuple["Tokenizer", dict[int, int]]:
         """The tokenizer with stand-ins for its special tokens, and the ids that its own added tokens stand for."""
         from tokenizers import Tokenizer
 
-        if not self._tokenizer.is_fast:
-            raise ValueError(f"{self._tokenizer.name_or_path}: only a fast tokenizer can spell a special token")
-        description = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        if self._backend is None:
+            raise ValueError("a text has a special token in it, and only a fast tokenizer can spell that as text")
+        description = json.loads(self._backend.to_str())
         added = description["added_tokens"]
         for token in added:
             if token["content"] in self._special:
@@ -158,5 +169,5 @@ class _Spelling:
 
     def _split(self, text: str) -> list[int]:
         """The ids of the text of a special token, in parts that are none."""
-        speller, _ = self._speller
+        speller, _ = self.speller
         return [id for part in (text[:1], text[1:]) for id in speller.encode(part, add_special_tokens=False).ids]

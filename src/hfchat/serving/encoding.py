@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from hfchat.encoding import encode_conversation
+from hfchat.encoding import encode_conversation, prepare_to_spell
 from hfchat.serving.engine import PromptError
 
 NOTHING_RENDERED = "the chat template makes nothing of this conversation"
@@ -22,6 +22,7 @@ class PromptEncoder:
         """
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
+        prepare_to_spell(tokenizer)
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The ids of a conversation and the beginning of its answer, as in the training (`hfchat.encoding`).

@@ -104,7 +104,7 @@ class TransformersEngine:
         self._supervisor: asyncio.Task | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # it waits for the process
         self._turns = Slots(1, sys.maxsize, extra=0)  # each key has its turn in what waits for it
-        self._vocabulary = model.get_input_embeddings().num_embeddings
+        self._vocabulary = len(model.get_input_embeddings().weight)
         _check_embedded(tokenizer, self._eos, self._vocabulary)
 
         self._blocks = _cache_blocks(model, max_concurrent_requests)
