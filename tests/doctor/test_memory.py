@@ -106,7 +106,7 @@ def test_what_takes_less_memory_is_estimated_to():
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "chunked"), [(512, False), (50_304, False), pytest.param(4096, True, marks=needs_chunked_loss)]
+    ("vocab_size", "chunked"), [(512, False), (50_304, False), pytest.param(512, True, marks=needs_chunked_loss)]
 )
 def test_an_evaluation_of_the_batch_of_the_training_needs_less_memory(vocab_size, chunked):
     """So that no pretraining ends for want of it: there, the batch of the training is the default."""
