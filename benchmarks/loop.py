@@ -27,7 +27,7 @@ import httpx
 from benchmarks.peers import machine, markdown_table
 from benchmarks.soak import served
 
-from hfchat.feedback.statistics import wilson_interval
+from hfchat.intervals import wilson_interval
 from hfchat.models import resolve
 from hfchat.registry.versions import Registry
 

@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(f"read {summary.conversations:,} conversations, removed {dict(summary.removed.most_common()) or 'none'}")
     print(f"{summary.kind}: {', '.join(f'{count:,} for {split}' for split, count in summary.kept.items())}")
+    for note, count in summary.notes.most_common():
+        print(f"{note} ({count:,} times)")
     print(f"replaced {dict(summary.personal_data.most_common()) or 'no'} personal data")
     print(f"dataset: {args.output_dir}, what was dropped and why: {args.output_dir}/report.md")
 

@@ -83,7 +83,10 @@ class PrepareFeedbackArguments(StageArguments):
     min_train: int = field(default=20, metadata={"help": "Rows without which a dataset is too little to learn from."})
     min_validation: int = field(
         default=10,
-        metadata={"help": "Held-out rows likewise. Of fewer than 4, not even wins in all exclude one half (95%%)."},
+        metadata={
+            "help": "Held-out rows likewise. The gate needs 10; of fewer than 6, not even wins in all show anything "
+            "(an exact sign test)."
+        },
     )
     replay: list[str] = field(
         default_factory=list,
@@ -168,7 +171,9 @@ def prepare(
         replayed = {"conversations": args.replay, "preferences": args.replay_preferences}
         datasets, personal_data = {}, Counter()
         for name, examples in curation.examples.items():
-            cleaner = Cleaner(KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams)
+            cleaner = Cleaner(
+                KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams, strangers=True
+            )
             kept, removed = clean(name, examples, cleaner, args.validation_fraction)
             is_enough = all(len(kept[split]) >= least for split, least in minimum.items())
             count = round(args.replay_share * len(kept["train"]))

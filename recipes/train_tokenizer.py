@@ -2,7 +2,8 @@
 
     python recipes/train_tokenizer.py --config recipes/configs/demo/train_tokenizer.yaml
 
-On your own corpus; `tokenizer_report.html` in the output compares it with other tokenizers:
+On your own corpus; `tokenizer_report.html` in the output compares it with other tokenizers on the validation split or,
+of one file, on a tenth of its documents (at most 1,000) that are held out:
 
     python recipes/train_tokenizer.py --dataset_name outputs/mine/corpus --vocab_size 32768 \
         --output_dir outputs/mine/tokenizer
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hfchat.config import StageArguments, parse
-from hfchat.dataset import load_split
+from hfchat.dataset import load_text_splits
 from hfchat.errors import run
 from hfchat.lineage import Stage
 
@@ -82,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfchat.tokenization.sentencepiece import import_sentencepiece
     from hfchat.tokenization.training import train_tokenizer
 
-    train = load_split(args.dataset_name, "train", args.text_column)
-    validation = load_split(args.dataset_name, "validation", args.text_column)
-
+    train, validation = load_text_splits(args.dataset_name, args.text_column)
     sample = TextSample(train, args.text_column, args.sample_bytes, args.seed)
     if args.sentencepiece_model is not None:
         tokenizer = import_sentencepiece(args.sentencepiece_model)

@@ -1,10 +1,11 @@
+import gzip
 import json
 import shutil
 
 import pytest
 from datasets import Dataset, IterableDataset
 
-from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, find_fault, has_split, load_split
+from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, find_fault, has_split, load_split, load_text_splits
 from hfchat.errors import UserError
 
 
@@ -37,6 +38,69 @@ def test_a_file_opens_whole(tmp_path):
     file = write(tmp_path / "rows.jsonl")
     assert len(load_split(file, "validation", "text")) == 3
     assert not has_split(file, "validation")
+
+
+LINES = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in ("Zürich, 你好", "a;b", "c")) + "\n"
+CSV = 'text;n\r\nZürich, 你好;1\r\n"a;b";2\r\nc;3\r\n'
+PARAGRAPHS = "Zürich, 你好\r\n\r\na;b\r\n \r\n\r\nc"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("a.ndjson", LINES),
+        ("a.json", f"[{','.join(LINES.splitlines())}]"),
+        ("a.csv", CSV),
+        ("a.csv", CSV.replace(";", "\t").replace("a\tb", "a;b")),
+        ("a.tsv", CSV.replace(";", "\t").replace("a\tb", "a;b")),
+        ("a.csv.gz", CSV),
+        ("a.txt", PARAGRAPHS),
+        ("a.txt", "Zürich, 你好\na;b\nc\n"),
+        ("train.csv", CSV),
+        ("train.jsonl", LINES),
+    ],
+)
+def test_text_is_read_in_each_encoding_and_layout(name, content, encoding, streaming, tmp_path):
+    path = tmp_path / name
+    content = content.encode(encoding)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    rows = load_split(str(tmp_path if name.startswith("train") else path), "train", "text", streaming=streaming)
+    assert [row["text"] for row in rows] == ["Zürich, 你好", "a;b", "c"]
+    path.write_bytes(gzip.compress(content * 2) if name.endswith(".gz") else content.replace(b"c", b"d"))
+    if not name.endswith(".gz"):
+        rows = load_split(str(tmp_path if name.startswith("train") else path), "train", "text", streaming=streaming)
+        assert [row["text"] for row in rows][-1] == "d"
+
+
+def test_rows_without_a_text_are_counted_and_left_out(tmp_path, capsys):
+    rows = [*({"text": f"Text {i}."} for i in range(30)), {"text": None}, {"text": "Last."}, {"text": None}]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, validation = load_text_splits(str(file), "text")
+    assert (len(train), len(validation)) == (28, 3)
+    assert [*validation["text"], *train["text"]] == [row["text"] for row in rows if row["text"]]
+    assert "2 of 33 rows have nothing in the column 'text' (the first is row 30," in capsys.readouterr().out
+    file.write_text('{"text": null}\n{"text": null}\n')
+    with pytest.raises(UserError, match=r"a.jsonl: the column 'text' has no text in any of 2 rows"):
+        load_text_splits(str(file), "text")
+    for value in ("7", '["a"]', '{"a": 1}'):
+        file.write_text(f'{{"text": {value}}}\n')
+        with pytest.raises(UserError, match=r"a.jsonl: the column 'text' must hold texts, not "):
+            load_text_splits(str(file), "text")
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "c.txt").write_bytes(b"Z\xfcrich\n")
+    (tmp_path / "d.csv").write_bytes("text;n\n".encode("utf-16"))
+    for name in "a.jsonl.gz", "b.txt", "c.txt", "d.csv":
+        with pytest.raises(UserError, match=f"dataset_name .*{name}: ") as raised:
+            load_split(str(tmp_path / name), "train", "text")
+        assert "\n" not in str(raised.value)
 
 
 def test_a_stream_has_the_rows_of_the_dataset(corpus):

@@ -80,6 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--allow-frame", action="append", default=[], metavar="URL", help="a site that may frame the page; repeatable"
     )
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of this server, such as chat.example.org; repeatable. Without API keys, requests that were "
+        "addressed to a name that is not its own are refused",
+    )
+    serve.add_argument(
+        "--metrics-key",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the API key of this name may read /metrics; repeatable (all may)",
+    )
     serve.add_argument("--log-content", action="store_true", help="log what is asked and answered, not only how much")
     serve.add_argument(
         "--feedback", metavar="DATABASE", help="store feedback with its conversations: an SQLite file or a URL (no)"
@@ -95,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--feedback-retention-days", type=float, metavar="DAYS", help="delete what is stored after that (never)"
+    )
+    serve.add_argument(
+        "--feedback-max-gib",
+        type=float,
+        default=10,
+        metavar="GIB",
+        help="size to which the SQLite file may grow; then nothing more is stored (%(default)s)",
     )
     serve.add_argument("--graphql", action="store_true", help="also answer GraphQL, at /graphql")
     serve.add_argument(
@@ -192,11 +214,14 @@ def _serve(args: argparse.Namespace) -> None:
             allow_anyone=args.allow_anyone,
             allow_origins=tuple(args.allow_origin),
             allow_frames=tuple(args.allow_frame),
+            allow_hosts=tuple(args.allow_host),
+            metrics_keys=tuple(args.metrics_key),
             log_content=args.log_content,
             feedback=args.feedback,
             keep_conversations=args.keep_conversations,
             feedback_redact=args.feedback_redact,
             feedback_retention_days=args.feedback_retention_days,
+            feedback_max_gib=args.feedback_max_gib,
             weights=args.weights,
             allow_template_mismatch=args.allow_template_mismatch,
         )

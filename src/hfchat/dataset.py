@@ -5,21 +5,26 @@ And what every stage that reads conversations asks of their messages, and how it
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfchat.dataset_files import BUILDERS, readable, suffix_of
 from hfchat.errors import UserError
 from hfchat.lineage import describe
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+HELD_OUT_SHARE = 0.05  # of one file of conversations
 ROLES = ("system", "user", "assistant")  # of a conversation in text alone
 ROLES_WITH_TOOLS = (*ROLES, "tool")
+# What a turn thought before its answer, by DeepSeek's and vLLM's name, OpenRouter's, and gpt-oss' and Anthropic's.
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_UNWRITTEN = (*REASONING, "function_call", "refusal", "audio")
 
 
 def load_split(
@@ -30,7 +35,9 @@ def load_split(
     A local file has no splits of its own: it is loaded whole, whatever `split` is asked for.
 
     Args:
-        dataset_name: Folder, `.jsonl`, `.json`, `.parquet` or `.csv` file, or Hub id.
+        dataset_name: Folder, file (`.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv`, `.txt`, also compressed), or Hub id.
+            Text may be in UTF-8, UTF-16 or UTF-32, and a CSV have semicolons, tabs or bars. In a `.txt` file, what
+            stands between empty lines is a row's `text`, or each line if there is no empty one.
         split: Name of the split.
         columns: Those that must be there; one at least.
         config_name: Configuration of a dataset that has several.
@@ -48,14 +55,16 @@ def load_split(
         options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
     try:
         if path.is_file():
-            if path.suffix not in _FILE_BUILDERS:
-                raise UserError(
-                    f"dataset_name {dataset_name}: must be one of {', '.join(_FILE_BUILDERS)}, or a folder"
-                )
-            dataset = load_dataset(_FILE_BUILDERS[path.suffix], data_files=dataset_name, split="train", **options)
+            if suffix_of(path) not in BUILDERS:
+                raise UserError(f"dataset_name {dataset_name}: must be one of {', '.join(BUILDERS)}, or a folder")
+            if suffix_of(path) == ".tsv":
+                options["sep"] = "\t"
+            file = str(readable(path))
+            dataset = load_dataset(BUILDERS[suffix_of(path)], data_files=file, split="train", **options)
         else:
             _check_exists(dataset_name, columns[0])
-            dataset = load_dataset(dataset_name, config_name, split=split, **options)
+            name = str(readable(path)) if path.is_dir() else dataset_name
+            dataset = load_dataset(name, config_name, split=split, **options)
         first = next(iter(dataset), None)
         found = dataset.column_names or list(first or {})
     except UserError:
@@ -68,6 +77,85 @@ def load_split(
         if column not in found:
             raise UserError(f"dataset_name {dataset_name}: has no column '{column}', only {found}")
     return dataset
+
+
+def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Dataset"]:
+    """The documents of a corpus to learn from and to measure on; those without a text are counted and left out.
+
+    Of a corpus without a split for validation the first tenth, at most 1,000, are held out. Fewer than 10 documents
+    are both, and that is said.
+
+    Raises:
+        UserError: As of `load_split`, or if the column does not hold texts.
+    """
+    train = without_nulls(load_split(dataset_name, "train", column), column, dataset_name)
+    if has_split(dataset_name, "validation"):
+        return train, without_nulls(load_split(dataset_name, "validation", column), column, dataset_name)
+    held_out = min(1000, len(train) // 10)
+    if held_out == 0:
+        print(f"dataset_name {dataset_name}: fewer than 10 documents, so it is measured on what is learned from")
+        return train, train
+    return train.select(range(held_out, len(train))), train.select(range(held_out))
+
+
+def without_nulls(rows: "Dataset", column: str, dataset_name: str) -> "Dataset":
+    """The rows that have a text; how many have none is printed.
+
+    Raises:
+        UserError: If the column holds something else, or no text at all.
+    """
+    kind = getattr(rows.features[column], "dtype", "lists")
+    if kind not in ("string", "large_string", "null"):
+        raise UserError(f"dataset_name {dataset_name}: the column '{column}' must hold texts, not {kind}")
+    texts = [number for number, text in enumerate(rows[column]) if text is not None]
+    missing = len(rows) - len(texts)
+    if not texts:
+        raise UserError(f"dataset_name {dataset_name}: the column '{column}' has no text in any of {missing:,} rows")
+    if missing:
+        first = next(number for number, text in enumerate([*texts, None]) if number != text)
+        print(
+            f"dataset_name {dataset_name}: {missing:,} of {len(rows):,} rows have nothing in the column '{column}' "
+            f"(the first is row {first}, counted from 0); they are left out",
+            flush=True,
+        )
+        return rows.select(texts)
+    return rows
+
+
+def load_conversation_splits(
+    dataset_name: str, train_split: str, test_split: str, *, config_name: str | None = None
+) -> tuple["Dataset", "Dataset"]:
+    """The splits of a dataset of `messages` to learn from and to measure on.
+
+    A local file has none: a twentieth of its conversations, one at least, is held out, chosen by a hash of the first
+    user turn. Those that begin alike, but for white space, are on one side.
+
+    Raises:
+        UserError: As of `load_split`, or if all conversations of a file begin alike.
+    """
+    if not Path(dataset_name).is_file():
+        train, test = (
+            load_split(dataset_name, split, "messages", config_name=config_name) for split in (train_split, test_split)
+        )
+        return train, test
+    rows = load_split(dataset_name, train_split, "messages")
+    keys = [digest_of(" ".join(_first_asked(messages).split())) for messages in rows["messages"]]
+    beginnings = sorted(set(keys))
+    if len(beginnings) < 2:
+        raise UserError(
+            f"dataset_name {dataset_name}: its conversations all begin alike, so none can be held out to measure on; "
+            "add others, or give a folder with train.jsonl and validation.jsonl"
+        )
+    held_out = set(beginnings[: max(1, round(HELD_OUT_SHARE * len(beginnings)))])
+    sides = [[row for row, key in enumerate(keys) if (key in held_out) is wanted] for wanted in (False, True)]
+    return rows.select(sides[0]), rows.select(sides[1])
+
+
+def _first_asked(messages: Any) -> str:
+    """The first user turn, or all that there is of what is no conversation, which is named when it is tokenized."""
+    turns = messages if isinstance(messages, list) else []
+    asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
+    return str(next(asked, messages))
 
 
 def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:
@@ -90,7 +178,7 @@ def has_split(dataset_name: str, split: str, *, config_name: str | None = None) 
 def _check_exists(dataset_name: str, column: str) -> None:
     path = Path(dataset_name)
     looks_local = path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1
-    if (looks_local or path.suffix in _FILE_BUILDERS) and not path.is_dir():
+    if (looks_local or suffix_of(path) in BUILDERS) and not path.is_dir():
         raise UserError(f"dataset_name {dataset_name}: no such file or folder{_hint(column)}")
 
 
@@ -162,18 +250,74 @@ def check_messages(messages: Any, place: str, roles: Collection[str] = ROLES) ->
         raise UserError(f"{place}: {fault[1]}")
 
 
-def digest_of(value: Any) -> bytes:
-    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form, with single spaces."""
+def check_learned(messages: Any, place: str, roles: Collection[str] = ROLES) -> None:
+    """`check_messages`, and that the chat template writes all that the turns say: what it drops is not learned."""
+    check_messages(messages, place, roles)
+    for position, turn in enumerate(messages):
+        if field := next((field for field in _UNWRITTEN if turn.get(field)), None):
+            raise UserError(
+                f"{place}: turn {position} ({turn['role']}) has '{field}', which the chat template does not write; "
+                "recipes/prepare_conversations.py makes a conversation of it that is learned as it is meant"
+            )
+        if turn.get("weight") not in (None, 0, 1):
+            raise UserError(f"{place}: turn {position} has the weight {turn['weight']!r}; it must be 0 or 1")
+    if not any(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in messages):
+        raise UserError(f"{place}: every turn of the assistant has the weight 0, so there is nothing to learn")
+
+
+def trim(text: str) -> str:
+    """The text without white space at its end, without empty lines before it, and without one space before a line.
+
+    Templates strip, or write the text as it is, so such white space would be learned by some models only. The
+    indentation of the first line is content. A single space is what completions of OpenAI's older files begin with.
+    """
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text.rstrip())
+    return text[1:] if re.match(r" \S", text) and "\n " not in text else text
+
+
+def digest_of(value: Any, *, typed: bool = False) -> bytes:
+    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form.
+
+    White space is content: code that is indented otherwise is another answer. Only what no reader sees does not count:
+    how lines end, spaces at their ends, and what `trim` takes away.
+
+    Args:
+        value: Messages, or a text.
+        typed: Two spaces within a line are one, as people type them by accident.
+    """
 
     def normalize(item: Any) -> Any:
         if isinstance(item, str):
-            return " ".join(unicodedata.normalize("NFC", item).split())
+            lines = re.split(r"\r\n|\r|\n", unicodedata.normalize("NFC", item))
+            if typed:
+                lines = [re.sub(r"(?<=\S)\s+", " ", line) for line in lines]
+            return trim("\n".join(line.rstrip() for line in lines))
         if isinstance(item, list):
             return [normalize(part) for part in item]
         return {key: normalize(part) for key, part in item.items()} if isinstance(item, dict) else item
 
     text = json.dumps(normalize(value), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def parse_tools(value: Any) -> list[dict[str, Any]]:
+    """Tools as OpenAI's API has them, of a column that has them so, as JSON in a text, or as functions alone.
+
+    Raises:
+        ValueError: If they are none of this.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON: {error}") from error
+    tools = []
+    for tool in [] if value is None else value if isinstance(value, list) else [value]:
+        (tool,) = parse_tools(tool) if isinstance(tool, str) and tool.strip() else [tool]
+        if not isinstance(tool, dict) or not tool:
+            raise ValueError(f"each must be a mapping, not {tool!r:.60}")
+        tools.append({"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool)
+    return tools
 
 
 def _hint(column: str) -> str:

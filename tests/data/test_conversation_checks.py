@@ -20,7 +20,10 @@ MESSAGES = [
     ([user(), assistant("", tool_calls=[CALL]), user(), assistant()], "not_alternating"),
     ([user(), turn("system", "Be."), assistant()], "system_not_first"),
     ([turn("system", "Be."), turn("system", "Do."), user(), assistant()], "system_not_first"),
-    ([user("<|im_end|>\n<|im_start|>system"), assistant()], "special_token"),
+    ([user(), assistant(weight=0)], "nothing_to_learn"),
+    ([user(), assistant(weight=0.5)], "malformed"),
+    ([user(), assistant(reasoning_content=["So"])], "malformed"),
+    ([user(), assistant(None, audio={"id": "a1"})], "not_text"),
     ([turn("user", [{"type": "image_url", "image_url": {"url": "x"}}]), assistant()], "not_text"),
     ([turn("user", 7), assistant()], "malformed"),
     (["Hi", "Ho"], "malformed"),
@@ -31,11 +34,44 @@ MESSAGES = [
 ]
 
 
+def test_text_that_spells_a_special_token_is_kept():
+    messages = [user("What does <|im_end|>\n<|im_start|>system do?"), assistant("<|im_end|> ends a turn.")]
+    check("messages", convert("messages", Row({"messages": messages}, "row 1")))
+
+
 @pytest.mark.parametrize(("messages", "reason"), MESSAGES)
 def test_what_is_no_conversation_has_a_reason(messages, reason):
     with pytest.raises(ConversationError) as error:
         check("messages", convert("messages", Row({"messages": messages}, "row 1")))
     assert (error.value.reason, bool(error.value.detail)) == (reason, True)
+
+
+def test_text_that_spells_a_special_token_is_text():
+    messages = [user("What does <|im_end|> do?"), assistant("It ends a turn, as <|endoftext|> ends a document.")]
+    example = convert("messages", Row({"messages": messages}, "row 1"))
+    check("messages", example)
+    assert example == {"messages": messages}
+
+
+def test_texts_that_are_indented_otherwise_are_no_duplicates():
+    cleaner = Cleaner("messages", [], [], None, 13)
+
+    def clean(answer):
+        cleaner.clean(convert("messages", Row({"messages": [user("Write it."), assistant(answer)]}, "row 1")))
+
+    for answer in (
+        "if x:\n    y()\n    z()",
+        "if x:\n    y()\nz()",
+        "if x:\n\ty()\n\tz()",
+        "if x: y() z()",
+        "    y()",
+        "y()",
+    ):
+        clean(answer)
+    for answer in ("if x:\r\n    y()\r\n    z()", "if x:  \n    y()\n    z()\n", "\ny()", " y()"):
+        with pytest.raises(ConversationError) as error:
+            clean(answer)
+        assert error.value.reason == "duplicate"
 
 
 PAIRS = [

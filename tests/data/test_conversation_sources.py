@@ -1,7 +1,9 @@
 import csv
 import gzip
+import io
 import json
 import random
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +46,108 @@ def test_all_kinds_of_files_are_read(tmp_path):
     assert [row.place for row in found[0]] == [f"{tmp_path}/a.jsonl.gz (row {i})" for i in (1, 2, 3)]
 
 
+ROWS = [{"question": "Wie heißt du?\n- ч", "answer": "Jürgen, „Jo“; 你好"}, {"question": "Ü?", "answer": 'A "b"'}]
+
+
+def as_csv(delimiter):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ROWS[0], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(ROWS)
+    return text.getvalue()
+
+
+FILES = {
+    "lines.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+    "blank.ndjson": "\n \n" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS),
+    "list.json": json.dumps(ROWS, ensure_ascii=False, indent=1).replace("\n", "\r\n"),
+    "line.json": json.dumps(ROWS, ensure_ascii=False),
+    "comma.csv": as_csv(","),
+    "semicolon.csv": as_csv(";"),
+    "excel.csv": "sep=;\r\n" + as_csv(";"),
+    "tab.csv": as_csv("\t"),
+    "tab.tsv": as_csv("\t"),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", FILES)
+def test_text_is_read_in_each_encoding_and_layout(name, encoding, tmp_path):
+    with gzip.open(tmp_path / f"{name}.gz", "wb") as file:
+        file.write(FILES[name].encode(encoding))
+    source = ConversationSource({"path": f"{tmp_path}/{name}.gz"})
+    assert source.find_format() == "question-answer"
+    assert [(row.value, row.fault) for row in source.rows()] == [(row, None) for row in ROWS]
+
+
+def test_a_list_is_taken_apart_at_its_items(tmp_path):
+    def read(text, name="a.json"):
+        (tmp_path / name).write_text(text)
+        return [row.value for row in ConversationSource({"path": f"{tmp_path}/{name}"}).rows()]
+
+    rows = [{"a": '],{"\\', "b": [1, [], {}]}, {"a": "\\"}, {"a": "\u2028"}, 7, None, "x,y"]
+    for indent in (None, 0, 3):
+        assert (
+            read(json.dumps(rows, indent=indent)) == read(json.dumps(rows, indent=indent, ensure_ascii=False)) == rows
+        )
+    assert read("[]") == read(" [ \n ] \n") == []
+    for broken in ("[1, 2", "[1, 2]]", "[1, 2] 3", "[1,, 2]", "[1, 2,]", '[1, "2]', "[[1, 2]", "[{]"):
+        with pytest.raises(UserError, match=r"a\.json: not JSON"):
+            read(broken)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.parquet"])
+def test_a_row_that_is_too_large_is_one_that_is_removed(name, tmp_path, monkeypatch):
+    """Few bytes of a compressed file may fill any memory: what is read of such a row is bounded."""
+    monkeypatch.setattr("hfchat.data.conversation_sources.MAX_ROW_BYTES", 1000)
+    rows = [
+        {"question": "1?", "answer": "2"},
+        {"question": "3?", "answer": "0" * 100_000},
+        {"question": "5?", "answer": "6"},
+    ]
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        text = {
+            "a.jsonl.gz": "".join(json.dumps(row) + "\n" for row in rows),
+            "a.json.gz": json.dumps(rows),
+            "a.csv.gz": "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in rows),
+        }[name]
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    first, large, *more = ConversationSource({"path": f"{tmp_path}/{name}"}).rows()
+    assert first.value == rows[0]
+    assert "more than 20,000,000 bytes" in large.fault
+    assert len(str(large.value)) < 101_000
+    # Where the next row of a CSV begins is in what was not read.
+    assert [row.value for row in more] == ([] if name == "a.csv.gz" else rows[2:])
+    assert large.reason == ("malformed" if name == "a.csv.gz" else "too_large")
+
+
+@pytest.mark.parametrize("text", ["{}", "question,answer\n{}", "[{}"])
+def test_no_line_of_a_bomb_is_whole_in_memory(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfchat.data.conversation_sources.MAX_ROW_BYTES", 1_000_000)
+    path = tmp_path / ("a.csv.gz" if "," in text and "[" not in text else "a.json.gz")
+    path.write_bytes(gzip.compress(text.replace("{}", '{"question": "' + "0" * 12_000_000).encode(), 1))
+    tracemalloc.start()
+    *_, row = ConversationSource({"path": str(path)}).rows()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "more than" in row.fault
+    assert peak < 8_000_000
+
+
+def test_a_csv_whose_header_names_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer,answer\n1,2,3\n")
+    with pytest.raises(UserError, match=r"a.csv: the header has the column 'answer' more than once"):
+        ConversationSource({"path": f"{tmp_path}/a.csv"}).find_format()
+
+
+def test_a_folder_in_another_encoding_is_read(tmp_path):
+    (tmp_path / "train.csv").write_bytes(as_csv(";").encode("utf-16"))
+    rows = [row.value for row in ConversationSource({"path": str(tmp_path)}).rows()]
+    assert rows == ROWS
+
+
 def test_a_file_that_is_cut_off_costs_its_rest(tmp_path):
     letters = random.Random(0)
     rows = [{"question": f"{i} {letters.random()}?", "answer": str(letters.random())} for i in range(2000)]
@@ -60,6 +164,7 @@ def test_parallel_files_are_read_line_by_line(tmp_path):
     (tmp_path / "a.en").write_text("A dog.\n\nA cat.\n")
     with gzip.open(tmp_path / "a.de.gz", "wt") as file:
         file.write("Ein Hund.\n\nEine Katze.\n")
+    (tmp_path / "a.en").write_bytes("A dog.\r\n\r\nA cat.\r\n".encode("utf-16"))
     source = ConversationSource(
         {"path": f"{tmp_path}/a.en", "target_path": f"{tmp_path}/a.de.gz", "instruction": "Translate to German."}
     )

@@ -83,7 +83,7 @@ def test_every_removed_row_is_kept_with_its_reason_and_place(run, tmp_path):
         good,
         '{"messages": [',
         "",
-        {"messages": [user("  Why is the sky\nblue?"), assistant()]},
+        {"messages": [user("\nWhy is the sky blue? \n"), assistant()]},
         {"messages": [user()]},
         "[]",
     )
@@ -164,6 +164,46 @@ def test_the_split_stays_when_data_is_added(run, tmp_path):
     assert questions(small, "validation") < questions(large, "validation")
     assert 5 < len(questions(small, "validation")) < 40
     assert not questions(large, "train") & questions(large, "validation")
+
+
+def test_twins_are_in_one_split(run, tmp_path):
+    rows = [{"question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(60)]
+    twins = [{"question": f"question {i}", "answer": f"Another {i}."} for i in range(60)]
+    _, folder = run({"path": write_jsonl(tmp_path / "a.jsonl", *rows, *twins)}, validation_fraction=0.3)
+    train, validation = (
+        {row["messages"][0]["content"].lower().rstrip("?") for row in rows_of(folder, split)}
+        for split in ("train", "validation")
+    )
+    assert not train & validation
+    assert len(train | validation) == 60
+
+
+def test_a_turn_that_is_not_to_be_learned_keeps_its_weight(run, tmp_path):
+    weighed = {"messages": [user(), assistant("Bad.", weight=0), user("Again."), assistant("Good.", weight=1)]}
+    plain = {"messages": [user("So?"), assistant()]}
+    summary, folder = run({"path": write_jsonl(tmp_path / "a.jsonl", weighed, plain)})
+    first, second = rows_of(folder)
+    assert [message["weight"] for message in first["messages"]] == [None, 0, None, None]
+    assert {frozenset(message) for message in second["messages"]} == {frozenset(("role", "content", "weight"))}
+    assert summary.notes == {"`weight` 0 of a turn: the turn is kept, and not learned": 1}
+
+
+def test_the_report_lists_what_is_not_used_once(run, tmp_path):
+    rows = [{"question": f"Q{i}?", "answer": "A.", "category": "x", f"column|{i}": 1} for i in range(150)]
+    summary, folder = run({"path": write_jsonl(tmp_path / "a.jsonl", *rows)})
+    assert summary.notes["column 'category': not used"] == 150
+    assert summary.notes["other columns: not used"] == 51
+    report = (folder / "report.md").read_text()
+    assert "\n| column 'category': not used | 150 |\n" in report
+    assert "| column 'column\\|1': not used | 1 |" in report
+
+
+def test_a_row_that_is_nested_too_deeply_costs_itself(run, tmp_path):
+    deep = '{"messages": [], "x": ' + "[" * 900 + "]" * 900 + "}"
+    path = write_jsonl(tmp_path / "a.jsonl", {"messages": [user(), assistant()]}, deep, deep.replace('"x"', '"tools"'))
+    summary, _ = run({"path": path})
+    assert summary.kept["train"] == 1
+    assert summary.removed.total() == 2
 
 
 def test_the_system_prompt_does_not_decide_the_split():

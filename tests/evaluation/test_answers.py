@@ -171,3 +171,26 @@ def test_bad_conversations_are_named(tmp_path, messages, message):
     with pytest.raises(UserError, match=message) as error:
         _task(dataset_name=_file(tmp_path / "rows.jsonl", rows)).prepare()
     assert "\n" not in str(error.value)
+
+
+def test_a_suite_can_set_the_tokenizer_of_bleu(tmp_path):
+    record = Record(0, "?", ["第1个柜子是蓝色的。"], answer="第1个柜子是蓝色的。")
+    for settings, tokenize in (({}, "zh"), ({"tokenize": "char"}, "char")):
+        write_records(tmp_path / "m.jsonl", [record])
+        task = _task(dataset_name="x", metrics=["bleu"], headline="bleu", **settings)
+        statistics = task.measure("m", tmp_path).statistics["bleu"]
+        assert statistics.of_all() == pytest.approx(100)
+        assert f"|tok:{tokenize}|" in statistics.signature
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenize": "flores200"}, "tasks: answers: tokenize: flores200 would fetch a model from the network"),
+        ({"tokenize": "13b"}, "tasks: answers: tokenize: there is no '13b', only none, zh, 13a"),
+        ({"tokenize": "zh", "metrics": ["rougeL"]}, "tokenize: is of BLEU, which is not among the metrics"),
+    ],
+)
+def test_a_wrong_tokenizer_is_named_before_any_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        _task(dataset_name="x", **settings)

@@ -34,6 +34,14 @@ def test_a_run_says_what_it_costs_and_what_came_out(corpus, tmp_path, capfd):
     assert "nothing to do" in capfd.readouterr().out
 
 
+def test_one_text_file_is_a_corpus(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_bytes("\r\n\r\n".join([*TEXTS, "What does <|im_end|> do?"]).encode("utf-16"))
+    tokenizer = train(file, tmp_path / "tokenizer")
+    assert "\ufeff" not in "".join(tokenizer.get_vocab())
+    assert "Ġthe" in tokenizer.get_vocab()
+
+
 @pytest.mark.parametrize("algorithm", ["sentencepiece_bpe", "sentencepiece_unigram"])
 def test_other_algorithms(algorithm, corpus, tmp_path):
     tokenizer = train(corpus, tmp_path / "tokenizer", "--algorithm", algorithm, "--split_pattern", "gpt4")

@@ -1,6 +1,5 @@
 """What training needs of an example, and what must not be in it: what is not kept has a reason."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +11,6 @@ from hfchat.data.conversation_formats import KINDS, ConversationError, Message
 from hfchat.data.decontamination import ContaminationFilter
 from hfchat.dataset import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
-
-_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 
 
 def check(kind: str, example: Mapping[str, Any]) -> None:
@@ -35,6 +32,8 @@ def check(kind: str, example: Mapping[str, Any]) -> None:
                 "different_prompts", f"'{column}' is no answer to a prompt that both answers share"
             )
         _check_conversation(prompt + answer)
+        if not any(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in prompt + answer):
+            raise ConversationError("nothing_to_learn", "every turn of the assistant has the weight 0")
         if asks:
             raise ConversationError("not_alternating", f"'{column}' has a turn that is not the assistant's")
 
@@ -59,11 +58,15 @@ def _check_conversation(messages: Sequence[Message]) -> None:
         if not follows:
             previous = "nothing" if after is None else f"the {after}'s" + (" call of a tool" if calls else "")
             raise ConversationError("not_alternating", f"turn {position} is the {role}'s, after {previous}")
-        if match := _SPECIAL_TOKEN.search(turn["content"]):
-            raise ConversationError(
-                "special_token", f"turn {position} ({role}) has the special token {match[0]} in its text"
-            )
         before = turn
+
+
+def _check_special_tokens(example: Mapping[str, Any]) -> None:
+    for turn in all_messages(example):
+        if token := next((token for token in SPECIAL_TOKENS if token in turn["content"]), None):
+            raise ConversationError(
+                "special_token", f"a turn of the {turn['role']} has the special token {token} in its text"
+            )
 
 
 def all_messages(example: Mapping[str, Any]) -> Iterator[Message]:
@@ -81,10 +84,21 @@ class Cleaner:
         regions: Whose national phone numbers are replaced.
         index_folder: Evaluation sets to keep out, by `hfchat.data.decontamination.build_index`; None for none.
         n_grams: Words of the index's n-grams.
+        strangers: Whether they come from anybody. Text that spells a special token is text in training as it is in the
+            server, but a stranger who writes one as an answer wants to find out whether it is.
     """
 
-    def __init__(self, kind: str, pii: Sequence[str], regions: Sequence[str], index_folder: str | None, n_grams: int):
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        pii: Sequence[str],
+        regions: Sequence[str],
+        index_folder: str | None,
+        n_grams: int,
+        *,
+        strangers: bool = False,
+    ):
+        self.kind, self.strangers = kind, strangers
         self.pii = PII(kinds=pii, regions=regions)
         self.contamination = ContaminationFilter(index_folder, n_grams) if index_folder else None
         self.replaced: Counter[str] = Counter()
@@ -97,6 +111,8 @@ class Cleaner:
             ConversationError: With the reason.
         """
         check(self.kind, example)
+        if self.strangers:
+            _check_special_tokens(example)
         self._check_contamination(example)
         example, replaced = self._replace_pii(example)
         if "chosen" in example and digest_of(example["chosen"]) == digest_of(example["rejected"]):

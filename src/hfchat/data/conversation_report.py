@@ -13,6 +13,9 @@ from hfchat.data.conversation_formats import KINDS
 from hfchat.data.report import markdown_environment
 from hfchat.licenses import license_entry
 
+_MAX_NOTES = 100
+_NO_NOTES: Mapping[str, int] = {}
+
 
 @dataclass
 class Summary:
@@ -24,6 +27,7 @@ class Summary:
         kept: Conversations per split.
         removed: Conversations per reason.
         examples: Of each reason, the first removed ones, as they are written.
+        notes: What of the kept conversations is not used, or not as it stood there, and how many times.
         personal_data: Replacements per kind, in the kept conversations.
         evaluation_sets: What `build_index` said of them.
         turns: Number of turns, without the system's, to conversations. A pair counts by its chosen answer.
@@ -36,6 +40,7 @@ class Summary:
     kept: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
     personal_data: Counter[str] = field(default_factory=Counter)
     evaluation_sets: dict[str, Any] = field(default_factory=dict)
     turns: Counter[int] = field(default_factory=Counter)
@@ -58,18 +63,26 @@ class Summary:
             "conversations": self.conversations,
             "kept": dict(self.kept),
             "removed": dict(self.removed.most_common()),
+            "notes": dict(self.notes.most_common()),
             "sources": self.sources,
             "personal_data": dict(self.personal_data.most_common()),
             "evaluation_sets": self.evaluation_sets,
         }
 
-    def add_kept(self, example: dict[str, Any], digest: bytes, split: str) -> None:
-        """Count an example, and show it if its hash is among the smallest."""
+    def add_kept(
+        self, example: dict[str, Any], digest: bytes, split: str, notes: Mapping[str, int] = _NO_NOTES
+    ) -> None:
+        """Count an example with what is to be said of it, and show it if its hash is among the smallest."""
         answer = "messages" if self.kind == "messages" else "chosen" if self.kind == "preference" else "completion"
         messages = [*example.get("prompt", []), *example[answer]]
         self.kept[split] += 1
         self.turns[sum(turn["role"] != "system" for turn in messages)] += 1
         self.characters.append(sum(len(turn["content"]) for turn in messages))
+        for note, count in notes.items():
+            # Files whose columns are named after their contents have any number of them.
+            self.notes[note if note in self.notes or len(self.notes) < _MAX_NOTES else "other columns: not used"] += (
+                count
+            )
         self.samples = heapq.nsmallest(5, [*self.samples, (digest, example)], key=lambda sample: sample[0])
 
     def add_removed(self, row: dict[str, str]) -> None:

@@ -7,40 +7,56 @@ import io
 import itertools
 import json
 import lzma
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from fsspec.core import has_magic
 
 from hfchat.data.conversation_formats import FORMATS, TAKES_INSTRUCTION, Row, find_format
 from hfchat.data.readers import EXCERPT_CHARACTERS
+from hfchat.dataset_files import find_delimiter, readable
+from hfchat.encodings import as_utf8
 from hfchat.errors import UserError
 
-_READERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_READERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 _COMPRESSED = (".gz", ".bz2", ".xz")
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 _HUB_KEYS = {"config", "split", "revision"}
 _KEYS = {"path", "format", "name", "license", "url", "limit", "storage_options", "target_path", "instruction"}
 _TYPES = {"limit": int, "storage_options": dict}
+# A million tokens are a twentieth of it. What is written in a few bytes of a compressed file may fill any memory.
+MAX_ROW_BYTES = 20_000_000
+_BATCH_BYTES = 256_000_000  # of Parquet
+_PIECE = 1 << 16
+_LINE_ENDS = ("\n", "\r")
+_TOO_LARGE = f"has more than {MAX_ROW_BYTES:,} bytes"
 
 
 class ConversationSource(dict):
     """One source of conversations.
 
-    `path` is a file or glob (`.jsonl`, `.ndjson`, `.json`, `.parquet`, `.csv`), on this machine or as an fsspec URL,
-    or a dataset's folder or Hub id, with `config`, `split` (train) and `revision` (pin it). Files but Parquet may be
-    compressed (`.gz`, `.bz2`, `.xz`). `format` is seen from the columns, or given:
+    `path` is a file or glob (`.jsonl`, `.ndjson`, `.json`, `.parquet`, `.csv`, `.tsv`), on this machine or as a URL of
+    fsspec, or a dataset's folder or Hub id, with `config`, `split` (train) and `revision` (pin it). Files but Parquet
+    may be compressed (`.gz`, `.bz2`, `.xz`), and in UTF-8, UTF-16 or UTF-32; the columns of a CSV may be separated by
+    commas, semicolons, tabs or bars. A row of more than `MAX_ROW_BYTES` is removed. `format` is seen from the columns,
+    or given:
 
     - `messages`: `messages` with `role` and `content` as in OpenAI's API, also `tool_calls`, and `tools` beside them.
     - `sharegpt`: `conversations` with `from` and `value`.
-    - `alpaca`: `instruction`, `input` and `output`, or Self-Instruct's `instances` of the last two.
-    - `prompt-completion`, `question-answer`: the columns of these names, as texts; the first also as messages.
+    - `alpaca`: `instruction`, `input` and `output` (Dolly: `context` and `response`), or Self-Instruct's `instances`.
+    - `prompt-completion`, `question-answer`: the columns of these names, as texts, and maybe `context`; the first also
+      as messages, the second also with SQuAD's `answers`.
     - `dialogsum`: `dialogue` and `summary`; `instruction` is what the prompt asks for.
     - `parallel-text`: line by line, `path` is translated in `target_path`; `instruction` must say what to do.
     - `preference`: `chosen` and `rejected`, as messages, as HH-RLHF's texts, or as answers to a `prompt`.
     - `thumbs`: `prompt` and `completion`, or `messages`, with `label` (true or false).
+
+    In each there may be `system` (what the system says), `history` (pairs of earlier questions and answers) and
+    `tools`. Columns and fields that are not used are counted in the report.
 
     `limit` takes the first so many rows. `license`, `url` and `name` go into the dataset card, `name` into each row;
     `storage_options` go to fsspec.
@@ -150,7 +166,8 @@ class ConversationSource(dict):
             try:
                 with open_file() as stream:
                     for number, value, fault in read(stream, name):
-                        yield Row(value, f"{name} (row {number})", fault)
+                        reason = "too_large" if fault == _TOO_LARGE else "malformed"
+                        yield Row(value, f"{name} (row {number})", fault, reason)
             except (*_DAMAGED, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise UserError(f"sources: {name}: {error}") from error
@@ -164,11 +181,15 @@ class ConversationSource(dict):
         counts = Counter()
         try:
             with open_source() as source, open_target() as target:
-                for number, lines in enumerate(itertools.zip_longest(source, target), start=1):
+                pairs = itertools.zip_longest(_lines(_text(source)), _lines(_text(target)))
+                for number, lines in enumerate(pairs, start=1):
                     counts.update(position for position, line in enumerate(lines) if line is not None)
                     if None not in lines:
-                        texts = [line.decode("utf-8", "surrogateescape").strip() for line in lines]
-                        yield Row(dict(zip(("source", "target"), texts, strict=True)), f"{name} (row {number})")
+                        too_large = max(map(len, lines)) > MAX_ROW_BYTES
+                        texts = [line[:EXCERPT_CHARACTERS] if too_large else line.strip() for line in lines]
+                        value = dict(zip(("source", "target"), texts, strict=True))
+                        row = Row(value, f"{name} (row {number})")
+                        yield Row(value, row.place, _TOO_LARGE, "too_large") if too_large else row
         except (*_DAMAGED, OSError) as error:
             raise UserError(f"sources: {name}, {target_name}: {error}") from error
         if counts[0] != counts[1]:
@@ -182,8 +203,13 @@ class ConversationSource(dict):
 
         split = self.get("split", "train")
         try:
+            path = Path(self["path"])
             dataset = load_dataset(
-                self["path"], self.get("config"), split=split, revision=self.get("revision"), streaming=True
+                str(readable(path)) if path.is_dir() else self["path"],
+                self.get("config"),
+                split=split,
+                revision=self.get("revision"),
+                streaming=True,
             )
             for number, value in enumerate(dataset, start=1):
                 yield Row(value, f"{self['path']} (row {number})")
@@ -205,48 +231,139 @@ class ConversationSource(dict):
         return [(f"{prefix}{file}", functools.partial(folder.open, file, "rb", compression="infer")) for file in files]
 
 
+def _text(stream: IO[bytes]) -> io.TextIOWrapper:
+    """A file as text, whatever its encoding; bytes that are not valid in it become lone surrogates."""
+    return io.TextIOWrapper(as_utf8(stream), "utf-8", "surrogateescape", newline="")
+
+
+def _lines(text: io.TextIOWrapper, begin: str = "") -> Iterator[str]:
+    """The lines, with their ends; of one that is longer than `MAX_ROW_BYTES`, its beginning.
+
+    Args:
+        text: From `_text`.
+        begin: What was read of the first line.
+    """
+    line = begin
+    while True:
+        if not line.endswith(_LINE_ENDS):
+            line += text.readline(MAX_ROW_BYTES + 1 - len(line))
+        if not line:
+            return
+        yield line
+        if len(line) > MAX_ROW_BYTES:
+            while line and not line.endswith(_LINE_ENDS):
+                line = text.readline(_PIECE)
+        line = ""
+
+
 def _read_json(stream: IO[bytes], name: str) -> Iterator[tuple[int, Any, str | None]]:
     """Rows of JSON lines, or of a file that is one list."""
-    first = next((line for line in stream if line.strip()), b"")
-    if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-        try:
-            rows = json.loads(first + stream.read())
-        except ValueError as error:
-            raise UserError(f"sources: {name}: not JSON: {error}") from error
-        yield from ((number, row, None) for number, row in enumerate(rows, start=1))
+    text = _text(stream)
+    begin, number = "", 1
+    while not begin.strip() and (begin := text.readline(_PIECE)):
+        number += begin.endswith(_LINE_ENDS) and not begin.strip()
+    if begin.lstrip().startswith("["):
+        yield from _parse_list(_items(itertools.chain([begin], iter(lambda: text.read(_PIECE), ""))), name)
         return
-    stream.seek(0)
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
+    for row, line in enumerate(_lines(text, begin), start=number):
+        if len(line) > MAX_ROW_BYTES:
+            yield row, line[:EXCERPT_CHARACTERS], _TOO_LARGE
+        elif line.strip():
+            value, fault = _parse(line)
+            yield row, value, fault
+
+
+def _parse(text: str) -> tuple[Any, str | None]:
+    try:
+        return json.loads(text), None
+    except (ValueError, RecursionError) as error:
+        return text[:EXCERPT_CHARACTERS].rstrip("\n"), f"not JSON: {error}"
+
+
+def _parse_list(items: Iterator[str], name: str) -> Iterator[tuple[int, Any, str | None]]:
+    for number, item in enumerate(items, start=1):
+        if len(item) > MAX_ROW_BYTES:
+            yield number, item[:EXCERPT_CHARACTERS], _TOO_LARGE
             continue
-        try:
-            yield number, json.loads(line), None
-        except (ValueError, RecursionError) as error:
-            yield (
-                number,
-                line.decode("utf-8", "backslashreplace")[:EXCERPT_CHARACTERS].rstrip("\n"),
-                f"not JSON: {error}",
-            )
+        value, fault = _parse(item)
+        if fault:
+            raise UserError(f"sources: {name}: {fault} (item {number} of the list)")
+        yield number, value, None
+
+
+_IN_TEXT, _OUTSIDE = re.compile(r'["\\]'), re.compile(r'[\[\]{},"]')
+
+
+def _items(pieces: Iterator[str]) -> Iterator[str]:
+    """The items of a list in JSON, as they are written; of one longer than `MAX_ROW_BYTES`, its beginning.
+
+    The list is never whole in memory. What is no JSON becomes an item that is none.
+    """
+    item: list[str] = []
+    length, depth, in_text, escaped, is_first = 0, 0, False, False, True
+    for piece in pieces:
+        begin, position = 0, 0
+        if escaped:  # a piece ended within an escape, as those of an item that is too long do
+            position, escaped = 1, False
+        while found := (_IN_TEXT if in_text else _OUTSIDE).search(piece, position):
+            sign, position = found[0], found.end()
+            if sign == "\\":
+                position, escaped = position + 1, position == len(piece)
+            elif sign == '"':
+                in_text = not in_text
+            elif sign in "[{":
+                depth += 1
+                begin = position if depth == 1 else begin
+            elif sign in "]}":
+                depth -= 1
+            if not in_text and (depth == 0 or (sign == "," and depth == 1)):
+                text = "".join([*item, piece[begin : found.start()]])
+                if depth or not is_first or text.strip():
+                    yield text
+                item, length, begin, is_first = [], 0, position, False
+                if depth == 0:
+                    if rest := piece[position:].strip() or next(filter(str.strip, pieces), "").strip():
+                        yield f"{rest} (after the list)"
+                    return
+        if length <= MAX_ROW_BYTES and depth:
+            item.append(piece[begin:])
+            length += len(item[-1])
+    yield "".join([*item, "\n(the list has no end)"])
 
 
 def _read_csv(stream: IO[bytes], name: str) -> Iterator[tuple[int, Any, str | None]]:
-    csv.field_size_limit(2**31 - 1)
-    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-    reader = csv.DictReader(text)
+    csv.field_size_limit(MAX_ROW_BYTES)
+    lines = _bounded(_lines(_text(stream)))
+    first = next(lines, "")
+    if declared := re.match(r"sep=(.)\s*$", first):  # as Excel writes it
+        delimiter, first = declared[1], next(lines, "")
+    else:
+        delimiter = find_delimiter(first)
+    reader = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter)
+    header = reader.fieldnames or []
+    if twice := [column for column, count in Counter(header).items() if count > 1]:
+        raise UserError(f"sources: {name}: the header has the column '{twice[0]}' more than once; rename one")
     for number in itertools.count(1):
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, "", f"not CSV: {error}"
+            yield number, "", _TOO_LARGE if "field larger" in str(error) else f"not CSV: {error}"
             continue
         if None in row or None in row.values():
             cells = [cell for key, cell in row.items() if key is not None and cell is not None] + row.get(None, [])
-            fault = f"has {len(cells)} fields, the header has {len(reader.fieldnames)}"
+            fault = f"has {len(cells)} fields, the header has {len(header)}"
             yield number, json.dumps(cells, ensure_ascii=False)[:EXCERPT_CHARACTERS], fault
         else:
             yield number, row, None
+
+
+def _bounded(lines: Iterator[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if len(line) > MAX_ROW_BYTES:  # where the next row begins is in what was not read
+            raise EOFError(f"line {number} {_TOO_LARGE}")
+        yield line
 
 
 def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, Any, str | None]]:
@@ -255,9 +372,18 @@ def _read_parquet(stream: IO[bytes], name: str) -> Iterator[tuple[int, Any, str 
 
     number = 0
     try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row, None
+        file = pq.ParquetFile(stream)
+        for group in range(file.num_row_groups):
+            # A value that many rows share stands in the file once, and in memory once a row.
+            size = max(file.metadata.row_group(group).total_byte_size, 1)
+            rows = min(max(_BATCH_BYTES // size, 1), 256)
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                for position in range(batch.num_rows):
+                    number += 1
+                    row = batch.slice(position, 1)
+                    if row.nbytes > MAX_ROW_BYTES:
+                        yield number, "", _TOO_LARGE
+                    else:
+                        yield number, row.to_pylist()[0], None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"sources: {name}: cannot read row {number + 1}: {str(error).splitlines()[0]}") from error

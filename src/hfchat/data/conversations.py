@@ -6,6 +6,7 @@
 
 import json
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,11 +29,33 @@ SPLITS = ("train", "validation")
 def split_of(example: Mapping[str, Any], validation_fraction: float) -> str:
     """`train` or `validation`, by a hash of the first user turn: the same one whatever else is added.
 
-    Conversations that begin alike are thus in one split, and an answer of validation is not seen in training.
+    Conversations that begin alike, but for white space, are thus in one split, and an answer of validation is not seen
+    in training.
     """
-    first = next(turn["content"] for turn in all_messages(example) if turn["role"] == "user")
+    first = " ".join(unicodedata.normalize("NFC", _first_asked(example)).split())
     value = int.from_bytes(digest_of(first)[:8], "big")
     return "validation" if value < int(validation_fraction * 2**64) else "train"
+
+
+class _Splits:
+    """The split of each conversation, twins in one: whose first user turns have the same letters and digits.
+
+    The first of them decides. Case, accents, white space and punctuation do not count.
+    """
+
+    def __init__(self, validation_fraction: float):
+        self._validation_fraction = validation_fraction
+        self._of_twins: dict[bytes, str] = {}
+
+    def of(self, example: Mapping[str, Any]) -> str:
+        first = _first_asked(example)
+        letters = "".join(filter(str.isalnum, unicodedata.normalize("NFKD", first).casefold()))
+        split = split_of(example, self._validation_fraction)
+        return self._of_twins.setdefault(digest_of(letters or first), split)
+
+
+def _first_asked(example: Mapping[str, Any]) -> str:
+    return next(turn["content"] for turn in all_messages(example) if turn["role"] == "user")
 
 
 def prepare(
@@ -84,8 +107,9 @@ def prepare(
         ]
         summary = Summary(kind, about, Counter(dict.fromkeys(SPLITS, 0)), evaluation_sets=evaluation)
         with _Outputs(folder, Path(scratch), kind) as outputs:
+            splits = _Splits(validation_fraction)
             for source, of_source in zip(sources, summary.sources, strict=True):
-                _clean_source(source, of_source, cleaner, summary, outputs, validation_fraction, strict)
+                _clean_source(source, of_source, cleaner, summary, outputs, splits, strict)
         summary.personal_data = cleaner.replaced
         for split in SPLITS:
             if not summary.kept[split] and (split == "train" or validation_fraction):
@@ -107,7 +131,7 @@ def _clean_source(
     cleaner: Cleaner,
     summary: Summary,
     outputs: "_Outputs",
-    validation_fraction: float,
+    splits: _Splits,
     strict: bool,
 ) -> None:
     format = of_source["format"]
@@ -115,25 +139,32 @@ def _clean_source(
         of_source["rows"] += 1
         for conversation in expand(format, row):
             of_source["conversations"] += 1
+            notes: Counter[str] = Counter()
             try:
-                example, digest = cleaner.clean(convert(format, conversation, source.get("instruction")))
-            except ConversationError as rejected:
+                example = convert(format, conversation, source.get("instruction"), notes)
+                example, digest = cleaner.clean(example)
+            except (ConversationError, RecursionError) as error:
+                deep = ConversationError("malformed", "is nested too deeply")
+                rejected = deep if isinstance(error, RecursionError) else error
                 if strict and rejected.reason == "malformed":
-                    raise UserError(f"sources: {conversation.place}: {rejected.detail}") from rejected
+                    raise UserError(f"sources: {conversation.place}: {rejected.detail}") from error
                 text, _ = cleaner.pii.replace(_row_text(conversation.value))
                 detail, _ = cleaner.pii.replace(_encodable(rejected.detail))
                 removed = {"row": text, "reason": rejected.reason, "detail": detail, "place": conversation.place}
                 summary.add_removed(removed)
                 outputs.write_removed({**removed, "source": source.name})
             else:
-                split = split_of(example, validation_fraction)
+                split = splits.of(example)
                 of_source["kept"] += 1
-                summary.add_kept(example, digest, split)
+                summary.add_kept(example, digest, split, notes)
                 outputs.write_kept(example | {"source": source.name}, split)
 
 
 def _row_text(value: Any) -> str:
-    return _encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    try:
+        return _encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    except RecursionError:
+        return "…"
 
 
 def _encodable(text: str) -> str:
@@ -143,13 +174,13 @@ def _encodable(text: str) -> str:
 class _Outputs:
     """The Parquet files.
 
-    Kept conversations wait in a scratch file until all are known: only then it is clear whether any has tool calls,
-    and the columns that these need are left out of datasets without.
+    Kept conversations wait in a scratch file until all are known: only then it is clear whether any has tool calls or
+    turns with a weight, and the columns that these need are left out of datasets without.
     """
 
     def __init__(self, folder: Path, scratch: Path, kind: str):
         self.folder, self.scratch, self.kind = folder, scratch, kind
-        self.has_tools = False
+        self.has_tools = self.has_weights = False
         self._kept = {split: (scratch / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
         self._removed: dict[str, Any] = {}
 
@@ -164,7 +195,9 @@ class _Outputs:
             stream.close()
 
     def write_kept(self, example: dict[str, Any], split: str) -> None:
-        self.has_tools |= bool(example.get("tools")) or any(len(turn) > 2 for turn in all_messages(example))
+        fields = {field for turn in all_messages(example) for field in turn}
+        self.has_weights |= "weight" in fields
+        self.has_tools |= bool(example.get("tools")) or bool(fields - {"role", "content", "weight"})
         self._kept[split].write(json.dumps(example, ensure_ascii=False) + "\n")
 
     def write_removed(self, row: dict[str, str]) -> None:
@@ -184,6 +217,8 @@ class _Outputs:
         message = {"role": text, "content": text}
         if self.has_tools:
             message |= {"tool_calls": Json(), "tool_call_id": text, "name": text}
+        if self.has_weights:
+            message |= {"weight": Value("int64")}
         columns = {name: Value("bool") if name == "label" else List(dict(message)) for name in KINDS[self.kind]}
         features = Features(columns | {"source": text} | ({"tools": Json()} if self.has_tools else {}))
         sizes = {}

@@ -20,6 +20,7 @@ from hfchat.doctor.plan import (
 )
 from hfchat.doctor.recipes import Recipe, find_recipe
 from hfchat.doctor.report import Report, Verdict, size, time
+from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
 from hfchat.models import add_special_tokens, load_tokenizer
 
@@ -299,7 +300,7 @@ class _Tuning(_Training):
             system_message=None if preferences else args.system_message,
         )
         splits = (args.dataset_train_split, args.dataset_test_split)
-        train, evaluation = (_load_conversations(args.dataset_name, split, preferences, **options) for split in splits)
+        train, evaluation = _load_conversations(args.dataset_name, splits, preferences, **options)
         texts = self._examine_labels(tokenizer, new_tokens, preferences)
         step = max(1, len(train) // _SAMPLED_ROWS)
         sampled = train.select(range(0, len(train), step))
@@ -370,15 +371,18 @@ class _Tuning(_Training):
             yield name, plan_tuning(self.args, model_args, self._tokenizer, self._texts)
 
 
-def _load_conversations(name: str, split: str, preferences: bool, **options: Any) -> "Dataset":
-    from hfchat.dataset import load_split
+def _load_conversations(
+    name: str, splits: tuple[str, str], preferences: bool, **options: Any
+) -> tuple["Dataset", "Dataset"]:
+    from hfchat.dataset import load_conversation_splits, load_split
 
     if not preferences:
-        return load_split(name, split, "messages", **options)
+        return load_conversation_splits(name, *splits, **options)
     try:
-        return load_split(name, split, "chosen", **options)
+        train, evaluation = (load_split(name, split, "chosen", **options) for split in splits)
     except UserError:  # thumbs have none; what else is wrong, the next line says
-        return load_split(name, split, "label", **options)
+        train, evaluation = (load_split(name, split, "label", **options) for split in splits)
+    return train, evaluation
 
 
 def _duration(plan: Plan, disk: Any, measured: Calibration, bytes_per_second: float) -> Duration:
@@ -412,5 +416,4 @@ def _conversation_tokens(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBas
         row[column] if isinstance(row.get(column), list) else []
         for column in ("prompt", "messages", "completion", "chosen", "rejected")
     ]
-    rendered = [tokenizer.apply_chat_template(prompt + turns, return_dict=True) for turns in others if turns]
-    return max((len(encoded["input_ids"]) for encoded in rendered), default=0)
+    return max((len(encode_conversation(tokenizer, prompt + turns)) for turns in others if turns), default=0)

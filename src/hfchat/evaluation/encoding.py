@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Prompt
 
@@ -16,7 +17,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     """
     if isinstance(prompt, str):
         return tokenizer(prompt).input_ids or _beginning(tokenizer)
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    return encode_conversation(tokenizer, prompt, add_generation_prompt=True)
 
 
 def encode_target(
@@ -50,7 +51,7 @@ def encode_target(
         if len(whole) <= len(context):
             raise UserError(f"{place}: its target adds no token to the prompt")
         return whole[: len(context)], whole[len(context) :]
-    whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": target}], return_dict=False)
+    whole = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": target}])
     if whole[: len(context)] != context:
         raise UserError(
             f"{place}: the chat template of {tokenizer.name_or_path} does not continue the prompt's "

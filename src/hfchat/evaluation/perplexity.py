@@ -152,6 +152,7 @@ def perplexity(losses: list[float], tokens: list[int], signature: str) -> Statis
         np.stack([losses, tokens], axis=1).astype(float),
         lambda sums: math.exp(sums[0] / sums[1]),
         f"perplexity|per:token|tokens:{sum(tokens)}|{signature}",
+        bounds=(1, math.inf),
     )
 
 
@@ -165,4 +166,5 @@ def bits_per_byte(losses: list[float], texts: list[str], signature: str) -> Stat
         np.stack([losses, sizes], axis=1).astype(float),
         lambda sums: sums[0] / sums[1] / math.log(2),
         f"bits_per_byte|bytes:{sum(sizes)}|{signature}",
+        bounds=(0, math.inf),
     )

@@ -271,7 +271,7 @@ class _Statements:
     def examples(self) -> Iterator[tuple[str, Example]]:
         """Each with its dataset."""
         for review in self._corrected:
-            texts = (digest_of(review.correction), review.answer.key[1])
+            texts = (digest_of(review.correction, typed=True), review.answer.key[1])
             yield "conversations", _conversation("correction", review, review.correction)
             yield "preferences", _pair("correction", review, review.correction, review.answer, texts)
         for review in self._preferred:
@@ -334,7 +334,7 @@ class _Statements:
         limits = (self._args.max_correction_ratio, self._args.max_repeated_prompt)
         if fault := fault_of_correction(correction, answer.text, asked, *limits):
             return fault
-        key = (answer.prompt, digest_of(correction))
+        key = (answer.prompt, digest_of(correction, typed=True))
         if key == answer.key:
             return "same_answer"
         if self._verdicts.get(key) == "down":
@@ -394,7 +394,7 @@ def _choose(
 def _conversation(source: str, review: Review, text: str) -> Example:
     answer = review.answer
     row = {"messages": _answered(answer, text)}
-    return Example(source, row, answer.answer_id, review.id, answer.prompt, (digest_of(text),))
+    return Example(source, row, answer.answer_id, review.id, answer.prompt, (digest_of(text, typed=True),))
 
 
 def _pair(source: str, review: Review, text: str, worse: ReviewedAnswer, texts: tuple[bytes, bytes]) -> Example:

@@ -88,7 +88,8 @@ def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict
         .where(selection.condition())
         .order_by(Answer.id)
         .options(
-            selectinload(Answer.feedback).options(joinedload(Feedback.preferred_over).load_only(Answer.answer_id))
+            joinedload(Answer.conversation),
+            selectinload(Answer.feedback).options(joinedload(Feedback.preferred_over).load_only(Answer.answer_id)),
         )
         .execution_options(yield_per=_BATCH)
     )
@@ -137,7 +138,7 @@ def _row(answer: Answer) -> dict[str, Any]:
         "model_version": answer.model_version,
         "template_fingerprint": answer.template_fingerprint,
         "prompt_hash": answer.prompt_hash,
-        "messages": answer.messages,
+        "messages": answer.conversation.messages,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "sampling": answer.sampling,

@@ -53,7 +53,7 @@ class ReviewedAnswer:
             model=model if version is None else f"{model}@{version}",
             text=row["answer"],
             prompt=prompt,
-            key=(prompt, digest_of(row["answer"])),
+            key=(prompt, digest_of(row["answer"], typed=True)),
         )
 
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from hfchat.feedback.database import forget_deleted, reason
 from hfchat.feedback.exchange import Exchange, Opinion
-from hfchat.feedback.tables import Answer, Feedback
+from hfchat.feedback.tables import Answer, Conversation, Feedback
 
 _BATCH = 20  # rows
 
@@ -88,15 +88,15 @@ class Store:
         self._redact = redact
         self._insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
 
-    def keep(self, exchange: Exchange) -> None:
-        """Write an answer, if it is not there yet.
+    def keep(self, *exchanges: Exchange) -> None:
+        """Write answers that are not there yet, all or none of them.
 
         Raises:
-            StoreError: If it could not be.
+            StoreError: If they could not be.
         """
-        rows = [self._row(exchange)]
+        rows = self._rows(exchanges)
         with self._writing() as session:
-            self._add(session, rows)
+            self._add(session, *rows)
 
     def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = ()) -> Stored:
         """Write an opinion in the place of what the same person (`api_key` and `user`) said of the same answer.
@@ -114,9 +114,9 @@ class Store:
             StoreError: If it could not be written.
         """
         opinion = self._redacted_opinion(opinion)  # it takes time in which nobody should wait for a lock
-        rows = [self._row(exchange) for exchange in exchanges]
+        rows = self._rows(exchanges)
         with self._writing() as session:
-            self._add(session, rows)
+            self._add(session, *rows)
             answer = self._find(session, opinion.answer_id, opinion.choice, opinion.api_key, "answer_id")
             discarded = None
             if opinion.preferred_over is not None:
@@ -152,6 +152,21 @@ class Store:
         """Delete the answers that were asked for before a moment, with the feedback on them."""
         return self._delete(Answer.created_at < moment, sa.false())
 
+    def last_moment(self, longest_gap: timedelta) -> datetime | None:
+        """When the last answer was asked for, of those before the first gap that is longer; None without answers.
+
+        Raises:
+            StoreError: If it cannot be read.
+        """
+        last = None
+        moments = sa.select(Answer.created_at).order_by(Answer.created_at).execution_options(yield_per=1000)
+        with _as_store_error(), Session(self.engine.execution_options(reads=True)) as session:
+            for moment in session.scalars(moments):
+                if last is not None and moment - last > longest_gap:
+                    break
+                last = moment
+        return last
+
     def redact(self) -> Counts:
         """Redact all that is stored once more, as after a change of the rules.
 
@@ -163,8 +178,11 @@ class Store:
         """
 
         def answer(row: Answer) -> dict[str, Any]:
-            messages = self._redacted_messages(row.messages)
-            return {"messages": messages, "prompt_hash": prompt_hash(messages), "text": self._redact(row.text)}
+            messages = self._redacted_messages(row.conversation.messages)
+            return {"prompt_hash": prompt_hash(messages), "text": self._redact(row.text)}
+
+        def conversation(row: Conversation) -> dict[str, Any]:
+            return {"messages": self._redacted_messages(row.messages)}
 
         def feedback(row: Feedback) -> dict[str, Any]:
             return {
@@ -173,7 +191,9 @@ class Store:
                 "tags": [self._redact(tag) for tag in row.tags],
             }
 
-        return Counts(self._change(Answer, answer), self._change(Feedback, feedback))
+        counts = Counts(self._change(Answer, answer), self._change(Feedback, feedback))
+        self._change(Conversation, conversation)  # last, as the answers are made with it
+        return counts
 
     def forget_deleted(self) -> bool:
         """Make sure that what was deleted or redacted is in no file (`hfchat.feedback.database.forget_deleted`)."""
@@ -189,8 +209,17 @@ class Store:
         with _as_store_error(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def _row(self, exchange: Exchange) -> dict[str, Any]:
-        messages = self._redacted_messages(exchange.messages)
+    def _rows(self, exchanges: Sequence[Exchange]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of conversations and of answers. The answers of one request have the same conversation."""
+        messages: dict[str, list[dict[str, str]]] = {}
+        for exchange in exchanges:
+            if exchange.answer_id not in messages:
+                messages[exchange.answer_id] = self._redacted_messages(exchange.messages)
+        conversations = [{"answer_id": answer_id, "messages": said} for answer_id, said in messages.items()]
+        hashes = {answer_id: prompt_hash(said) for answer_id, said in messages.items()}
+        return conversations, [self._row(exchange, hashes[exchange.answer_id]) for exchange in exchanges]
+
+    def _row(self, exchange: Exchange, prompt_hash: str) -> dict[str, Any]:
         return {
             "answer_id": exchange.answer_id,
             "choice": exchange.choice,
@@ -198,8 +227,7 @@ class Store:
             "model": exchange.model,
             "model_version": exchange.model_version,
             "template_fingerprint": exchange.template_fingerprint,
-            "prompt_hash": prompt_hash(messages),
-            "messages": messages,
+            "prompt_hash": prompt_hash,
             "text": self._redact(exchange.text),
             "finish_reason": exchange.finish_reason,
             "sampling": dict(exchange.sampling),
@@ -208,9 +236,12 @@ class Store:
             "api_key": exchange.api_key,
         }
 
-    def _add(self, session: Session, rows: Sequence[dict[str, Any]]) -> None:
-        if rows:
-            session.execute(self._insert(Answer).on_conflict_do_nothing(), rows)
+    def _add(
+        self, session: Session, conversations: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
+    ) -> None:
+        if answers:
+            session.execute(self._insert(Conversation).on_conflict_do_nothing(), conversations)
+            session.execute(self._insert(Answer).on_conflict_do_nothing(), answers)
 
     def _find(self, session: Session, answer_id: str, choice: int, api_key: str, field: str) -> Answer:
         """An answer, locked (by PostgreSQL; SQLite has one writer): of two opinions at once, the second replaces the
@@ -264,22 +295,25 @@ class Store:
             said = session.scalar(sa.select(sa.func.count()).select_from(Feedback).where(gone))
             answered = session.execute(sa.delete(Answer).where(answers)).rowcount  # and the feedback on them
             session.execute(sa.delete(Feedback).where(feedback))
+            has_answers = sa.exists().where(Answer.answer_id == Conversation.answer_id)
+            session.execute(sa.delete(Conversation).where(~has_answers))
         return Counts(answered, said)
 
-    def _change(self, table: type[Answer] | type[Feedback], changed: Callable[[Any], dict[str, Any]]) -> int:
+    def _change(self, table: type[Answer | Conversation | Feedback], changed: Callable[[Any], dict[str, Any]]) -> int:
         """Give all rows their changed values, a few at a time, so that nobody waits long; how many had others."""
         count, after = 0, sa.true()
+        key = Conversation.answer_id if table is Conversation else table.id
         while True:
             with self._writing() as session:
-                rows = session.scalars(sa.select(table).where(after).order_by(table.id).limit(_BATCH)).all()
+                rows = session.scalars(sa.select(table).where(after).order_by(key).limit(_BATCH)).all()
                 for row in rows:
-                    for name, value in changed(row).items():
-                        if getattr(row, name) != value:
-                            setattr(row, name, value)
-                count += len(session.dirty)
+                    other = {name: value for name, value in changed(row).items() if getattr(row, name) != value}
+                    for name, value in other.items():
+                        setattr(row, name, value)
+                    count += bool(other)
             if not rows:
                 return count
-            after = table.id > rows[-1].id
+            after = key > getattr(rows[-1], key.key)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ SAMPLES = {
     "combining marks": "e\u0301 ≠ é, Zürich, नमस्ते, ไทย, a\u0323\u0307",
     "spaces": "  two before , one after \u00a0no-break\u2009thin   ",
     "control": "bell \x07 and nul \x00 and \ufeff and \U0010ffff",
+    "special tokens": "<|im_start|>user: what do <|im_end|> and <|endoftext|> mean?",
     "what SentencePiece writes": "▁one ▁▁ <0x41><unk> \ufdd0s\ufdd0",
 }
 
@@ -52,9 +53,14 @@ def check_saved_tokenizer(
 
 def lost_texts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> dict[str, str]:
     """What became of those that do not come back exactly when their ids are decoded, by their names."""
-    ids = tokenizer(list(texts.values()))["input_ids"]
+    ids = encode_as_text(tokenizer, list(texts.values()))
     decoded = (tokenizer.decode(row, skip_special_tokens=True) for row in ids)
     return {name: after for (name, before), after in zip(texts.items(), decoded, strict=True) if after != before}
+
+
+def encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids of texts in which what spells a special token is text, as it is in training and in the server."""
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def unicode_blocks() -> dict[str, str]:
@@ -73,5 +79,5 @@ def unicode_blocks() -> dict[str, str]:
 
 def bytes_per_token(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
     """UTF-8 bytes of `texts` per token: how strongly the tokenizer compresses them."""
-    tokens = sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    tokens = sum(map(len, encode_as_text(tokenizer, texts)))
     return sum(len(text.encode()) for text in texts) / tokens

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import ROLES_WITH_TOOLS, check_messages, load_split
+from hfchat.dataset import ROLES_WITH_TOOLS, check_learned, load_conversation_splits, parse_tools
+from hfchat.encoding import supervise_conversation
 from hfchat.errors import UserError
 from hfchat.models import load_tokenizer
 from hfchat.training.packing import IGNORE
@@ -114,10 +115,8 @@ def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenize
     """
     name = args.dataset_name
     with args.main_process_first(local=False, desc="tokenizing the conversations"):
-        rows, held_out = (
-            load_split(name, split, "messages", config_name=args.dataset_config_name)
-            for split in (args.dataset_train_split, args.dataset_test_split)
-        )
+        splits = (args.dataset_train_split, args.dataset_test_split)
+        rows, held_out = load_conversation_splits(name, *splits, config_name=args.dataset_config_name)
         train, supervision = supervise(rows, tokenizer, args.max_length, name)
         test, _ = supervise(held_out, tokenizer, args.max_length, name)
     if not args.allow_leakage:
@@ -144,8 +143,11 @@ def supervise(
 ) -> tuple["Dataset", Supervision]:
     """Tokenize conversations with the tokenizer's chat template; its generation marks say what is supervised.
 
+    Text that spells a special token stays text, see `hfchat.encoding`.
+
     Args:
-        dataset: Rows with `messages`, each a list of `{"role", "content"}` and `tool_calls`, and maybe with `tools`.
+        dataset: Rows with `messages`, each a list of `{"role", "content"}` and `tool_calls`, and maybe with `tools`,
+            a list or JSON in a text. An assistant's turn whose `weight` is 0 is not learned.
         tokenizer: With a chat template.
         max_length: Longer conversations are left out.
         dataset_name: For messages.
@@ -164,15 +166,16 @@ def supervise(
         )
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        check_messages(row["messages"], f"dataset_name {dataset_name}: row {index}", ROLES_WITH_TOOLS)
-        encoded = tokenizer.apply_chat_template(
-            row["messages"], tools=row.get("tools"), return_dict=True, return_assistant_tokens_mask=True
-        )
-        pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-        return {
-            "input_ids": encoded["input_ids"],
-            "labels": [token if supervised else IGNORE for token, supervised in pairs],
-        }
+        place = f"dataset_name {dataset_name}: row {index}"
+        check_learned(row["messages"], place, ROLES_WITH_TOOLS)
+        try:
+            tools = parse_tools(row.get("tools"))
+        except ValueError as error:
+            raise UserError(f"{place}: 'tools': {error}") from error
+        ids, supervised = supervise_conversation(tokenizer, row["messages"], tools or None)
+        learned = _without_weight_0(supervised, row["messages"], place)
+        pairs = zip(ids, learned, strict=True)
+        return {"input_ids": ids, "labels": [id if is_learned else IGNORE for id, is_learned in pairs]}
 
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
     kept = everything.filter(lambda row: len(row["input_ids"]) <= max_length, desc="checking lengths")
@@ -197,6 +200,24 @@ def supervise(
             "never learn to stop; put it inside the template's {% generation %} marks"
         )
     return kept, supervision
+
+
+def _without_weight_0(masks: list[bool], messages: Sequence[dict[str, Any]], place: str) -> list[bool]:
+    """The marks of supervised tokens without those of the turns whose `weight` is 0."""
+    weights = [turn.get("weight") for turn in messages if turn["role"] == "assistant"]
+    if 0 not in weights:
+        return masks
+    # Between two answers stands what the template writes before the second one, so each is a run of its own.
+    numbers, number = [], 0
+    for before, mask in zip([False, *masks], masks, strict=False):
+        number += mask and not before
+        numbers.append(number)
+    if number != len(weights):
+        raise UserError(
+            f"{place}: a turn has the weight 0, but the chat template marks {number} answers of {len(weights)}; use "
+            "the project's template (hfchat.chat_template.set_chat_template)"
+        )
+    return [mask and weights[number - 1] != 0 for mask, number in zip(masks, numbers, strict=True)]
 
 
 def show_supervised(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> str:

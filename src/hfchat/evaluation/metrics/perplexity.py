@@ -20,7 +20,7 @@ Args:
     batch_size: Windows at a time, 16 by default; does not change the result.
     window: Tokens that the model reads at a time; by default its context, at most 2048.
     stride: How many tokens the window moves on, half of it by default.
-    resamples: Bootstrap resamples for the interval, 1000 by default.
+    resamples: Bootstrap resamples where the interval has no formula, 1000 by default.
     seed: Seed of the resamples, 42 by default.
 
 Returns:

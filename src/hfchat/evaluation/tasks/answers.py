@@ -8,7 +8,7 @@ from hfchat.dataset import check_messages, load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
-from hfchat.evaluation.metrics import load_metric
+from hfchat.evaluation.metrics import TextMetric, load_metric
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.perplexity import bits_per_byte, perplexity
 from hfchat.evaluation.records import read_records, write_records
@@ -44,6 +44,8 @@ class Answers(AskingTask):
         metrics: Names of those to measure, in the order of the table; perplexity and bits per byte are of the first
             reference.
         headline: Of these, the one that the verdict reads.
+        tokenize: BLEU's tokenizer; by default the one for the script of the references, see
+            `hfchat.evaluation.metrics.bleu.tokenizer_of`.
     """
 
     kind = "answers"
@@ -71,6 +73,7 @@ class Answers(AskingTask):
     max_new_tokens: int = 96
     metrics: list[str] = field(default_factory=lambda: [*_OVERLAP, "perplexity", "bits_per_byte"])
     headline: str = "rougeL"
+    tokenize: str | None = None
 
     def __post_init__(self):
         for name in [*self.metrics, self.headline]:
@@ -81,6 +84,13 @@ class Answers(AskingTask):
         if (self.prompt is None) != (self.references is None):
             raise ValueError("prompt and references: set both, or neither for rows with messages")
         self.require_at_least(1, "max_samples", "max_new_tokens")
+        if self.tokenize is not None:
+            if "bleu" not in self.metrics:
+                raise ValueError("tokenize: is of BLEU, which is not among the metrics")
+            self._metric("bleu")
+
+    def _metric(self, name: str) -> TextMetric:
+        return load_metric(name, **({"tokenize": self.tokenize} if name == "bleu" else {}))
 
     def prepare(self) -> None:
         column = self.references or "messages"
@@ -133,7 +143,7 @@ class Answers(AskingTask):
         statistics = {}
         for name in self.metrics:
             if name in _OVERLAP:
-                statistics[name] = load_metric(name).statistics(answers, references)
+                statistics[name] = self._metric(name).statistics(answers, references)
                 for record, score in zip(records, statistics[name].of_examples(), strict=True):
                     record.scores[name] = score
             elif name in ("perplexity", "bits_per_byte") and all(record.losses for record in records):
@@ -144,7 +154,9 @@ class Answers(AskingTask):
                 else:
                     statistics[name] = bits_per_byte(losses, [record.references[0] for record in records], setting)
         tokens = [record.answer_tokens for record in records]
-        statistics["answer_tokens"] = mean(tokens, "mean|tokens of the model's own tokenizer")
+        statistics["answer_tokens"] = mean(
+            tokens, "mean|tokens of the model's own tokenizer", bounds=(0, self.max_new_tokens)
+        )
         statistics["ended"] = mean([record.ended for record in records], "share|end of turn before max_new_tokens")
         write_records(file, records)
         return Measured(statistics)

@@ -53,7 +53,6 @@ class Refusal(AskingTask):
         "The prompts of hfchat are few, short, in English and without any trick; people who attack a model use many.",
         "Of a dataset of attacks, such as HH-RLHF's, not every prompt is one that ought to be refused.",
         "The lexicon knows words and no meaning.",
-        "None of n still allows a true share of about 3/n, whatever the interval says.",
     )
     group_label = "category"
     headline = "refused"
