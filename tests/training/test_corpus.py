@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
+from hfchat.errors import UserError
 from hfchat.training.corpus import load_corpus
 from hfchat.training.pretraining import PretrainArguments
 
@@ -94,3 +95,87 @@ def test_files_are_shared_out_too(tokenizer, tmp_path, monkeypatch):
 def test_what_is_held_out_is_not_trained_on_where_it_is_repeated(tokenizer, share_of, monkeypatch):
     monkeypatch.setattr("tests.training.test_corpus.TEXTS", [*TEXTS, *TEXTS[:3]])
     assert min(numbers(tokenizer, itertools.islice(share_of(1, 0, 1, 5), 200))) == 5
+
+
+@pytest.fixture
+def load(tokenizer, tmp_path):
+    """Loads a file as the recipe does."""
+
+    def load(file, streaming=False, **settings):
+        args = PretrainArguments(
+            output_dir=str(tmp_path / "out"), tokenizer_name="that of the test", dataset_name=str(file), use_cpu=True,
+            streaming=streaming, validation_documents=3, block_size=16, max_steps=1, bf16=False, **settings,
+        )  # fmt: skip
+        return load_corpus(args, tokenizer, tmp_path / "tokens")
+
+    return load
+
+
+ENCODINGS = {"utf-8": b"", "utf-8-sig": b"", "utf-16": b"", "utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}
+
+
+def written(folder, kind, encoding, newline):
+    """A file of `TEXTS` of a kind."""
+    file = folder / f"texts.{kind}"
+    if kind == "parquet":
+        Dataset.from_dict({"text": TEXTS}).to_parquet(file)
+        return file
+    rows = {
+        "txt": newline.join(f"{text}{newline}" for text in TEXTS),  # with an empty line between two
+        "jsonl": "".join(json.dumps({"text": text}) + newline for text in TEXTS),
+        "csv": "".join(text + newline for text in ["text", *TEXTS]),
+    }
+    file.write_bytes(ENCODINGS[encoding] + rows[kind].encode(encoding))
+    return file
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "encoding", "newline"),
+    [
+        ("txt", "utf-8", "\n"), ("txt", "utf-8-sig", "\r\n"), ("txt", "utf-16", "\r\n"), ("txt", "utf-16-be", "\n"),
+        ("jsonl", "utf-8", "\n"), ("jsonl", "utf-8-sig", "\r\n"), ("jsonl", "utf-16-le", "\n"),
+        ("csv", "utf-8-sig", "\r\n"), ("parquet", "", ""),
+    ],
+)  # fmt: skip
+def test_a_file_of_texts_is_read_and_its_first_documents_are_held_out(
+    tokenizer, tmp_path, load, kind, encoding, newline, streaming
+):
+    corpus = load(written(tmp_path, kind, encoding, newline), streaming)
+    separator = tokenizer.bos_token
+    assert tokenizer.decode(corpus.validation.tokens) == "".join(f"{separator}{text}{separator}" for text in TEXTS[:3])
+    if streaming:
+        assert one_pass(tokenizer, corpus.train) == list(range(3, len(TEXTS)))
+        ids = next(iter(corpus.train))["input_ids"]
+        assert tokenizer.decode(ids).startswith(f"{separator}{TEXTS[3]}{separator}"[:20])
+    else:
+        assert tokenizer.decode(corpus.train.tokens) == "".join(f"{separator}{text}{separator}" for text in TEXTS[3:])
+
+
+def test_a_txt_file_without_empty_lines_has_a_document_in_each_line(tokenizer, tmp_path, load):
+    file = tmp_path / "lines.txt"
+    file.write_text("\n".join(TEXTS))
+    corpus = load(file)
+    assert len(corpus.validation.starts) == 3
+    assert len(corpus.train.starts) == len(TEXTS) - 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_a_text_are_left_out(tokenizer, tmp_path, load, capsys, streaming):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in [TEXTS[0], None, *TEXTS[1:], None]))
+    corpus = load(file, streaming)
+    assert len(corpus.validation.starts) == 3
+    if streaming:
+        assert one_pass(tokenizer, corpus.train) == list(range(3, len(TEXTS)))
+    else:
+        assert len(corpus.train.starts) == len(TEXTS) - 3
+        assert "2 of 50 rows have nothing in the column 'text' (the first is row 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_without_texts_is_refused(tmp_path, load, streaming):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(TEXTS)))
+    with pytest.raises(UserError, match=r"texts\.jsonl: the column 'id' must hold texts, not int"):
+        load(file, streaming, text_column="id")

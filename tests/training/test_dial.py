@@ -142,6 +142,17 @@ def test_a_long_batch_is_gathered_in_parts(model, block_size):
     assert args.train_batch_size * block_size <= max(4096, block_size)
 
 
+def test_an_evaluation_has_the_batch_of_the_training(model):
+    """Its logits then need less memory than those that the training made, with their gradients."""
+    for settings in ({}, {"per_device_train_batch_size": 3}, {"block_size": 2048, "chunked_loss": True}):
+        args = arguments(**settings)
+        args.derive(model, blocks=1000)
+        assert args.eval_batch_size == args.train_batch_size
+    args = arguments(per_device_eval_batch_size=5)
+    args.derive(model, blocks=1000)
+    assert args.eval_batch_size == 5
+
+
 def test_what_is_set_stays(model):
     settings = {
         "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 7, "learning_rate": 0.5,

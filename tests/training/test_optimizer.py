@@ -1,13 +1,10 @@
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hfchat.training import optimizer as module
 from hfchat.training.optimizer import MuonWithAdamW, orthogonalize, split_parameters
 from tests.conftest import random_llama, tiny_model
+from tests.training.operations import Operations
 from tests.training.trainers import trainer_for
 
 RATES = {"lr": 2e-3, "embedding_lr": 3e-2, "weight_decay": 0.1, "betas": (0.7, 0.95)}
@@ -63,20 +60,6 @@ def test_singular_values_become_nearly_one(shape):
     assert (values.diagonal(dim1=1, dim2=2) - 1).abs().max() < 0.35, "the iteration does not converge further"
     assert (values - torch.diag_embed(values.diagonal(dim1=1, dim2=2))).abs().max() < 1e-4
     assert orthogonalize(torch.zeros(shape), (3.4445, -4.775, 2.0315), steps=5, eps=1e-7).abs().max() == 0
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is computed, by name, and the types it is computed in."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.dtypes = Counter(), Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.names[func.overloadpacket.__name__] += 1
-        self.dtypes.update(tensor.dtype for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor))
-        return result
 
 
 def operations_of_a_step(model, dtype=None):

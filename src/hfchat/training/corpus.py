@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfchat.dataset import has_split, load_split
+from hfchat.dataset import has_split, load_split, without_nulls
 from hfchat.errors import UserError
 from hfchat.training.packing import PackedDataset, tokenize_corpus
 from hfchat.training.streaming import StreamedDataset
@@ -84,9 +84,9 @@ def load_documents(args: "PretrainArguments") -> tuple["Dataset | IterableDatase
         UserError: As of `load_corpus`.
     """
     name, column, config_name = args.dataset_name, args.text_column, args.dataset_config_name
-    train = load_split(name, "train", column, config_name=config_name, streaming=args.streaming)
+    train = _load(args, "train", args.streaming)
     if has_split(name, "validation", config_name=config_name):
-        return train, load_split(name, "validation", column, config_name=config_name)
+        return train, _load(args, "validation", streaming=False)
     if args.streaming:
         validation = _collect(train.take(args.validation_documents), column)
         held_out = frozenset(validation[column])
@@ -97,6 +97,23 @@ def load_documents(args: "PretrainArguments") -> tuple["Dataset | IterableDatase
     if held_out == 0:
         raise UserError(f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from")
     return train.select(range(held_out, len(train))), train.select(range(held_out))
+
+
+def _load(args: "PretrainArguments", split: str, streaming: bool) -> "Dataset | IterableDataset":
+    """A split without the rows that have no text; of a stream, nobody knows how many they are."""
+    name, column = args.dataset_name, args.text_column
+    rows = load_split(name, split, column, config_name=args.dataset_config_name, streaming=streaming)
+    if not streaming:
+        return without_nulls(rows, column, name)
+    return rows.filter(
+        lambda text: _is_text(text, f"dataset_name {name}: the column '{column}'"), input_columns=[column]
+    )
+
+
+def _is_text(value: object, place: str) -> bool:
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{place} must hold texts, not {type(value).__name__}")
+    return value is not None
 
 
 def _share(documents: "IterableDataset", column: str, process: int, processes: int) -> "IterableDataset":

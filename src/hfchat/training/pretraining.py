@@ -15,7 +15,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from hfchat.errors import UserError
 from hfchat.models import trains_faster_in_bf16
-from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
+from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood, sums_of_sequences
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.dial import Plan
 from hfchat.training.optimizer import MuonWithAdamW, split_parameters
@@ -89,6 +89,9 @@ class PretrainArguments(TrainingArguments):
     per_device_train_batch_size: int | None = field(
         default=None, metadata={"help": "By default, if accumulation is not set either, what the depth asks for."}
     )
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "By default that of the training, than which it needs less memory."}
+    )
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "By default 1, or if the batch is not set either, what the depth asks for."}
     )
@@ -133,7 +136,9 @@ class PretrainArguments(TrainingArguments):
         if self.attn_implementation is None:
             self.attn_implementation = "flash_attention_2" if accelerated and is_flash_attn_2_available() else "sdpa"
         self._batch_is_set = self.per_device_train_batch_size or self.gradient_accumulation_steps
+        self._eval_batch_is_set = self.per_device_eval_batch_size
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
+        self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
         self.gradient_accumulation_steps = self.gradient_accumulation_steps or 1
         super().__post_init__()
 
@@ -159,6 +164,8 @@ class PretrainArguments(TrainingArguments):
             at_once = max(1, self._tokens_at_once(model) // self.block_size)
             self.gradient_accumulation_steps = -(-sequences // at_once)
             self.per_device_train_batch_size = -(-sequences // self.gradient_accumulation_steps)
+        if not self._eval_batch_is_set:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         if by_epochs:  # each ends with a step, if need be a smaller one
             self.max_steps = math.ceil(self.num_train_epochs * -(-blocks * self.block_size // self.tokens_per_step))
         elif self.max_steps <= 0:
@@ -237,7 +244,6 @@ class PretrainTrainer(CheckpointMixin, Trainer):
             eval_dataset=corpus.validation,
             processing_class=tokenizer,
             compute_metrics=bits_per_byte(corpus.validation.num_bytes),
-            preprocess_logits_for_metrics=negative_log_likelihood,
             callbacks=[LossSpikes()],
         )
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # else no process has all the weights
@@ -316,6 +322,24 @@ class PretrainTrainer(CheckpointMixin, Trainer):
             logs = {**logs, **self.throughput.measure(self.state)}
         logs.pop("train_loss", None)  # the mean of the steps since the run was resumed
         super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """No loss, whose mean over batches would depend on their size, but two numbers of each sequence.
+
+        Returns:
+            None; what `negative_log_likelihood` returns; of that the number of predicted tokens, shape `(batch, 1)`.
+        """
+        labels = inputs["shift_labels"]
+        inputs = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if self.args.chunked_loss:  # all logits at once could need more than the whole training
+                nats = model(**inputs, shift_labels=labels, token_losses=True).token_losses
+                sums = sums_of_sequences(nats, labels)
+            else:
+                sums = negative_log_likelihood(model(**inputs).logits, labels)
+        return None, sums, sums[:, 1:]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `CheckpointMixin`; its time is not the training's."""
