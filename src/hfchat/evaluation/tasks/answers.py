@@ -1,5 +1,6 @@
 """Answers to held-out prompts, compared with references: chat, translation, summarization."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
 from hfchat.evaluation.metrics import TextMetric, load_metric
 from hfchat.evaluation.models import Model
-from hfchat.evaluation.perplexity import bits_per_byte, perplexity
+from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Metric, Prompt
 
@@ -59,7 +60,8 @@ class Answers(AskingTask):
     limits = (
         "BLEU, chrF, ROUGE and METEOR count what an answer shares with the references. They see neither whether "
         "another wording is right nor whether a fluent sentence is false: read the answers.",
-        "Perplexity compares models of one tokenizer under one template; bits per byte compares others too.",
+        "Perplexity compares models of one tokenizer under one template; bits per byte compares others too, and a "
+        "model whose tokenizer loses a part of a reference (an <unk>, or capitals) gets none.",
     )
 
     name: str
@@ -151,7 +153,7 @@ class Answers(AskingTask):
                 setting = "target:answer+end-of-turn|context:prompt"
                 if name == "perplexity":
                     statistics[name] = perplexity(losses, [record.target_tokens[0] for record in records], setting)
-                else:
+                elif not left_out({model: records}):
                     statistics[name] = bits_per_byte(losses, [record.references[0] for record in records], setting)
         tokens = [record.answer_tokens for record in records]
         statistics["answer_tokens"] = mean(
@@ -160,3 +162,9 @@ class Answers(AskingTask):
         statistics["ended"] = mean([record.ended for record in records], "share|end of turn before max_new_tokens")
         write_records(file, records)
         return Measured(statistics)
+
+    def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
+        """Why a model has no bits per byte, see `left_out`."""
+        if "bits_per_byte" not in self.metrics:
+            return {}
+        return left_out({model: read_records(folder / f"{model}.jsonl") for model in models})

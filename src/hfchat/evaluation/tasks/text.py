@@ -1,6 +1,7 @@
 """Perplexity and bits per byte of plain texts: how well a model knows a language, a domain, or held-out data."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.models import Model
-from hfchat.evaluation.perplexity import bits_per_byte, perplexity, text_setting, window_and_stride
+from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity, text_setting, window_and_stride
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Metric, Task
 
@@ -34,7 +35,8 @@ class TextPerplexity(Task):
         "perplexity": Metric("Perplexity", "lower", ".2f"),
     }
     limits = (
-        "Perplexity compares models of one tokenizer; bits per byte compares others too.",
+        "Perplexity compares models of one tokenizer; bits per byte compares others too, and a model whose tokenizer "
+        "loses a part of a text (an <unk>, or capitals) gets none.",
         "A text that a model has been trained on looks easier than it is: see the contamination.",
     )
     headline = "bits_per_byte"
@@ -116,12 +118,16 @@ class TextPerplexity(Task):
         losses = [record.losses[0] for record in records]
         how = records[0].info
         setting = text_setting(how["window"], how["stride"])
-        statistics = {
-            "bits_per_byte": bits_per_byte(losses, [record.targets[0] for record in records], setting),
-            "perplexity": perplexity(losses, [record.target_tokens[0] for record in records], setting),
-        }
+        statistics = {"perplexity": perplexity(losses, [record.target_tokens[0] for record in records], setting)}
+        if not left_out({model: records}):
+            texts = [record.targets[0] for record in records]
+            statistics = {"bits_per_byte": bits_per_byte(losses, texts, setting), **statistics}
         for name, values in statistics.items():
             for record, score in zip(records, values.of_examples(), strict=True):
                 record.scores[name] = score
         write_records(file, records)
         return Measured(statistics)
+
+    def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
+        """Why a model has no bits per byte, see `left_out`."""
+        return left_out({model: read_records(folder / f"{model}.jsonl") for model in models})
