@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hfchat.dataset import load_split
+from hfchat.encodings import read_text
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.models import Model
@@ -23,7 +24,7 @@ class TextPerplexity(Task):
         dataset_config_name: Its configuration, if it has several.
         split: Of held-out rows.
         text_column: Name of the column.
-        separator: What stands between the texts of a `.txt` file.
+        separator: What stands between the texts of a `.txt` file. Its lines end with `\\n`, whatever they do in it.
         max_samples: Take only the first so many.
         window: Tokens that a model reads at a time; by default its context, at most 2048.
         stride: How many tokens the window moves on in a long text; by default half of it.
@@ -76,10 +77,12 @@ class TextPerplexity(Task):
 
     def _read_file(self) -> list[str]:
         try:
-            text = Path(self.dataset_name).read_text(encoding="utf-8")
+            text = read_text(Path(self.dataset_name))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"dataset_name {self.dataset_name}: cannot be read: {error}") from error
         texts = text.split(self.separator) if self.separator else [text]
+        if self.separator and len(texts) == 1:
+            print(f"dataset_name {self.dataset_name}: holds no {self.separator!r} (separator), so it is one text")
         texts = [text for text in texts if text.strip()]
         if not texts:
             raise UserError(f"dataset_name {self.dataset_name}: holds no text")

@@ -1,0 +1,118 @@
+"""Text files in the encodings that people have: the byte order mark decides, then what was named, else UTF-8.
+
+A byte order mark is never part of a text. Line ends stay as they are, except in `read_text`.
+"""
+
+import codecs
+import io
+from pathlib import Path
+from typing import IO
+
+# Those of UTF-32 first: the mark of UTF-16-LE is the beginning of one of them.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def detect(beginning: bytes, encoding: str | None = None) -> tuple[str, int]:
+    """The encoding of a text, and the length of its byte order mark.
+
+    Args:
+        beginning: The first four bytes or more.
+        encoding: The encoding of a text without a mark; by default UTF-8, or UTF-16 or UTF-32 if the zeros say so.
+    """
+    for mark, name in _MARKS:
+        if beginning.startswith(mark):
+            return name, len(mark)
+    return encoding or _by_zeros(beginning), 0
+
+
+def _by_zeros(beginning: bytes) -> str:
+    # No text of another encoding holds a zero. That the first character is ASCII is what JSON assumes, too.
+    zeros = [byte == 0 for byte in beginning[:4]]
+    if len(zeros) < 2 or not any(zeros[:2]):
+        return "utf-8"
+    if zeros[0]:
+        return "utf-32-be" if zeros[1] else "utf-16-be"
+    return "utf-32-le" if zeros[2:] == [True, True] else "utf-16-le"
+
+
+def decode(content: bytes, encoding: str | None = None) -> str:
+    """The text of a whole file, see `detect`.
+
+    Raises:
+        UnicodeDecodeError: For bytes that are not valid in the encoding.
+    """
+    encoding, mark = detect(content, encoding)
+    return content[mark:].decode(encoding).removeprefix("\ufeff")  # two marks, or one in another encoding than UTF
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a file, see `decode`; every line end is a line feed, as with `Path.read_text`."""
+    return decode(path.read_bytes(), encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def as_utf8(stream: IO[bytes], encoding: str | None = None) -> IO[bytes]:
+    """The same text in UTF-8 without a byte order mark, so that it can be split at bytes. It cannot be sought in.
+
+    Bytes that are not valid in the encoding become bytes that are not valid in UTF-8: who decodes a part of the
+    stream finds the fault in that part. As text: `io.TextIOWrapper(as_utf8(stream), "utf-8", newline="")`.
+
+    Args:
+        stream: Open binary file, at its beginning.
+        encoding: See `detect`.
+
+    Raises:
+        LookupError: For an encoding that Python does not know.
+    """
+    return io.BufferedReader(_Utf8(stream, encoding), 1 << 16)
+
+
+class _Utf8(io.RawIOBase):
+    def __init__(self, stream: IO[bytes], encoding: str | None):
+        super().__init__()
+        # read1 gives what there is before the place where a compressed file breaks; read would lose it.
+        self._read = getattr(stream, "read1", stream.read)
+        beginning = b""
+        while len(beginning) < 4 and (more := self._read(4 - len(beginning))):
+            beginning += more
+        name, mark = detect(beginning, encoding)
+        self._ready = beginning[mark:]
+        name = codecs.lookup(name).name
+        self._decoder = None
+        if name != "utf-8":
+            # Half a pair of surrogates is the one thing that UTF-16 can hold and UTF-8 cannot.
+            self._decoder = codecs.getincrementaldecoder(name)(
+                "surrogatepass" if name.startswith(("utf-16", "utf-32")) else "surrogateescape"
+            )
+            self._ready = self._recoded(self._ready)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._ready:
+            chunk = self._read(len(buffer))
+            if self._decoder is None:
+                self._ready = chunk
+            elif chunk:
+                self._ready = self._recoded(chunk)
+            else:
+                self._ready, self._decoder = self._recoded(b"", final=True), None
+            if not chunk:
+                break
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def _recoded(self, chunk: bytes, final: bool = False) -> bytes:
+        try:
+            return self._decoder.decode(chunk, final).encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            if not final:
+                raise
+            return b"\xff"  # the file ends within a character
