@@ -1,5 +1,7 @@
 """Prompts and the texts after them as token ids, under one model's tokenizer and chat template."""
 
+import unicodedata
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from hfchat.encoding import encode_conversation
@@ -61,6 +63,26 @@ def encode_target(
     if tokenizer.eos_token_id in answer:
         answer = answer[: len(answer) - answer[::-1].index(tokenizer.eos_token_id)]
     return context, answer
+
+
+def what_is_lost(tokenizer: "PreTrainedTokenizerBase", text: str) -> str | None:
+    """What of a text its tokens do not say, in words; None where they say all of it.
+
+    A tokenizer without bytes to fall back on reads letters that it does not know as one `<unk>`, which costs a model
+    next to nothing, and some normalize: lower case, no accents. Then the loss is that of less than the text. White
+    space at the ends, and other ways to write the same letters (Unicode's NFC and NFD), count for nothing.
+    """
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    unknown = tokenizer.unk_token_id
+    # GPT-2's is its end of a text, which stands for nothing unknown.
+    if unknown is not None and unknown in ids and tokenizer.unk_token not in text:
+        return f"{ids.count(unknown)} tokens of {len(ids)} are {tokenizer.unk_token}"
+    read = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    wanted, read = (unicodedata.normalize("NFC", one).strip() for one in (text, read))
+    if read == wanted:
+        return None
+    at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wanted, read, strict=False)))
+    return f"it is read as {read[max(0, at - 10) : at + 20]!r} where it says {wanted[max(0, at - 10) : at + 20]!r}"
 
 
 def _beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import EvalPrediction
 
 from hfchat.training.packing import IGNORE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def negative_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -29,6 +33,18 @@ def negative_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch
 def sums_of_sequences(nats: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """As `negative_log_likelihood`, from the nats of each token, of shape `(batch, sequence)`."""
     return torch.stack([nats.float().sum(-1), labels.ne(IGNORE).sum(-1).float()], dim=-1)
+
+
+def unknown_tokens(tokens: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens of a corpus stand for letters that a tokenizer does not know.
+
+    One `<unk>` for many bytes costs a model next to nothing, so that bits per byte do not compare with those of
+    another tokenizer. Where the token is an end of a text too, as GPT-2's, the tokenizer knows every byte.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return 0
+    return int(np.count_nonzero(tokens == unknown))
 
 
 def bits_per_byte(num_bytes: int) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -15,7 +15,12 @@ from transformers.utils import is_flash_attn_2_available
 
 from hfchat.errors import UserError
 from hfchat.models import trains_faster_in_bf16
-from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood, sums_of_sequences
+from hfchat.training.bits_per_byte import (
+    bits_per_byte,
+    negative_log_likelihood,
+    sums_of_sequences,
+    unknown_tokens,
+)
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.dial import Plan
 from hfchat.training.optimizer import MuonWithAdamW, split_parameters
@@ -252,6 +257,12 @@ class PretrainTrainer(CheckpointMixin, Trainer):
         self.add_callback(self.throughput)
         if self.pop_callback(ProgressCallback):
             self.add_callback(PretrainProgress())
+        unknown, total = unknown_tokens(corpus.validation.tokens, tokenizer), len(corpus.validation.tokens)
+        if unknown and self.is_world_process_zero():
+            print(
+                f"{unknown:,} of the {total:,} validation tokens are {tokenizer.unk_token}, which costs next to "
+                "nothing: the bits per byte below do not compare with those of another tokenizer"
+            )
 
     def create_accelerator_and_postprocess(self) -> None:
         state = PartialState()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import yaml
 
+from hfchat.encodings import read_text
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
@@ -179,7 +180,7 @@ class Continuations(AskingTask):
 
 def _read_prompts(file: str) -> dict[str, Any]:
     try:
-        probe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        probe = yaml.safe_load(read_text(Path(file)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"prompts {file}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(probe, dict) or not isinstance(probe.get("axes"), dict) or not probe["axes"]:

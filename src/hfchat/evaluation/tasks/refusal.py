@@ -106,7 +106,8 @@ class Refusal(AskingTask):
         examples = []
         for number, row in enumerate(rows, start=1):
             place = f"{self.dataset_name} ({self.split}) row {number}"
-            category = None if self.category_column is None else f"{probe}: {row[self.category_column]}"
+            named = None if self.category_column is None else row[self.category_column]
+            category = None if named is None else f"{probe}: {named}"
             examples.append(_example(_first_turn(row[self.column], f"{place}: {self.column}"), probe, category, place))
         return examples
 
