@@ -15,7 +15,8 @@ from datatrove.pipeline.base import PipelineStep
 from hfchat.data.card import write_card
 from hfchat.data.chain import Step
 from hfchat.data.execution import Executor, Phase, below, execute
-from hfchat.data.report import summarize, write_report
+from hfchat.data.readers import DIVIDED, SKIPPED
+from hfchat.data.report import ranked, summarize, write_report
 from hfchat.data.shards import DocumentWriter, OwnShardReader, RemovedWriter
 from hfchat.data.sources import Source
 from hfchat.errors import UserError
@@ -52,8 +53,9 @@ def build_corpus(
         config: The settings, for card and report.
 
     Returns:
-        Counts: `documents` and `bytes` per split, `removed` per reason, `read`, `licenses`, `sources`, and more. None
-        if jobs have been submitted that are still to run.
+        Counts: `documents` and `bytes` per split, `removed` per reason, `read`, `skipped_for`: records that are no
+        documents, by what they are, `undivided`: sources whose separator is in none of their files, `licenses`,
+        `sources`, and more. None if jobs have been submitted that are still to run.
 
     Raises:
         UserError: If a split comes out empty, or for unreadable input when `strict`.
@@ -69,17 +71,31 @@ def build_corpus(
     for split in SPLITS:
         counts["documents"].setdefault(split, 0)
         counts["bytes"].setdefault(split, 0)
-    if not summary.documents["train"]:
-        raise UserError(
-            f"no document is left of {counts['read']:,} (removed: {counts['removed']}); look at {folder}/removed, "
-            "then change steps or add sources"
-        )
     evaluation_sets = _evaluation_sets(corpus)
     summary.pii = {name[4:]: value for name, value in statistics.items() if name.startswith("pii_")}
+    summary.skipped = {name.removeprefix(SKIPPED): n for name, n in statistics.items() if name.startswith(SKIPPED)}
+    if not summary.documents["train"]:
+        passed_over = f", passed over as no documents: {summary.skipped}" if summary.skipped else ""
+        first = f", of which the first is {': '.join(summary.unreadable[0])}" if summary.unreadable else ""
+        raise UserError(
+            f"no document is left of {counts['read']:,} (removed: {counts['removed']}{first}{passed_over}); look at "
+            f"{folder}/removed, then change steps or add sources"
+        )
+    summary.undivided = {
+        source.name: source["separator"]
+        for source in sources
+        if source.get("separator") and not statistics[DIVIDED + source.name]
+    }
     write_report(corpus, summary, config, evaluation_sets)
     write_card(corpus, summary, config)
     remove_tree(folder / "scratch")
-    return counts | {"skipped": statistics["skipped"], "pii": summary.pii, "evaluation_sets": evaluation_sets}
+    return counts | {
+        "skipped": statistics["skipped"],
+        "skipped_for": dict(ranked(summary.skipped)),
+        "undivided": summary.undivided,
+        "pii": summary.pii,
+        "evaluation_sets": evaluation_sets,
+    }
 
 
 def plan(
@@ -144,14 +160,14 @@ class SplitByHash(PipelineStep):
 
 
 def _statistics(folder: DataFolder) -> Counter[str]:
-    """Sums, over all tasks, of what the blocks counted: documents `read` and `skipped`, `pii_*` replaced."""
+    """Sums, over all tasks, of what the blocks counted: documents `read`, records skipped, `pii_*` replaced."""
     totals: Counter[str] = Counter(read=0, skipped=0)
     for file in folder.glob("scratch/logs/*/stats/*.json"):
         with folder.open(file, "r") as stream:
             blocks = json.load(stream)
         for block in blocks:
             for name, value in block["stats"].items():
-                if name in ("read", "skipped") or name.startswith("pii_"):
+                if name in ("read", "skipped") or name.startswith(("pii_", SKIPPED, DIVIDED)):
                     totals[name] += value["total"] if isinstance(value, dict) else value
     return totals
 
