@@ -14,6 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from hfchat.data.card import write_card
 from hfchat.data.chain import Step
+from hfchat.data.deduplication import Together
 from hfchat.data.execution import Executor, Phase, below, execute
 from hfchat.data.readers import DIVIDED, SKIPPED
 from hfchat.data.report import ranked, summarize, write_report
@@ -115,31 +116,41 @@ def plan(
             source.step(partial(RemovedWriter, folder, "00", f"source{number}"), strict, max_document_bytes)
         )
         outputs.append(RemovedWriter.pattern("00", f"source{number}"))
-    for number, step in enumerate(steps, start=1):
+    # Where near-duplicates stay, what the validation split holds must not be in the training split but for a word.
+    removes_near_duplicates = any(step.name == "near_dedup" and _finds_near_duplicates(step) for step in steps)
+    for number, step in enumerate([*steps, *([] if removes_near_duplicates else [None])], start=1):
         position = f"{number:02d}"
-        if not step.indexed:
+        if step and not step.indexed:
             pipeline.append(step.build(RemovedWriter(folder, position, step.name)))
             outputs.append(RemovedWriter.pattern(position, step.name))
             continue
-        index, scratch = step.index(), f"scratch/{position}-{step.name}"
+        step_name, index = (step.name, step.index()) if step else ("together", Together())
+        scratch = f"scratch/{position}-{step_name}"
         if index.reads_shards:
             signatures, written = index.signatures(folder, scratch)
             pipeline += [DocumentWriter(below(folder, f"{scratch}/documents")), signatures]
             outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
             phases += [Phase(name, pipeline, tasks, tuple(outputs)), *index.phases(folder, scratch)]
-            name, pipeline, outputs = "deduplicate", [OwnShardReader(below(folder, f"{scratch}/documents"))], []
+            name = "deduplicate" if step else "keep together"
+            pipeline, outputs = [OwnShardReader(below(folder, f"{scratch}/documents"))], []
         else:
             phases = [*index.phases(folder, scratch), *phases]
-        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step.name, index.reason))
+        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step_name, index.reason))
         pipeline += filters
-        outputs += [RemovedWriter.pattern(position, step.name), *written]
+        outputs += [RemovedWriter.pattern(position, step_name), *written]
     pipeline += [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
     phases.append(Phase(f"{name}, split", pipeline, tasks, (*outputs, "data/*-{rank:05d}.parquet")))
     return phases
 
 
+def _finds_near_duplicates(step: Step) -> bool:
+    return step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
+
+
 class SplitByHash(PipelineStep):
     """Sends each document to `train` or `validation` by a hash of its text: the same one whatever else is added.
+
+    Documents with a `split_key` go by that: they are near-duplicates of each other.
 
     Args:
         validation_fraction: Share of documents in the validation split.
@@ -154,7 +165,8 @@ class SplitByHash(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         for document in data:
-            value = int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:8], "big")
+            key = document.metadata.get("split_key", document.text)
+            value = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
             document.metadata["split"] = "validation" if value < self.threshold else "train"
             yield document
 
