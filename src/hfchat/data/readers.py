@@ -59,9 +59,9 @@ class Skipped:
 
 
 OF_ANOTHER_TASK = Skipped("of another task")
-# What is counted: records that are skipped, with their reason, and files that hold several records.
+# What is counted: records that are skipped, by their reason, and files that hold several records, by their source.
 SKIPPED = "skipped: "
-DIVIDED = "divided files"
+DIVIDED = "divided files: "
 # Endings of names, to what unpacks them: all bounded in memory, and none takes a file that is cut off for a whole one.
 UNPACK: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
     ".gz": lambda packed: _forward(gzip.open(packed)),  # noqa: SIM115
@@ -143,7 +143,7 @@ class FileReader(PipelineStep):
                 else:
                     yield self._document(record, file, number)
             if number > 0:
-                self.stat_update(DIVIDED)
+                self.stat_update(DIVIDED + self.provenance["source"])
 
     def _records(self, file: str, mine: Callable[[int], bool]) -> Iterator[Record | Skipped]:
         unpack = next((unpack for ending, unpack in UNPACK.items() if file.lower().endswith(ending)), None)
