@@ -27,8 +27,15 @@ class FairScheduler(FIFOScheduler):
 
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._forget()
+
     def reset(self) -> None:
         super().reset()
+        self._forget()
+
+    def _forget(self) -> None:
         self._ahead: dict[str | None, float] = {}  # seconds that a key's prompts took, and the others have not had yet
         self._reader: list[str | None] = []  # whose prompts the step before has read: one key or none
         self._began = self.clock()
