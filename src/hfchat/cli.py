@@ -45,7 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max-concurrent-requests", type=int, default=8, help="answers generated at a time (%(default)s)"
     )
     serve.add_argument(
-        "--max-waiting-requests", type=int, default=32, help="requests that may wait; more get 429 (%(default)s)"
+        "--max-waiting-requests",
+        type=int,
+        default=32,
+        help="answers of each API key that may wait; more get 429 (%(default)s)",
     )
     serve.add_argument(
         "--max-wait-seconds", type=float, default=60, help="how long; then a request gets 503 (%(default)s)"
@@ -72,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="answer only who shows one of these keys, lines of `hfchat api-key`; also read from HFCHAT_API_KEYS",
     )
-    serve.add_argument("--requests-per-minute", type=int, metavar="N", help="limit of each API key (none)")
+    serve.add_argument(
+        "--requests-per-minute",
+        type=int,
+        metavar="N",
+        help="limit of each API key; a request for several answers counts as many times (none)",
+    )
     serve.add_argument("--allow-anyone", action="store_true", help="serve other machines without API keys")
     serve.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may use it; repeatable"

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 
+import psutil
 import pytest
 from tokenizers import Regex, pre_tokenizers
 
@@ -113,6 +114,27 @@ def test_a_prompt_that_is_too_long_is_not_encoded(tiny_tokenizer, monkeypatch):
     ):
         with pytest.raises(PromptTooLongError, match="the context holds 64"):
             encode(source)
+
+
+def test_the_tokenizer_of_an_engine_that_was_stopped_is_forgotten(tiny_tokenizer):
+    """A server that follows a registry loads many of them."""
+    before, after = encoder(tiny_tokenizer), encoder(tiny_tokenizer)
+    before.text("Hi")
+    assert before._number in encoding_process._process._knows
+    before.close()
+    after.text("Hi")
+    assert before._number not in encoding_process._process._knows
+    assert after._number in encoding_process._process._knows
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_CPU"), reason="only Linux tells")
+def test_the_kernel_ends_a_process_whose_server_was_killed(tiny_tokenizer):
+    """Nobody else would, while it is at a template that never ends."""
+    encoder(tiny_tokenizer).text("Hi")
+    child = psutil.Process(encoding_process._process._child.pid)
+    soft, _ = child.rlimit(psutil.RLIMIT_CPU)
+    assert 0 < soft - sum(child.cpu_times()[:2]) <= 3 * encoding_process._TIME_LIMIT_S
+    assert 0 < child.rlimit(psutil.RLIMIT_AS)[0] < psutil.virtual_memory().total + 2**34
 
 
 def test_the_server_goes_on_after_a_template_that_does_not(tiny_model, with_template, serve, monkeypatch):

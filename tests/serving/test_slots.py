@@ -1,6 +1,8 @@
 """Places and turns: whatever one key asks for, the next one's small request is served next. No clock in it."""
 
 import asyncio
+import json
+import socket
 import threading
 from contextlib import AsyncExitStack, closing
 
@@ -209,6 +211,45 @@ def test_one_keys_flood_leaves_anothers_places_alone(serve, scripted, eventually
     small.join(10)
     flood.join(10)
     assert sorted(len(answer.json()["choices"]) for answer in answers) == [1, 8]
+
+
+def test_a_client_that_does_not_read_keeps_no_place(serve, scripted, eventually):
+    served = serve(scripted(pieces=["x" * 30_000] * 250), max_concurrent_requests=1)
+    body = json.dumps({"model": "tiny-chat", "messages": HI, "stream": True}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        eventually(lambda: served.engine.started == 1)
+        eventually(lambda: served.http.get("/health").json()["running"] == 0, 20)
+        connection.settimeout(5)
+        assert connection.recv(12) == b"HTTP/1.1 200"  # it is still there
+
+
+@pytest.mark.parametrize("stop", ["x" * 513, ["a", "x" * 900_000], ["a"] * 5])
+def test_stop_strings_are_bounded(serve, scripted, stop):
+    served = serve(scripted())
+    refused = served.chat(stop=stop)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"].startswith("stop")
+    assert served.chat(stop=["x" * 512] * 4).status_code == 200
+
+
+@pytest.mark.parametrize(("seed", "seeds"), [(2**63 - 1, [2**63 - 1, -(2**63), 1 - 2**63]), (-2, [-2, -1, 0])])
+def test_the_seeds_of_several_answers_stay_within_64_bits(serve, scripted, seed, seeds):
+    served = serve(scripted())
+    assert served.chat(seed=seed, n=3).status_code == 200
+    assert sorted(sampling.seed for sampling in served.engine.samplings) == sorted(seeds)
+
+
+def test_extremes_of_sampling_are_bounded_for_every_engine(serve, scripted):
+    served = serve(scripted(context_length=None))  # as where only an upstream knows it
+    assert served.chat(temperature=1e-39, max_tokens=2**31 - 1).status_code == 200
+    assert served.engine.samplings[0].temperature == 0.01
+    assert served.chat(temperature=0).status_code == 200
+    assert served.engine.samplings[1].temperature == 0
+    refused = served.chat(max_tokens=10**30)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "max_tokens"
 
 
 def test_prompts_that_are_being_read_are_counted_and_have_a_limit_of_time(serve, scripted, eventually):

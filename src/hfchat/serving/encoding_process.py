@@ -62,6 +62,10 @@ class ModelEncoder:
             self._check_length(len(text))
         return self._encode("text", text if isinstance(text, str) else list(text))
 
+    def close(self) -> None:
+        """Have the process forget it, when it is asked something else."""
+        _process.unwanted.add(self._number)
+
     def _check_length(self, characters: int) -> None:
         if characters > self._most_characters:
             raise self._too_long(
@@ -83,12 +87,13 @@ class ModelEncoder:
 
 
 class _Process:
-    """The process, begun when it is needed, and again after it was stopped."""
+    """The process, begun when it is needed, and again after it was stopped. It ends when this one does."""
 
     def __init__(self):
         self._one_at_a_time = threading.Lock()
         self._child: subprocess.Popen | None = None
         self._knows: set[int] = set()
+        self.unwanted: set[int] = set()  # of those that were closed
 
     def ask(self, setup: bytes, number: int, question: bytes) -> dict:
         with self._one_at_a_time:
@@ -97,6 +102,9 @@ class _Process:
             if number not in self._knows:
                 self._exchange(setup, _TIME_LIMIT_S + 60)  # a large vocabulary on a slow machine
                 self._knows.add(number)
+            for gone in self._knows & self.unwanted:
+                self._exchange(pickle.dumps((gone, "forget", ())), _TIME_LIMIT_S)
+                self._knows.discard(gone)
             return self._exchange(question, _TIME_LIMIT_S)
 
     def _start(self) -> None:
@@ -152,9 +160,11 @@ def _work(questions: BinaryIO, answers: BinaryIO) -> None:
             encoders[number] = PromptEncoder(*arguments)
             answer: dict = {}
             _bound_memory(_MEMORY_BYTES)
-        elif method == "ready":
+        elif method in ("ready", "forget"):
+            encoders.pop(number, None)
             answer = {}
         else:
+            _bound_time()
             answer = _answer(encoders[number], method, *arguments)
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
@@ -180,6 +190,18 @@ def _bound_memory(more: int | None) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = resource.RLIM_INFINITY if more is None else pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def _bound_time() -> None:
+    """Have the kernel end this process if it works on one prompt for much longer than whoever asked waits for it, who
+    may have been killed."""
+    try:
+        import resource
+
+        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used + 2 * _TIME_LIMIT_S) + 1, resource.RLIM_INFINITY))
     except (ImportError, OSError, ValueError):
         return
 

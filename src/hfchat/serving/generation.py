@@ -396,12 +396,11 @@ def _wrapped(seed: int) -> int:
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part]:
-    """The parts of several answers as they come. The first failure ends all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
-            async for part in stream:
-                yield part
-        return
+    """The parts of the answers as they come. The first failure ends all.
+
+    They are made whether they are read or not, so an answer keeps its place no longer than it takes to make it,
+    however slowly its client reads.
+    """
     parts: asyncio.Queue[Part | Exception] = asyncio.Queue()
 
     async def forward(stream: AsyncGenerator[Part]) -> None:

@@ -96,7 +96,7 @@ class ResponseFormat(_Request):
     type: Literal["text"]
 
 
-_Stop = Annotated[_Text, Field(min_length=1)]
+_Stop = Annotated[_Text, Field(min_length=1, max_length=512)]
 _Label = Annotated[_Text, Field(max_length=512)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _MetadataKey = Annotated[_Text, Field(max_length=64)]

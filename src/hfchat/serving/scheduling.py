@@ -1,9 +1,9 @@
-"""Turns in reading prompts: a key that sends long ones slows the answers of the others down to half, and no further.
+"""Turns in reading prompts: a key that sends long ones takes a third of the time that others' answers have, no more.
 
 A step of the model that reads a part of a long prompt takes many times as long as one that only adds a token to each
 answer. transformers' scheduler fills every step with prompts in the order in which they came (seen in 5.24). Here the
-prompts of one key at a time are read, in smaller parts while other keys are there; and for as long as that took, the
-others' answers then go on alone.
+prompts of one key at a time are read, in smaller parts while other keys are there; and for twice as long as that took,
+the others' answers then go on alone.
 """
 
 import time
@@ -14,7 +14,8 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 FAIR = "hfchat"  # the scheduler's name for `ContinuousBatchingConfig`
-_PARTS = 4  # into which what one step could read is divided while other keys are there
+_SHARE = 2  # the others' time for each second that a key's prompts took
+_PARTS = 8  # into which what one step could read is divided while other keys are there
 _LONGEST_STEP_S = 5.0  # more is a time in which there was nothing to do
 
 
@@ -27,9 +28,16 @@ class FairScheduler(FIFOScheduler):
 
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._forget()
+
     def reset(self) -> None:
         super().reset()
-        self._ahead: dict[str | None, float] = {}  # seconds that a key's prompts took, and the others have not had yet
+        self._forget()
+
+    def _forget(self) -> None:
+        self._ahead: dict[str | None, float] = {}  # seconds that the others have still to get for a key's prompts
         self._reader: list[str | None] = []  # whose prompts the step before has read: one key or none
         self._began = self.clock()
 
@@ -43,6 +51,7 @@ class FairScheduler(FIFOScheduler):
         owners = {_owner(state) for state in active} | readers
         if len(owners) < 2:
             self._ahead.clear()
+            self._reader = list(readers)
             return super().schedule_batch(token_budget, cache_budget)
 
         # Of those with prompts, the one that is least ahead has its turn; but if it is ahead at all and somebody else
@@ -79,7 +88,7 @@ class FairScheduler(FIFOScheduler):
         now = self.clock()
         seconds = min(now - self._began, _LONGEST_STEP_S)
         for owner in self._reader:
-            self._ahead[owner] = self._ahead.get(owner, 0.0) + seconds
+            self._ahead[owner] = self._ahead.get(owner, 0.0) + _SHARE * seconds
         if not self._reader:
             self._ahead = {owner: left for owner, ahead in self._ahead.items() if (left := ahead - seconds) > 0}
         self._reader, self._began = [], now

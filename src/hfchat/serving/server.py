@@ -58,8 +58,9 @@ class ServerSettings:
         host: Address to bind. One that other machines reach needs API keys, or `allow_anyone`.
         port: Port to bind.
         served_model_name: The model's name in the API, by default its folder's name or Hub id.
-        max_concurrent_requests: Answers generated at a time.
-        max_waiting_requests: Requests that may wait for one to end; more are refused with 429.
+        max_concurrent_requests: Answers generated at a time; one more for an API key that has none while others have
+            them all.
+        max_waiting_requests: Answers of each API key that may wait for one to end; more are refused with 429.
         max_wait_seconds: Seconds that a request may wait, before it is refused with 503.
         max_generation_seconds: Seconds that an answer may take; then it ends with what there is of it, as a too long
             one does (`finish_reason` "length").
@@ -70,7 +71,8 @@ class ServerSettings:
         adapters: Adapters of the model that answer beside it, `NAME=FOLDER` each; NAME is theirs in the API.
         allow_template_mismatch: Serve although the chat template is not the trained one.
         api_keys: A file of API keys (`hfchat.serving.auth.load_keys`); `HFCHAT_API_KEYS` may hold some too.
-        requests_per_minute: Requests that one API key may make in a minute, any number if None.
+        requests_per_minute: Requests that one API key may make in a minute, any number if None. One for several
+            answers counts as many times.
         allow_anyone: Serve other machines without API keys.
         allow_origins: The sites whose pages may use the server (CORS), each as `https://host` or `https://host:port`.
         allow_frames: The sites whose pages may show its page in a frame, likewise.

@@ -178,6 +178,7 @@ class TransformersEngine:
             self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._encoder.close()
         if self._manager.is_running():
             await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
 
