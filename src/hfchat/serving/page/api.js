@@ -29,7 +29,8 @@ async function request(path, { body, signal } = {}) {
     if (response.ok) return response;
     if (response.status === 401 && (await askForKey())) continue;
     const { error } = (await response.json().catch(() => null)) ?? {};
-    const words = IN_OTHER_WORDS.get(error?.code) ?? error?.message ?? `The server answered with status ${response.status}.`;
+    const known = IN_OTHER_WORDS.get(error?.code) ?? error?.message;
+    const words = known ?? `The server answered with status ${response.status}.`;
     throw new ServerError(words, error?.code, Number(response.headers.get("Retry-After")) || 0);
   }
 }

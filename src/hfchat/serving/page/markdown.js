@@ -20,7 +20,8 @@ const INLINE = new RegExp(
     /(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)/, // code
     /\*\*(?=\S)(.+?)\*\*/, // bold
     /(?<![\w*])\*(?=[^\s*])([^*]+)\*/, // italics
-    /(!?)\[([^[\]]*)\]\(\s{0,9}<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*){0,9})>?(?:\s{1,9}"[^"]*")?\s{0,9}\)/, // link or image
+    // link or image
+    /(!?)\[([^[\]]*)\]\(\s{0,9}<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*){0,9})>?(?:\s{1,9}"[^"]*")?\s{0,9}\)/,
   ].map(({ source }) => source).join("|"),
   "gs",
 );
@@ -152,7 +153,7 @@ function addTo(nodes, more) {
   for (const node of more) nodes.push(node);
 }
 
-/** A link says where it leads, by its own text or after it; one that leads to no web address stays the text that it is. */
+/** A link says where it leads, in its text or after it; one that leads to no web address stays the text that it is. */
 function link(label, address, source) {
   if (!URL.canParse(address)) return [source];
   const url = new URL(address);
