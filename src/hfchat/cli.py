@@ -96,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--feedback-retention-days", type=float, metavar="DAYS", help="delete what is stored after that (never)"
     )
+    serve.add_argument(
+        "--trusted-keys",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an API key of a front end that knows its users: each `user` that it names may say something of an "
+        "answer, while of other keys one opinion of each answer holds; repeatable",
+    )
     serve.add_argument("--graphql", action="store_true", help="also answer GraphQL, at /graphql")
     serve.add_argument(
         "--weights",
@@ -197,6 +205,7 @@ def _serve(args: argparse.Namespace) -> None:
             keep_conversations=args.keep_conversations,
             feedback_redact=args.feedback_redact,
             feedback_retention_days=args.feedback_retention_days,
+            trusted_keys=tuple(args.trusted_keys),
             weights=args.weights,
             allow_template_mismatch=args.allow_template_mismatch,
         )

@@ -119,6 +119,22 @@ def test_only_who_got_an_answer_can_say_something_of_it(open_store, exchange):
     store.say(Opinion("chatcmpl-1", rating="up", api_key="app"))
 
 
+def test_of_one_key_one_opinion_of_an_answer_holds_whomever_it_names(open_store, exchange):
+    store = open_store()
+    store.keep(exchange("chatcmpl-1", api_key="app"))
+    for user in ("sock-0", "sock-1"):  # as of before, when each user had one
+        store.say(Opinion("chatcmpl-1", rating="down", user=user, api_key="app"))
+    for user in ("sock-2", "sock-3", "sock-3"):
+        again = store.say(Opinion("chatcmpl-1", rating="down", user=user, api_key="app"), one_of_key=True)
+    assert not again.is_new
+    store.say(Opinion("chatcmpl-1", rating="up", user="sock-4", api_key="app"), one_of_key=True)
+    [row] = all_rows(store)
+    assert [said["user"] for said in row["feedback"] if said["replaced_at"] is None] == ["sock-4"]
+    store.say(Opinion("chatcmpl-1", user="sock-5", api_key="app"), one_of_key=True)  # takes it back
+    [row] = all_rows(store)
+    assert [said["rating"] for said in row["feedback"] if said["replaced_at"] is None] == [None]
+
+
 def test_personal_data_is_taken_out_on_the_way_in(open_store, exchange):
     store = open_store(redact=redact)
     found = exchange("chatcmpl-1", prompt="Write to jane.roe@gmail.com", text="I wrote to jane.roe@gmail.com.")

@@ -98,7 +98,7 @@ def test_finished_datasets_are_ones_that_training_takes(database, tmp_path, toke
 
 
 def test_the_report_has_reasons_but_no_names_and_no_texts_of_what_was_removed(database, tmp_path):
-    main(arguments(database, tmp_path, "--max_per_minute", "1000", "--min_train", "1"))
+    main(arguments(database, tmp_path, "--max_per_minute", "1000", "--min_train", "1", "--person", "user"))
     page = (tmp_path / "out" / "report.md").read_text()
     assert "the guards find something in the text that would be learned" in page
     for hidden in ("fuck", "joe@", "im\\_end", "<|im_end|>", "troll", "user 1"):

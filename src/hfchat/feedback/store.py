@@ -98,7 +98,7 @@ class Store:
         with self._writing() as session:
             self._add(session, rows)
 
-    def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = ()) -> Stored:
+    def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = (), one_of_key: bool = False) -> Stored:
         """Write an opinion in the place of what the same person (`api_key` and `user`) said of the same answer.
 
         The same once more changes nothing, so who got no reply may send it again.
@@ -106,6 +106,7 @@ class Store:
         Args:
             opinion: What is said.
             exchanges: The answers that it is about, as far as they may not be in the database yet.
+            one_of_key: The person is the `api_key`, whichever `user` it names: of all who may name whom they like.
 
         Raises:
             UnknownAnswerError: If it is about an answer that is not there, or that another API key got.
@@ -123,7 +124,7 @@ class Store:
                 discarded = self._find(session, opinion.preferred_over, 0, opinion.api_key, "preferred_over")
                 if discarded.prompt_hash != answer.prompt_hash or discarded is answer:
                     raise OtherPromptError
-            return self._replace(session, opinion, answer, discarded)
+            return self._replace(session, opinion, answer, discarded, one_of_key)
 
     def delete_user(self, user: str, api_key: str | None = None) -> Counts:
         """Delete what a user asked and was answered, and what they said of any answer.
@@ -221,10 +222,15 @@ class Store:
             raise UnknownAnswerError(field)
         return answer
 
-    def _replace(self, session: Session, opinion: Opinion, answer: Answer, discarded: Answer | None) -> Stored:
+    def _replace(
+        self, session: Session, opinion: Opinion, answer: Answer, discarded: Answer | None, one_of_key: bool
+    ) -> Stored:
         """Write an opinion, if it is another than the one that its author has so far."""
-        mine = {"answer_key": answer.id, "api_key": opinion.api_key, "user_id": opinion.user}
-        before = session.scalars(sa.select(Feedback).filter_by(**mine, replaced_at=None)).one_or_none()
+        of_key = {"answer_key": answer.id, "api_key": opinion.api_key}
+        mine = of_key | {"user_id": opinion.user}
+        holding = sa.select(Feedback).filter_by(**(of_key if one_of_key else mine), replaced_at=None)
+        # There may be several of one key: of before its users were taken for one person.
+        *others, before = [None, *session.scalars(holding.order_by(Feedback.created_at, Feedback.id))]
         if before is None and not opinion.says_something:
             raise NothingSaidError
         said = {
@@ -234,11 +240,13 @@ class Store:
             "tags": list(opinion.tags),
             "preferred_over_key": discarded.id if discarded else None,
         }
-        if before is not None and all(getattr(before, name) == value for name, value in said.items()):
+        is_known = before is not None and all(getattr(before, name) == value for name, value in said.items())
+        if is_known and not any(others):
             return Stored(before.id, before.created_at, opinion, is_new=False, model_version=answer.model_version)
         now = datetime.now(UTC)
         if before is not None:
-            before.replaced_at = now
+            for one in filter(None, (*others, before)):
+                one.replaced_at = now
             session.flush()  # before the new one is there, as only one may hold
         row = Feedback(id=f"feedback-{uuid.uuid4().hex}", created_at=now, **mine, **said)
         session.add(row)
