@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from hfchat.errors import UserError
 from hfchat.feedback.exchange import Rating
 from hfchat.feedback.private_file import private_file
+from hfchat.feedback.redaction import pseudonym
 from hfchat.feedback.tables import Answer, Feedback
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Selection:
         """Of `Answer`, for SQL."""
         conditions = [sa.true()]
         if self.user is not None:
-            conditions.append(sa.or_(Answer.user_id == self.user, _has(Feedback.user_id == self.user)))
+            names = [self.user, pseudonym(self.user)]
+            conditions.append(sa.or_(Answer.user_id.in_(names), _has(Feedback.user_id.in_(names))))
         if self.api_key is not None:
             conditions.append(Answer.api_key == self.api_key)
         if self.since is not None:

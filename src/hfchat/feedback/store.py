@@ -11,10 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from hfchat.feedback.database import forget_deleted, reason
 from hfchat.feedback.exchange import Exchange, Opinion
+from hfchat.feedback.redaction import pseudonym
 from hfchat.feedback.tables import Answer, Feedback
 
 _BATCH = 20  # rows
@@ -138,7 +139,7 @@ class Store:
 
         def of_user(table: type[Answer] | type[Feedback]) -> sa.ColumnElement[bool]:
             same_key = sa.true() if api_key is None else table.api_key == api_key
-            return sa.and_(table.user_id == user, same_key)
+            return sa.and_(table.user_id.in_([user, pseudonym(user)]), same_key)
 
         said = sa.select(Feedback.answer_key).where(of_user(Feedback))
         discarded = sa.select(Feedback.preferred_over_key).where(of_user(Feedback))
@@ -164,14 +165,25 @@ class Store:
         """
 
         def answer(row: Answer) -> dict[str, Any]:
-            messages = self._redacted_messages(row.messages)
-            return {"messages": messages, "prompt_hash": prompt_hash(messages), "text": self._redact(row.text)}
+            messages = self._redacted_value(row.messages)
+            return {
+                "messages": messages,
+                "prompt_hash": prompt_hash(messages),
+                "text": self._redact(row.text),
+                "sampling": self._redacted_value(row.sampling),
+                "user_id": self._pseudonym(row.user_id),
+            }
 
         def feedback(row: Feedback) -> dict[str, Any]:
+            user = self._pseudonym(row.user_id)
+            # Who gave an opinion before names were redacted, and another one since, has two that hold.
+            is_replaced = row.replaced_at is None and user != row.user_id and _has_opinion(row, user)
             return {
+                "replaced_at": datetime.now(UTC) if is_replaced else row.replaced_at,
                 "correction": self._redacted(row.correction),
                 "comment": self._redacted(row.comment),
                 "tags": [self._redact(tag) for tag in row.tags],
+                "user_id": user,
             }
 
         return Counts(self._change(Answer, answer), self._change(Feedback, feedback))
@@ -191,7 +203,7 @@ class Store:
             yield session
 
     def _row(self, exchange: Exchange) -> dict[str, Any]:
-        messages = self._redacted_messages(exchange.messages)
+        messages = self._redacted_value([dict(message) for message in exchange.messages])
         return {
             "answer_id": exchange.answer_id,
             "choice": exchange.choice,
@@ -203,9 +215,9 @@ class Store:
             "messages": messages,
             "text": self._redact(exchange.text),
             "finish_reason": exchange.finish_reason,
-            "sampling": dict(exchange.sampling),
+            "sampling": self._redacted_value(dict(exchange.sampling)),
             "findings": [dict(finding) for finding in exchange.findings],
-            "user_id": exchange.user,
+            "user_id": self._pseudonym(exchange.user),
             "api_key": exchange.api_key,
         }
 
@@ -255,8 +267,16 @@ class Store:
     def _redacted(self, text: str | None) -> str | None:
         return None if text is None else self._redact(text)
 
-    def _redacted_messages(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        return [{**message, "content": self._redact(message["content"])} for message in messages]
+    def _redacted_value(self, value: Any) -> Any:
+        """Of JSON: all texts in it, such as stop strings."""
+        if isinstance(value, Mapping):
+            return {key: self._redacted_value(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._redacted_value(item) for item in value]
+        return self._redact(value) if isinstance(value, str) else value
+
+    def _pseudonym(self, user: str) -> str:
+        return pseudonym(user, self._redact)
 
     def _redacted_opinion(self, opinion: Opinion) -> Opinion:
         return replace(
@@ -264,6 +284,7 @@ class Store:
             correction=self._redacted(opinion.correction),
             comment=self._redacted(opinion.comment),
             tags=tuple(self._redact(tag) for tag in opinion.tags),
+            user=self._pseudonym(opinion.user),
         )
 
     def _delete(self, answers: sa.ColumnElement[bool], feedback: sa.ColumnElement[bool]) -> Counts:
@@ -288,6 +309,14 @@ class Store:
             if not rows:
                 return count
             after = table.id > rows[-1].id
+
+
+def _has_opinion(other: Feedback, user: str) -> bool:
+    """Whether an opinion of a user holds on the answer that another one is about, with the same API key."""
+    session = object_session(other)
+    assert session  # the row was just read
+    same = sa.select(Feedback.id).filter_by(answer_key=other.answer_key, api_key=other.api_key, user_id=user)
+    return session.scalars(same.where(Feedback.replaced_at.is_(None))).first() is not None
 
 
 @contextmanager
