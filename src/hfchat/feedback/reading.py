@@ -22,6 +22,7 @@ from hfchat.feedback.tables import Answer, Feedback
 if TYPE_CHECKING:
     import pyarrow
 
+_BEYOND_INT64 = 2**63
 _BATCH = 200  # answers in memory, and in a group of rows of the Parquet file
 
 
@@ -104,7 +105,8 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
 
     Args:
         engine: Of `hfchat.feedback.database.open_database`.
-        target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output.
+        target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output. Parquet has no whole numbers
+            beyond 64 bits: where a request had one, as a seed may be, it is null there.
         selection: Which answers.
 
     Returns:
@@ -179,9 +181,16 @@ def _write_parquet(found: Iterator[dict[str, Any]], file: IO[bytes]) -> int:
     count, schema = 0, _schema()
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while batch := list(islice(found, _BATCH)):
+            for row in batch:
+                row["sampling"] = {name: _if_it_fits(value) for name, value in row["sampling"].items()}
             writer.write_table(pa.Table.from_pylist(batch, schema))
             count += len(batch)
     return count
+
+
+def _if_it_fits(value: Any) -> Any:
+    """None in place of a whole number that 64 bits cannot hold: the `max_tokens` of an upstream has no maximum."""
+    return None if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64 else value
 
 
 def _schema() -> "pyarrow.Schema":
