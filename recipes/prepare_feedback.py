@@ -43,7 +43,7 @@ from hfchat.feedback.curation_report import DatasetSummary, card, counts, missin
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import parse_moment
 from hfchat.feedback.reviews import digest_of_rows, read_rows
-from hfchat.lineage import Stage, describe, read_lineage
+from hfchat.lineage import Stage, describe, make_private, read_lineage
 from hfchat.safety.guards import Guards
 from hfchat.safety.guards_file import load_guards
 from hfchat.safety.judges import GuardError
@@ -140,10 +140,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=args.overwrite_output_dir,
     )
     minimum = {"train": args.min_train, "validation": args.min_validation}
+    make_private(args.output_dir if stage.complete else stage.work_dir)  # it has what people wrote
     if stage.complete:
         stage.report_complete()
     else:
-        stage.finish(metrics=prepare(rows, args, curation_args, minimum, stage.work_dir))
+        stage.finish(metrics=prepare(rows, args, curation_args, minimum, stage.work_dir), private=True)
 
     found = read_lineage(args.output_dir)["metrics"]
     print(f"read {found['reviews']['read']:,} reviews, kept {found['reviews']['kept']:,}")

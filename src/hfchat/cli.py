@@ -126,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="size to which the SQLite file may grow; then nothing more is stored (%(default)s)",
     )
+    serve.add_argument(
+        "--trusted-keys",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an API key of a front end that knows its users: each `user` that it names may say something of an "
+        "answer, while of other keys one opinion of each answer holds; repeatable",
+    )
     serve.add_argument("--graphql", action="store_true", help="also answer GraphQL, at /graphql")
     serve.add_argument(
         "--weights",
@@ -230,6 +238,7 @@ def _serve(args: argparse.Namespace) -> None:
             feedback_redact=args.feedback_redact,
             feedback_retention_days=args.feedback_retention_days,
             feedback_max_gib=args.feedback_max_gib,
+            trusted_keys=tuple(args.trusted_keys),
             weights=args.weights,
             allow_template_mismatch=args.allow_template_mismatch,
         )

@@ -125,6 +125,7 @@ class Stage:
         metrics: Mapping[str, Any] | None = None,
         licenses: Iterable[str] | None = None,
         config: Iterable[Any] | None = None,
+        private: bool = False,
     ) -> None:
         """Write `lineage.json` and move the output into its place. In a distributed run, only the main process does.
 
@@ -132,6 +133,7 @@ class Stage:
             metrics: What the stage measured; must be JSON.
             licenses: Licences of the output, by default all those of the inputs.
             config: The settings as they were used, where the recipe derived some after the stage began.
+            private: Nobody but its owner may read the output (`make_private`).
         """
         if not _is_main_process():
             return
@@ -166,7 +168,10 @@ class Stage:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            _let_others_read(self.work_dir, scratch.stat().st_mode)
+            if private:
+                make_private(self.work_dir)
+            else:
+                _let_others_read(self.work_dir, scratch.stat().st_mode)
             scratch.rename(self.work_dir / LINEAGE)
         self._move_into_place()
         self._release()
@@ -408,6 +413,17 @@ def _let_others_read(folder: Path, mode: int) -> None:
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(file.stat().st_mode | stat.S_IMODE(mode))
+
+
+def make_private(folder: str | Path) -> None:
+    """Let nobody but its owner read a folder, nor anything in it. A storage that is remote has rights of its own."""
+    path = as_path(folder)
+    if is_remote(path):
+        return
+    path.chmod(0o700)  # first, so that nobody opens a file meanwhile
+    for inside in path.rglob("*"):
+        if not inside.is_symlink():
+            inside.chmod(0o700 if inside.is_dir() else 0o600)
 
 
 def digest(outputs: Mapping[str, Mapping[str, Any]]) -> str:

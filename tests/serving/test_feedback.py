@@ -86,6 +86,27 @@ def test_the_first_word_and_the_next_one(served, database):
     assert len(stored(database)[answer_id, 0]["feedback"]) == 3
 
 
+def test_without_keys_there_is_one_voter_whomever_it_names(served, database):
+    answer_id = served.chat().json()["id"]
+    before = ratings_up(served)
+    assert len({say(served, answer_id, rating="up", user=f"sock{number}").json()["id"] for number in range(5)}) == 1
+    assert len(stored(database)[answer_id, 0]["feedback"]) == 1
+    assert ratings_up(served) == before + 1
+
+
+@pytest.mark.parametrize(("trusted", "voices"), [((), 1), (("web",), 5)])
+def test_a_key_is_one_voter_unless_it_is_trusted(serve, tmp_path, trusted, voices):
+    database = str(tmp_path / "feedback.db")
+    keys = ApiKeys({"web": hash_key("secret")})
+    served = serve(ScriptedEngine(), feedback=database, keys=keys, trusted_keys=trusted)
+    served.http.headers["Authorization"] = "Bearer secret"
+    answer_id = served.chat().json()["id"]
+    for number in range(5):
+        assert say(served, answer_id, rating="up", user=f"sock{number}").status_code == 200
+    holding = [one for one in stored(database)[answer_id, 0]["feedback"] if one["replaced_at"] is None]
+    assert len(holding) == voices
+
+
 def test_a_streamed_answer_can_be_rated_as_soon_as_it_ends(served, database):
     stream = served.openai.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Hi"}], stream=True

@@ -11,10 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from hfchat.feedback.database import forget_deleted, reason
 from hfchat.feedback.exchange import Exchange, Opinion
+from hfchat.feedback.redaction import pseudonym
 from hfchat.feedback.tables import Answer, Conversation, Feedback
 
 _BATCH = 20  # rows
@@ -98,7 +99,7 @@ class Store:
         with self._writing() as session:
             self._add(session, *rows)
 
-    def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = ()) -> Stored:
+    def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = (), one_of_key: bool = False) -> Stored:
         """Write an opinion in the place of what the same person (`api_key` and `user`) said of the same answer.
 
         The same once more changes nothing, so who got no reply may send it again.
@@ -106,6 +107,7 @@ class Store:
         Args:
             opinion: What is said.
             exchanges: The answers that it is about, as far as they may not be in the database yet.
+            one_of_key: The person is the `api_key`, whichever `user` it names: of all who may name whom they like.
 
         Raises:
             UnknownAnswerError: If it is about an answer that is not there, or that another API key got.
@@ -123,7 +125,7 @@ class Store:
                 discarded = self._find(session, opinion.preferred_over, 0, opinion.api_key, "preferred_over")
                 if discarded.prompt_hash != answer.prompt_hash or discarded is answer:
                     raise OtherPromptError
-            return self._replace(session, opinion, answer, discarded)
+            return self._replace(session, opinion, answer, discarded, one_of_key)
 
     def delete_user(self, user: str, api_key: str | None = None) -> Counts:
         """Delete what a user asked and was answered, and what they said of any answer.
@@ -137,7 +139,7 @@ class Store:
 
         def of_user(table: type[Answer] | type[Feedback]) -> sa.ColumnElement[bool]:
             same_key = sa.true() if api_key is None else table.api_key == api_key
-            return sa.and_(table.user_id == user, same_key)
+            return sa.and_(table.user_id.in_([user, pseudonym(user)]), same_key)
 
         said = sa.select(Feedback.answer_key).where(of_user(Feedback))
         discarded = sa.select(Feedback.preferred_over_key).where(of_user(Feedback))
@@ -178,17 +180,27 @@ class Store:
         """
 
         def answer(row: Answer) -> dict[str, Any]:
-            messages = self._redacted_messages(row.conversation.messages)
-            return {"prompt_hash": prompt_hash(messages), "text": self._redact(row.text)}
+            messages = self._redacted_value(row.conversation.messages)
+            return {
+                "prompt_hash": prompt_hash(messages),
+                "text": self._redact(row.text),
+                "sampling": self._redacted_value(row.sampling),
+                "user_id": self._pseudonym(row.user_id),
+            }
 
         def conversation(row: Conversation) -> dict[str, Any]:
-            return {"messages": self._redacted_messages(row.messages)}
+            return {"messages": self._redacted_value(row.messages)}
 
         def feedback(row: Feedback) -> dict[str, Any]:
+            user = self._pseudonym(row.user_id)
+            # Who gave an opinion before names were redacted, and another one since, has two that hold.
+            is_replaced = row.replaced_at is None and user != row.user_id and _has_opinion(row, user)
             return {
+                "replaced_at": datetime.now(UTC) if is_replaced else row.replaced_at,
                 "correction": self._redacted(row.correction),
                 "comment": self._redacted(row.comment),
                 "tags": [self._redact(tag) for tag in row.tags],
+                "user_id": user,
             }
 
         counts = Counts(self._change(Answer, answer), self._change(Feedback, feedback))
@@ -214,7 +226,7 @@ class Store:
         messages: dict[str, list[dict[str, str]]] = {}
         for exchange in exchanges:
             if exchange.answer_id not in messages:
-                messages[exchange.answer_id] = self._redacted_messages(exchange.messages)
+                messages[exchange.answer_id] = self._redacted_value(list(exchange.messages))
         conversations = [{"answer_id": answer_id, "messages": said} for answer_id, said in messages.items()]
         hashes = {answer_id: prompt_hash(said) for answer_id, said in messages.items()}
         return conversations, [self._row(exchange, hashes[exchange.answer_id]) for exchange in exchanges]
@@ -230,9 +242,9 @@ class Store:
             "prompt_hash": prompt_hash,
             "text": self._redact(exchange.text),
             "finish_reason": exchange.finish_reason,
-            "sampling": dict(exchange.sampling),
+            "sampling": self._redacted_value(dict(exchange.sampling)),
             "findings": [dict(finding) for finding in exchange.findings],
-            "user_id": exchange.user,
+            "user_id": self._pseudonym(exchange.user),
             "api_key": exchange.api_key,
         }
 
@@ -252,10 +264,15 @@ class Store:
             raise UnknownAnswerError(field)
         return answer
 
-    def _replace(self, session: Session, opinion: Opinion, answer: Answer, discarded: Answer | None) -> Stored:
+    def _replace(
+        self, session: Session, opinion: Opinion, answer: Answer, discarded: Answer | None, one_of_key: bool
+    ) -> Stored:
         """Write an opinion, if it is another than the one that its author has so far."""
-        mine = {"answer_key": answer.id, "api_key": opinion.api_key, "user_id": opinion.user}
-        before = session.scalars(sa.select(Feedback).filter_by(**mine, replaced_at=None)).one_or_none()
+        of_key = {"answer_key": answer.id, "api_key": opinion.api_key}
+        mine = of_key | {"user_id": opinion.user}
+        holding = sa.select(Feedback).filter_by(**(of_key if one_of_key else mine), replaced_at=None)
+        # There may be several of one key: of before its users were taken for one person.
+        *others, before = [None, *session.scalars(holding.order_by(Feedback.created_at, Feedback.id))]
         if before is None and not opinion.says_something:
             raise NothingSaidError
         said = {
@@ -265,11 +282,13 @@ class Store:
             "tags": list(opinion.tags),
             "preferred_over_key": discarded.id if discarded else None,
         }
-        if before is not None and all(getattr(before, name) == value for name, value in said.items()):
+        is_known = before is not None and all(getattr(before, name) == value for name, value in said.items())
+        if is_known and not any(others):
             return Stored(before.id, before.created_at, opinion, is_new=False, model_version=answer.model_version)
         now = datetime.now(UTC)
         if before is not None:
-            before.replaced_at = now
+            for one in filter(None, (*others, before)):
+                one.replaced_at = now
             session.flush()  # before the new one is there, as only one may hold
         row = Feedback(id=f"feedback-{uuid.uuid4().hex}", created_at=now, **mine, **said)
         session.add(row)
@@ -278,8 +297,16 @@ class Store:
     def _redacted(self, text: str | None) -> str | None:
         return None if text is None else self._redact(text)
 
-    def _redacted_messages(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        return [{**message, "content": self._redact(message["content"])} for message in messages]
+    def _redacted_value(self, value: Any) -> Any:
+        """Of JSON: all texts in it, such as stop strings."""
+        if isinstance(value, Mapping):
+            return {key: self._redacted_value(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._redacted_value(item) for item in value]
+        return self._redact(value) if isinstance(value, str) else value
+
+    def _pseudonym(self, user: str) -> str:
+        return pseudonym(user, self._redact)
 
     def _redacted_opinion(self, opinion: Opinion) -> Opinion:
         return replace(
@@ -287,6 +314,7 @@ class Store:
             correction=self._redacted(opinion.correction),
             comment=self._redacted(opinion.comment),
             tags=tuple(self._redact(tag) for tag in opinion.tags),
+            user=self._pseudonym(opinion.user),
         )
 
     def _delete(self, answers: sa.ColumnElement[bool], feedback: sa.ColumnElement[bool]) -> Counts:
@@ -314,6 +342,14 @@ class Store:
             if not rows:
                 return count
             after = key > getattr(rows[-1], key.key)
+
+
+def _has_opinion(other: Feedback, user: str) -> bool:
+    """Whether an opinion of a user holds on the answer that another one is about, with the same API key."""
+    session = object_session(other)
+    assert session  # the row was just read
+    same = sa.select(Feedback.id).filter_by(answer_key=other.answer_key, api_key=other.api_key, user_id=user)
+    return session.scalars(same.where(Feedback.replaced_at.is_(None))).first() is not None
 
 
 @contextmanager

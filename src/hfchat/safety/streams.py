@@ -69,7 +69,7 @@ class _Unread:
         """Whether it is time to read `text`, which has all parts then."""
         self._parts.append(part)
         self._added += len(part)
-        if self._added < self._wanted:
+        if self._added < max(1, self._wanted):
             return False
         self.read_all()
         self._wanted = (len(self.text) - _ALWAYS_READ) * _GROWTH

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -46,6 +46,8 @@ class Collector:
         keep_conversations: Also store each chat answer as soon as it is whole, but for those with `store: false`.
         retention_days: Delete answers that were asked for before that, and what was said of them; never if None.
         recent: Holds the answers.
+        trusted_keys: API keys of which each `user` is a person with an opinion of their own; of all others, and where
+            there are no keys, one opinion of an answer holds, whomever it names.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class Collector:
         keep_conversations: bool = False,
         retention_days: float | None = None,
         recent: RecentAnswers | None = None,
+        trusted_keys: Collection[str] = (),
     ):
         self.keeps_conversations = keep_conversations
         self._store = store
         self._retention_days = retention_days
         self._recent = recent or RecentAnswers()
+        self._trusted_keys = frozenset(trusted_keys)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
         self._waiting: set[asyncio.Future] = set()
         self._now: datetime | None = None  # for deletions: the clock's, as far as it can be believed
@@ -97,7 +101,8 @@ class Collector:
         named = [(opinion.answer_id, opinion.choice), (opinion.preferred_over, 0)]
         held = [exchange for key in named if (exchange := self._recent.find(*key)) is not None]
         try:
-            return await self._in_thread(self._store.say, opinion, held)
+            one_of_key = opinion.api_key not in self._trusted_keys
+            return await self._in_thread(self._store.say, opinion, held, one_of_key)
         except UnknownAnswerError as error:
             message = f"{error.field}: this server does not know the answer, or not any more."
             raise ApiError(404, message, param=error.field, code="answer_not_found") from error
@@ -233,7 +238,9 @@ def open_collector(settings: "ServerSettings") -> Collector:
     """
     database = open_database(settings.feedback, create=True, max_bytes=int(settings.feedback_max_gib * 2**30))
     store = Store(database, redact if settings.feedback_redact else str)
-    return Collector(store, settings.keep_conversations, settings.feedback_retention_days)
+    return Collector(
+        store, settings.keep_conversations, settings.feedback_retention_days, trusted_keys=settings.trusted_keys
+    )
 
 
 def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:

@@ -45,7 +45,13 @@ _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)
 
 
 WEIGHTS = ("auto", "float32", "bfloat16", "int8")
-_FOR_FEEDBACK = ("keep_conversations", "feedback_redact", "feedback_retention_days", "feedback_max_gib")
+_FOR_FEEDBACK = (
+    "keep_conversations",
+    "feedback_redact",
+    "feedback_retention_days",
+    "feedback_max_gib",
+    "trusted_keys",
+)
 _FOR_A_MODEL_HERE = ("default_max_tokens", "weights", "adapters", "allow_template_mismatch")
 
 
@@ -86,6 +92,8 @@ class ServerSettings:
         feedback_retention_days: Delete what was asked before that; nothing if None.
         feedback_max_gib: Size to which an SQLite database may grow. Then feedback gets 503, and conversations are not
             kept, until something of it is deleted.
+        trusted_keys: Names of API keys of front ends that know their users: each of these may say something of an
+            answer. Of all others, one opinion of each answer holds.
         graphql: Also answer GraphQL, at `/graphql`.
         upstreams: Servers that answer in place of a model on this machine, each as `http://host:8000/v1`.
         upstream_model: The name of their model, by default the only one that they have; also the default of
@@ -120,6 +128,7 @@ class ServerSettings:
     feedback_redact: bool = True
     feedback_retention_days: float | None = None
     feedback_max_gib: float = 10
+    trusted_keys: tuple[str, ...] = ()
     graphql: bool = False
     upstreams: tuple[str, ...] = ()
     upstream_model: str | None = None
@@ -259,6 +268,9 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
             f"--host {settings.host}: other machines could use the model without an API key; {_HOW_TO_MAKE_A_KEY} "
             "(or let in anyone who reaches it, with --allow-anyone)"
         )
+    unknown = set(settings.trusted_keys) - set(keys.names if keys else ())
+    if unknown:
+        raise UserError(f"--trusted-keys {min(unknown)}: there is no API key of this name")
     return keys
 
 
