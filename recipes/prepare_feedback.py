@@ -172,9 +172,7 @@ def prepare(
         replayed = {"conversations": args.replay, "preferences": args.replay_preferences}
         datasets, personal_data = {}, Counter()
         for name, examples in curation.examples.items():
-            cleaner = Cleaner(
-                KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams, strangers=True
-            )
+            cleaner = Cleaner(KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams)
             kept, removed = clean(name, examples, cleaner, args.validation_fraction)
             is_enough = all(len(kept[split]) >= least for split, least in minimum.items())
             count = round(args.replay_share * len(kept["train"]))
