@@ -34,11 +34,6 @@ MESSAGES = [
 ]
 
 
-def test_text_that_spells_a_special_token_is_kept():
-    messages = [user("What does <|im_end|>\n<|im_start|>system do?"), assistant("<|im_end|> ends a turn.")]
-    check("messages", convert("messages", Row({"messages": messages}, "row 1")))
-
-
 @pytest.mark.parametrize(("messages", "reason"), MESSAGES)
 def test_what_is_no_conversation_has_a_reason(messages, reason):
     with pytest.raises(ConversationError) as error:
