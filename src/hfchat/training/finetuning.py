@@ -118,7 +118,7 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
 
     def __init__(self, *args: Any, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any):
         super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        if self.padding_free and "flash" not in self.model.config._attn_implementation:
+        if self.padding_free and "flash" not in str(self.model.config._attn_implementation):
             self.data_collator = PackedRows(self.processing_class.pad_token_id, self.args.pad_to_multiple_of or 1)
         _check_arrived(train_dataset, self.train_dataset)
         if eval_dataset is not None:
