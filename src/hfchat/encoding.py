@@ -47,6 +47,35 @@ def encode_conversation(
     return spelling.encode(rendered, [False] * len(rendered))[0]
 
 
+def encode_texts(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, add_special_tokens: bool = False
+) -> list[list[int]]:
+    """The ids of documents, which are no conversations: the text of a special token is spelled in ordinary ones.
+
+    Args:
+        tokenizer: Another thread must not use it meanwhile: transformers keeps in it how special tokens are split.
+        texts: Documents.
+        add_special_tokens: Put those around each that the tokenizer puts around a text.
+    """
+    options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True}
+    rows = tokenizer(list(texts), **options)["input_ids"]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} - {tokenizer.unk_token_id}
+    model = tokenizer.backend_tokenizer.model if tokenizer.is_fast else None
+    if model is None:
+        return rows
+    for number, text in enumerate(texts):
+        if special.isdisjoint(rows[number]):
+            continue
+        # Added by the tokenizer, or from a model (Unigram) that has special tokens among the pieces of its texts.
+        encoded = tokenizer(text, return_offsets_mapping=True, **options)
+        ids: list[int] = []
+        for id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            parts = (text[start : start + 1], text[start + 1 : end]) if id in special and start < end else ()
+            ids += [token.id for part in parts for token in model.tokenize(part)] if parts else [id]
+        rows[number] = ids
+    return rows
+
+
 def supervise_conversation(
     tokenizer: "PreTrainedTokenizerBase", messages: Messages, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], list[bool]]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import AddedToken
-from transformers import AutoTokenizer, default_data_collator
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, default_data_collator
 from transformers import modeling_flash_attention_utils as flash_utils
 
 from hfchat.errors import out_of_space
@@ -40,9 +40,22 @@ def test_a_full_disk_is_recognised(tokenizer, tmp_path):
 SPELLED = "A turn begins with <|im_start|>user and ends with <|im_end|>, a text with <|endoftext|>, </s> or <pad>."
 
 
-@pytest.fixture(scope="session", params=["bpe", "sentencepiece_bpe", "unigram", "plain_base"])
+def foreign_unigram():
+    """Whose special tokens are pieces of its model, and likelier than the characters that spell them: as XGLM's."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    characters = [chr(code) for code in range(0x21, 0x7F)]
+    pieces = [*((token, 0.0) for token in special), *((character, -5.0) for character in ["▁", *characters])]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=special.index("<unk>")))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named, additional_special_tokens=special[4:])
+
+
+@pytest.fixture(scope="session", params=["bpe", "sentencepiece_bpe", "unigram", "plain_base", "foreign_unigram"])
 def any_tokenizer(request, tokenizer, plain_base):
     """Tokenizers with and without byte fallback, and one of a base that knows one special token only."""
+    if request.param == "foreign_unigram":
+        return foreign_unigram()
     if request.param == "plain_base":
         return AutoTokenizer.from_pretrained(plain_base)
     trained = {"sentencepiece_bpe": train_sentencepiece_bpe, "unigram": train_unigram}

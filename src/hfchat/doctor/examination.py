@@ -20,7 +20,7 @@ from hfchat.doctor.plan import (
 )
 from hfchat.doctor.recipes import Recipe, find_recipe
 from hfchat.doctor.report import Report, Verdict, size, time
-from hfchat.encoding import encode_conversation
+from hfchat.encoding import encode_conversation, encode_texts
 from hfchat.errors import UserError
 from hfchat.models import add_special_tokens, load_tokenizer
 
@@ -407,7 +407,7 @@ def _judge(is_fault: bool, verdict: Verdict, advice: str) -> tuple[Verdict, str]
 
 
 def _token_counts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    return list(map(len, tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]))
+    return list(map(len, encode_texts(tokenizer, texts)))
 
 
 def _conversation_tokens(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -4,7 +4,7 @@ import unicodedata
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from hfchat.encoding import encode_conversation
+from hfchat.encoding import encode_conversation, encode_texts
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Prompt
 
@@ -42,8 +42,7 @@ def encode_target(
     context = encode_prompt(tokenizer, prompt)
     if isinstance(prompt, str):
         if not prompt:
-            # A document, not a prompt: a special token that it spells is text, as it was when the model was trained.
-            whole = tokenizer(target, split_special_tokens=True).input_ids
+            (whole,) = encode_texts(tokenizer, [target], add_special_tokens=True)
             whole = whole if whole[: len(context)] == context else context + whole
         else:
             # White space at the end of a context belongs to the first token after it, as in lm-eval

@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from hfchat.encoding import encode_texts
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +59,7 @@ def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase")
     A document that spells a special token, as one about chat templates does, has the tokens of that spelling.
     """
     separator = separator_id(tokenizer)
-    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoded = encode_texts(tokenizer, texts)
     return [np.array([separator, *ids, separator], dtype=_dtype(tokenizer)) for ids in encoded]
 
 
