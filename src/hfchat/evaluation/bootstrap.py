@@ -41,6 +41,7 @@ class Statistics:
         is_mean: Whether `values` are scores and weights of 0 or 1, and the score is their mean; 0 leaves one out.
         bounds: The least and the greatest score that there can be.
         has_kinks: Whether the score is no smooth function of the sums.
+        interval: At 95%, where it follows from another one.
     """
 
     values: np.ndarray
@@ -50,6 +51,7 @@ class Statistics:
     is_mean: bool = False
     bounds: tuple[float, float] = _UNBOUNDED
     has_kinks: bool = False
+    interval: tuple[float, float] | None = None
 
     def of_examples(self) -> list[float]:
         """The score of each example by itself, to tell the best and the worst."""
@@ -79,7 +81,9 @@ def estimate(statistics: Statistics, resamples: int, seed: int) -> dict[str, Any
         have a score, `scored` of `n`.
     """
     score, scores = statistics.of_all(), _pseudo_values(statistics)
-    if _are_outcomes(scores, statistics):
+    if statistics.interval is not None:
+        interval = list(statistics.interval)
+    elif _are_outcomes(scores, statistics):
         # Wins less losses is a difference of two shares; where nothing is a tie, this is Wilson's interval.
         interval = [(1 + end) / 2 for end in paired_interval(*_wins_and_losses(scores), len(scores))]
     else:
