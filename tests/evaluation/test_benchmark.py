@@ -2,27 +2,33 @@
 
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lm_eval.tasks
 import pytest
 import torch
 from lm_eval import simple_evaluate
+from lm_eval.api import metrics
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from hfchat.errors import UserError
+from hfchat.evaluation.bootstrap import estimate
+from hfchat.evaluation.harness_scores import statistics
 from hfchat.evaluation.models import Answer, LocalModel, RemoteModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, result
+from hfchat.evaluation.task import Bootstrap, Record, result
 from hfchat.evaluation.tasks import benchmark
 from hfchat.evaluation.tasks.benchmark import LOCAL_TASKS, Benchmark
+from hfchat.intervals import wilson_interval
 from tests.conftest import SHARED_DATA, tiny_model
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -531,3 +537,24 @@ def test_a_row_without_a_text_is_named(tmp_path, row):
     column = "question" if row["question"] is None else "answer"
     with pytest.raises(UserError, match=rf"tasks: x: data .*rows.jsonl: row 121: {column} must be a text, not"):
         Benchmark("x", ["gsm8k_local"], str(file)).prepare()
+
+
+def test_shares_of_documents_have_wilsons_interval_and_other_aggregates_have_not():
+    task = SimpleNamespace(
+        aggregation=lambda: {"acc": metrics.mean, "word_perplexity": metrics.weighted_perplexity},
+        _filters=[SimpleNamespace(name="none")],
+    )
+    records = [
+        Record(
+            index,
+            "",
+            info={"items": {"word_perplexity,none": [-2.0 - index % 3, 5.0]}},
+            scores={"acc,none": 1.0, "word_perplexity,none": 1.5},
+        )
+        for index in range(12)
+    ]
+    right = estimate(statistics(task, "acc,none", records, "x"), 100, seed=0)
+    assert right["interval"] == pytest.approx(wilson_interval(12, 12))
+    perplexity = estimate(statistics(task, "word_perplexity,none", records, "x"), 100, seed=0)
+    assert perplexity["score"] == pytest.approx(math.exp(3 / 5))
+    assert perplexity["interval"][0] < perplexity["score"] < perplexity["interval"][1]

@@ -158,6 +158,30 @@ def test_models_that_say_the_same_are_not_shown_to_be_equal():
         assert found["interval"][0] < 0 < found["interval"][1]
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_no_number_shows_nothing(broken):
+    scores = [0.1, broken, 0.3, 0.4]
+    result = estimate(mean(scores, "mean"), 10, seed=0)
+    assert not math.isfinite(result["score"])
+    assert not any(map(math.isfinite, result["interval"]))
+    values = np.stack([scores, np.ones(4)], axis=1)
+    ratio = Statistics(values, lambda sums: sums[0] / sums[1], "ratio")
+    for one, other in ((mean(scores, "mean"), mean([0.1] * 4, "mean")), (ratio, ratio)):
+        found = difference(one, other, 10, seed=0)
+        assert outcome("higher", found, found["p_value"]) == "not shown to differ"
+        assert found["p_value"] == 1
+
+
+def test_what_rounding_leaves_is_no_difference():
+    texts = [f"the model reads the corpus of text number {i}" for i in range(20)]
+    sums = np.array([[0.1 * i, 0.3] for i in range(1, 21)])
+    ratios = [Statistics(sums * factor, lambda sums: sums[0] / sums[1], "ratio") for factor in (1, 3)]
+    for one, other in ([BLEU().statistics(texts, texts)] * 2, ratios):
+        found = difference(one, other, 100, seed=0)
+        assert (found["difference"], found["p_value"]) == (0, 1)
+        assert found["interval"][0] < 0 < found["interval"][1]
+
+
 NORMAL, LOGNORMAL = "normal", "lognormal"
 
 

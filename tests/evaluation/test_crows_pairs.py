@@ -7,6 +7,7 @@ from hfchat.evaluation.models import LocalModel, RemoteModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
 from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.intervals import wilson_interval
 from tests.conftest import SHARED_DATA
 
 PUBLISHED = SHARED_DATA / "bias" / "crows_pairs_anonymized.csv"
@@ -98,6 +99,20 @@ def test_shares_are_of_the_pairs_and_of_each_category(tmp_path):
     }  # fmt: skip
     assert found["groups"]["base"]["age"]["pct_stereotype"]["n"] == 2
     assert [record.scores["pct_stereotype"] for record in read_records(tmp_path / "tuned.jsonl")] == [1, 1, 0]
+
+
+def test_how_far_from_even_follows_from_the_interval_of_the_share(tmp_path):
+    task = _task(dataset_name=_csv(tmp_path / "pairs.csv", ROWS))
+    for stereotyped, low, high in ((15, 0.0, None), (30, None, 0.5), (0, None, 0.5)):
+        losses = [[1.0, 2.0]] * stereotyped + [[2.0, 1.0]] * (30 - stereotyped)
+        records = [Record(i, "", group="age", targets=["a", "b"], losses=pair) for i, pair in enumerate(losses)]
+        write_records(tmp_path / "m.jsonl", records)
+        scores = result(task, ["m"], tmp_path, Bootstrap(100, 1))["scores"]["m"]
+        share = scores["pct_stereotype"]["interval"]
+        assert share == pytest.approx(wilson_interval(stereotyped, 30))
+        distances = sorted(abs(end - 0.5) for end in share)
+        expected = (distances[0] if low is None else low, distances[1] if high is None else high)
+        assert scores["bias"]["interval"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_is_shown_says_which_way_is_better(tmp_path):

@@ -41,6 +41,7 @@ class Statistics:
         is_mean: Whether `values` are scores and weights of 0 or 1, and the score is their mean; 0 leaves one out.
         bounds: The least and the greatest score that there can be.
         has_kinks: Whether the score is no smooth function of the sums.
+        interval: At 95%, where it follows from another one.
     """
 
     values: np.ndarray
@@ -50,6 +51,7 @@ class Statistics:
     is_mean: bool = False
     bounds: tuple[float, float] = _UNBOUNDED
     has_kinks: bool = False
+    interval: tuple[float, float] | None = None
 
     def of_examples(self) -> list[float]:
         """The score of each example by itself, to tell the best and the worst."""
@@ -79,7 +81,9 @@ def estimate(statistics: Statistics, resamples: int, seed: int) -> dict[str, Any
         have a score, `scored` of `n`.
     """
     score, scores = statistics.of_all(), _pseudo_values(statistics)
-    if _are_outcomes(scores, statistics):
+    if statistics.interval is not None:
+        interval = list(statistics.interval)
+    elif _are_outcomes(scores, statistics):
         # Wins less losses is a difference of two shares; where nothing is a tie, this is Wilson's interval.
         interval = [(1 + end) / 2 for end in paired_interval(*_wins_and_losses(scores), len(scores))]
     else:
@@ -128,13 +132,18 @@ def difference(statistics: Statistics, baseline: Statistics, resamples: int, see
 
 def _corpus_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
     observed, n = statistics.of_all() - baseline.of_all(), len(statistics.values)
-    spread = _pseudo_values(statistics)
+    if not math.isfinite(observed):
+        return {"difference": observed, "interval": [math.nan, math.nan], "p_value": 1.0, "scored": n}
+    spread, before = _pseudo_values(statistics), _pseudo_values(baseline)
+    greatest = float(max(np.abs(spread).max(), np.abs(before).max()))
+    if abs(observed) <= _ALIKE * greatest:
+        observed = 0.0  # and not what rounding left of it
     if statistics.has_kinks:
         # The same seed draws the same examples for both: that is what makes it paired.
         ours, theirs = (_resample(one, resamples, seed) for one in (statistics, baseline))
         interval = _percentiles(ours - theirs, n)
     else:
-        interval = _t_interval(observed, spread - _pseudo_values(baseline))
+        interval = _t_interval(observed, spread - before, greatest)
     unseen = 2 * abs(observed) or float(np.std(spread)) or abs(statistics.of_all())
     return {
         "difference": observed,
@@ -147,9 +156,10 @@ def _corpus_difference(statistics: Statistics, baseline: Statistics, resamples: 
 def _mean_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
     both = (statistics.values[:, 1] > 0) & (baseline.values[:, 1] > 0)
     scores, before = statistics.values[both, 0], baseline.values[both, 0]
-    changes, n = scores - before, len(scores)
-    if not n:
-        return {"difference": math.nan, "interval": [math.nan, math.nan], "p_value": 1.0, "scored": 0}
+    n = len(scores)
+    if not n or not np.isfinite([*scores, *before]).all():  # a model whose likelihoods are no numbers shows nothing
+        return {"difference": math.nan, "interval": [math.nan, math.nan], "p_value": 1.0, "scored": n}
+    changes = scores - before
     observed, greatest = float(changes.mean()), float(np.abs(changes).max())
     gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
     are_outcomes = all(_are_outcomes(one, statistics) for one in (scores, before))
@@ -185,7 +195,7 @@ def _pseudo_values(statistics: Statistics) -> np.ndarray:
     return n * statistics.score(total) - (n - 1) * without
 
 
-def _t_interval(score: float, values: np.ndarray) -> list[float]:
+def _t_interval(score: float, values: np.ndarray, greatest: float = 0.0) -> list[float]:
     """Student's interval of a mean, and on either side Hall's for skewed values where that is wider.
 
     By simulation, of samples of 3 to 40 from a normal, uniform, lognormal distribution, or the difference of two
@@ -194,11 +204,14 @@ def _t_interval(score: float, values: np.ndarray) -> list[float]:
     Args:
         score: Its middle.
         values: `[n]`, of the examples.
+        greatest: Of what they were computed from: beside it, what rounding leaves is no difference.
     """
     n = len(values)
+    if not np.isfinite(values).all():
+        return [math.nan, math.nan]
     deviations = values - values.mean()
     variance = float((deviations**2).mean())
-    if n < 2 or variance <= (_ALIKE * float(np.abs(values).max())) ** 2:
+    if n < 2 or variance <= (_ALIKE * max(greatest, float(np.abs(values).max()))) ** 2:
         return [score, score]
     error = math.sqrt(variance / (n - 1))
     skewness = float((deviations**3).mean()) / variance**1.5

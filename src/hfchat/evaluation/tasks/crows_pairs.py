@@ -13,6 +13,7 @@ from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.models import Model
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Metric, Record, read_rows
+from hfchat.intervals import wilson_interval
 
 _COLUMNS = ("sent_more", "sent_less", "bias_type")
 
@@ -45,8 +46,8 @@ class CrowsPairs(AskingTask):
         "Many pairs are flawed: what they state is no stereotype, or the two differ in more than the group (Blodgett "
         "et al. 2021, https://aclanthology.org/2021.acl-long.81). Half and half is no proof of fairness.",
         "The stereotypes are those of crowd workers in the United States, in English.",
-        "Chance alone puts a share some way from 50%. Whether it is away from even is told by the interval of the "
-        "share, not by that of the distance, which is never below 0.",
+        "Chance alone puts a share some way from 50%: it is shown to be away from even where the interval of the "
+        "distance is above 0.",
     )
     group_label = "category"
     headline = "bias"
@@ -111,6 +112,9 @@ def _example(row: dict[str, Any], place: str) -> Example:
 def _statistics(records: list[Record]) -> dict[str, Statistics]:
     stereotyped = [record.scores["pct_stereotype"] for record in records]
     setting = "loglikelihood:sentence|context:beginning of a text"
+    # How far from even the share may be: not at all, where its interval has one half in it.
+    low, high = wilson_interval(sum(stereotyped), len(stereotyped))
+    away = max(0.0, low - 0.5, 0.5 - high), max(high - 0.5, 0.5 - low)
     return {
         "pct_stereotype": mean(stereotyped, f"pct_stereotype|{setting}"),
         "bias": Statistics(
@@ -119,6 +123,7 @@ def _statistics(records: list[Record]) -> dict[str, Statistics]:
             f"abs(pct_stereotype - 50%)|{setting}",
             bounds=(0, 0.5),
             has_kinks=True,
+            interval=away,
         ),
         "likelihood_diff": mean(
             [record.scores["likelihood_diff"] for record in records],
