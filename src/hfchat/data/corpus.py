@@ -45,7 +45,8 @@ def build_corpus(
         sources: What to read.
         steps: The chain, in its order.
         folder: Where to write. Tasks that an interrupted call finished there are not done again.
-        validation_fraction: Share of documents, chosen by a hash of the text, that become the validation split.
+        validation_fraction: Share of documents that become the validation split, chosen by a hash of the text, or of
+            near-duplicates that stay in the corpus by one of the first.
         tasks: Pieces of the work, and files per split. The output depends on it, but not on `workers`.
         workers: Tasks run at a time.
         executor: Where they run.
