@@ -302,12 +302,35 @@ def test_near_duplicates_are_on_one_side_of_the_split(tmp_path, step):
     assert not set(found["train"]["id"]) & set(found["validation"]["id"])
 
 
-def test_a_chain_that_removes_near_duplicates_does_not_look_for_them_again(documents, tmp_path):
-    def names(step):
-        from datatrove.io import DataFolder
+def test_a_chain_gets_no_more_phases_than_it_needs(tmp_path):
+    from datatrove.io import DataFolder
 
-        return [phase.name for phase in plan([], [Step(step)], DataFolder(str(tmp_path)), 0.1, 2, False, 1000)]
+    def names(*steps):
+        return [phase.name for phase in plan([], [*map(Step, steps)], DataFolder(str(tmp_path)), 0.1, 2, False, 1000)]
 
-    assert names("near_dedup").count("find near duplicates") == 1
+    assert names("exact_dedup", "near_dedup").count("find near duplicates") == 1
     assert names("clean_text").count("find near duplicates") == 1
-    assert names({"near_dedup": {"similarity": 0.9}}).count("find near duplicates") == 2
+    assert names("exact_dedup", "clean_text") == [
+        "read, clean, filter",
+        "find exact duplicates",
+        "deduplicate, split",
+    ]
+
+
+def test_every_phase_that_looks_for_near_duplicates_says_what_it_writes(documents, tmp_path):
+    from datatrove.io import DataFolder
+
+    from hfchat.data.execution import execute
+
+    for number, step in enumerate(("exact_dedup", "clean_text")):
+        folder = DataFolder(str(tmp_path / str(number)))
+        phases = plan(sources(documents), [Step(step)], folder, 0.2, 3, False, 100_000)
+        execute(phases, folder, Executor("local"), workers=1)
+        patterns = {
+            pattern.format(rank=i) for phase in phases for i in range(phase.tasks) for pattern in phase.outputs
+        }
+        named = {file for pattern in patterns for file in folder.glob(pattern)}
+        written = {
+            file for file in folder.list_files() if not file.startswith(("scratch/logs", "scratch/workers.lock"))
+        }
+        assert written <= named

@@ -117,26 +117,41 @@ def plan(
             source.step(partial(RemovedWriter, folder, "00", f"source{number}"), strict, max_document_bytes)
         )
         outputs.append(RemovedWriter.pattern("00", f"source{number}"))
-    # Where near-duplicates stay, what the validation split holds must not be in the training split but for a word.
-    removes_near_duplicates = any(step.name == "near_dedup" and _finds_near_duplicates(step) for step in steps)
-    for number, step in enumerate([*steps, *([] if removes_near_duplicates else [None])], start=1):
+    # Where near-duplicates stay, those of each other must be in one split. They are looked for with the last step that
+    # needs all documents, or else in phases of their own.
+    together = None if any(map(_removes_near_duplicates, steps)) else Together()
+    ends_phase = [step.indexed and step.index().reads_shards for step in steps]
+    for number, step in enumerate([*steps, *([None] if together and not any(ends_phase) else [])], start=1):
         position = f"{number:02d}"
         if step and not step.indexed:
             pipeline.append(step.build(RemovedWriter(folder, position, step.name)))
             outputs.append(RemovedWriter.pattern(position, step.name))
             continue
-        step_name, index = (step.name, step.index()) if step else ("together", Together())
+        step_name, index = (step.name, step.index()) if step else ("together", together)
         scratch = f"scratch/{position}-{step_name}"
+        with_together = together if step and index.reads_shards and not any(ends_phase[number:]) else None
         if index.reads_shards:
+            documents = below(folder, f"{scratch}/documents")
             signatures, written = index.signatures(folder, scratch)
-            pipeline += [DocumentWriter(below(folder, f"{scratch}/documents")), signatures]
+            pipeline += [DocumentWriter(documents), signatures]
             outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
-            phases += [Phase(name, pipeline, tasks, tuple(outputs)), *index.phases(folder, scratch)]
+            finding = index.phases(folder, scratch)
+            if with_together:
+                signatures, written = together.signatures(folder, f"{scratch}/together")
+                pipeline += [OwnShardReader(documents), signatures]
+                outputs += written
+                find, written = together.find(folder, f"{scratch}/together")
+                finding[-1].pipeline.append(find)
+                finding[-1].outputs += tuple(written)
+            phases += [Phase(name, pipeline, tasks, tuple(outputs)), *finding]
             name = "deduplicate" if step else "keep together"
-            pipeline, outputs = [OwnShardReader(below(folder, f"{scratch}/documents"))], []
+            pipeline, outputs = [OwnShardReader(documents)], []
         else:
             phases = [*index.phases(folder, scratch), *phases]
-        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step_name, index.reason))
+        removed = RemovedWriter(folder, position, step_name, index.reason)
+        if with_together:
+            pipeline += together.filters(folder, f"{scratch}/together", removed)[0]
+        filters, written = index.filters(folder, scratch, removed)
         pipeline += filters
         outputs += [RemovedWriter.pattern(position, step_name), *written]
     pipeline += [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
@@ -144,8 +159,8 @@ def plan(
     return phases
 
 
-def _finds_near_duplicates(step: Step) -> bool:
-    return step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
+def _removes_near_duplicates(step: Step) -> bool:
+    return step.name == "near_dedup" and step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
 
 
 class SplitByHash(PipelineStep):

@@ -113,6 +113,28 @@ class Together(NearDedup):
     ) -> tuple[list[PipelineStep], list[str]]:
         return [NearDuplicatesTogether(below(folder, f"{scratch}/clusters"))], []
 
+    def find(self, folder: DataFolder, scratch: str) -> tuple[PipelineStep, list[str]]:
+        """What `phases` do, as one block that a phase of one task may end with, and patterns of what it writes."""
+        phases = self.phases(folder, scratch)
+        return _InTurn(phases), [pattern.replace("{rank:05d}", "*") for phase in phases for pattern in phase.outputs]
+
+
+class _InTurn(PipelineStep):
+    """Runs all tasks of phases, one after the other."""
+
+    type = "🫂 - DEDUP"
+    name = "👯 Near-duplicates"
+
+    def __init__(self, phases: list[Phase]):
+        super().__init__()
+        self.phases = phases
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        for phase in self.phases:
+            for task in range(phase.tasks):
+                for block in phase.pipeline:
+                    block.run(None, task, phase.tasks)
+
 
 class Decontamination:
     """Removes documents that share an n-gram of words with an evaluation set (arXiv:2005.14165, appendix C).
