@@ -302,6 +302,19 @@ def test_near_duplicates_are_on_one_side_of_the_split(tmp_path, step):
     assert not set(found["train"]["id"]) & set(found["validation"]["id"])
 
 
+@pytest.mark.parametrize(("alike", "in_validation"), [(15, False), (40, True)])
+def test_many_near_duplicates_leave_something_to_validate_on(tmp_path, alike, in_validation):
+    """More of a kind than the validation split has are for training, unless they are most of the corpus."""
+    texts = [f"{document(1)} {document(2)} It was number {i}." for i in range(alike)] + [
+        document(i) for i in range(3, 53 - alike)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    build_corpus([Source({"path": f"{tmp_path}/a.jsonl"})], [Step("clean_text")], tmp_path / "out", **OPTIONS)
+    validation = load_dataset(str(tmp_path / "out"))["validation"]["text"]
+    assert any("It was number" in text for text in validation) == in_validation
+    assert 2 <= len(validation) <= 20
+
+
 def test_a_chain_gets_no_more_phases_than_it_needs(tmp_path):
     from datatrove.io import DataFolder
 
