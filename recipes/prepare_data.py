@@ -41,7 +41,8 @@ class PrepareDataArguments(StageArguments):
         metadata={"help": "The chain, in its order: names, or names with parameters (see hfchat.data.chain)."},
     )
     validation_fraction: float = field(
-        default=0.01, metadata={"help": "Share of documents in the validation split, chosen by a hash of the text."}
+        default=0.01,
+        metadata={"help": "Share of documents in the validation split, chosen by a hash; near-duplicates together."},
     )
     max_document_bytes: int = field(
         default=50_000_000, metadata={"help": "Larger documents are removed; bounds the memory of a worker."}

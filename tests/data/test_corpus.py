@@ -302,12 +302,48 @@ def test_near_duplicates_are_on_one_side_of_the_split(tmp_path, step):
     assert not set(found["train"]["id"]) & set(found["validation"]["id"])
 
 
-def test_a_chain_that_removes_near_duplicates_does_not_look_for_them_again(documents, tmp_path):
-    def names(step):
-        from datatrove.io import DataFolder
+@pytest.mark.parametrize(("alike", "in_validation"), [(15, False), (40, True)])
+def test_many_near_duplicates_leave_something_to_validate_on(tmp_path, alike, in_validation):
+    """More of a kind than the validation split has are for training, unless they are most of the corpus."""
+    texts = [f"{document(1)} {document(2)} It was number {i}." for i in range(alike)] + [
+        document(i) for i in range(3, 53 - alike)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    build_corpus([Source({"path": f"{tmp_path}/a.jsonl"})], [Step("clean_text")], tmp_path / "out", **OPTIONS)
+    validation = load_dataset(str(tmp_path / "out"))["validation"]["text"]
+    assert any("It was number" in text for text in validation) == in_validation
+    assert 2 <= len(validation) <= 20
 
-        return [phase.name for phase in plan([], [Step(step)], DataFolder(str(tmp_path)), 0.1, 2, False, 1000)]
 
-    assert names("near_dedup").count("find near duplicates") == 1
+def test_a_chain_gets_no_more_phases_than_it_needs(tmp_path):
+    from datatrove.io import DataFolder
+
+    def names(*steps):
+        return [phase.name for phase in plan([], [*map(Step, steps)], DataFolder(str(tmp_path)), 0.1, 2, False, 1000)]
+
+    assert names("exact_dedup", "near_dedup").count("find near duplicates") == 1
     assert names("clean_text").count("find near duplicates") == 1
-    assert names({"near_dedup": {"similarity": 0.9}}).count("find near duplicates") == 2
+    assert names("exact_dedup", "clean_text") == [
+        "read, clean, filter",
+        "find exact duplicates",
+        "deduplicate, split",
+    ]
+
+
+def test_every_phase_that_looks_for_near_duplicates_says_what_it_writes(documents, tmp_path):
+    from datatrove.io import DataFolder
+
+    from hfchat.data.execution import execute
+
+    for number, step in enumerate(("exact_dedup", "clean_text")):
+        folder = DataFolder(str(tmp_path / str(number)))
+        phases = plan(sources(documents), [Step(step)], folder, 0.2, 3, False, 100_000)
+        execute(phases, folder, Executor("local"), workers=1)
+        patterns = {
+            pattern.format(rank=i) for phase in phases for i in range(phase.tasks) for pattern in phase.outputs
+        }
+        named = {file for pattern in patterns for file in folder.glob(pattern)}
+        written = {
+            file for file in folder.list_files() if not file.startswith(("scratch/logs", "scratch/workers.lock"))
+        }
+        assert written <= named

@@ -45,7 +45,8 @@ def build_corpus(
         sources: What to read.
         steps: The chain, in its order.
         folder: Where to write. Tasks that an interrupted call finished there are not done again.
-        validation_fraction: Share of documents, chosen by a hash of the text, that become the validation split.
+        validation_fraction: Share of documents that become the validation split, chosen by a hash of the text, or of
+            near-duplicates that stay in the corpus by one of the first.
         tasks: Pieces of the work, and files per split. The output depends on it, but not on `workers`.
         workers: Tasks run at a time.
         executor: Where they run.
@@ -116,41 +117,61 @@ def plan(
             source.step(partial(RemovedWriter, folder, "00", f"source{number}"), strict, max_document_bytes)
         )
         outputs.append(RemovedWriter.pattern("00", f"source{number}"))
-    # Where near-duplicates stay, what the validation split holds must not be in the training split but for a word.
-    removes_near_duplicates = any(step.name == "near_dedup" and _finds_near_duplicates(step) for step in steps)
-    for number, step in enumerate([*steps, *([] if removes_near_duplicates else [None])], start=1):
+    # Where near-duplicates stay, those of each other must be in one split. They are looked for with the last step that
+    # needs all documents, or else in phases of their own.
+    together = None if any(map(_removes_near_duplicates, steps)) else Together(validation_fraction)
+    ends_phase = [step.indexed and step.index().reads_shards for step in steps]
+    for number, step in enumerate(steps, start=1):
         position = f"{number:02d}"
-        if step and not step.indexed:
+        if not step.indexed:
             pipeline.append(step.build(RemovedWriter(folder, position, step.name)))
             outputs.append(RemovedWriter.pattern(position, step.name))
             continue
-        step_name, index = (step.name, step.index()) if step else ("together", Together())
-        scratch = f"scratch/{position}-{step_name}"
+        index, scratch = step.index(), f"scratch/{position}-{step.name}"
+        together_here = together if ends_phase[number - 1] and not any(ends_phase[number:]) else None
         if index.reads_shards:
+            documents = below(folder, f"{scratch}/documents")
             signatures, written = index.signatures(folder, scratch)
-            pipeline += [DocumentWriter(below(folder, f"{scratch}/documents")), signatures]
+            pipeline += [DocumentWriter(documents), signatures]
             outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
-            phases += [Phase(name, pipeline, tasks, tuple(outputs)), *index.phases(folder, scratch)]
-            name = "deduplicate" if step else "keep together"
-            pipeline, outputs = [OwnShardReader(below(folder, f"{scratch}/documents"))], []
+            finding = index.phases(folder, scratch)
+            if together_here:
+                signatures, written = together.signatures(folder, f"{scratch}/together")
+                pipeline += [OwnShardReader(documents), signatures]
+                outputs += written
+                find, written = together.find(folder, f"{scratch}/together", documents)
+                finding[-1].pipeline.append(find)
+                finding[-1].outputs += tuple(written)
+            phases += [Phase(name, pipeline, tasks, tuple(outputs)), *finding]
+            name, pipeline, outputs = "deduplicate", [OwnShardReader(documents)], []
         else:
             phases = [*index.phases(folder, scratch), *phases]
-        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step_name, index.reason))
+        if together_here:
+            pipeline += together.filters(folder, f"{scratch}/together")
+        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step.name, index.reason))
         pipeline += filters
-        outputs += [RemovedWriter.pattern(position, step_name), *written]
+        outputs += [RemovedWriter.pattern(position, step.name), *written]
+    if together and not any(ends_phase):
+        documents, scratch = below(folder, "scratch/together/documents"), "scratch/together"
+        signatures, written = together.signatures(folder, scratch)
+        pipeline += [DocumentWriter(documents), signatures]
+        outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
+        phases += [Phase(name, pipeline, tasks, tuple(outputs)), *together.phases(folder, scratch, documents)]
+        name, outputs = "keep together", []
+        pipeline = [OwnShardReader(documents), *together.filters(folder, scratch)]
     pipeline += [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
     phases.append(Phase(f"{name}, split", pipeline, tasks, (*outputs, "data/*-{rank:05d}.parquet")))
     return phases
 
 
-def _finds_near_duplicates(step: Step) -> bool:
-    return step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
+def _removes_near_duplicates(step: Step) -> bool:
+    return step.name == "near_dedup" and step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
 
 
 class SplitByHash(PipelineStep):
     """Sends each document to `train` or `validation` by a hash of its text: the same one whatever else is added.
 
-    Documents with a `split_key` go by that: they are near-duplicates of each other.
+    Documents with a `split_key` go by that: they are near-duplicates of each other. Those with a `split` are there.
 
     Args:
         validation_fraction: Share of documents in the validation split.
@@ -167,7 +188,7 @@ class SplitByHash(PipelineStep):
         for document in data:
             key = document.metadata.get("split_key", document.text)
             value = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-            document.metadata["split"] = "validation" if value < self.threshold else "train"
+            document.metadata.setdefault("split", "validation" if value < self.threshold else "train")
             yield document
 
 

@@ -83,11 +83,13 @@ class NearDedup:
         step = NearDuplicateSignatures(below(folder, f"{scratch}/signatures"), self._config)
         return step, [f"{scratch}/signatures/*/{{rank:05d}}.minhash.sig"]
 
-    def phases(self, folder: DataFolder, scratch: str) -> list[Phase]:
+    def phases(self, folder: DataFolder, scratch: str, documents: DataFolder | None = None) -> list[Phase]:
         pairs = MinhashDedupBuckets(
             below(folder, f"{scratch}/signatures"), below(folder, f"{scratch}/pairs"), config=self._config
         )
-        clusters = NearDuplicateClusters(below(folder, f"{scratch}/pairs"), below(folder, f"{scratch}/clusters"))
+        clusters = NearDuplicateClusters(
+            below(folder, f"{scratch}/pairs"), below(folder, f"{scratch}/clusters"), documents
+        )
         return [
             Phase(
                 "find near duplicates", [pairs], self._config.num_buckets, (f"{scratch}/pairs/{{rank:05d}}_*.dups",)
@@ -103,15 +105,52 @@ class NearDedup:
         return [remove, ClusterWriter(folder)], ["clusters/{rank:05d}.parquet"]
 
 
-class Together(NearDedup):
-    """Removes no near-duplicates, but has the split put those of each other on one side."""
+class Together:
+    """Removes no near-duplicates, but has the split put those of each other on one side.
 
+    Args:
+        validation_fraction: Share of documents in the validation split.
+    """
+
+    reads_shards = True
+    reason = ""
     SIMILARITY = 0.8  # from which on they are, as for `NearDedup`
 
-    def filters(
-        self, folder: DataFolder, scratch: str, removed: RemovedWriter
-    ) -> tuple[list[PipelineStep], list[str]]:
-        return [NearDuplicatesTogether(below(folder, f"{scratch}/clusters"))], []
+    def __init__(self, validation_fraction: float):
+        self._search, self._validation_fraction = NearDedup(self.SIMILARITY), validation_fraction
+
+    def signatures(self, folder: DataFolder, scratch: str) -> tuple[PipelineStep, list[str]]:
+        """The block that ends the pipeline of the documents, and patterns of what each task of it writes."""
+        return self._search.signatures(folder, scratch)
+
+    def phases(self, folder: DataFolder, scratch: str, documents: DataFolder) -> list[Phase]:
+        return self._search.phases(folder, scratch, documents)
+
+    def find(self, folder: DataFolder, scratch: str, documents: DataFolder) -> tuple[PipelineStep, list[str]]:
+        """What `phases` do, as one block that a phase of one task may end with, and patterns of what it writes."""
+        phases = self.phases(folder, scratch, documents)
+        return _InTurn(phases), [pattern.replace("{rank:05d}", "*") for phase in phases for pattern in phase.outputs]
+
+    def filters(self, folder: DataFolder, scratch: str) -> list[PipelineStep]:
+        """The blocks that begin the pipeline that reads the documents again."""
+        return [NearDuplicatesTogether(below(folder, f"{scratch}/clusters"), self._validation_fraction)]
+
+
+class _InTurn(PipelineStep):
+    """Runs all tasks of phases, one after the other."""
+
+    type = "🫂 - DEDUP"
+    name = "👯 Near-duplicates"
+
+    def __init__(self, phases: list[Phase]):
+        super().__init__()
+        self.phases = phases
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        for phase in self.phases:
+            for task in range(phase.tasks):
+                for block in phase.pipeline:
+                    block.run(None, task, phase.tasks)
 
 
 class Decontamination:

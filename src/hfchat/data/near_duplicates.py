@@ -1,10 +1,13 @@
 """Near-duplicates by MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets,
 ch. 3): datatrove's signatures and search for pairs, with clusters of which the first document is kept."""
 
+import json
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolderLike, get_datafolder
 from datatrove.pipeline.base import PipelineStep
@@ -85,14 +88,19 @@ class NearDuplicateClusters(PipelineStep):
     Args:
         input_folder: Of the pairs, files `*.dups` of datatrove.
         output_folder: Gets a file per task, `NNNNN.clusters`. Memory grows with the number of near-duplicates.
+        documents: Folder of the documents' shards. If it is given, `sizes.json` says how many documents there are, and
+            how many clusters of each size.
     """
 
     type = "🫂 - DEDUP"
     name = "🎯 Clusters of near-duplicates"
 
-    def __init__(self, input_folder: DataFolderLike, output_folder: DataFolderLike):
+    def __init__(
+        self, input_folder: DataFolderLike, output_folder: DataFolderLike, documents: DataFolderLike | None = None
+    ):
         super().__init__()
         self.input_folder, self.output_folder = get_datafolder(input_folder), get_datafolder(output_folder)
+        self.documents = None if documents is None else get_datafolder(documents)
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         first: dict[tuple[int, int], tuple[int, int]] = {}  # a document to an earlier one of its cluster, or itself
@@ -119,9 +127,19 @@ class NearDuplicateClusters(PipelineStep):
             for file, document in documents:
                 rows.setdefault(file, []).append((document, cluster, len(documents), *kept, (file, document) != kept))
         self.stat_update("clusters", value=len(members))
+        if self.documents:
+            self._write_sizes(Counter(map(len, members.values())))
         for file, entries in rows.items():
             with self.output_folder.open(f"{file:05d}.clusters", "wb") as stream:
                 stream.write(np.array(sorted(entries), dtype=_CLUSTERS).tobytes())
+
+    def _write_sizes(self, sizes: Counter[int]) -> None:
+        documents = 0
+        for file in self.documents.list_files(glob_pattern="*.parquet"):
+            with self.documents.open(file, "rb") as stream:
+                documents += pq.read_metadata(stream).num_rows
+        with self.output_folder.open("sizes.json", "w") as stream:
+            json.dump({"documents": documents, "sizes": sizes}, stream)
 
 
 class NearDuplicateFilter(BaseFilter):
@@ -160,12 +178,38 @@ class NearDuplicateFilter(BaseFilter):
 
 
 class NearDuplicatesTogether(NearDuplicateFilter):
-    """Removes nothing: tells `SplitByHash` by `split_key` which documents are near-duplicates of each other."""
+    """Removes nothing: has `SplitByHash` put documents that are near-duplicates of each other on one side.
+
+    A cluster that is larger than the validation split is for training; but where such clusters are most of the corpus,
+    their documents go by their own text, since nothing else would be left to validate on.
+
+    Args:
+        folder: What `NearDuplicateClusters` wrote, with `sizes.json`.
+        validation_fraction: Share of documents in the validation split.
+    """
 
     name = "👯 Near-duplicates, to be on one side"
 
+    def __init__(self, folder: DataFolderLike, validation_fraction: float):
+        super().__init__(folder)
+        self.validation_fraction = validation_fraction
+        self._largest, self._large_ones_train = 0.0, True
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        with self.folder.open("sizes.json", "r") as stream:
+            found = json.load(stream)
+        self._largest = max(self.validation_fraction * found["documents"], 2)
+        in_large_ones = sum(int(size) * count for size, count in found["sizes"].items() if int(size) > self._largest)
+        self._large_ones_train = 2 * in_large_ones < found["documents"]
+        yield from super().run(data, rank, world_size)
+
     def filter(self, doc: Document) -> bool:
         self._position += 1
-        if (entry := self._entries.get(self._position)) is not None:
+        entry = self._entries.get(self._position)
+        if entry is None:
+            return True
+        if entry["size"] <= self._largest:
             doc.metadata["split_key"] = f"{entry['first_file']}/{entry['first']}"
+        elif self._large_ones_train:
+            doc.metadata["split"] = "train"
         return True
