@@ -92,6 +92,8 @@ def random_texts(*symbols, count=300):
     return ["".join(draw.choices(alphabet, k=draw.randint(1, 14))) for _ in range(count)]
 
 
+# Blocks with letters that NFKC of tokenizers does not know yet.
+NEWER = ("Latin Extended-F", "Enclosed Alphanumeric Supplement", "Symbols for Legacy Computing")
 OWN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
 PLAIN = ["", " ", "  two  before ", "12 files\nfrom a folder", "The model learns what comes next.", *TEXTS]
 
@@ -113,7 +115,8 @@ def test_an_imported_model_gives_the_ids_of_sentencepiece(model_type, options, t
     file, processor = train_model(tmp_path, model_type=model_type, **options)
     tokenizer = import_sentencepiece(file)
     assert capsys.readouterr().out == ""
-    texts = [*PLAIN, *COMPARED.values(), *random_texts(), *unicode_blocks().values()]
+    blocks = {name: text for name, text in unicode_blocks().items() if name not in NEWER}
+    texts = [*PLAIN, *COMPARED.values(), *random_texts(), *blocks.values()]
     for text, ids in zip(texts, encode_as_text(tokenizer, texts), strict=True):
         assert ids == processor.encode(text), text
         if "byte_fallback" in options:  # sentencepiece writes <unk> as " ⁇ "

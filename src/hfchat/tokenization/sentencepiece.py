@@ -240,7 +240,8 @@ def _character_map(proto: "ModelProto") -> list[normalizers.Normalizer]:
 
     Such are all of sentencepiece's own. `Precompiled` of tokenizers does not do: it maps a grapheme by the first
     character of it that has a rule, so marks are lost, and panics at a text that begins with a character that is taken
-    away (tokenizers 0.23).
+    away (tokenizers 0.23). 66 letters and digits beyond U+FFFF that tokenizers' tables do not have yet, as the digits
+    of old computers at U+1FBF0, are left as they are.
 
     Raises:
         UserError: For another map.
@@ -254,7 +255,9 @@ def _character_map(proto: "ModelProto") -> list[normalizers.Normalizer]:
         result, composed = mapped(character), unicodedata.normalize("NFKC", character)
         if composed != character and result != "".join(map(mapped, composed)):
             kept.append((character, result))  # nmt_nfkc keeps the full-width tilde, which is a dash in Japanese
-        elif result != character and nfkc.normalize_str(character) == character:
+        elif result == character or nfkc.normalize_str(character) != character:
+            continue
+        elif composed == character or character <= "\uffff":  # a step for each of the others would cost too much
             by_result[result].append(character)
     replacements, lowers = _replacements(by_result)
     if lowers:
