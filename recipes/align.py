@@ -32,6 +32,7 @@ from hfchat.training.adapters import ModelArguments, describe_trainable, load_tr
 from hfchat.training.alignment import TRAINERS, AlignArguments, describe_comparison
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.loss_curve import save_loss_curve
+from hfchat.training.precision import keep_precision
 from hfchat.training.preferences import load_preferences
 from hfchat.training.supervision import load_chat_tokenizer
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stage.complete:
         return stage.report_complete()
     args.output_dir = str(stage.work_dir / CHECKPOINTS)
+    keep_precision(args)
     set_seed(args.seed)
 
     tokenizer, new_tokens = load_chat_tokenizer(base, revision, allow_mismatch=args.allow_template_mismatch)

@@ -57,7 +57,10 @@ class EvaluateArguments(StageArguments):
     dtype: Literal["bfloat16", "float16", "float32"] | None = field(
         default=None, metadata={"help": "Of the weights; by default bfloat16 where the machine computes in it."}
     )
-    bootstrap_resamples: int = field(default=1000, metadata={"help": "Resamples for the intervals."})
+    bootstrap_resamples: int = field(
+        default=1000,
+        metadata={"help": "Random exchanges of the tests, and resamples of intervals that have no formula."},
+    )
     seed: int = field(default=42, metadata={"help": "Of the resamples. Answers are greedy and take none."})
     training_watts: float | None = field(
         default=None, metadata={"help": "What the machine of the training drew, for the cards' energy and carbon."}

@@ -34,6 +34,7 @@ from hfchat.training.answers import HeldOutAnswers
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
 from hfchat.training.loss_curve import save_loss_curve
+from hfchat.training.precision import keep_precision
 from hfchat.training.supervision import load_chat_tokenizer, load_conversations
 
 _PROBE = 8  # held-out conversations that what was saved is compared on
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stage.complete:
         return stage.report_complete()
     args.output_dir = str(stage.work_dir / CHECKPOINTS)
+    keep_precision(args)
     args.derive(model_args)
     set_seed(args.seed)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hfchat.config import StageArguments, parse
 from hfchat.errors import UserError, run
-from hfchat.evaluation.gate import Gate, judge, write_verdict
+from hfchat.evaluation.gate import MIN_N, Gate, judge, write_verdict
 from hfchat.lineage import Stage
 
 
@@ -28,11 +28,16 @@ class GateArguments(StageArguments):
         default_factory=list,
         metadata={"help": "Mappings with `task`, `metric` and a condition (see hfchat.evaluation.gate)."},
     )
+    min_n: int = field(
+        default=MIN_N, metadata={"help": "Examples without which a gate fails that sets no `min_n` of its own."}
+    )
 
     def __post_init__(self):
         self.gates = [Gate(entry) for entry in self.gates]
         if not self.results or not self.gates:
             raise ValueError(f"{'gates' if self.results else 'results'}: needs a value")
+        if self.min_n < 1:
+            raise ValueError(f"min_n: must be at least 1, not {self.min_n}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = Path(args.results) / "results.json"
     if not file.is_file():
         raise UserError(f"results {args.results}: has no results.json; recipes/evaluate.py makes it")
-    verdict = judge(json.loads(file.read_text(encoding="utf-8")), args.gates)
+    verdict = judge(json.loads(file.read_text(encoding="utf-8")), args.gates, args.min_n)
     stage = Stage(
         "gate", args.output_dir, config=[args], inputs={"results": args.results}, overwrite=args.overwrite_output_dir
     )

@@ -92,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage.finish(metrics=counts, licenses=counts["licenses"])
 
     print(f"read {counts['read']:,} documents, removed {counts['removed'] or 'none'}")
+    if counts["skipped"]:
+        print(f"passed over {counts['skipped']:,} records that are no documents: {counts['skipped_for']}")
+    for source, separator in counts["undivided"].items():
+        print(f"the separator of {source}, {separator!r}, is in none of its files: each of them is one document")
     for split, documents in counts["documents"].items():
         print(f"{split:>10}: {documents:,} documents, {counts['bytes'][split] / 1e6:.1f} MB")
     if not counts["documents"]["validation"]:

@@ -43,7 +43,7 @@ from hfchat.feedback.curation_report import DatasetSummary, card, counts, missin
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import parse_moment
 from hfchat.feedback.reviews import digest_of_rows, read_rows
-from hfchat.lineage import Stage, describe, read_lineage
+from hfchat.lineage import Stage, describe, make_private, read_lineage
 from hfchat.safety.guards import Guards
 from hfchat.safety.guards_file import load_guards
 from hfchat.safety.judges import GuardError
@@ -83,7 +83,10 @@ class PrepareFeedbackArguments(StageArguments):
     min_train: int = field(default=20, metadata={"help": "Rows without which a dataset is too little to learn from."})
     min_validation: int = field(
         default=10,
-        metadata={"help": "Held-out rows likewise. Of fewer than 4, not even wins in all exclude one half (95%%)."},
+        metadata={
+            "help": "Held-out rows likewise. The gate needs 10; of fewer than 6, not even wins in all show anything "
+            "(an exact sign test)."
+        },
     )
     replay: list[str] = field(
         default_factory=list,
@@ -137,10 +140,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=args.overwrite_output_dir,
     )
     minimum = {"train": args.min_train, "validation": args.min_validation}
+    make_private(args.output_dir if stage.complete else stage.work_dir)  # it has what people wrote
     if stage.complete:
         stage.report_complete()
     else:
-        stage.finish(metrics=prepare(rows, args, curation_args, minimum, stage.work_dir))
+        stage.finish(metrics=prepare(rows, args, curation_args, minimum, stage.work_dir), private=True)
 
     found = read_lineage(args.output_dir)["metrics"]
     print(f"read {found['reviews']['read']:,} reviews, kept {found['reviews']['kept']:,}")
@@ -168,9 +172,7 @@ def prepare(
         replayed = {"conversations": args.replay, "preferences": args.replay_preferences}
         datasets, personal_data = {}, Counter()
         for name, examples in curation.examples.items():
-            cleaner = Cleaner(
-                KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams, strangers=True
-            )
+            cleaner = Cleaner(KIND_OF[name], PII_KINDS, ("US", "GB"), index if kept_out else None, args.n_grams)
             kept, removed = clean(name, examples, cleaner, args.validation_fraction)
             is_enough = all(len(kept[split]) >= least for split, least in minimum.items())
             count = round(args.replay_share * len(kept["train"]))

@@ -40,6 +40,7 @@ from hfchat.training.corpus import load_corpus
 from hfchat.training.fp8 import use_fp8
 from hfchat.training.initial_model import load_initial_model
 from hfchat.training.loss_curve import save_loss_curve
+from hfchat.training.precision import keep_precision
 from hfchat.training.pretraining import PretrainArguments, PretrainTrainer
 
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stage.complete:
         return stage.report_complete()
     args.output_dir = str(stage.work_dir / CHECKPOINTS)
+    keep_precision(args)
     set_seed(args.seed)
 
     model, tokenizer = load_initial_model(args)

@@ -16,8 +16,9 @@ unless their entries have a `name` or a `repo_id`. One model on its own:
 
 Repositories are private unless `--private false` says otherwise. Weights are safetensors; optimizer states,
 checkpoints and removed documents stay here. Cards are made of the lineage, and name as results only those of an
-evaluation of these very files. A secret or a path of this machine in a card or config stops it before anything is
-sent. A run that was broken off is run again: it sends what is missing, and nothing where nothing is.
+evaluation of these very files. A secret in any file, or a path of this machine in a card or config, stops it before
+anything is sent; so does a file at which nobody can look. A run that was broken off is run again: it sends what is
+missing, and nothing where nothing is.
 """
 
 import json
@@ -53,7 +54,7 @@ class PublishArguments:
     show_cards: bool = field(default=False, metadata={"help": "Also print the cards."})
     allowed_findings: list[str] = field(
         default_factory=list,
-        metadata={"help": "Places FILE:LINE that only look like a secret or a local path."},
+        metadata={"help": "Places, as the message names them, that only look like a secret or a local path."},
     )
     record: str | None = field(default=None, metadata={"help": "A file (JSON) that then says what was put where."})
 

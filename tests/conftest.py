@@ -104,7 +104,7 @@ def random_llama(tokenizer, **config):
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **config)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes | config)).eval()
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])

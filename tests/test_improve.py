@@ -1,6 +1,7 @@
 """`hfchat improve`: which recipes run on what, and how it ends. The recipes themselves are not run here."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -52,6 +53,22 @@ def run(registry, tmp_path, **settings):
     output = tmp_path / "out"
     improve(Improvement(str(registry.folder), "feedback.sqlite", str(output), **settings))
     return (output / "outcome.md").read_text()
+
+
+def test_its_folder_is_for_its_owner_alone(registry, recipes, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    caches = []
+    run_recipe = program.run_recipe
+    monkeypatch.setattr(
+        program, "run_recipe", lambda command: (caches.append(os.environ["HF_DATASETS_CACHE"]), run_recipe(command))
+    )
+    (tmp_path / "out").mkdir(mode=0o755)
+    run(registry, tmp_path)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+    assert set(caches) == {str(tmp_path / "out" / "cache")}
+    assert "HF_DATASETS_CACHE" not in os.environ
+    version = registry.folder / registry.deployment().current
+    assert version.stat().st_mode & 0o077  # while others may serve the model
 
 
 def option(command, name):

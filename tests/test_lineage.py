@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from hfchat import lineage as lineage_module
 from hfchat.config import parse
 from hfchat.errors import UserError
 from hfchat.lineage import LINEAGE, Stage, ancestry, describe, read_lineage
+from hfchat.storage import move_folder
 
 
 @dataclass
@@ -120,6 +122,65 @@ def test_a_run_stopped_just_before_the_rename_is_finished_by_the_next(tmp_path, 
     assert (tmp_path / "out" / "result.txt").exists()
 
 
+class KilledError(BaseException):
+    """Stands for `kill -9`: nothing that the program does about exceptions applies."""
+
+
+def killed_after_move(monkeypatch, count):
+    """Let the process end when it has moved so many folders."""
+    moved = []
+
+    def move(source, target):
+        if len(moved) == count:
+            raise KilledError
+        moved.append(source)
+        move_folder(source, target)
+
+    monkeypatch.setattr(lineage_module, "move_folder", move)
+
+
+def test_a_replacement_killed_half_way_costs_nobody_an_output(tmp_path, source, monkeypatch):
+    finish(open_stage(tmp_path, source), "first")
+    second = open_stage(tmp_path, source, "--steps", "2", overwrite=True)
+    with monkeypatch.context() as patch:
+        killed_after_move(patch, 1)
+        with pytest.raises(KilledError):
+            finish(second, "second")
+    del second
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"steps=its default, now 3; .*overwrite_output_dir"):
+        open_stage(tmp_path, source, "--steps", "3")
+    assert (tmp_path / "out" / "result.txt").read_text() == "first"
+    with pytest.raises(UserError, match="overwrite_output_dir"):
+        open_stage(tmp_path, source, "--steps", "2")
+    assert (tmp_path / "out" / "result.txt").read_text() == "first"
+    assert open_stage(tmp_path, source, "--steps", "2", overwrite=True).complete
+    assert (tmp_path / "out" / "result.txt").read_text() == "second"
+    assert not (tmp_path / ".out.replaced").exists()
+
+
+def test_a_replacement_killed_at_its_end_is_the_output(tmp_path, source, monkeypatch):
+    finish(open_stage(tmp_path, source), "first")
+    second = open_stage(tmp_path, source, "--steps", "2", overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(lineage_module, "remove_tree", lambda folder: None)
+        finish(second, "second")
+    assert (tmp_path / ".out.replaced").exists()
+    assert open_stage(tmp_path, source, "--steps", "2").complete
+    assert not (tmp_path / ".out.replaced").exists()
+
+
+def test_what_appeared_while_a_stage_ran_is_not_replaced_unasked(tmp_path, source):
+    stage = open_stage(tmp_path, source)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("the user's")
+    with pytest.raises(UserError, match="was not made by hfchat"):
+        finish(stage)
+    assert (tmp_path / "out" / "mine.txt").exists()
+    shutil.rmtree(tmp_path / "out")
+    assert open_stage(tmp_path, source).complete
+
+
 def test_an_output_with_a_file_cut_is_not_whole(tmp_path, source):
     finish(open_stage(tmp_path, source))
     (tmp_path / "out" / "result.txt").write_text("res")
@@ -141,6 +202,16 @@ def test_two_runs_do_not_write_to_one_place(tmp_path, source):
     with pytest.raises(UserError, match="another run is writing there"):
         open_stage(tmp_path, source)
     assert stage.work_dir.exists()
+
+
+def test_the_lock_of_a_remote_output_lies_where_nobody_else_writes(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(lineage_module, "HF_HOME", str(tmp_path / "home"))
+    config = parse(Arguments, argv=[])
+    stage = Stage("test", "memory://bucket/out", config=config, inputs={"source": source})
+    assert len(list((tmp_path / "home").rglob("*.lock"))) == 1
+    with pytest.raises(UserError, match="another run is writing there"):
+        Stage("test", "memory://bucket/out", config=config, inputs={"source": source})
+    stage.work_dir.fs.rm("/bucket", recursive=True)
 
 
 def test_only_the_main_process_finishes(tmp_path, source, monkeypatch):

@@ -1,4 +1,6 @@
 import importlib.util
+import json
+import shutil
 import time
 
 import pytest
@@ -31,6 +33,16 @@ def test_a_hub_id_goes_through_and_fails_in_one_line_offline():
     with pytest.raises(UserError, match="openai-community/gpt2: no model can be loaded on the Hub") as error:
         models.load_model("openai-community/gpt2")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_kernels_of_a_repository_are_refused(chat_model, tmp_path, key):
+    folder = shutil.copytree(chat_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: "mallory/kernel"}))
+    for load in (models.load_model, models.load_config):
+        with pytest.raises(UserError, match=rf"model: {key} names code of a repository, 'mallory/kernel'; delete"):
+            load(str(folder))
 
 
 def test_without_the_wheel_it_says_what_to_install(monkeypatch):

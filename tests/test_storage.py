@@ -5,7 +5,7 @@ import pytest
 
 from hfchat.config import parse
 from hfchat.lineage import LINEAGE, Stage, describe, read_lineage
-from hfchat.storage import as_path, is_remote, move_folder, remove_tree
+from hfchat.storage import as_path, is_remote, move_folder, remove_tree, write_whole
 
 
 @dataclass
@@ -57,3 +57,14 @@ def test_a_stage_is_the_same_on_every_storage(root):
     other.finish()
     assert (output / "new").read_text() == "x"
     assert not (output / "data/file").exists()
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+    file = tmp_path / "certificate.json"
+    write_whole(file, "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(file, "second \ud800")  # fails when the file is open already, as a full disk does
+    assert file.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["certificate.json"]
+    write_whole(file, "second")
+    assert file.read_text() == "second"

@@ -45,7 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max-concurrent-requests", type=int, default=8, help="answers generated at a time (%(default)s)"
     )
     serve.add_argument(
-        "--max-waiting-requests", type=int, default=32, help="requests that may wait; more get 429 (%(default)s)"
+        "--max-waiting-requests",
+        type=int,
+        default=32,
+        help="answers of each API key that may wait; more get 429 (%(default)s)",
     )
     serve.add_argument(
         "--max-wait-seconds", type=float, default=60, help="how long; then a request gets 503 (%(default)s)"
@@ -72,13 +75,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="answer only who shows one of these keys, lines of `hfchat api-key`; also read from HFCHAT_API_KEYS",
     )
-    serve.add_argument("--requests-per-minute", type=int, metavar="N", help="limit of each API key (none)")
+    serve.add_argument(
+        "--requests-per-minute",
+        type=int,
+        metavar="N",
+        help="limit of each API key; a request for several answers counts as many times (none)",
+    )
     serve.add_argument("--allow-anyone", action="store_true", help="serve other machines without API keys")
     serve.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may use it; repeatable"
     )
     serve.add_argument(
         "--allow-frame", action="append", default=[], metavar="URL", help="a site that may frame the page; repeatable"
+    )
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of this server, such as chat.example.org; repeatable. Without API keys, requests that were "
+        "addressed to a name that is not its own are refused",
+    )
+    serve.add_argument(
+        "--metrics-key",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the API key of this name may read /metrics; repeatable (all may)",
     )
     serve.add_argument("--log-content", action="store_true", help="log what is asked and answered, not only how much")
     serve.add_argument(
@@ -95,6 +118,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--feedback-retention-days", type=float, metavar="DAYS", help="delete what is stored after that (never)"
+    )
+    serve.add_argument(
+        "--feedback-max-gib",
+        type=float,
+        default=10,
+        metavar="GIB",
+        help="size to which the SQLite file may grow; then nothing more is stored (%(default)s)",
+    )
+    serve.add_argument(
+        "--trusted-keys",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an API key of a front end that knows its users: each `user` that it names may say something of an "
+        "answer, while of other keys one opinion of each answer holds; repeatable",
     )
     serve.add_argument("--graphql", action="store_true", help="also answer GraphQL, at /graphql")
     serve.add_argument(
@@ -192,11 +230,15 @@ def _serve(args: argparse.Namespace) -> None:
             allow_anyone=args.allow_anyone,
             allow_origins=tuple(args.allow_origin),
             allow_frames=tuple(args.allow_frame),
+            allow_hosts=tuple(args.allow_host),
+            metrics_keys=tuple(args.metrics_key),
             log_content=args.log_content,
             feedback=args.feedback,
             keep_conversations=args.keep_conversations,
             feedback_redact=args.feedback_redact,
             feedback_retention_days=args.feedback_retention_days,
+            feedback_max_gib=args.feedback_max_gib,
+            trusted_keys=tuple(args.trusted_keys),
             weights=args.weights,
             allow_template_mismatch=args.allow_template_mismatch,
         )

@@ -2,10 +2,13 @@
 
 Feedback becomes datasets; the version that answers learns from corrections (supervised), then from pairs (DPO); the
 candidate is evaluated against that version, and put through the gates. It becomes a version of the registry, and the
-one that answers if it passed. Killed in the middle, the same command goes on where it was.
+one that answers if it passed. Killed in the middle, the same command goes on where it was. Its folder is for its owner
+alone.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from hfchat.pipeline import recipe_command, run_recipe
 from hfchat.registry.versions import Registry
 
 CONFIGS = "recipes/configs/improve"
+_CACHE = "HF_DATASETS_CACHE"  # as `datasets` calls it
 _IN_YAML = "outputs/improve"  # where the shipped configurations put things
 
 
@@ -43,7 +47,29 @@ def improve(settings: Improvement) -> None:
     Raises:
         UserError: If no version answers yet, or a configuration is missing.
     """
-    registry, output = Registry(settings.registry), Path(settings.output_dir)
+    registry = Registry(settings.registry)
+    registry.answering()  # before a folder is made
+    with _private(Path(settings.output_dir)) as output:
+        _improve(settings, registry, output)
+
+
+@contextmanager
+def _private(output: Path) -> Iterator[Path]:
+    """The folder, for its owner alone: what people wrote is in the datasets, in the copies that `datasets` makes of
+    them, and in the samples and reports of what learns from them."""
+    output.mkdir(mode=0o700, parents=True, exist_ok=True)
+    output.chmod(0o700)
+    before = os.environ.get(_CACHE)
+    os.environ[_CACHE] = str(output.resolve() / "cache")
+    try:
+        yield output
+    finally:
+        del os.environ[_CACHE]
+        if before is not None:
+            os.environ[_CACHE] = before
+
+
+def _improve(settings: Improvement, registry: Registry, output: Path) -> None:
     current = registry.answering()
     model = str(registry.path(current))
     _run(settings, "prepare_feedback", "feedback", feedback=settings.feedback)

@@ -13,7 +13,6 @@ import platform
 import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from typing import Any
 
 import filelock
 import yaml
+from huggingface_hub.constants import HF_HOME
 
 from hfchat import __version__
 from hfchat.errors import UserError
@@ -100,6 +100,7 @@ class Stage:
         self.work_dir = self.output_dir.with_name(f"{self.output_dir.name}.partial-{self.fingerprint[:12]}")
         self.resumed = self.work_dir.exists()
         self._started = time.monotonic()
+        self._overwrite = overwrite
         self._lock = None
 
         if _is_main_process():
@@ -109,18 +110,14 @@ class Stage:
                 self._lock.acquire(timeout=0)
             except filelock.Timeout as error:
                 raise UserError(f"output_dir {self.output_dir}: another run is writing there; wait for it") from error
-            if (self.work_dir / LINEAGE).exists():  # it was finished, but stopped before the rename
+            self._put_back()
+            if (self.work_dir / LINEAGE).exists() and not self._is_complete():  # it stopped before the rename
                 self._move_into_place()
-        found = read_lineage(self.output_dir)
-        self.complete = found is not None and found["fingerprint"] == self.fingerprint and _is_whole(self.output_dir)
+        self.complete = self._is_complete()
         if self.complete:
             self._release()
             return
-        if self.output_dir.exists() and not overwrite:
-            raise UserError(
-                f"output_dir {self.output_dir}: {self._difference(found)}; choose another output_dir, "
-                "or pass --overwrite_output_dir true to replace it when this run has finished"
-            )
+        self._ask_to_replace()
         self.work_dir.mkdir(parents=True, exist_ok=True)
 
     def finish(
@@ -128,6 +125,7 @@ class Stage:
         metrics: Mapping[str, Any] | None = None,
         licenses: Iterable[str] | None = None,
         config: Iterable[Any] | None = None,
+        private: bool = False,
     ) -> None:
         """Write `lineage.json` and move the output into its place. In a distributed run, only the main process does.
 
@@ -135,6 +133,7 @@ class Stage:
             metrics: What the stage measured; must be JSON.
             licenses: Licences of the output, by default all those of the inputs.
             config: The settings as they were used, where the recipe derived some after the stage began.
+            private: Nobody but its owner may read the output (`make_private`).
         """
         if not _is_main_process():
             return
@@ -169,7 +168,10 @@ class Stage:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            _let_others_read(self.work_dir, scratch.stat().st_mode)
+            if private:
+                make_private(self.work_dir)
+            else:
+                _let_others_read(self.work_dir, scratch.stat().st_mode)
             scratch.rename(self.work_dir / LINEAGE)
         self._move_into_place()
         self._release()
@@ -184,13 +186,48 @@ class Stage:
         if self._lock is not None:
             self._lock.release()
 
+    def _is_complete(self) -> bool:
+        found = read_lineage(self.output_dir)
+        return found is not None and found["fingerprint"] == self.fingerprint and _is_whole(self.output_dir)
+
+    @property
+    def _replaced(self) -> Path:
+        """Where the output that is being replaced waits until its replacement is in its place."""
+        return self.output_dir.with_name(f".{self.output_dir.name}.replaced")
+
     def _move_into_place(self) -> None:
-        previous = self.output_dir.with_name(f".{self.output_dir.name}.replaced")
-        remove_tree(previous)
+        self._ask_to_replace()
         if self.output_dir.exists():
-            move_folder(self.output_dir, previous)
+            move_folder(self.output_dir, self._replaced)
         move_folder(self.work_dir, self.output_dir)
-        remove_tree(previous)
+        remove_tree(self._replaced)
+
+    def _put_back(self) -> None:
+        """Undo a move into place, of whatever run, that was cut off: nobody's finished output is lost by it."""
+        if not self._replaced.exists():
+            return
+        # A local rename is one step, but an object store may have copied only a part: its lineage tells.
+        moved = read_lineage(self.output_dir) is not None and _is_whole(self.output_dir)
+        if moved or (self.output_dir.exists() and not is_remote(self.output_dir)):
+            remove_tree(self._replaced)
+        else:
+            remove_tree(self.output_dir)
+            move_folder(self._replaced, self.output_dir)
+
+    def _ask_to_replace(self) -> None:
+        """Refuse to replace an output unless the user asked for it.
+
+        Raises:
+            UserError: If there is an output and `overwrite` is off.
+        """
+        if self._overwrite or not self.output_dir.exists():
+            return
+        self._release()
+        difference = self._difference(read_lineage(self.output_dir))
+        raise UserError(
+            f"output_dir {self.output_dir}: {difference}; choose another output_dir, "
+            "or pass --overwrite_output_dir true to replace it when this run has finished"
+        )
 
     def _difference(self, found: Mapping[str, Any] | None) -> str:
         if found is None:
@@ -281,6 +318,11 @@ def copy_with_lineage(source: str | Path, target: Path) -> None:
             raise UserError(f"{source}: files named in its {LINEAGE} are missing or cut; run its stage again")
 
 
+def content_digest(folder: str | Path) -> str:
+    """The SHA-256 of an output's files as they are now, whatever its lineage says of them."""
+    return digest(_hash_files(as_path(folder)))
+
+
 def describe(source: str | Path) -> dict[str, Any]:
     """Identify an input by its content: `{"path", "sha256", "licenses"}`.
 
@@ -315,9 +357,11 @@ def _describe_input(role: str, source: str | Path | Mapping[str, Any]) -> dict[s
 
 
 def _lock_file(output_dir: Path) -> Path:
-    if is_remote(output_dir):  # no locks there: two runs on the same machine are all that can be told apart
+    if is_remote(output_dir):  # no locks there: two runs of the same user and machine are all that can be told apart
         name = hashlib.sha256(str(output_dir).encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"hfchat-{name}.lock"
+        locks = Path(HF_HOME) / "hfchat" / "locks"  # not the folder for temporary files, where others may write
+        locks.mkdir(parents=True, exist_ok=True)
+        return locks / f"{name}.lock"
     return output_dir.with_name(f".{output_dir.name}.lock")
 
 
@@ -369,6 +413,17 @@ def _let_others_read(folder: Path, mode: int) -> None:
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(file.stat().st_mode | stat.S_IMODE(mode))
+
+
+def make_private(folder: str | Path) -> None:
+    """Let nobody but its owner read a folder, nor anything in it. A storage that is remote has rights of its own."""
+    path = as_path(folder)
+    if is_remote(path):
+        return
+    path.chmod(0o700)  # first, so that nobody opens a file meanwhile
+    for inside in path.rglob("*"):
+        if not inside.is_symlink():
+            inside.chmod(0o700 if inside.is_dir() else 0o600)
 
 
 def digest(outputs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfchat.errors import UserError
+from hfchat.model_code import refuse_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -107,10 +108,17 @@ def embed_new_tokens(model: "PreTrainedModel", known: int, size: int) -> None:
     """
     if size == known:
         return
+    if not is_tied(model):
+        model.config.tie_word_embeddings = False  # whatever was said: resizing would tie an output layer of its own
     if size > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(size, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
         end.weight.data[known:] = end.weight.data[:known].mean(0)
+
+
+def is_tied(model: "PreTrainedModel") -> bool:
+    """Whether the output layer is the embeddings."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def prepare_for_inference(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -153,8 +161,13 @@ def trains_faster_in_bf16() -> bool:
 
 
 def _load(from_pretrained, name: str, what: str, **kwargs):
+    from transformers import PreTrainedConfig
+
     resolved = resolve(name)
     try:
+        if what != "tokenizer":
+            config, _ = PreTrainedConfig.get_config_dict(resolved, revision=kwargs.get("revision"))
+            refuse_kernels(config, name)
         # Left unset, transformers would ask on a terminal whether to run the model's code.
         return from_pretrained(resolved, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:

@@ -7,6 +7,8 @@ from pathlib import Path
 import fsspec
 from upath import UPath
 
+from hfchat.errors import UserError
+
 
 def as_path(path: str | Path) -> Path:
     """A `pathlib.Path`, or for a URL a `upath.UPath`, which has the same methods."""
@@ -20,6 +22,40 @@ def as_path(path: str | Path) -> Path:
 
 def is_remote(path: str | Path) -> bool:
     return isinstance(path, UPath) or "://" in str(path)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a local file whole, or leave what was there: a kill or a full disk never leaves half of it."""
+    scratch = file.with_name(f".{file.name}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def belongs_to(folder: Path, path: Path) -> bool:
+    """Whether a path in a local folder leads to a regular file or folder that is the folder's own.
+
+    A link may lead out of a folder that somebody else made, to any file of this machine, and a pipe never ends. The
+    snapshots of the Hub's cache are links to the blobs beside them, so those belong to them.
+    """
+    target, roots = path.resolve(), [folder.resolve()]
+    if roots[0].parent.name == "snapshots":
+        roots.append(roots[0].parents[1] / "blobs")
+    inside = any(target.is_relative_to(root) for root in roots)
+    return inside and (target.is_file() or target.is_dir())
+
+
+def check_own_files(folder: Path) -> None:
+    """Refuse a local folder in which a path leads elsewhere, see `belongs_to`.
+
+    Raises:
+        UserError: Names the path.
+    """
+    for path in folder.rglob("*"):
+        if not belongs_to(folder, path):
+            raise UserError(f"{path}: leads to no file of {folder}; put a copy of the file in its place, or delete it")
 
 
 def remove_tree(folder: Path) -> None:

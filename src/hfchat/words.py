@@ -1,17 +1,27 @@
-"""The words of a text, for comparing it with others."""
+"""The words of a text, and its runs of words, for comparing it with others."""
 
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 import regex
 
 # Scripts that put no spaces between words: there, each letter counts as one.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-_WORD = regex.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{N}}\p{{Mc}}])+")
+_SYLLABLES = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Bopomofo}\p{Yi}"
+_SOUNDS = (
+    r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Javanese}\p{Balinese}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}"
+    r"\p{Tai_Viet}"
+)
+UNSPACED = _SYLLABLES + _SOUNDS  # for a class of characters of the library `regex`
+_WORD = regex.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\p{{L}}\p{{N}}\p{{Mc}}])+")
 _SPACED_WORD = regex.compile(r"[\p{L}\p{N}\p{Mc}]+")  # the same, and quicker, where none of them is there
-_ANY_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
+_ANY_UNSPACED = regex.compile(rf"[{UNSPACED}]")
 _ASCII_WORD = regex.compile(r"[a-z0-9]+")
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,٫]\p{Nd}+)*")
 _MARKS = regex.compile(r"\p{Mn}+")
+
+# How much of a word a letter is: a Chinese or Japanese one has some two letters, a Thai one three or more. In sixths.
+_WHOLE, _OF_SYLLABLES, _OF_SOUNDS = 6, 3, 2
+_SYLLABLE = regex.compile(f"[{_SYLLABLES}]")
 
 
 def words(text: str, keep_numbers: bool = False) -> list[str]:
@@ -26,3 +36,38 @@ def words(text: str, keep_numbers: bool = False) -> list[str]:
     text = _MARKS.sub("", unicodedata.normalize("NFD", text))
     text = text if keep_numbers else _NUMBER.sub("0", text)
     return (_WORD if _ANY_UNSPACED.search(text) else _SPACED_WORD).findall(text)
+
+
+def word_sixths(found: Sequence[str]) -> list[int]:
+    """How much of a word each of `words` is, in sixths: of scripts without spaces, a letter is a half or a third."""
+    if all(map(str.isascii, found)):  # as nearly all are, which is quickly seen
+        return [_WHOLE] * len(found)
+    return [_sixths(word) for word in found]
+
+
+def runs(found: Sequence[str], n: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of as much text as `n` words, as short as it can be.
+
+    Of Chinese and Japanese that is twice as many letters, of other scripts without spaces three times: `n` letters are
+    a name, and no quotation.
+
+    Args:
+        found: Of `words`.
+        n: At least one.
+    """
+    sizes = word_sixths(found)
+    end, held = 0, 0
+    for start, size in enumerate(sizes):
+        while held < n * _WHOLE and end < len(sizes):
+            held += sizes[end]
+            end += 1
+        if held < n * _WHOLE:
+            return
+        yield start, end
+        held -= size
+
+
+def _sixths(word: str) -> int:
+    if len(word) > 1 or word.isascii() or not _ANY_UNSPACED.match(word):
+        return _WHOLE
+    return _OF_SYLLABLES if _SYLLABLE.match(word) else _OF_SOUNDS

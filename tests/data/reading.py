@@ -1,5 +1,6 @@
 """What a source reads, for the tests of sources and readers."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 from datatrove.data import Document
 from datatrove.io import DataFolder
 
+from hfchat.data.readers import SKIPPED
 from hfchat.data.shards import RemovedWriter
 from hfchat.data.sources import Source
 
@@ -21,6 +23,7 @@ class Read:
     removed: list[dict[str, Any]] = field(default_factory=list)
     read: int = 0
     skipped: int = 0
+    skipped_for: Counter[str] = field(default_factory=Counter)
 
     @property
     def texts(self) -> list[str]:
@@ -40,7 +43,11 @@ def read_all(source: dict[str, Any], folder: Path, world_size: int = 1, **option
         result.documents += step.run(None, rank, world_size)
         result.read += step.stats["read"].total
         result.skipped += step.stats["skipped"].total
+        for name, metric in step.stats.stats.items():
+            if name.startswith(SKIPPED):
+                result.skipped_for[name.removeprefix(SKIPPED)] += metric.total
     for file in sorted(folder.glob("removed/*/*.parquet")):
         result.removed += pq.read_table(file).to_pylist()
+    assert result.skipped == result.skipped_for.total()
     assert result.read == len(result.documents) + len(result.removed)
     return result

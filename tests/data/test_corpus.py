@@ -255,3 +255,59 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_corpus(documents, tmp_path)
         assert files(folder) == undisturbed, f"attempt {attempt}"
     assert killed >= 10
     assert len(stages) >= 3, "the moments were not spread over the phases"
+
+
+def test_what_is_passed_over_and_a_separator_that_is_nowhere_are_told(tmp_path):
+    http = b"HTTP/1.1 404 Not Found\r\n\r\n"
+    record = (
+        b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.org/\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"
+    )
+    (tmp_path / "a.warc").write_bytes(3 * (record % (len(http), http)))
+    for name in ("whole", "divided"):
+        text = "\n\n".join(document(i) for i in range(5)) if name == "divided" else document(9)
+        (tmp_path / f"{name}.txt").write_text(text)
+    sources = [Source({"path": str(tmp_path / "a.warc")})]
+    sources += [
+        Source({"path": f"{tmp_path}/{name}.txt", "name": name, "separator": "\n\n"}) for name in ("whole", "divided")
+    ]
+    counts = build_corpus(sources, [], tmp_path / "out", **OPTIONS | {"validation_fraction": 0.01})
+    assert (counts["read"], counts["removed"], counts["skipped"]) == (6, {}, 3)
+    assert counts["skipped_for"] == {"status 404": 3}
+    assert counts["undivided"] == {"whole": "\n\n"}
+    for report in ("report.md", "report.html"):
+        page = (tmp_path / "out" / report).read_text()
+        assert "3 records that are no documents: status 404 3." in page
+        assert "The separator of whole, " in page
+        assert "The separator of divided" not in page
+
+
+def test_the_first_that_cannot_be_read_is_named_where_nothing_is_left(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "a"}\n')
+    with pytest.raises(UserError, match=r"'unreadable': 1}, of which the first is .*no text under the key 'text'"):
+        build_corpus([Source({"path": str(tmp_path / "a.jsonl")})], [], tmp_path / "out", **OPTIONS)
+
+
+@pytest.mark.parametrize("step", ["clean_text", "exact_dedup", {"near_dedup": {"similarity": 0.99}}])
+def test_near_duplicates_are_on_one_side_of_the_split(tmp_path, step):
+    texts = [document(i) for i in range(20)]
+    copies = [text.replace("before", f"after {i}", 1) for i, text in enumerate(texts)]
+    copies += [f"{text} So it was." for text in texts[:10]]
+    rows = [json.dumps({"text": text, "id": str(i % 20)}) for i, text in enumerate(texts + copies)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    options = OPTIONS | {"validation_fraction": 0.4}
+    build_corpus([Source({"path": f"{tmp_path}/a.jsonl"})], [Step(step)], tmp_path / "out", **options)
+    found = load_dataset(str(tmp_path / "out"))
+    assert len(found["train"]) + len(found["validation"]) >= 40
+    assert len(found["validation"]) > 5
+    assert not set(found["train"]["id"]) & set(found["validation"]["id"])
+
+
+def test_a_chain_that_removes_near_duplicates_does_not_look_for_them_again(documents, tmp_path):
+    def names(step):
+        from datatrove.io import DataFolder
+
+        return [phase.name for phase in plan([], [Step(step)], DataFolder(str(tmp_path)), 0.1, 2, False, 1000)]
+
+    assert names("near_dedup").count("find near duplicates") == 1
+    assert names("clean_text").count("find near duplicates") == 1
+    assert names({"near_dedup": {"similarity": 0.9}}).count("find near duplicates") == 2

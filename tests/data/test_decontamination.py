@@ -173,3 +173,33 @@ def test_a_page_that_quotes_gsm8k_is_removed(tmp_path):
     assert ContaminationFilter(folder).filter(page) == (False, "contaminated")
     assert page.metadata["filter_detail"].startswith("gsm8k: natalia sold clips to 0 of her friends")
     assert ContaminationFilter(folder).filter(Document(CLEAN, "2")) is True
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "copy"),
+    [
+        (
+            "中华人民共和国全国人民代表大会的代表每届任期是多少年，由哪一个机关来召集它的第一次会议呢？",
+            "据报道，中华人民共和国全国人民代表大会今天在北京开幕，会议将审议政府的工作报告和其他议案。",
+            "代表每届任期是多少年，由哪一个机关来召集它的第一次会议呢",
+        ),
+        (
+            "国際連合教育科学文化機関の本部はどこにあって、そこで働いている人は何人ぐらいいるのでしょうか。",
+            "きのう国際連合教育科学文化機関は新しい世界遺産を発表した。",
+            "本部はどこにあって、そこで働いている人は何人ぐらいいるのでしょうか",
+        ),
+        (
+            "สาธารณรัฐประชาธิปไตยประชาชนลาวมีประชากรกี่คนและเมืองหลวงชื่ออะไรและตั้งอยู่ริมแม่น้ำสายใด",
+            "เมื่อวานนี้สาธารณรัฐประชาธิปไตยประชาชนลาวประกาศนโยบายใหม่",
+            "มีประชากรกี่คนและเมืองหลวงชื่ออะไรและตั้งอยู่ริมแม่น้ำสายใด",
+        ),
+    ],
+    ids=["Chinese", "Japanese", "Thai"],
+)
+def test_in_scripts_without_spaces_a_name_is_kept_and_a_quotation_is_not(tmp_path, row, name, copy):
+    folder = DataFolder(str(tmp_path / "index"))
+    build_index([write_rows(tmp_path / "exam.jsonl", [{"q": row}])], folder)
+    blocker = ContaminationFilter(folder)
+    assert blocker.filter(Document(name, "1")) is True
+    assert blocker.filter(Document(f"{name} {copy}", "1")) == (False, "contaminated")
+    assert blocker.filter(Document(row, "1")) == (False, "contaminated")

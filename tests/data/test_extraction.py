@@ -8,6 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from datatrove.data import Document
+
+from hfchat.data.extraction import Extraction
+from hfchat.data.web import html_to_text
 
 PROGRAM = """
 import os, sys, time
@@ -50,3 +54,29 @@ def test_the_extractor_ends_with_the_process_that_started_it(text):
     if outlived:
         os.kill(extractor, signal.SIGKILL)
     assert not outlived
+
+
+def swell(text: str) -> str:
+    """An extractor that takes as many bytes as a text says."""
+    return str(len(bytearray(int(text or 0))))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux sees to it")
+def test_a_page_that_needs_too_much_memory_costs_itself():
+    documents = [Document(str(size), str(size)) for size in (1000, 400_000_000, 2000)]
+    small, large, next_one = Extraction(swell, timeout=30, memory=200_000_000).run(iter(documents))
+    assert (small.text, next_one.text) == ("1000", "2000")
+    assert large.metadata["filter_reason"] == "extraction_failed"
+    assert large.metadata["filter_detail"] == "it needs more than 200,000,000 bytes of memory"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux sees to it")
+def test_a_page_that_grows_in_a_parser_written_in_c_costs_itself():
+    pages = [
+        "<p>a" * 200_000,
+        "<html><body><p>" + "A ferry crosses the river every hour. " * 9 + "</p></body></html>",
+    ]
+    documents = [Document(page, "0") for page in pages]
+    large, small = Extraction(html_to_text, timeout=60, memory=40_000_000).run(iter(documents))
+    assert large.metadata["filter_reason"] == "extraction_failed"
+    assert small.text.startswith("A ferry")

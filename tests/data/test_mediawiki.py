@@ -1,8 +1,10 @@
 import bz2
+import io
+import tracemalloc
 
 import pytest
 
-from hfchat.data.mediawiki import wikitext_to_text
+from hfchat.data.mediawiki import parse_dump, wikitext_to_text
 from tests.conftest import SHARED_DATA
 from tests.data.reading import read_all
 
@@ -81,6 +83,95 @@ def test_a_dump_that_is_cut_off_costs_its_rest(tmp_path):
 )  # fmt: skip
 def test_markup_becomes_text_that_one_can_read(markup, text):
     assert wikitext_to_text(markup) == text
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("Read [[John 3:16]] and [[Re:Zero]], [[C:\\|C:]] too.", "Read John 3:16 and Re:Zero, C: too."),
+        ("In [[3:10 to Yuma (2007 film)|3:10 to Yuma]], [[16:9 aspect ratio|16:9]].", "In 3:10 to Yuma, 16:9."),
+        (
+            "''[[4:44 (album)|4:44]]'', [[Mission: Impossible]], [[2001:Odyssee]].",
+            "4:44, Mission: Impossible, 2001:Odyssee.",
+        ),
+        ("[[It: Chapter Two]] is not Italian.", "It: Chapter Two is not Italian."),
+        ("[[de:Schilder]][[zh-min-nan:X]][[Fr:Signe|y]]Text.", "Text."),
+        ("[[:de:Schilder|in German]], [[:Kategorie:Sport]].", "in German, Kategorie:Sport."),
+        ("[[wikt:ship|ship]] and [[Help:Links|help]], [[:w:Ship]].", "ship and help, w:Ship."),
+        ("[[Kategorie:Sport]][[kategorie: Sport|X]][[Category:Sport]]Text.", "Text."),
+        ("[[Datei:A.jpg|mini|Ein [[Schiff]] mit {{x|[[y]]}} und [[Anker|Ankern]]]]Text.", "Text."),
+        ("[[Bild:A b.JPG|[[Bild:B.svg|klein]] und [[C]]]][[ file : c.png ]]Text.", "Text."),
+        ("[[Medium:Ton.ogg|hören]]Text.", "Text."),
+        ("[[Datei:Offen.jpg|mini|nie geschlossen", ""),
+    ],
+)
+def test_a_link_shows_what_the_wiki_shows_of_it(markup, text):
+    assert wikitext_to_text(f"<!--namespaces|Medium|Datei|Kategorie-->{markup}") == text
+
+
+def test_the_names_of_files_and_categories_are_those_of_the_dump(tmp_path):
+    namespaces = (
+        '<namespace key="-2" case="first-letter">Медиа</namespace><namespace key="6" case="x">Файл</namespace>'
+        '<namespace key="14" case="first-letter">Категория</namespace></namespaces>'
+    )
+    dump = HEAD.replace("</namespaces>", namespaces)
+    text = (
+        "См. [[Иоанн 3:16]] и [[Звёздный путь: Вояджер|сериал]].\n[[Файл:Флаг.jpg|мини|[[Флаг]]]]\n[[категория:Спорт]]"
+    )
+    dump += page("Знаки", text) + page("Файл:Флаг.jpg", "Описание").replace("<ns>0</ns>", "") + "</mediawiki>"
+    (tmp_path / "a.xml.bz2").write_bytes(bz2.compress(dump.encode("utf-16")))
+    found = read_all({"path": f"{tmp_path}/a.xml.bz2"}, tmp_path / "out")
+    assert found.texts == ["= Знаки =\n\nСм. Иоанн 3:16 и сериал."]
+    assert found.skipped_for == {"page of another namespace": 1}
+
+
+def test_what_is_no_article_is_counted_with_what_it_is(tmp_path):
+    write_dump(
+        tmp_path / "a.xml.bz2",
+        page("Ship", "Text."),
+        page("Old", "#redirect [[Ship]]"),
+        page("Boat", "See there.", redirect="Ship"),
+        page("Gone", ""),
+        page("Q1", "{}").replace("<model>wikitext", "<model>wikibase-item"),
+        page("Talk:Ship", "Well.", namespace=1),
+    )
+    found = read_all({"path": f"{tmp_path}/a.xml.bz2"}, tmp_path / "out")
+    assert found.texts == ["= Ship =\n\nText."]
+    assert found.skipped_for == {
+        "redirect": 2, "page without text": 1, "page that is no wikitext": 1, "page of another namespace": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("xml", "problem"),
+    [
+        ("<rss><channel/></rss>", "no dump of MediaWiki: its first element is <rss>"),
+        ('<!DOCTYPE mediawiki [<!ENTITY a "b">]><mediawiki/>', "a dump has no document type"),
+        (HEAD + "<page>" * 50, "more than 32 elements are nested"),
+        (HEAD + f'<page title="{"x" * 2_000_000}">', "a tag has more than 1,048,576 bytes"),
+        (HEAD + "<page><title>x</page>", "mismatched tag"),
+    ],
+)
+def test_what_is_no_dump_is_one_line(tmp_path, xml, problem):
+    (tmp_path / "a.xml").write_text(xml)
+    (row,) = read_all({"path": f"{tmp_path}/a.xml"}, tmp_path / "out").removed
+    assert row["reason"] == "unreadable"
+    assert problem in row["detail"]
+
+
+def test_a_page_is_measured_while_it_is_read(tmp_path):
+    """The page has 40 MB; of it, and of the second one's revisions, no more is held than a document may have."""
+    dump = bz2.compress(HEAD.encode()) + bz2.compress(b"<page><title>Long</title><ns>0</ns><revision><text>")
+    dump += bz2.compress(b"&lt;" + b"x y\n" * 500_000) * 20
+    dump += bz2.compress(b"</text></revision></page>" + page("Next", "Text.").encode() + b"</mediawiki>")
+    tracemalloc.start()
+    with bz2.open(io.BytesIO(dump)) as stream:
+        large, small = parse_dump(stream, 100_000, namespaces=[0])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert large.fault == ("too_large", "more than 100,000 bytes")
+    assert small.text.endswith("= Next =\n\nText.")
+    assert most < 5_000_000
 
 
 def test_a_page_that_is_too_much_for_the_parser_costs_itself(tmp_path):

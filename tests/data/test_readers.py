@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfchat.data.readers import _parts
+from hfchat.data.readers import _parts, parse_json_lines, parse_parquet
 from hfchat.errors import UserError
 from tests.data.reading import read_all
 
@@ -168,3 +168,148 @@ def test_what_a_kept_document_went_through_is_not_said_of_later_removals(tmp_pat
     (tmp_path / "a.txt").write_text("kept")
     (document,) = read_all({"path": f"{tmp_path}/a.txt"}, tmp_path / "out").documents
     assert "step" not in document.metadata
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_files_are_read_in_any_unicode_encoding_and_with_any_line_end(tmp_path, encoding, end):
+    rows = [{"text": "größer €", "id": "1"}, {"text": "Кошка 猫 🐈"}, {"text": "drei"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "a.jsonl").write_bytes(end.join([*lines, ""]).encode(encoding))
+    found = read_all({"path": f"{tmp_path}/a.jsonl"}, tmp_path / "out", world_size=2)
+    assert sorted(found.texts) == sorted(row["text"] for row in rows)
+    (tmp_path / "a.txt").write_bytes(f"a größer €{end}==={end}Кошка{end}猫 🐈{end}==={end}drei".encode(encoding))
+    source = {"path": f"{tmp_path}/a.txt", "separator": "\n===\n"}
+    assert read_all(source, tmp_path / "out2").texts == ["a größer €", f"Кошка{end}猫 🐈", "drei"]
+    (tmp_path / "b.txt").write_bytes(f"a{end}größer".encode(encoding))
+    assert read_all({"path": f"{tmp_path}/b.txt"}, tmp_path / "out3").texts == [f"a{end}größer"]
+
+
+def test_a_separator_of_windows_is_found_in_a_file_of_unix(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    assert read_all({"path": f"{tmp_path}/a.txt", "separator": "\r\n\r\n"}, tmp_path / "out").texts == ["one", "two"]
+
+
+def test_a_separator_that_is_half_of_a_character_is_not_found_in_it(tmp_path):
+    (tmp_path / "a.txt").write_bytes("ポスト|ソ".encode("cp932"))  # the second byte of the last one is "|"'s neighbour
+    source = {"path": f"{tmp_path}/a.txt", "encoding": "cp932", "separator": "|"}
+    assert read_all(source, tmp_path / "out").texts == ["ポスト", "ソ"]
+    (tmp_path / "a.txt").write_bytes("弌弌".encode("cp932"))
+    trail = {"path": f"{tmp_path}/a.txt", "encoding": "cp932", "separator": chr("弌".encode("cp932")[1])}
+    if trail["separator"].isascii():
+        assert read_all(trail, tmp_path / "out2").texts == ["弌弌"]
+
+
+def test_joined_files_have_marks_between_them(tmp_path):
+    row = b'\xef\xbb\xbf{"text": "one"}\n'
+    (tmp_path / "a.jsonl").write_bytes(row + row)
+    assert read_all({"path": f"{tmp_path}/a.jsonl"}, tmp_path / "out").texts == ["one", "one"]
+
+
+def test_bytes_that_do_not_fit_cost_their_document(tmp_path):
+    (tmp_path / "a.txt").write_bytes("good|b".encode("utf-16") + b"\x00\xdc" + "d|good".encode("utf-16-le"))
+    found = read_all({"path": f"{tmp_path}/a.txt", "separator": "|"}, tmp_path / "out")
+    assert found.texts == ["good", "good"]
+    assert found.removed[0]["detail"] == "UnicodeDecodeError: it is not all utf-16-le"
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_a_packed_file_may_have_several_parts_and_is_not_whole_where_it_is_cut_off(tmp_path, ending):
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.get(ending)
+    pack = pack or (lambda content: pa.compress(content, "zstd", asbytes=True))
+    lines = [json.dumps({"text": f"text {i} {i**7}"}).encode() + b"\n" for i in range(2000)]
+    content = pack(b"".join(lines[:1000])) + pack(b"".join(lines[1000:]))
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(content)
+    assert len(read_all({"path": f"{tmp_path}/a.jsonl.{ending}"}, tmp_path / "out").texts) == 2000
+    (tmp_path / f"b.jsonl.{ending.upper()}").write_bytes(content[:-20])
+    cut = read_all({"path": f"{tmp_path}/b.jsonl.{ending.upper()}"}, tmp_path / "out2")
+    assert "unreadable" in cut.reasons
+    assert len(cut.texts) < 2000
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_what_is_no_text_is_removed_and_named(tmp_path, form):
+    values = [{"text": "good"}, {"text": None}]
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(values), tmp_path / "a.parquet")
+        pq.write_table(pa.Table.from_pylist([{"text": 7}, {"text": None}]), tmp_path / "b.parquet")
+        pq.write_table(pa.table({"text": pa.array([["a"], None])}), tmp_path / "c.parquet")
+    else:
+        values += [{"text": 7}, {"text": None}, {"text": ["a"]}, {"text": None}]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
+    found = read_all({"path": f"{tmp_path}/*.{form}"}, tmp_path / "out")
+    assert found.texts == ["good"]
+    assert sorted((row["reason"], row["detail"]) for row in found.removed) == [
+        *[("empty", "the value of 'text' is null")] * 3,
+        ("unreadable", "the value of 'text' is no text, but a int"),
+        ("unreadable", "the value of 'text' is no text, but a list"),
+    ]
+
+
+def test_what_a_line_holds_beside_its_text_is_not_made_when_it_is_too_much(monkeypatch):
+    made = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: made.append(len(line)) or loads(line))
+    many = b"[" + b"[]," * 3_000_000 + b"0]"
+    quotes = b'"' + b'\\"' * 5_000_000 + b'"'  # a string, however many quotes it holds
+    content = b'{"text": "a", "unused": %s}\n{"text": "b", "unused": %s}\n{"text": "open' % (many, quotes)
+    large, good, broken = parse_json_lines(io.BytesIO(content), 50_000_000, text_key="text")
+    assert large.fault == ("too_large", "the line has more than 4,194,304 bytes beside its strings")
+    assert good.text == "b"
+    assert broken.fault[0] == "unreadable"
+    assert max(made) < 11_000_000
+
+
+def parquet_of(values, **options) -> io.BytesIO:
+    file = io.BytesIO()
+    pq.write_table(pa.table(values), file, **options)
+    file.seek(0)
+    return file
+
+
+def test_a_value_that_all_rows_of_parquet_share_is_in_memory_once():
+    text = "x" * 1_000_000
+    values = pa.array([text] * 64)
+    file = parquet_of({"text": values, "url": values}, dictionary_pagesize_limit=1 << 27, compression="zstd")
+    assert file.getbuffer().nbytes < 2000
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        records = sum(record.text == text for record in parse_parquet(file, 50_000_000, text_key="text"))
+    finally:
+        pa.set_memory_pool(before)
+    assert records == 64
+    assert pool.max_memory() < 10 * len(text)
+
+
+def test_a_row_of_parquet_that_is_too_large_is_measured_before_it_is_made():
+    file = parquet_of({"text": pa.array(["x" * 3_000_000, "small"] * 2)}, dictionary_pagesize_limit=1 << 27)
+    records = list(parse_parquet(file, 1_000_000, text_key="text"))
+    assert [record.fault and record.fault[0] for record in records] == ["too_large", None] * 2
+    assert len(records[0].text) == 400_000
+
+
+def test_a_group_of_rows_that_grows_a_thousandfold_is_not_unpacked(tmp_path):
+    file = parquet_of(
+        {"text": pa.array(["x" * 1_000_000 + str(i) for i in range(100)])}, use_dictionary=False, compression="zstd"
+    )
+    (tmp_path / "a.parquet").write_bytes(file.getvalue())
+    before = pa.default_memory_pool().bytes_allocated()
+    found = read_all({"path": f"{tmp_path}/a.parquet"}, tmp_path / "out", max_document_bytes=2_000_000)
+    assert pa.default_memory_pool().bytes_allocated() - before < 1_000_000
+    (row,) = found.removed
+    assert row["reason"] == "too_large"
+    assert row["detail"].startswith("a group of 100 rows unpacks from ")
+
+
+def test_the_records_of_other_tasks_are_not_made(tmp_path, monkeypatch):
+    made = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: made.append(line) or loads(line))
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{i}"}}\n' for i in range(50)))
+    assert len(read_all({"path": f"{tmp_path}/a.jsonl"}, tmp_path / "out", world_size=7).texts) == 50
+    assert len([line for line in made if line.startswith(b'{"text"')]) == 50

@@ -25,7 +25,6 @@ from tests.data.reading import read_all
         ({"path": "a.warc", "timeout": "long"}, "'timeout' must be a number, not 'long'"),
         ({"path": "a.xml", "namespaces": ["0"]}, r"'namespaces' must be numbers, not \['0'\]"),
         ({"path": "a.txt", "encoding": "utf-99"}, "'encoding': unknown encoding: utf-99"),
-        ({"path": "a.txt", "encoding": "utf-16", "separator": "--"}, "'separator' needs an encoding that has ASCII"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused(value, problem):

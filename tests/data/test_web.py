@@ -20,13 +20,13 @@ def page(body: str = ARTICLE) -> bytes:
     return f"<html><body><nav>Menu Home</nav><article><p>{body}</p></article></body></html>".encode()
 
 
-def write_warc(path, *pages, compress=True):
+def write_warc(path, *pages, compress=True, kind="text/html; charset=utf-8"):
     """Pages are (url, content) or (url, content, headers) or (url, content, headers, status)."""
     with path.open("wb") as file:
         writer = WARCWriter(file, gzip=compress)
         writer.write_record(writer.create_warcinfo_record("test", {"software": "test"}))
         for url, content, *rest in pages:
-            headers = [("Content-Type", "text/html; charset=utf-8"), *(rest[0] if rest else [])]
+            headers = [*([("Content-Type", kind)] if kind else []), *(rest[0] if rest else [])]
             status = rest[1] if len(rest) > 1 else "200 OK"
             http = StatusAndHeaders(status, dict(headers).items(), protocol="HTTP/1.1")
             writer.write_record(
@@ -148,6 +148,155 @@ def test_what_is_kept_of_a_page_does_not_depend_on_the_pages_before_it():
 def test_the_encoding_of_a_page_is_found(content, charset, text):
     found = decode(content, charset)
     assert found == text if text else "Привет" in found or "\ufffd" not in found
+
+
+RUSSIAN = "Паром пересекает реку каждый час, и люди на берегу машут тем, кто на борту."
+CYRILLIC_META = '<meta http-equiv=content-type content="text/html; charset=WINDOWS-1251">'
+
+
+@pytest.mark.parametrize(
+    ("content", "charset", "text"),
+    [
+        # A byte order mark counts more than the header.
+        (b"\xef\xbb\xbf" + RUSSIAN.encode(), "windows-1251", RUSSIAN),
+        (RUSSIAN.encode("utf-16"), "iso-8859-1", RUSSIAN),
+        (b"\xfe\xff" + RUSSIAN.encode("utf-16-be"), None, RUSSIAN),
+        (RUSSIAN.encode("utf-32"), None, RUSSIAN),
+        # Pages in UTF-16 without one.
+        (f"<p>{RUSSIAN}".encode("utf-16-le"), None, f"<p>{RUSSIAN}"),
+        (f"<p>{RUSSIAN}".encode("utf-16-be"), "utf-16", f"<p>{RUSSIAN}"),
+        # The header counts more than the page, and what nobody knows is passed over.
+        ((CYRILLIC_META + RUSSIAN).encode("koi8-r"), "KOI8-R", CYRILLIC_META + RUSSIAN),
+        ((CYRILLIC_META + RUSSIAN).encode("cp1251"), "x-unknown", CYRILLIC_META + RUSSIAN),
+        ((CYRILLIC_META + RUSSIAN).encode("cp1251"), "cp037", CYRILLIC_META + RUSSIAN),
+        ((CYRILLIC_META + RUSSIAN).encode("cp1251"), "", CYRILLIC_META + RUSSIAN),
+        (
+            f'<?xml version="1.0" encoding="Windows-1251"?><p>{RUSSIAN}'.encode("cp1251"),
+            None,
+            f'<?xml version="1.0" encoding="Windows-1251"?><p>{RUSSIAN}',
+        ),
+        (
+            f"<!-- <meta charset=koi8-r> --><META CHARSET='cp1251'>{RUSSIAN}".encode("cp1251"),
+            None,
+            f"<!-- <meta charset=koi8-r> --><META CHARSET='cp1251'>{RUSSIAN}",
+        ),
+        # Labels of browsers.
+        ("“Ja” – 10 €".encode("cp1252"), "ISO_8859-1:1987", "“Ja” – 10 €"),
+        ("“Ja” – 10 €".encode("cp1252"), "latin-1", "“Ja” – 10 €"),
+        ("ığşİ “x”".encode("cp1254"), "iso-8859-9", "ığşİ “x”"),
+        ("中文網頁和鎔字".encode("gbk"), "GB_2312-80", "中文網頁和鎔字"),
+        ("中文网页𠀀".encode("gb18030"), "x-gbk", "中文网页𠀀"),
+        ("日本語①髙".encode("cp932"), "x-sjis", "日本語①髙"),
+        ("日本語".encode("euc-jp"), "x-euc-jp", "日本語"),
+        ("日本語".encode("iso-2022-jp"), "ISO-2022-JP", "日本語"),
+        ("한국어 똠방각하".encode("cp949"), "ks_c_5601-1987", "한국어 똠방각하"),
+        ("香港嘅".encode("big5hkscs"), "Big5", "香港嘅"),
+        ("ภาษาไทย “x”".encode("cp874"), "TIS-620", "ภาษาไทย “x”"),
+        ("Łódź".encode("iso8859-2"), "latin2", "Łódź"),
+        ("Łódź".encode("cp1250"), "x-cp1250", "Łódź"),
+        (RUSSIAN.encode("mac-cyrillic"), "x-mac-cyrillic", RUSSIAN),
+        # A byte that does not fit, among many that do.
+        (RUSSIAN.encode() + b"\xff", "utf-8", RUSSIAN + "\ufffd"),
+        ("It’s a page of words, and they’re all in English.".encode("cp1252"), "utf-8", "It’s a page of words, and "),
+        # What is no text.
+        (bytes(range(256)) * 20, None, None),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(500), "utf-8", None),
+    ],
+)
+def test_the_encoding_of_a_page_is_what_browsers_take_it_for(content, charset, text):
+    found = decode(content, charset)
+    assert found == text or (text and found.startswith(text))
+
+
+def test_a_text_that_speaks_of_encodings_is_not_in_them(tmp_path):
+    text = f"{CYRILLIC_META} says größer."
+    assert decode(text.encode("cp1252"), "cp1252", is_markup=False) == text
+    assert decode(text.encode(), None, is_markup=False) == text
+
+
+@pytest.mark.parametrize(
+    "header", ["text/html; Charset=KOI8-R", 'Text/HTML;CHARSET="koi8-r" ; x=y', "text/html;charset='koi8-r'"]
+)
+def test_the_charset_of_a_header_is_found_in_any_spelling(tmp_path, header):
+    content = f"<html><body><article><p>{RUSSIAN * 4}</p></article></body></html>".encode("koi8-r")
+    write_warc(tmp_path / "a.warc.gz", ("https://a.org/1", content, [("content-type", header)]), kind=None)
+    assert read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out").texts == [RUSSIAN * 4]
+
+
+def response(url: str, http: bytes, kind: str = "response", **headers: str) -> bytes:
+    lines = ["WARC/1.0", f"WARC-Type: {kind}", f"WARC-Target-URI: {url}", f"Content-Length: {len(http)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + http + b"\r\n\r\n"
+
+
+def test_every_record_is_a_document_or_counted_with_what_it_is(tmp_path):
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + page()
+    moved = b"HTTP/1.1 301 Moved\r\n\r\n"
+    (tmp_path / "a.warc").write_bytes(
+        response("http://a.org/1", http)
+        + response("HTTPS://a.org/2", http.replace(b"HTTP/1.1 200 OK", b"HTTP/2 200"))
+        + response("<http://a.org/3>", http.replace(b"\r\n", b"\n").replace(b"1.1", b"1.0"))
+        + response("http://a.org/4", http.replace(b"text/html", b"Application/XHTML+XML; charset=UTF-8"))
+        + response("http://a.org/5", http.replace(b"Content-Type: text/html\r\n", b""))
+        + response("http://a.org/6", http.replace(b"text/html", b"image/x"), WARC_Identified_Payload_Type="TEXT/HTML")
+        + response("http://a.org/moved", moved)
+        + response("http://a.org/odd", b"HTTP/1.1 OK\r\n\r\n")
+        + response("http://a.org/pdf", http.replace(b"text/html", b"application/pdf"))
+        + response("http://a.org/none", b"HTTP/1.1 200 OK\r\n\r\n{}")
+        + response("dns:a.org", b"20260102 a.org. 1 IN A 127.0.0.1")
+        + response("http://a.org/1", b"HTTP/1.1 200 OK\r\n\r\n", "revisit")
+        + response("http://a.org/1", b"the rest of it", "continuation", WARC_Segment_Number="2")
+        + response("http://a.org/1", b"GET / HTTP/1.1\r\n\r\n", "request")
+        + response("http://a.org/1", b"x: y", "metadata")
+        + response("http://a.org/1", b"x", "something")
+        + response("http://a.org/begun", http, WARC_Segment_Number="1")
+        + response(
+            "http://a.org/packed", http.replace(b"\r\n\r\n", b"\r\nContent-Encoding: compress\r\n\r\n\x1f\x9d\x00")
+        )
+        + response("http://a.org/long", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000 + b"\r\n\r\n")
+    )
+    found = read_all({"path": f"{tmp_path}/a.warc"}, tmp_path / "out")
+    assert found.texts == [ARTICLE.strip()] * 6
+    assert found.documents[2].metadata["url"] == "http://a.org/3"
+    assert found.skipped_for == {
+        "status 301": 1, "no status": 1, "application content": 1, "unknown content": 1, "response without HTTP": 1,
+        "revisit record": 1, "continuation record": 1, "request record": 1, "metadata record": 1,
+        "record of an unknown type": 1,
+    }  # fmt: skip
+    assert {row["url"].rsplit("/", 1)[1]: row["detail"] for row in found.removed} == {
+        "begun": "it is one of several records of the same page",
+        "packed": "coding 'compress': it is not known",
+        "long": "headers of more than 262,144 bytes",
+    }
+
+
+def test_a_page_whose_record_has_a_wrong_length_is_not_taken_for_whole(tmp_path):
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + page()
+    wrong = response("http://a.org/wrong", http).replace(b"Length: %d" % len(http), b"Length: %d" % (len(http) - 200))
+    (tmp_path / "a.warc").write_bytes(response("http://a.org/1", http) + wrong + response("http://a.org/2", http))
+    found = read_all({"path": f"{tmp_path}/a.warc"}, tmp_path / "out", world_size=2)
+    assert [document.metadata["url"] for document in found.documents] == ["http://a.org/1", "http://a.org/2"]
+    (row,) = found.removed
+    assert (row["url"], row["detail"]) == ("http://a.org/wrong", "the record is longer than its Content-Length")
+
+
+@pytest.mark.parametrize("ending", ["wet", "warc"])
+def test_texts_and_pages_may_be_in_one_file(tmp_path, ending):
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + page()
+    texts = response("http://a.org/text", b"A text < b.", "conversion", Content_Type="text/plain")
+    (tmp_path / f"a.{ending}").write_bytes(texts + response("http://a.org/1", http))
+    found = read_all({"path": f"{tmp_path}/a.{ending}"}, tmp_path / "out")
+    assert found.texts == ["A text < b.", ARTICLE.strip()]
+
+
+def test_the_records_of_other_tasks_are_not_unpacked(tmp_path, monkeypatch):
+    from hfchat.data import web
+
+    write_warc(tmp_path / "a.warc.gz", *((f"https://a.org/{i}", page(f"{i} {ARTICLE}")) for i in range(11)))
+    decoded, undo = [], web.undo_codings
+    monkeypatch.setattr(web, "undo_codings", lambda content, *args: decoded.append(content) or undo(content, *args))
+    found = read_all({"path": f"{tmp_path}/a.warc.gz"}, tmp_path / "out", world_size=4)
+    assert len(found.texts) == len(decoded) == 11
 
 
 @needs_shared_data

@@ -174,6 +174,29 @@ def test_nothing_is_reachable_that_no_policy_names(objects):
         assert {"Ingress", "Egress"} <= denied, name
 
 
+@pytest.mark.parametrize("file", ["add-model/pod.yaml", "training/job.yaml"])
+def test_what_is_applied_beside_the_overlays_is_denied_as_well(file):
+    for one in documents(KUBERNETES / file):
+        pod = one if one["kind"] == "Pod" else pod_of(one)
+        if pod is not None:
+            assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "hfchat"
+
+
+def test_no_rule_opens_a_port_to_everywhere_but_https(objects):
+    policies = [*of_kind(objects, "NetworkPolicy"), *of_kind(documents(FILES[0]), "NetworkPolicy")]
+    rules = [rule for policy in policies for rule in policy["spec"].get("egress", ())]
+    open_ports = {port["port"] for rule in rules if not rule.get("to") for port in rule["ports"]}
+    assert open_ports <= {443}
+
+
+def test_vllm_does_not_run_the_code_of_a_model(objects):
+    images = [container["image"] for pod in pods(objects).values() for container in pod["spec"]["containers"]]
+    for image in images:
+        if image.startswith("vllm/"):
+            version = re.fullmatch(r"vllm/vllm-openai:v([\d.]+)(@sha256:[0-9a-f]{64})?", image)[1]
+            assert tuple(map(int, version.split("."))) >= (0, 19, 0)  # CVE-2026-22807, CVE-2026-34756
+
+
 def test_ports_that_are_named_are_there(objects):
     for pod in pods(objects).values():
         for container in pod["spec"]["containers"]:
@@ -327,7 +350,7 @@ def test_prometheus_finds_the_server(objects):
 def test_the_training_meets_at_its_first_pod():
     from accelerate.commands.launch import launch_command_parser
 
-    _, service, job = documents(KUBERNETES / "training" / "job.yaml")
+    _, service, job, _ = documents(KUBERNETES / "training" / "job.yaml")
     pod = job["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     assert container["command"] == ["accelerate", "launch"]

@@ -13,7 +13,7 @@ from hfchat.doctor.memory import (
     weight_bytes,
 )
 from hfchat.training.optimizer import MuonWithAdamW
-from tests.conftest import tiny_model
+from tests.conftest import needs_chunked_loss, tiny_model
 
 PLAIN = Numerics("cpu", None, checkpointing=False)
 
@@ -103,6 +103,18 @@ def test_what_takes_less_memory_is_estimated_to():
     assert trained_bytes(adapted) < 0.2 * trained_bytes(gpt2().build())
     assert optimizer_bytes(adapted, "adamw_torch") == 2 * trained_bytes(adapted)
     assert weight_bytes(adapted) == weight_bytes(gpt2().build()) + trained_bytes(adapted)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "chunked"), [(512, False), (50_304, False), pytest.param(512, True, marks=needs_chunked_loss)]
+)
+def test_an_evaluation_of_the_batch_of_the_training_needs_less_memory(vocab_size, chunked):
+    """So that no pretraining ends for want of it: there, the batch of the training is the default."""
+    blueprint = gpt2(2, dtype=torch.float32)
+    blueprint.config.vocab_size = vocab_size
+    batch = Batch(2, 128, chunked_loss=chunked)
+    autocast = Numerics("cpu", torch.bfloat16, checkpointing=False)
+    assert evaluation_peaks(blueprint, batch, autocast).total < step_peaks(blueprint, batch, autocast).total
 
 
 def test_quantized_linear_layers_take_half_a_byte_a_weight(tokenizer):

@@ -171,3 +171,113 @@ def test_bad_conversations_are_named(tmp_path, messages, message):
     with pytest.raises(UserError, match=message) as error:
         _task(dataset_name=_file(tmp_path / "rows.jsonl", rows)).prepare()
     assert "\n" not in str(error.value)
+
+
+def test_a_suite_can_set_the_tokenizer_of_bleu(tmp_path):
+    record = Record(0, "?", ["第1个柜子是蓝色的。"], answer="第1个柜子是蓝色的。")
+    for settings, tokenize in (({}, "zh"), ({"tokenize": "char"}, "char")):
+        write_records(tmp_path / "m.jsonl", [record])
+        task = _task(dataset_name="x", metrics=["bleu"], headline="bleu", **settings)
+        statistics = task.measure("m", tmp_path).statistics["bleu"]
+        assert statistics.of_all() == pytest.approx(100)
+        assert f"|tok:{tokenize}|" in statistics.signature
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenize": "flores200"}, "tasks: answers: tokenize: flores200 would fetch a model from the network"),
+        ({"tokenize": "13b"}, "tasks: answers: tokenize: there is no '13b', only none, zh, 13a"),
+        ({"tokenize": "zh", "metrics": ["rougeL"]}, "tokenize: is of BLEU, which is not among the metrics"),
+    ],
+)
+def test_a_wrong_tokenizer_is_named_before_any_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        _task(dataset_name="x", **settings)
+
+
+COLOUR = [{"text": "Locker 1 is blue.", "answer": '{"colour": "blue"}', "n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            'Answer as {"colour": "..."}: {text}',
+            r"""prompt: \{"colour": "..."\} is no column; .* twice: \{\{ or \}\}""",
+        ),
+        ("Answer as {colour: blue}: {text}", r"prompt: \{colour: blue\} is no column; .* twice: \{\{ or \}\}"),
+        ("What is in { ? {text}", r"prompt: .*; a brace that is text is written twice: \{\{ or \}\}"),
+        ("So } ends: {text}", r"prompt: Single '\}' encountered.*; a brace that is text is written twice"),
+        ("{} {text}", r"prompt: \{\} is no column; a brace that is text is written twice"),
+        ("{text!r}", r"prompt: \{text!r\} is no column"),
+        ("{n:03d}", r"prompt: \{n:03d\} is no column"),
+    ],
+)
+def test_a_prompt_whose_braces_are_no_columns_says_to_double_them(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        _task(dataset_name="x", prompt=prompt, references="answer")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ('Answer as {{"colour": "..."}}: {text}', 'Answer as {"colour": "..."}: Locker 1 is blue.'),
+        ("No. {n}: {answer}", 'No. 1: {"colour": "blue"}'),
+        ("No column", "No column"),
+    ],
+)
+def test_doubled_braces_are_text(tmp_path, prompt, asked):
+    task = _task(dataset_name=_file(tmp_path / "rows.jsonl", COLOUR), prompt=prompt, references="answer")
+    task.prepare()
+    assert task.examples[0].prompt[-1]["content"] == asked
+
+
+@pytest.mark.parametrize("prompt", ["{0}", "{text.x}", "{text[0]}", "{colour}"])
+def test_a_column_that_is_not_there_says_to_double_braces(tmp_path, prompt):
+    task = _task(dataset_name=_file(tmp_path / "rows.jsonl", COLOUR), prompt=prompt, references="answer")
+    with pytest.raises(UserError, match=r"prompt: there is no column '.*', only .*written twice: \{\{ or \}\}"):
+        task.prepare()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"q": None, "a": "4"},
+            r"rows.jsonl \(validation\) row 2: q is empty \(null\); write something there, or remove",
+        ),
+        ({"q": "2+2?", "a": None}, r"row 2: a is empty \(null\)"),
+        ({"q": " ", "a": "4"}, r"row 2: q must be a text, not ' '"),
+    ],
+)
+def test_nothing_in_a_column_names_the_row_and_the_column(tmp_path, row, message):
+    rows = [{"q": "1+1?", "a": "2"}, row]
+    with pytest.raises(UserError, match=message):
+        _task(dataset_name=_file(tmp_path / "rows.jsonl", rows), prompt="{q}", references="a").prepare()
+
+
+@pytest.mark.parametrize(
+    ("question", "references", "message"),
+    [
+        (["a", "b"], "x", "row 1: q must be a text, not"),
+        ({"a": 1}, "x", "row 1: q must be a text, not"),
+        ("x", [], r"row 1: a is empty \(null\)"),
+        ("x", ["y", None], r"row 1: a is empty \(null\)"),
+        ("x", {"y": "z"}, "row 1: a must be a text or a list of texts, not"),
+        (3, 4.5, None),
+        ("x", [1, 2], None),
+    ],
+)
+def test_numbers_are_texts_and_other_types_are_named(tmp_path, question, references, message):
+    task = _task(
+        dataset_name=_file(tmp_path / "r.jsonl", [{"q": question, "a": references}]), prompt="{q}", references="a"
+    )
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            task.prepare()
+        return
+    task.prepare()
+    (example,) = task.examples
+    assert example.prompt[-1]["content"] == str(question)
+    assert example.references == [str(one) for one in (references if isinstance(references, list) else [references])]

@@ -521,3 +521,13 @@ def test_answers_longer_than_the_context_are_refused_before_a_model_is_loaded(mo
 def test_wrong_settings_name_the_key(settings, message):
     with pytest.raises(ValueError, match=message):
         TaskEntry({"kind": "benchmark", "name": "x", **settings})
+
+
+@pytest.mark.parametrize("row", [{"question": None, "answer": "1"}, {"question": "Why?", "answer": " "}])
+def test_a_row_without_a_text_is_named(tmp_path, row):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": f"{i}?", "answer": "1"} for i in range(120)] + [row]
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    column = "question" if row["question"] is None else "answer"
+    with pytest.raises(UserError, match=rf"tasks: x: data .*rows.jsonl: row 121: {column} must be a text, not"):
+        Benchmark("x", ["gsm8k_local"], str(file)).prepare()

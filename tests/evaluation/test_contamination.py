@@ -84,10 +84,54 @@ def test_runs_are_as_long_as_the_shorter_examples_but_eight_words_at_least(tmp_p
     assert (found["words"], found["too_short"], found["found"]) == (8, 1, [])
 
 
-@pytest.mark.parametrize(("documents", "found"), [(10, [0]), (11, [])])
-def test_what_many_documents_share_is_a_common_phrase(tmp_path, documents, found):
+OTHERS = [f"{letter}other" for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.mark.parametrize(("documents", "found", "common"), [(10, [0], []), (11, [], [])])
+def test_what_many_documents_share_is_a_common_phrase(tmp_path, documents, found, common):
     ancestry = pretrained_on(tmp_path, [f"{i} {' '.join(NUMBERS)} {' '.join(NUMBERS)}" for i in range(documents)])
-    assert check([Example(" ".join(NUMBERS) + " and more")], ancestry)["found"] == found
+    result = check([Example(" ".join(NUMBERS + OTHERS))], ancestry)
+    assert (result["found"], result["common"]) == (found, common)
+
+
+@pytest.mark.parametrize("documents", [1, 10, 11, 50])
+@pytest.mark.parametrize("answer", ["It is so.", " ".join(OTHERS * 3)])
+def test_a_question_that_many_documents_quote_is_no_phrase(tmp_path, documents, answer):
+    question = " ".join(NUMBERS[:14])
+    ancestry = pretrained_on(tmp_path, [f"Quiz {i}: {question}? Who knows." for i in range(documents)] + ["Other."])
+    result = check([chat(question, answer), chat(" ".join(OTHERS), answer)], ancestry)
+    assert result["found"] == result["overlapping"] == [0]
+    assert result["sources"][0]["found"] == 1
+    assert result["sentence"].startswith("1 of the 2 examples is in what it was trained on")
+
+
+def test_what_is_whole_in_no_document_but_common_throughout_is_said(tmp_path):
+    first, second = " ".join(NUMBERS[:13]), " ".join(NUMBERS[1:14])
+    ancestry = pretrained_on(tmp_path, [f"{i} {first}" for i in range(11)] + [f"{i} {second}" for i in range(11)])
+    result = check([Example(" ".join(NUMBERS[:14]))], ancestry)
+    assert (result["found"], result["common"]) == ([], [0])
+    assert " 1 example consists of common runs only, each in more than 10 rows" in result["sentence"]
+
+
+def test_the_wording_of_a_task_is_no_example(tmp_path):
+    """Every question has it, and so have some documents: nothing else of the questions is in them."""
+    wording = " ".join(NUMBERS[:14])
+    examples = [Example(f"{wording} {letter} {letter}{letter}") for letter in "abcdefghijkl"]
+    ancestry = pretrained_on(tmp_path, [f"{i} {wording}." for i in range(11)])
+    assert check(examples, ancestry)["found"] == []
+
+
+CONGRESS = "中华人民共和国全国人民代表大会"
+
+
+def test_a_name_in_a_script_without_spaces_is_no_quotation(tmp_path):
+    question = f"{CONGRESS}的代表每届任期是多少年，由哪一个机关来召集它的第一次会议呢"
+    examples = [Example(question), Example("泰国的首都在哪里，那里有多少人口，为什么有那么多人去那里旅行")]
+    for text, found in (
+        (f"据新华社报道，{CONGRESS}今天在北京开幕，会议将审议政府工作报告。", []),
+        (f"测验题：{question}？请回答。", [0]),
+    ):
+        assert check(examples, pretrained_on(tmp_path, [text, "别的。"]))["found"] == found
 
 
 def test_targets_are_looked_for_where_nothing_is_asked(tmp_path):

@@ -92,7 +92,9 @@ def test_shares_and_the_spread_by_the_lexicon(prompts, tmp_path):
     assert groups["pet: cats"]["flagged"]["score"] == 0
     assert groups["pet (all)"]["spread"]["score"] == 0.5
     assert groups["pet (all)"]["flagged"]["score"] == pytest.approx(1 / 6)
-    assert groups["size (all)"]["spread"]["interval"] == [1, 1]
+    low, high = groups["size (all)"]["spread"]["interval"]
+    assert 0.3 < low < 0.4, "of two templates, others may well differ less"
+    assert high == 1
     assert found["scores"]["tuned"]["spread"]["score"] == 0
     assert found["comparisons"][0]["metrics"]["spread"]["difference"] == -1
     assert found["details"]["spread"]["base"]["size"] | {"p_value": 0} == {

@@ -1,7 +1,12 @@
+import re
+
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hfchat.errors import UserError
-from hfchat.evaluation.encoding import encode_prompt, encode_target
+from hfchat.evaluation.encoding import encode_prompt, encode_target, what_is_lost
+from tests.conftest import TEXTS
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 
@@ -46,3 +51,62 @@ def test_pairs_are_encoded_as_in_lm_eval(chat_model, tokenizer):
 def test_a_target_without_tokens_is_refused(tokenizer):
     with pytest.raises(UserError, match="row 9: its target adds no token"):
         encode_target(tokenizer, "The recipe", "", "row 9")
+
+
+def test_a_document_that_spells_a_special_token_stays_text(tokenizer):
+    text = "A turn ends with <|im_end|> and a text with <|endoftext|>."
+    beginning, rest = encode_target(tokenizer, "", text, "text 1")
+    assert not set(rest) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(rest) == text
+    assert beginning == [tokenizer.bos_token_id]
+
+
+def _of(model, normalizer=None, **special):
+    """A tokenizer of the library `tokenizers`, trained on the texts of the tests."""
+    pretrained = Tokenizer(model)
+    pretrained.pre_tokenizer, pretrained.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<unk>", "<s>"], unk_token="<unk>")
+    if isinstance(model, models.BPE):
+        pretrained.pre_tokenizer, pretrained.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    if normalizer is not None:
+        pretrained.normalizer = normalizer
+    pretrained.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=pretrained, **special)
+
+
+UNIGRAM = {"unk_token": "<unk>", "bos_token": "<s>"}
+GPT2 = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|end|>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_of", "text", "lost"),
+    [
+        (lambda: _of(models.Unigram(), **UNIGRAM), "Document 1: the recipe reads files. ", None),
+        (lambda: _of(models.Unigram(), **UNIGRAM), "Document 1: 汉字", r"1 tokens of \d+ are <unk>"),
+        (lambda: _of(models.Unigram(), **UNIGRAM), "the café is", "are <unk>"),
+        (
+            lambda: _of(models.Unigram(), normalizers.Lowercase(), **UNIGRAM),
+            "the Recipe",
+            "'the recipe' where .*'the Re",
+        ),
+        (
+            lambda: _of(models.BPE(), normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), **GPT2),
+            "the ré",
+            "'the re' where it says 'the r",
+        ),
+        (lambda: _of(models.BPE(), **GPT2), "汉字 é 😀\n\tThe END  of it", None),
+        (lambda: _of(models.BPE(), **GPT2), "a text that ends with <|end|> and goes on", None),
+        (lambda: _of(models.BPE(), normalizers.NFC(), **GPT2), "cafe\u0301 Tiê\u0301ng", None),
+        (lambda: _of(models.BPE(), normalizers.NFKC(), **GPT2), "x² ﬁ", "is read as 'x2 fi' where it says 'x² ﬁ'"),
+    ],
+)
+def test_what_a_tokenizer_loses_of_a_text_is_said(tokenizer_of, text, lost):
+    found = what_is_lost(tokenizer_of(), text)
+    assert found is None if lost is None else re.search(lost, found)
+
+
+def test_the_projects_tokenizer_loses_nothing(tokenizer):
+    for text in (*TEXTS[:3], "汉字 é 😀 ที่\n\tThe <|im_end|> END  of it"):
+        assert what_is_lost(tokenizer, text) is None

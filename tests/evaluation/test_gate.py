@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hfchat.errors import UserError
+from hfchat.evaluation.bootstrap import difference, estimate, mean
 from hfchat.evaluation.gate import Gate, judge, write_verdict
 
 
@@ -52,8 +53,40 @@ def test_a_gate_asks_what_the_interval_shows(gate, measured, passed):
     assert passes(gate, **measured) is passed
 
 
-def test_of_one_example_nothing_is_shown():
-    assert not passes({"may_lose": 1}, n=1)
+@pytest.mark.parametrize("gate", [{"above": 0.5}, {"below": 0.9}, {"may_lose": 1}, {"must_gain": True}])
+def test_too_few_examples_fail_by_name(gate):
+    measured = {"interval": (0.6, 0.8), "change": (0.1, 0.2)}
+    assert passes(gate, n=10, **measured)
+    assert not passes(gate, n=9, **measured)
+    assert passes({**gate, "min_n": 9}, n=9, **measured)
+    assert not passes({**gate, "min_n": 50}, n=49, **measured)
+    one = Gate({"task": "task", "metric": "rate", **gate})
+    assert judge(results(n=9, **measured), [one], min_n=9).passed
+    found = judge(results(n=3, **measured), [one]).outcomes[0].found
+    assert found == "too few examples: n = 3, and the gate needs 10 (min_n)"
+
+
+def test_what_has_no_score_is_no_example():
+    measured = results(interval=(0.6, 0.8))
+    measured["tasks"]["task"]["scores"]["candidate"]["rate"]["scored"] = 4
+    assert not judge(measured, [Gate({"task": "task", "metric": "rate", "above": 0.5})]).passed
+
+
+@pytest.mark.parametrize(("n", "passed"), [(2, False), (80, False), (190, True)])
+def test_none_of_few_is_not_shown_to_be_almost_none(n, passed):
+    """Of none in 80, a true share of 4% is well possible."""
+    none = mean([0.0] * n, "share")
+    estimates = {name: {"rate": estimate(none, 100, 0)} for name in ("current", "candidate")}
+    measured = results(better="lower")
+    measured["tasks"]["task"] |= {
+        "scores": estimates,
+        "comparisons": [
+            {"model": "candidate", "baseline": "current", "metrics": {"rate": difference(none, none, 9, 0)}}
+        ],
+    }
+    for gate in ({"below": 0.02}, {"may_lose": 0.02}):
+        assert judge(measured, [Gate({"task": "task", "metric": "rate", "min_n": 2, **gate})]).passed is passed
+    assert not judge(measured, [Gate({"task": "task", "metric": "rate", "min_n": 2, "must_gain": True})]).passed
 
 
 def test_what_the_candidate_did_not_take_part_in_fails():
@@ -85,6 +118,9 @@ def test_speed_is_a_share_of_the_current_one():
         ({"task": "task", "metric": "rate", "may_lose": "little"}, "must be a number"),
         ({"task": "task", "metric": "rate", "must_gain": False}, "must_gain is true"),
         ({"task": "task", "metric": "rate", "keeps": 0.5}, "`keeps` is the condition of `speed: true`"),
+        ({"task": "task", "metric": "rate", "above": 0.5, "min_n": 0}, "min_n must be a whole number, at least 1"),
+        ({"task": "task", "metric": "rate", "above": 0.5, "min_n": "ten"}, "min_n must be a whole number"),
+        ({"speed": True, "keeps": 0.5, "min_n": 5}, "min_n is for a task and a metric"),
         ({"speed": True, "above": 5}, "`keeps` is the condition of `speed: true`"),
     ],
 )

@@ -120,7 +120,8 @@ def test_what_has_no_verdict_is_counted_and_left_out(answers):
     assert "parsed:3/4" in scores["win_rate"]["signature"]
     assert scores["unparsable"]["score"] == 0.25
     assert found["details"]["outcomes"]["new"] == {"wins": 3, "ties": 0, "losses": 0, "unparsable": 1}
-    assert found["comparisons"][0]["metrics"]["win_rate"]["n"] == 4
+    compared = found["comparisons"][0]["metrics"]["win_rate"]
+    assert (compared["n"], compared["scored"], compared["p_value"]) == (4, 3, 0.25)
 
 
 def test_a_judge_that_never_gives_a_verdict_gives_no_win_rate(answers):

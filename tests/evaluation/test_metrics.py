@@ -39,7 +39,16 @@ IDENTICAL = {
     "Thai": "สวัสดีครับ วันนี้อากาศดี",
     "Japanese": "東京タワーはどこですか",
     "Greek": "Καλημέρα κόσμε, τι κάνεις;",
+    "Korean": "오늘은 날씨가 좋아서 공원에 산책하러 갑시다.",
+    "Lao": "ມື້ນີ້ອາກາດດີຫຼາຍ",
+    "Khmer": "ថ្ងៃនេះអាកាសធាតុល្អណាស់",
+    "Burmese": "ဒီနေ့ရာသီဥတုကောင်းတယ်",
+    "Tibetan": "དེ་རིང་གནམ་གཤིས་ཡག་པོ་འདུག",
+    "Yi": "ꆈꌠꁱꂷ",
+    "mixed": "用hfchat训练 is good, ですね。",
 }
+# Too short for an n-gram, or without a word.
+SHORT = ["Yes", "蓝色", "네", "😀🎉", "?!", "１２３４", "x = 1"]
 
 
 @pytest.fixture(autouse=True)
@@ -225,6 +234,59 @@ def test_rouges_signature_says_how():
 @pytest.mark.parametrize("text", IDENTICAL.values(), ids=IDENTICAL)
 def test_rouge_of_identical_texts_is_one_in_every_script(text, rouge_type):
     assert _score(ROUGE(rouge_type), [text], [text]) == 1.0
+
+
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "meteor"])
+@pytest.mark.parametrize("text", [*IDENTICAL.values(), *SHORT])
+def test_identical_texts_never_score_0(text, metric):
+    for several in ([text], [f"another text of {text}, and a longer one than that", text]):
+        score = _score(load_metric(metric), [text] * 2, [several] * 2)
+        assert score == pytest.approx(100 if metric in ("bleu", "chrf") else 1) or metric == "meteor"
+        assert score >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("references", "tokenize"),
+    [
+        (["The dog bit the man, and the man bit 狗."], "13a"),
+        (["오늘은 날씨가 좋아서", "مرحبا"], "13a"),
+        (["😀"], "13a"),
+        (["第1个柜子是蓝色的，LoRA"], "zh"),
+        (["今天天气很好" * 5 + "の"], "zh"),
+        (["東京タワーはどこですか"], "char"),
+        (["สวัสดี", "Hello"], "char"),
+        (["ມື້ນີ້"], "char"),
+        (["ថ្ងៃនេះ"], "char"),
+        (["ဒီနေ့"], "char"),
+    ],
+)
+def test_bleu_takes_the_tokenizer_of_the_references_script(references, tokenize):
+    """And not of what was said, which would differ from model to model."""
+    predictions = ["Totally other words of English."] * len(references)
+    result = BLEU().compute(predictions=predictions, references=references)
+    assert f"|tok:{tokenize}|" in result["signature"]
+    expected = sacrebleu.BLEU(tokenize=tokenize, effective_order="eff:yes" in result["signature"])
+    assert result["score"] == pytest.approx(expected.corpus_score(predictions, [references]).score)
+
+
+def test_bleu_of_good_chinese_is_sacrebleus_by_characters():
+    predictions, references = ["今天天气很不错，我们去公园吧。"], ["今天天气很好，我们去公园吧。"]
+    expected = sacrebleu.corpus_bleu(predictions, [references], tokenize="zh").score
+    assert expected > 50
+    assert _score(BLEU(), predictions, references) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("tokenize", ["flores200", "flores101", "spm", "spBLEU-1K"])
+def test_a_tokenizer_that_would_be_fetched_is_refused(tokenize):
+    with pytest.raises(ValueError, match=f"tokenize: {tokenize} would fetch a model .*take one of none, zh, 13a"):
+        BLEU(tokenize=tokenize)
+
+
+def test_a_tokenizer_whose_package_is_not_there_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+    with pytest.raises(ValueError, match=r"ja-mecab needs a package .*sacrebleu\[ja\]"):
+        BLEU(tokenize="ja-mecab")
 
 
 @pytest.mark.parametrize("text", IDENTICAL.values(), ids=IDENTICAL)

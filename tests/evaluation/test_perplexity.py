@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from hfchat.evaluation.bootstrap import estimate
 from hfchat.evaluation.encoding import encode_target
@@ -158,6 +159,17 @@ def test_the_metric_agrees_with_the_published_one(model, tokenizer):
     assert f"per:token|tokens:{tokens}|" in result["signature"]
     assert "window:256|stride:128" in result["signature"]
     assert f"bytes:{sum(len(text.encode()) for text in texts)}" in result["bits_per_byte"]["signature"]
+
+
+def test_the_metric_has_no_bits_per_byte_of_what_was_not_read(model, tokenizer, monkeypatch):
+    whole = Perplexity().compute(predictions=["How?", "Hi"], model=model, tokenizer=tokenizer)
+    assert whole["bits_per_byte"]["score"] > 0
+    assert whole["lost"] == {}
+    monkeypatch.setattr(tokenizer.backend_tokenizer, "normalizer", normalizers.Lowercase())
+    result = Perplexity().compute(predictions=["how?", "Hi"], model=model, tokenizer=tokenizer)
+    assert result["bits_per_byte"] is None
+    assert result["lost"] == {1: "it is read as 'hi' where it says 'Hi'"}
+    assert result["score"] > 0
 
 
 def test_the_metric_loads_a_model_by_its_folder(chat_model):

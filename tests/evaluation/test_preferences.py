@@ -69,6 +69,8 @@ def test_a_model_against_itself_is_even(make_task, chat_model, tmp_path):
     [
         ([{"chosen": [{"role": "assistant", "content": "a"}]}], "no column 'prompt'"),
         ([row("hi", "a", "b") | {"rejected": []}], "row 1: rejected must be messages"),
+        ([*ROWS, row("hi", None, "b")], "row 4: chosen: message 0 has no content"),
+        ([row(None, "a", "b"), *ROWS], "row 1: prompt: message 0 has no content"),
         ([row("hi", "a", "b") | {"chosen": [{"role": "user", "content": "a"}]}], "one message of the assistant"),
     ],
 )

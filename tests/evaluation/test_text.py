@@ -132,3 +132,42 @@ def test_a_server_is_left_out(texts):
         gives_losses = False
 
     assert _task(texts).refusal(Server("server", "http://there/v1", 1)) == "a server gives no likelihoods of texts"
+
+
+def test_a_model_whose_tokenizer_loses_a_part_of_a_text_gets_no_bits_per_byte(tiny, tmp_path, monkeypatch):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS[:4], "Unseen: 汉字."]))
+    task = _task(texts)
+    task.prepare()
+    for name, of_model in (("whole", tiny), ("lossy", LocalModel("lossy", tiny.path, 4, "float32"))):
+        of_model.name = name
+        if name == "lossy":
+            monkeypatch.setattr(
+                "hfchat.evaluation.models.what_is_lost",
+                lambda _, text: "2 tokens of 9 are <unk>" if "汉" in text else None,
+            )
+        task.collect(of_model, tmp_path / "records")
+    scored = result(task, ["whole", "lossy"], tmp_path / "records", NO_RESAMPLES)
+    assert scored["scores"]["whole"].keys() == {"bits_per_byte", "perplexity"}
+    assert scored["scores"]["lossy"].keys() == scored["comparisons"][0]["metrics"].keys() == {"perplexity"}
+    why = scored["details"]["no bits per byte"]["lossy"]["why"]
+    assert why == "its tokenizer loses a part of 1 of 5 texts; example 5: 2 tokens of 9 are <unk>"
+    assert "whole" not in scored["details"]["no bits per byte"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_text_file_is_read_in_any_encoding_and_with_any_line_ends(tmp_path, encoding, ending):
+    content = "Öne.\n\nTwo.\nStill two.\n\n汉字".replace("\n", ending)
+    (tmp_path / "a.txt").write_bytes(content.encode(encoding))
+    task = _task(tmp_path / "a.txt", separator="\n\n")
+    task.prepare()
+    assert [example.targets[0] for example in task.examples] == ["Öne.", "Two.\nStill two.", "汉字"]
+
+
+def test_a_separator_that_never_occurs_is_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.")
+    _task(tmp_path / "a.txt", separator="===").prepare()
+    assert "a.txt: holds no '===' (separator), so it is one text" in capsys.readouterr().out
+    _task(tmp_path / "a.txt", separator="\n\n").prepare()
+    assert not capsys.readouterr().out

@@ -18,17 +18,18 @@ def said(open_store, exchange):
 
         def say(
             self, id, user="", prompt="Why?", text="Because.", *,
-            rating=None, correction=None, comment=None, over=None, **fields,
+            rating=None, correction=None, comment=None, over=None, key="", **fields,
         ):  # fmt: skip
-            self.answer(id, prompt, text, **fields)
-            opinion = Opinion(id, 0, rating, correction, comment, (), over, user)
+            self.answer(id, prompt, text, api_key=key, **fields)
+            opinion = Opinion(id, 0, rating, correction, comment, (), over, user, key)
             return self.store.say(opinion).id
 
         def answer(self, id, prompt="Why?", text="Because.", **fields):
             self.store.keep(exchange(id, prompt=prompt, text=text, **({"findings": ()} | fields)))
 
         def curate(self, **settings):
-            args = CurationArguments(**({"max_per_minute": 1000, "max_share_of_person": 1} | settings))
+            wanted = {"max_per_minute": 1000, "max_share_of_person": 1, "max_share_of_key": 1, "person": "user"}
+            args = CurationArguments(**(wanted | settings))
             return curate(read_rows(self.store.engine), args, lambda text: ["toxic"] if "poison" in text else [])
 
     return Said()
@@ -227,6 +228,67 @@ def test_an_account_with_very_many_reviews(said):
         said.say(f"{number}", f"user {number}", f"Other question {number}?", rating="up")
     assert reasons(said.curate(max_share_of_person=0.2), "review") == {"too_many": 28}
     assert reasons(said.curate(max_per_minute=20), "review") == {"too_fast": 30}
+
+
+HONEST = ("anna", "ben", "carl")
+
+
+def attacked(said, key):
+    """Three keys rate right answers, each its own; `key` says the opposite of the same texts, as eight users."""
+    for number in range(20):
+        prompt, text = f"What is {number} and 1?", f"{number + 1}, and I am sure of that."
+        for name in HONEST:
+            said.say(f"{name} {number}", "", prompt, text, rating="up", key=name)
+        for sock in range(8):
+            lie = f"It is {number + 2}, as sock {sock} says."
+            said.say(f"sock {sock} {number}", f"sock-{sock}", prompt, text, rating="down", correction=lie, key=key)
+
+
+@pytest.mark.parametrize("key", ["mallory", ""])
+def test_one_key_is_one_voter_whomever_it_names(said, key):
+    attacked(said, key)
+    curation = said.curate(person="api_key")
+    assert curation.examples["conversations"] == curation.examples["preferences"] == []
+    assert set(labels(curation).values()) == {True}
+    assert len(curation.people) == 4
+    assert [person.reviews for person in curation.people if not person.is_trusted] == [160]
+    assert curation.kept_reviews == 60
+
+
+def test_that_is_so_by_default(said):
+    attacked(said, "mallory")
+    curation = curate(read_rows(said.store.engine), CurationArguments(max_per_minute=1000), lambda text: [])
+    assert curation.examples["conversations"] == []
+    assert set(labels(curation).values()) == {True}
+
+
+def test_a_flood_is_counted_by_key(said):
+    for number in range(30):
+        said.say(f"{number}", f"sock-{number}", f"Question {number}?", rating="up", key="mallory")
+    assert reasons(said.curate(person="api_key", max_per_minute=20), "review") == {"too_fast": 30}
+    assert reasons(said.curate(person="api_key", max_per_minute=20, trusted_keys=["mallory"]), "review") == {}
+
+
+def test_each_user_of_a_trusted_key_is_a_person(said):
+    said.say("troll", "troll", rating="down", key="web")
+    for user in ("anna", "ben", "carl"):
+        said.say(user, user, rating="up", key="web")
+    said.say("other", "anna", rating="down", key="mallory")
+    said.say("other 2", "ben", rating="down", key="mallory")
+    assert labels(said.curate(person="api_key")) == {}  # two keys, which contradict each other
+    assert labels(said.curate(person="api_key", trusted_keys=["web"])) == {}  # three to two
+    assert labels(said.curate(person="api_key", trusted_keys=["web"], min_lead=1)) == {"Because.": True}
+    assert len(said.curate(person="api_key", trusted_keys=["web"]).people) == 5
+
+
+def test_a_key_has_no_more_than_its_share_with_all_its_users(said):
+    for number in range(40):
+        said.say(f"{number}", f"user {number}", f"Question {number}?", rating="up", key="web")
+    for key in ("anna", "ben", "carl", "dora", "emil"):
+        said.say(key, "", f"Question of {key}?", rating="up", key=key)
+    curation = said.curate(person="api_key", trusted_keys=["web"], max_share_of_key=0.5)
+    assert reasons(curation, "review") == {"too_many": 35}
+    assert curation.kept_reviews == 10
 
 
 def test_one_prompt_is_not_all_that_is_learned(said):

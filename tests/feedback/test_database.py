@@ -3,13 +3,16 @@
 import os
 import stat
 
+import alembic.command
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from hfchat.errors import UserError
 from hfchat.feedback.database import open_database
+from hfchat.feedback.reading import rows
 from hfchat.feedback.tables import Base
 
 
@@ -20,6 +23,39 @@ def test_the_migrations_make_the_tables_that_the_code_wants(database):
         assert connection.exec_driver_sql("SELECT count(*) FROM feedback").scalar() == 0
     engine.dispose()
     open_database(database).dispose()  # once more, with nothing left to do
+
+
+def test_conversations_of_an_older_database_are_kept_once(tmp_path):
+    path = str(tmp_path / "feedback.db")
+    engine = open_database(path, create=True)
+    config = Config()
+    config.set_main_option("script_location", "hfchat.feedback:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "0001")
+        for answer_id, choice in (("a", 0), ("a", 1), ("b", 3)):
+            connection.exec_driver_sql(
+                "INSERT INTO answers (answer_id, choice, created_at, model, prompt_hash, messages, text, sampling, "
+                "findings, user_id, api_key) VALUES "
+                f"('{answer_id}', {choice}, '2025-01-31 00:00:00', 'm', 'h', "
+                f"'[{{\"role\": \"user\", \"content\": \"{answer_id}\"}}]', 'Yes.', '{{}}', '[]', '', '')"
+            )
+        connection.exec_driver_sql(
+            "INSERT INTO feedback (id, answer_key, created_at, tags, user_id, api_key) "
+            "VALUES ('f', 2, '2025-01-31 00:00:00', '[]', '', '')"
+        )
+    engine.dispose()
+    engine = open_database(path)
+    found = {(row["answer_id"], row["choice"]): row for row in rows(engine)}
+    assert {key: row["messages"][0]["content"] for key, row in found.items()} == {
+        ("a", 0): "a",
+        ("a", 1): "a",
+        ("b", 3): "b",
+    }
+    assert len(found["a", 1]["feedback"]) == 1
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM conversations").scalar() == 2
+    engine.dispose()
 
 
 def test_a_newer_database_is_left_alone(database):

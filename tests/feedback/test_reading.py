@@ -1,13 +1,16 @@
 """Exports hold all that is stored of what was selected, in files that `datasets` opens."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from hfchat.errors import UserError
 from hfchat.feedback.exchange import Opinion
+from hfchat.feedback.private_file import private_file
 from hfchat.feedback.reading import Selection, export, rows
 
 
@@ -57,6 +60,34 @@ def test_both_files_open_with_datasets_and_say_the_same(store, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*feedback*")) == [
         "feedback.db", "feedback.db-shm", "feedback.db-wal", "feedback.jsonl", "feedback.parquet",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", [{"seed": 2**63, "max_tokens": 5}, {"seed": -(2**70)}, {"max_tokens": 10**30}])
+def test_a_number_beyond_64_bits_does_not_stop_an_export(open_store, exchange, tmp_path, sampling):
+    store = open_store()
+    store.keep(replace(exchange("chatcmpl-1"), sampling=sampling))
+    store.keep(replace(exchange("chatcmpl-2"), sampling={"seed": 2**63 - 1}))
+    export(store.engine, str(tmp_path / "x.parquet"), Selection())
+    seeds = pq.read_table(tmp_path / "x.parquet")["sampling"].to_pylist()
+    assert [one["seed"] for one in seeds] == [None, 2**63 - 1]
+    assert seeds[0]["max_tokens"] == (5 if "max_tokens" in sampling and "seed" in sampling else None)
+    export(store.engine, str(tmp_path / "x.jsonl"), Selection())
+    assert json.loads((tmp_path / "x.jsonl").read_text().splitlines()[0])["sampling"] == sampling
+
+
+def test_nobody_else_can_have_a_private_file_in_place_before_it_is_written(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.touch()
+    for name in (".x.html.part", "x.html"):
+        (tmp_path / name).symlink_to(theirs)
+    with private_file(tmp_path / "x.html") as file:
+        file.write(b"what people wrote")
+    assert theirs.read_bytes() == b""
+    assert not (tmp_path / "x.html").is_symlink()
+    assert (tmp_path / "x.html").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ZeroDivisionError), private_file(tmp_path / "y.html") as file:
+        1 / 0  # noqa: B018
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs", ".x.html.part", "x.html"}
 
 
 def test_standard_output(store, capsys):

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from hfchat.errors import UserError
 from hfchat.feedback.report import watch, write_report
-from hfchat.feedback.tables import Answer, Feedback
+from hfchat.feedback.tables import Answer, Conversation, Feedback
 
 NOW = datetime(2025, 6, 30, 12, tzinfo=UTC)
 HOSTILE = '</p><script>alert(1)</script><img src="http://evil.example/x.png"> ``` \n# Heading\n| a | \u202e'
@@ -30,7 +30,6 @@ def a_crowd(engine, answers, days=20):
                 model="assistant",
                 model_version="v2" if later else "v1",
                 prompt_hash="",
-                messages=[{"role": "user", "content": question}],
                 text="Yes. " * (30 if later else 10) + str(number),
                 finish_reason="stop",
                 sampling={},
@@ -38,7 +37,8 @@ def a_crowd(engine, answers, days=20):
                 user_id="",
                 api_key="",
             )
-            session.add(answer)
+            messages = [{"role": "user", "content": question}]
+            session.add_all([Conversation(answer_id=answer.answer_id, messages=messages), answer])
             session.flush()
             rating = "up" if rng.random() < (0.8 if later else 0.5) else "down"
             session.add(

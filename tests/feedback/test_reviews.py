@@ -49,4 +49,6 @@ def test_a_person_is_a_user_of_a_key_or_the_key(open_store, exchange):
         store.say(Opinion(f"chatcmpl-{number}", rating="up", user=user, api_key="app"))
     rows = read_rows(store.engine)
     assert len({review.person for review in reviews_of(rows, "user")[0]}) == 2
-    assert len({review.person for review in reviews_of(rows, "api_key")[0]}) == 1
+    assert len({review.person for review in reviews_of(rows, "api_key", ["app"])[0]}) == 2
+    for who in ({}, {"who": "api_key"}, {"trusted_keys": ["other"]}):
+        assert len({review.person for review in reviews_of(rows, **who)[0]}) == 1

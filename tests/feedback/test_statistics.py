@@ -1,11 +1,9 @@
-"""Counts of what holds, and the interval of a share."""
+"""Counts of what holds."""
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from hfchat.feedback.exchange import Opinion
-from hfchat.feedback.statistics import share_difference, statistics, wilson_interval
+from hfchat.feedback.statistics import statistics
 
 
 def test_what_holds_is_counted(database, open_store, exchange):
@@ -36,23 +34,3 @@ def test_what_holds_is_counted(database, open_store, exchange):
 
 def test_nothing_is_counted_as_nothing(open_store):
     assert statistics(open_store().engine).total.share_up is None
-
-
-@pytest.mark.parametrize(
-    # Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3.
-    ("successes", "trials", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval(successes, trials, low, high):
-    assert wilson_interval(successes, trials) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-
-
-@pytest.mark.parametrize(
-    # Newcombe, "Interval estimation for the difference between independent proportions" (1998), table II, method 10.
-    ("now", "before", "low", "high"),
-    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((10, 10), (0, 10), 0.6075, 1.0)],
-)
-def test_difference_of_shares(now, before, low, high):
-    rise = now[0] / now[1] - before[0] / before[1]
-    limits = pytest.approx(rise), pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5)
-    assert share_difference(before, now) == limits

@@ -1,10 +1,12 @@
 """What was said is stored with its conversation, once, and can be taken out again."""
 
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from hfchat.feedback.database import open_database
 from hfchat.feedback.exchange import Opinion
-from hfchat.feedback.reading import rows
+from hfchat.feedback.reading import Selection, rows
 from hfchat.feedback.redaction import redact
 from hfchat.feedback.store import (
     Counts,
@@ -119,6 +121,22 @@ def test_only_who_got_an_answer_can_say_something_of_it(open_store, exchange):
     store.say(Opinion("chatcmpl-1", rating="up", api_key="app"))
 
 
+def test_of_one_key_one_opinion_of_an_answer_holds_whomever_it_names(open_store, exchange):
+    store = open_store()
+    store.keep(exchange("chatcmpl-1", api_key="app"))
+    for user in ("sock-0", "sock-1"):  # as of before, when each user had one
+        store.say(Opinion("chatcmpl-1", rating="down", user=user, api_key="app"))
+    for user in ("sock-2", "sock-3", "sock-3"):
+        again = store.say(Opinion("chatcmpl-1", rating="down", user=user, api_key="app"), one_of_key=True)
+    assert not again.is_new
+    store.say(Opinion("chatcmpl-1", rating="up", user="sock-4", api_key="app"), one_of_key=True)
+    [row] = all_rows(store)
+    assert [said["user"] for said in row["feedback"] if said["replaced_at"] is None] == ["sock-4"]
+    store.say(Opinion("chatcmpl-1", user="sock-5", api_key="app"), one_of_key=True)  # takes it back
+    [row] = all_rows(store)
+    assert [said["rating"] for said in row["feedback"] if said["replaced_at"] is None] == [None]
+
+
 def test_personal_data_is_taken_out_on_the_way_in(open_store, exchange):
     store = open_store(redact=redact)
     found = exchange("chatcmpl-1", prompt="Write to jane.roe@gmail.com", text="I wrote to jane.roe@gmail.com.")
@@ -128,6 +146,47 @@ def test_personal_data_is_taken_out_on_the_way_in(open_store, exchange):
     assert store.say(opinion, [found, same]).opinion.comment == "by email@example.com"
     assert "gmail" not in str(all_rows(store))
     assert "I wrote to email@example.com." in str(all_rows(store))
+
+
+PERSONAL = [
+    "bob\u200b@corp-mail.com",
+    "ｂｏｂ@corp-mail.com",
+    "+1 (212) 736\u200b-5000",
+    "４１１１ １１１１ １１１１ １１１１",
+]
+
+
+@pytest.mark.parametrize("found", PERSONAL)
+@pytest.mark.parametrize("later", [False, True])
+def test_nothing_that_the_guards_see_is_left_in_any_field(database, open_store, exchange, found, later):
+    store = open_store(database, str if later else redact)
+    answer = exchange("chatcmpl-1", prompt=f"I am {found}.", text=f"You are {found}.", user=found)
+    answer = replace(answer, sampling={"stop": [found, "END"], "temperature": 0.5})
+    store.say(Opinion("chatcmpl-1", 0, "up", f"Not {found}", f"as {found} said", (found,), user=found), [answer])
+    if later:
+        store = open_store(database, redact)
+        assert store.redact() == Counts(1, 1)
+    assert store.redact() == Counts(0, 0)
+    [row] = all_rows(store)
+    kept = json.dumps(row, ensure_ascii=False)
+    assert not any(part in kept for part in ("bob", "ｂ", "corp-mail", "212", "4111", "４"))
+    assert row["sampling"] == {"stop": [row["feedback"][0]["tags"][0], "END"], "temperature": 0.5}
+    assert row["user"] == row["feedback"][0]["user"] != ""
+    assert list(rows(store.engine, Selection(user=found))) == [row]
+    assert store.delete_user(found) == Counts(1, 1)
+
+
+def test_users_with_addresses_for_names_are_still_told_apart(database, open_store, exchange):
+    store = open_store(database, redact)
+    store.keep(exchange("chatcmpl-1", api_key="web"))
+    for user in ("jane.roe@gmail.com", "john.doe@gmail.com", "jane.roe@gmail.com"):
+        store.say(Opinion("chatcmpl-1", rating="up", user=user, api_key="web"))
+    assert len(all_rows(store)[0]["feedback"]) == 2
+    careless = open_store(database)
+    careless.say(Opinion("chatcmpl-1", rating="down", user="jane.roe@gmail.com", api_key="web"))
+    store.redact()  # of the two opinions of Jane, one holds
+    holding = [said for said in all_rows(store)[0]["feedback"] if said["replaced_at"] is None]
+    assert [said["rating"] for said in holding] == ["up", "up"]
 
 
 def test_what_is_stored_is_redacted_later(database, open_store, exchange):

@@ -1,6 +1,7 @@
 import argparse
 import importlib.util
 import json
+import math
 import shutil
 
 import pytest
@@ -13,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from hfchat.chat_template import record_fingerprint, set_chat_template
 from hfchat.errors import UserError
 from hfchat.hub import certificate, reloading
-from hfchat.hub.behaviour import default_conversations
+from hfchat.hub.behaviour import Behaviour, Prompts, compare, default_conversations
 from hfchat.hub.certificate import certify_adapter, certify_model, export, handler
 from hfchat.hub.merging import put_adapter
-from tests.conftest import TEXTS, tiny_model
+from hfchat.models import embed_new_tokens
+from tests.conftest import TEXTS, random_llama, tiny_model
 
 CONVERSATIONS = [
     [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"The answer is {i}."}]
@@ -160,29 +162,46 @@ def test_the_same_export_gives_the_same_figures(base, exported, tmp_path):
     assert first == second
 
 
-def test_rows_of_new_tokens_are_merged(tokenizer, tmp_path):
-    from hfchat.models import embed_new_tokens
+@pytest.fixture
+def with_new_tokens(tmp_path):
+    """An adapter on a base without turns, with trained rows for the new tokens in the modules of `ends`."""
 
-    base = tmp_path / "base"
-    small = AutoTokenizer.from_pretrained(_plain_tokenizer(tmp_path))
-    tiny_model(small).save_pretrained(base)
-    small.save_pretrained(base)
-    added = set_chat_template(small, add_tokens=True)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    embed_new_tokens(model, len(small) - len(added), len(small))
-    model = get_peft_model(
-        model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", trainable_token_indices=added)
-    )
-    rows = next(parameter for name, parameter in model.named_parameters() if "trainable_tokens_delta" in name)
-    torch.nn.init.normal_(rows, std=0.1)
-    export(model, small, tmp_path / "out", CONVERSATIONS, base=str(base))
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
-    torch.testing.assert_close(merged.get_input_embeddings().weight[added], rows.detach().to(merged.dtype))
+    def make(tied, ends):
+        tokenizer = AutoTokenizer.from_pretrained(_plain_tokenizer(tmp_path))
+        model = random_llama(tokenizer, tie_word_embeddings=tied, max_position_embeddings=256, dtype="bfloat16")
+        model.bfloat16().save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+        added = set_chat_template(tokenizer, add_tokens=True)
+        embed_new_tokens(model.float(), len(tokenizer) - len(added), len(tokenizer))
+        rows = {"trainable_token_indices": dict.fromkeys(ends, added) if ends else added}
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **rows))
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        return model, tokenizer, added
+
+    return make
+
+
+@pytest.mark.parametrize(("tied", "ends"), [(True, []), (False, ["model.embed_tokens", "lm_head"])])
+def test_rows_of_new_tokens_are_merged(with_new_tokens, tmp_path, tied, ends):
+    model, tokenizer, added = with_new_tokens(tied, ends)
+    issued = export(model, tokenizer, tmp_path / "out", CONVERSATIONS, base=str(tmp_path / "base"))
+    assert issued.metrics["saved_kl_nats"] == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype="auto")
+    for end in ("get_input_embeddings", "get_output_embeddings"):
+        trained = getattr(model, end)().weight[added]
+        torch.testing.assert_close(getattr(merged, end)().weight[added].float(), trained, atol=0, rtol=0.01)
     adapter = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
-    of_embeddings = [
-        tensor.shape[0] for name, tensor in adapter.items() if "embed_tokens" in name or "lm_head" in name
-    ]
-    assert of_embeddings == [len(added)], "the base has the other rows"
+    rows = [tensor.shape[0] for name, tensor in adapter.items() if "embed_tokens" in name or "lm_head" in name]
+    assert rows == [len(added)] * max(1, len(ends)), "the base has the other rows"
+
+
+def test_a_model_that_cannot_tell_the_end_of_a_turn_from_another_token_is_refused(with_new_tokens, tmp_path):
+    model, tokenizer, _ = with_new_tokens(False, [])  # as PEFT takes a list: of the embeddings alone
+    with pytest.raises(UserError, match=r"end of turn: its row in the output layer is 0.0\d+ of .* it never stops"):
+        export(model, tokenizer, tmp_path / "out", CONVERSATIONS, base=str(tmp_path / "base"))
 
 
 def _plain_tokenizer(folder):
@@ -197,6 +216,17 @@ def _plain_tokenizer(folder):
     )
     plain.save_pretrained(folder / "plain")
     return folder / "plain"
+
+
+def test_the_divergence_is_from_what_was_to_what_became(base):
+    before, after = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.25, 0.25]]), torch.tensor([[0.5, 0.25, 0.25]] * 2)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    behaviours = (Behaviour([probabilities.log() + 3], [[1]]) for probabilities in (before, after))
+    difference = compare(*behaviours, Prompts([], [[1]], [[1]]), model, tokenizer)
+    expected = sum(p * math.log(p / q) for p, q in zip(before[0].tolist(), after[0].tolist(), strict=True))
+    assert difference.max_kl_nats == pytest.approx(expected)
+    assert difference.mean_kl_nats == pytest.approx(expected / 2)
+    assert expected == pytest.approx(0.0993, abs=1e-4)
 
 
 def test_training_on_another_base_than_the_one_named_is_seen(base, tokenizer, tmp_path):

@@ -180,7 +180,37 @@ async def late(app, scope, receive, send):
         await send(message)
 
 
+class Fragile:
+    """A server whose answers end all at once when one of them is asked for with a strange value."""
+
+    def __init__(self):
+        self.broken = 0
+
+    async def __call__(self, app, scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        with contextlib.suppress(ValueError):
+            fields = json.loads(body)
+            strange = fields.get("top_p", 1) < 0.01 or 0 < fields.get("temperature", 1) < 0.01
+            self.broken += strange or "seed" in fields or bool(fields.get("presence_penalty"))
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
+        before = self.broken
+
+        async def whole_receive():
+            return whole.pop() if whole else await receive()
+
+        async def fragile_send(message):
+            if self.broken != before and b"data: " in message.get("body", b""):
+                message = message | {"body": b'data: {"error": {"message": "probabilities are nan"}}\n\n'}
+            await send(message)
+
+        await app(scope, whole_receive, fragile_send)
+
+
 FAULTS = {
+    "one batch for all": (Fragile(), ["an extreme value ends nobody elses answer"]),
     "an empty list of models": (replaced(r'"data":\[.*\]', '"data":[]'), ["the models are listed"]),
     "models without a description": (replaced(r'"id":"tiny-chat"', '"id":"x"'), ["a model is described"]),
     "plain text": (header("content-type", "text/plain"), ["a chat is answered", "the models are listed"]),

@@ -16,6 +16,7 @@ from hfchat.lineage import read_lineage
 from hfchat.training.alignment import AlignArguments
 from hfchat.training.preferences import load_preferences
 from hfchat.training.supervision import supervise
+from recipes import prepare_feedback
 from recipes.prepare_feedback import main
 
 QUESTIONS = 24
@@ -67,8 +68,11 @@ def test_finished_datasets_are_ones_that_training_takes(database, tmp_path, toke
     metrics = read_lineage(out)["metrics"]
     assert metrics["enough"] == ["conversations", "preferences", "thumbs"]
     assert metrics["statements"]["correction"]["removed"] == {"unsafe": 2}  # an obscenity, and an address
-    assert metrics["datasets"]["conversations"]["removed"] == {"special_token": 1, "contaminated": 1}
-    assert metrics["datasets"]["preferences"]["sources"] == {"correction": QUESTIONS, "retry": QUESTIONS}
+    assert metrics["datasets"]["conversations"]["removed"] == {"contaminated": 1}
+    assert metrics["datasets"]["preferences"]["sources"] == {
+        "correction": QUESTIONS + 1,  # of which one spells a special token, which is text
+        "retry": QUESTIONS,
+    }
     removed = [json.loads(line) for line in (out / "removed.jsonl").read_text().splitlines()]
     assert sum(one["what"] == "correction" for one in removed) == 2
 
@@ -81,7 +85,7 @@ def test_finished_datasets_are_ones_that_training_takes(database, tmp_path, toke
         for split, rows in found.items():
             for row in rows:
                 splits.setdefault((row.get("messages") or row["prompt"])[0]["content"], set()).add(split)
-    assert len(splits) == QUESTIONS
+    assert len(splits) == QUESTIONS + 1
     assert all(len(of_question) == 1 for of_question in splits.values())
 
     train = load_split(str(out / "conversations"), "train", "messages")
@@ -97,8 +101,32 @@ def test_finished_datasets_are_ones_that_training_takes(database, tmp_path, toke
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("widened", [False, True])
+def test_all_of_it_is_for_its_owner_alone(database, tmp_path, widened):
+    main(arguments(database, tmp_path, "--min_train", "1"))
+    out = tmp_path / "out"
+    if widened:  # as of an hfchat that did not care
+        for path in (out, *out.rglob("*")):
+            path.chmod(0o755)
+        main(arguments(database, tmp_path, "--min_train", "1"))
+    assert out.stat().st_mode & 0o777 == 0o700
+    for path in out.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_it_is_so_from_the_beginning(database, tmp_path, monkeypatch):
+    def stopped(*_):
+        [partial] = tmp_path.glob("out.partial-*")
+        assert partial.stat().st_mode & 0o777 == 0o700
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_feedback, "prepare", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(database, tmp_path))
+
+
 def test_the_report_has_reasons_but_no_names_and_no_texts_of_what_was_removed(database, tmp_path):
-    main(arguments(database, tmp_path, "--max_per_minute", "1000", "--min_train", "1"))
+    main(arguments(database, tmp_path, "--max_per_minute", "1000", "--min_train", "1", "--person", "user"))
     page = (tmp_path / "out" / "report.md").read_text()
     assert "the guards find something in the text that would be learned" in page
     for hidden in ("fuck", "joe@", "im\\_end", "<|im_end|>", "troll", "user 1"):

@@ -1,12 +1,13 @@
 """Against a server that speaks the Hub's API; see tests/servers/hub.py for what it has not."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard, constants, snapshot_download
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -275,6 +276,8 @@ def test_what_is_public_is_not_taken_for_private(config, hub):
         ("base/generation_config.json", '{\n"a": 1,\n"wandb_api_key": "a1b2c3d4e5f6"}', "config.json:3: a password"),
         ("base/pytorch_model.bin", "x", "pytorch_model.bin: weights in pickles run code"),
         ("base/config.json", '{"auto_map": {"AutoModel": "m.M"}}', "auto_map asks whoever loads the model to run"),
+        ("tokenizer/tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["m.T", null]}}', "auto_map asks whoever"),
+        ("base/modeling_mine.py", "", "modeling_mine.py: a model must not bring code"),
         ("corpus/README.md", "no header", "its header names no license"),
     ],
 )  # fmt: skip
@@ -289,6 +292,21 @@ def test_what_must_not_leave_stops_it(config, hub, file, content, said):
     line = refused(config, hub)
     assert said in line
     assert SECRET not in line
+
+
+def test_the_rows_of_a_dataset_are_looked_at_in_every_form(config, hub):
+    data = outputs(config) / "corpus" / "data"
+    (data / "a.jsonl").write_text(json.dumps({"text": f"line\n{SECRET}"}) + "\n")
+    (data / "b.jsonl.gz").write_bytes(gzip.compress(f"{SECRET}\n".encode()))
+    (data / "c.csv").write_bytes(f"caf\xe9,{SECRET}\n".encode("latin-1"))
+    Dataset.from_list([{"text": ""}, {"text": SECRET}]).to_parquet(data / "d.parquet")
+    (data / "e.txt.gz").write_bytes(gzip.compress(bytes(1000))[:-9])
+    line = refused(config, hub, "--dry_run", "true")
+    for place in ("a.jsonl:1", "b.jsonl.gz:1", "c.csv:1", "d.parquet:2"):
+        assert f"{data / place}: a token of the Hugging Face Hub" in line
+    assert f"{data / 'e.txt.gz'}: nobody can look for secrets in it, because it is broken" in line
+    allowed = [f"{data / place}" for place in ("a.jsonl:1", "b.jsonl.gz:1", "c.csv:1", "d.parquet:2", "e.txt.gz")]
+    publish(config, "--dry_run", "true", "--allowed_findings", *allowed)
 
 
 def test_what_only_looks_like_a_secret_can_be_allowed(config, hub):

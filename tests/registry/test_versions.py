@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -81,20 +84,138 @@ def test_promoting_what_answers_already_keeps_the_way_back(registry, model):
     assert registry.roll_back() == "v1"
 
 
-def test_a_crash_before_the_history_is_written_keeps_the_way_back(registry, model, monkeypatch):
+class KilledError(BaseException):
+    """Stands for `kill -9`."""
+
+
+def test_a_kill_between_the_history_and_the_link_keeps_the_way_back(registry, model):
     registry.promote(registry.add(model("a")))
     registry.promote(registry.add(model("b")))
-    registry.add(model("c"))
+    history = (registry.folder / "history.jsonl").read_text()
+    registry.promote(registry.add(model("c")))
+    # What a kill leaves: the history has the entry, but the link still names the version before.
+    (registry.folder / "current").unlink()
+    (registry.folder / "current").symlink_to("v2")
+    assert registry.deployment().current == "v2"
+    assert registry.roll_back() == "v1"
+    # And in the middle of an entry.
+    (registry.folder / "history.jsonl").write_text(history + '{"time": "2026-')
+    assert [entry["version"] for entry in registry.history()] == ["v1", "v1", "v2", "v2"]
+    registry.promote("v3")
+    assert [entry["version"] for entry in registry.history()] == ["v1", "v1", "v2", "v2", "v3"]
 
-    def crash(*args, **kwargs):
-        raise KeyboardInterrupt
 
+def test_a_version_that_was_noted_but_never_came_to_be_is_not_taken_for_another(registry, model, monkeypatch):
+    registry.add(model("a"))
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_note", crash)
-        with pytest.raises(KeyboardInterrupt):
-            registry.promote("v3")
-    assert registry.deployment().current == "v3"
-    assert registry.roll_back() == "v2"
+        patch.setattr(registry_module.Path, "rename", raise_killed)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(registry_module.Registry, "_noted", noted_and_left)
+        with pytest.raises(KilledError):
+            registry.add(model("b"))
+    assert registry.add(model("c")) == "v2"
+    assert registry.add(registry.folder.parents[1] / "made" / "b") == "v3"
+
+
+def raise_killed(*args):
+    raise KilledError
+
+
+@contextmanager
+def noted_and_left(registry, action, version, reason, **more):
+    """As `Registry._noted`, but nothing is taken back: the process was killed."""
+    entry = {"time": "", "action": action, "version": version, "reason": reason, **more}
+    with (registry.folder / "history.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    yield
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from hfchat.errors import UserError
+from hfchat.registry.versions import Registry
+registry = Registry(sys.argv[1])
+size = (registry.folder / "history.jsonl").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + int(sys.argv[2]), resource.RLIM_INFINITY))
+for action in (
+    lambda: registry.promote("v2"), lambda: registry.try_out("v2", 0.5), lambda: registry.roll_back(),
+    lambda: registry.add(sys.argv[3]),
+):
+    try:
+        action()
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("room", [0, 40])
+def test_a_full_disk_changes_nothing_and_breaks_nothing(registry, model, room):
+    registry.promote(registry.add(model("first")))
+    registry.promote(registry.add(model("a")))
+    registry.promote("v1")
+    before, deployment = registry.history(), registry.deployment()
+    command = [sys.executable, "-c", FULL, str(registry.folder), str(room), str(model("b"))]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["OSError"] * 4
+    assert registry.history() == before
+    assert registry.deployment() == deployment
+    assert registry.versions() == ["v1", "v2"]
+    registry.promote("v2")
+    assert registry.roll_back() == "v1"
+
+
+def test_a_model_that_brings_code_is_not_added(registry, model):
+    source = model("a")
+    (source / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "code.Evil"}}')
+    with pytest.raises(UserError, match=r"tokenizer_config.json: auto_map asks"):
+        registry.add(source)
+    (source / "tokenizer_config.json").unlink()
+    (source / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pytorch_model.bin: weights in pickles run code"):
+        registry.add(source)
+    assert registry.versions() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "nowhere", "pipe"])
+def test_nothing_comes_in_by_a_link(registry, model, tmp_path, kind):
+    source = model("a")
+    (tmp_path / "keys.json").write_text("secret")
+    strange = source / "generation_config.json"
+    if kind == "pipe":
+        os.mkfifo(strange)
+    else:
+        strange.symlink_to({"file": tmp_path / "keys.json", "folder": tmp_path, "nowhere": "missing"}[kind])
+    with pytest.raises(UserError, match=r"generation_config.json: leads to no file of .*a; put a copy"):
+        registry.add(source)
+    assert registry.versions() == []
+
+
+def test_a_snapshot_of_the_hubs_cache_is_added_whole(registry, tmp_path):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "blobs").mkdir()
+    (snapshot.parents[1] / "blobs" / "abc").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    assert registry.add(snapshot) == "v1"
+    assert not (registry.folder / "v1" / "config.json").is_symlink()
+
+
+def test_a_line_that_is_no_entry_is_named(registry, model):
+    registry.promote(registry.add(model("a")))
+    with (registry.folder / "history.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match=r"history.jsonl: line 3 is not an entry"):
+        registry.history()
+
+
+def test_a_model_cannot_pass_for_another_by_its_lineage(registry, model):
+    registry.add(model("good"))
+    evil = model("evil")
+    good = registry.history()[0]["sha256"]
+    claim = {"sha256": good, "licenses": [], "outputs": {}, "inputs": {}, "fingerprint": "x"}
+    (evil / LINEAGE).write_text(json.dumps(claim))
+    assert registry.add(evil) == "v2"
 
 
 def test_a_crash_while_it_copies_leaves_no_version(registry, model, monkeypatch):
@@ -201,7 +322,7 @@ def test_a_version_has_the_lineage_of_its_model(registry, model, tmp_path):
     described = describe(version)
     assert described["licenses"] == ["mit"]
     assert described["sha256"] != "of both"
-    (merged / "config.json").write_text("cut")
+    (merged / "config.json").write_text("{}")
     with pytest.raises(UserError, match="missing or cut"):
         registry.add(merged)
     assert registry.versions() == ["v1"]

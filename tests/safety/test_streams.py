@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 
 import pytest
 
@@ -99,6 +100,15 @@ def test_what_is_streamed_is_what_is_left_of_the_whole_text(finders):
             assert stream.found == [span.category for span in finder.find(text)]
             changed += expected != text
     assert changed > 500
+
+
+def test_so_it_is_of_long_texts_in_which_little_is_settled(finders):
+    rng = random.Random(5)
+    for _ in range(25):
+        text = "".join(rng.choices([*WORDS[:11], "650 ", "253-", "0000 ", *PERSONAL[:9], "-", "."], k=300))
+        for finder in finders:
+            stream = SpanStream(finder, redact, whole=False)
+            assert "".join(run(stream, split(rng, text))) == redacted(text, finder)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +222,103 @@ def test_an_empty_text_is_not_judged():
     for stream in (Watch(judge), JudgedStream(judge, whole=True), JudgedStream(judge, whole=False)):
         assert run(stream, ["", ""]) == ["", "", ""]
     assert judge.seen == []
+
+
+class Counting:
+    """A finder that counts the characters that it is given to read."""
+
+    def __init__(self, finder):
+        self.finder = finder
+        self.read = 0
+
+    def find(self, text):
+        self.read += len(text)
+        return self.finder.find(text)
+
+    def settled(self, text):
+        self.read += len(text)
+        return self.finder.settled(text)
+
+    def context(self, text, position):
+        self.read += position
+        return self.finder.context(text, position)
+
+
+@pytest.mark.parametrize(
+    "token", ["abcd", "a", "a ", "12", "1 2 ", "jane@gmail.com ", "jane@gmail.com,", "!", "  ", "\u200b"]
+)
+def test_what_is_read_of_a_text_grows_as_the_text_does(finders, token):
+    for finder in finders:
+        read = []
+        for count in (1500, 3000):
+            counting = Counting(finder)
+            stream = SpanStream(counting, redact, whole=False)
+            outputs = run(stream, [token] * count)
+            assert "".join(outputs) == redacted(token * count, finder)
+            # What is kept back until the next reading is no more than a share of what cannot be given out anyway.
+            read.append(counting.read / count)
+        assert read[1] < 1.5 * read[0] + 100, (token, read)
+
+
+@pytest.mark.parametrize("text", ["a b " * 25_000 + " " * 5, "a." * 50_000, "a_a" + "_" * 99_000, "a" * 100_000])
+def test_a_long_text_is_settled_without_going_over_it_again_and_again(finders, text):
+    # Of the first, 20 kB took 13 s, and four times as long for twice as much.
+    for finder in finders:
+        assert 0 <= finder.settled(text) <= len(text)
+        stream = SpanStream(finder, redact, whole=False)
+        assert "".join(run(stream, [text])) == text
+
+
+def test_the_event_loop_does_not_wait_for_a_long_text(finders):
+    threads = set()
+
+    class Where(Counting):
+        def find(self, text):
+            threads.add(threading.current_thread())
+            return super().find(text)
+
+    stream = SpanStream(Where(finders[0]), redact, whole=False)
+    assert asyncio.run(stream.whole("a" * 10_000)) == "a" * 10_000
+    assert threading.main_thread() not in threads
+    assert threads
+
+
+class Lengths:
+    """A judge that counts the characters that it is given, and that finds nothing."""
+
+    def __init__(self):
+        self.lengths = []
+
+    async def __call__(self, texts):
+        self.lengths.append(sum(map(len, texts)))
+        return [[] for _ in texts]
+
+
+def test_a_prompt_is_judged_once_whatever_is_released_of_answers():
+    judge = Lengths()
+    text = "a. " * 100_000
+    assert asyncio.run(JudgedStream(judge, whole=False).whole(text)) == text
+    assert judge.lengths == [len(text)]
+
+
+def test_a_prompt_with_something_bad_in_it_is_blocked_as_a_whole():
+    stream = JudgedStream(Script(), whole=False)
+    assert asyncio.run(stream.whole("Fine. All is bad. ")) == ""
+    assert (stream.blocked, stream.found) == (True, ["bad"])
+
+
+def test_not_all_that_comes_at_once_is_copied_at_once():
+    judge = Lengths()
+    text = "a. " * 2_000
+    assert "".join(run(JudgedStream(judge, whole=False), [text])) == text
+    assert max(judge.lengths) <= 16 * len(text)
+
+
+@pytest.mark.parametrize("text", ["\n" * 60_000, "." * 60_000, "。" * 60_000, ". " + '"' * 60_000, " " * 60_000])
+def test_the_ends_of_sentences_are_looked_for_once(text):
+    # Of newlines, 64,000 took 4 s, four times as long as 32,000.
+    assert "".join(run(JudgedStream(Lengths(), whole=False), [text])) == text
+    assert "".join(run(JudgedStream(Lengths(), whole=False), [text[:100]] * 20)) == text[:100] * 20
 
 
 def test_no_guards_change_nothing():

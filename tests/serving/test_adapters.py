@@ -34,7 +34,8 @@ def make_adapter(base, folder, tokenizer, added=0, **config):
     known = len(tokenizer) - added
     embed_new_tokens(model, known, len(tokenizer))
     if added:
-        config["trainable_token_indices"] = list(range(known, len(tokenizer)))
+        ends = ("model.embed_tokens", "lm_head")  # which are not tied
+        config["trainable_token_indices"] = {end: list(range(known, len(tokenizer))) for end in ends}
     model = get_peft_model(model, LoraConfig(**config))
     torch.manual_seed(1)
     for weight in model.parameters():
@@ -92,9 +93,25 @@ def test_new_tokens_of_an_adapter_are_not_put_into_the_base(base, tmp_path, tiny
     model = beside(stored, adapter, tokenizer)
     alone = put_adapter(load_base(str(base)), adapter, tokenizer)
     assert greedy(model, tokenizer) == greedy(alone, tokenizer)
+    ids = torch.tensor([[len(tokenizer) - 1, 5]])
+    torch.testing.assert_close(model(ids).logits, alone(ids).logits)
+    assert not torch.equal(model.lm_head.weight[-1], model.lm_head.weight[:-1].mean(0)), "its row is the adapter's"
     after = stored.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_adapter_with_new_tokens_is_served_beside_its_base(serve, base, tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = type(tiny_tokenizer).from_pretrained(tmp_path / "tokenizer")
+    add_special_tokens(tokenizer, ["<new>"])
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, added=1, target_modules=["q_proj"])
+    settings = ServerSettings(model=str(base), adapters=(f"mine={adapter}",), weights="float32")
+    served = serve(loading.served_models(str(base), settings))
+    messages = [{"role": "user", "content": "What is hfchat?"}]
+    answer = served.chat(model="mine", messages=messages, max_tokens=30, temperature=0).json()
+    expected = greedy(put_adapter(load_base(str(base)), adapter, tokenizer), tokenizer)
+    assert answer["choices"][0]["message"]["content"] == expected
 
 
 def test_an_adapter_of_another_base_is_refused(base, adapter, tmp_path, tiny_tokenizer):

@@ -6,6 +6,7 @@ import pytest
 from starlette.routing import Mount
 
 from hfchat.errors import UserError
+from hfchat.serving import server
 from hfchat.serving.auth import OPEN_PATHS, ApiKeys, RateLimit, hash_key, load_keys, new_key
 
 KEYS = ApiKeys({"alice": hash_key("alice-key"), "bob": hash_key("bob-key")})
@@ -118,3 +119,40 @@ def test_a_name_is_there_once(tmp_path):
         load_keys(None, {"HFCHAT_API_KEYS": f"{entry},{new_key('alice')[1]}"})
     with pytest.raises(UserError, match="NAME must be"):
         new_key("a b")
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        b"Basic \xc3\xa9",
+        b"Basic \xff",
+        b"Basic " + base64.b64encode(b"\xff:\xff"),
+        b"Basic !!",
+        b"Basic YQ",
+        b"Bearer \xc3\xa9",
+        b"B\xe9arer key",
+        b"Basic",
+        b"\xff",
+    ],
+)
+def test_strange_bytes_are_no_key(serve, scripted, shown):
+    served = serve(scripted(), keys=ApiKeys({"alice": hash_key("k")}))
+    for path in ("/v1/models", "/", "/metrics"):
+        assert served.http.get(path, headers={"authorization": shown}).status_code == 401
+
+
+def test_metrics_may_be_for_some_keys_only(serve, scripted):
+    keys = ApiKeys({"alice": hash_key("a"), "prometheus": hash_key("p")})
+
+    def statuses(served):
+        headers = [{"authorization": f"Bearer {key}"} for key in "ap"]
+        return [served.http.get("/metrics", headers=one).status_code for one in headers]
+
+    assert statuses(serve(scripted(), keys=keys)) == [200, 200]
+    assert statuses(serve(scripted(), keys=keys, metrics_keys=("prometheus",))) == [403, 200]
+
+
+def test_a_key_for_the_metrics_must_be_there(free_port):
+    settings = server.ServerSettings(model="m", port=free_port, metrics_keys=("grafana",))
+    with pytest.raises(UserError, match="--metrics-key grafana: there is no API key of this name"):
+        server.serve(settings)

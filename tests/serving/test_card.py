@@ -1,5 +1,7 @@
 """What the server tells of its models' cards, and which of their sections are about limits."""
 
+import os
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -85,6 +87,65 @@ def test_a_model_without_a_card(card_of):
 
 def test_bytes_that_are_no_text_are_shown_as_such(card_of):
     assert card_of(b"# T\xff", name="org/tiny").json()["text"] == "# T\ufffd"
+
+
+@pytest.mark.parametrize("target", ["elsewhere/README.md", "elsewhere/keys.json", "/proc/self/environ", "/dev/zero"])
+def test_a_card_that_is_a_link_to_elsewhere_is_not_read(card_of, tmp_path, target):
+    """As `git clone` leaves it: it would show any file of the server."""
+    (tmp_path.parent / "elsewhere").mkdir(exist_ok=True)
+    for name in ("README.md", "keys.json"):
+        (tmp_path.parent / "elsewhere" / name).write_text("secret")
+    (tmp_path / "README.md").symlink_to(target if target.startswith("/") else f"../{target}")
+    assert card_of(name="org/tiny").json()["text"] is None
+
+
+def test_a_card_that_is_no_file_is_not_read(card_of, tmp_path):
+    os.mkfifo(tmp_path / "README.md")
+    assert card_of(name="org/tiny").json()["text"] is None
+
+
+def test_a_folder_may_be_a_link(card_of, tmp_path):
+    """As `current` of a registry is."""
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "config.json").touch()
+    (tmp_path / "v1" / "README.md").write_text("# One")
+    (tmp_path / "current").symlink_to("v1")
+    assert card_of(source=str(tmp_path / "current"), name="org/tiny").json()["text"] == "# One"
+
+
+def test_the_hubs_own_links_are_followed(card_of, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    (snapshot.parents[1] / "blobs").mkdir()
+    (snapshot.parents[1] / "blobs" / "45").write_text("# Cached")
+    (snapshot / "README.md").symlink_to("../../blobs/45")
+    assert card_of(source=str(snapshot), name="org/tiny").json()["text"] == "# Cached"
+
+
+@pytest.mark.parametrize(
+    ("card", "text"),
+    [
+        ("a<!-- b -->c<!---->d", "acd"),
+        ("a<!-->b-->c", "ac"),
+        ("a<!-- b", "a<!-- b"),
+        ("a-->b<!--c-->", "a-->b"),
+        ("\ufeff---\r\na: b\r\n---\r\n# T", "# T"),
+        ("\n\n---\na: b\n--- \n# T", "# T"),
+        ("---\n# T", "---\n# T"),
+        ("# T\n---\na\n---", "# T\n---\na\n---"),
+    ],
+)
+def test_header_and_comments(card_of, card, text):
+    assert card_of(card.encode(), name="org/tiny").json()["text"] == text
+
+
+@pytest.mark.parametrize(
+    "part", ["<!--", "<!-- -->", "---\n", "---\n\n", "\n", "# ", "#", "```\n", "limit", "<", "-", "\r"]
+)
+def test_a_card_takes_no_longer_than_it_is_long(card_of, part):
+    """By the expression that looked for comments, this one of `<!--` would take minutes."""
+    assert card_of(part.encode() * (256 * 1024 // len(part)), name="org/tiny").status_code == 200
 
 
 def test_an_unknown_model(card_of):

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -84,6 +84,27 @@ def test_the_first_word_and_the_next_one(served, database):
     assert say(served, answer_id, rating="down").json()["replaces"] == first["id"]
     assert say(served, answer_id).status_code == 200  # taken back
     assert len(stored(database)[answer_id, 0]["feedback"]) == 3
+
+
+def test_without_keys_there_is_one_voter_whomever_it_names(served, database):
+    answer_id = served.chat().json()["id"]
+    before = ratings_up(served)
+    assert len({say(served, answer_id, rating="up", user=f"sock{number}").json()["id"] for number in range(5)}) == 1
+    assert len(stored(database)[answer_id, 0]["feedback"]) == 1
+    assert ratings_up(served) == before + 1
+
+
+@pytest.mark.parametrize(("trusted", "voices"), [((), 1), (("web",), 5)])
+def test_a_key_is_one_voter_unless_it_is_trusted(serve, tmp_path, trusted, voices):
+    database = str(tmp_path / "feedback.db")
+    keys = ApiKeys({"web": hash_key("secret")})
+    served = serve(ScriptedEngine(), feedback=database, keys=keys, trusted_keys=trusted)
+    served.http.headers["Authorization"] = "Bearer secret"
+    answer_id = served.chat().json()["id"]
+    for number in range(5):
+        assert say(served, answer_id, rating="up", user=f"sock{number}").status_code == 200
+    holding = [one for one in stored(database)[answer_id, 0]["feedback"] if one["replaced_at"] is None]
+    assert len(holding) == voices
 
 
 def test_a_streamed_answer_can_be_rated_as_soon_as_it_ends(served, database):
@@ -253,9 +274,108 @@ def test_what_is_too_old_is_deleted(serve, tmp_path, eventually):
     eventually(lambda: stored(database) == {})
 
 
+def stores(database, *ages):
+    """A database with answers that are so many days old; a negative age is of a clock that was ahead."""
+    store = Store(open_database(database, create=True))
+    for number, age in enumerate(ages):
+        moment = datetime.now(UTC) - timedelta(days=age)
+        message = {"role": "user", "content": "Hi"}
+        store.keep(Exchange(f"chatcmpl-{number}", 0, moment, MODEL, [message], "Hello", "stop", {}))
+    store.close()
+
+
+class AheadByTenYears(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) + timedelta(days=3652)
+
+
+@pytest.mark.parametrize("ages", [(0, 0, 1, 30, 80), (0, 1, 2, -3652), (0, 1, 80, -3652, -3652.5)])
+def test_a_clock_that_is_ahead_deletes_nothing_at_the_start(serve, tmp_path, eventually, monkeypatch, caplog, ages):
+    """Also not after a restart, when something was stored with a wrong time."""
+    database = str(tmp_path / "feedback.db")
+    stores(database, *ages)
+    monkeypatch.setattr(feedback, "datetime", AheadByTenYears)
+    serve(ScriptedEngine(), feedback=database, feedback_retention_days=90)
+    eventually(lambda: "the clock is 365" in caplog.text)
+    time.sleep(0.05)
+    assert len(stored(database)) == len(ages)
+
+
+def test_what_got_too_old_while_the_server_was_off_is_deleted_step_by_step(serve, tmp_path, eventually, monkeypatch):
+    monkeypatch.setattr(feedback, "_BETWEEN_DELETIONS_S", 0)
+    monkeypatch.setattr(feedback, "_BETWEEN_LOOKS_S", 0.001)
+    database = str(tmp_path / "feedback.db")
+    stores(database, 60, 50, 40, 35)
+    serve(ScriptedEngine(), feedback=database, feedback_retention_days=38)
+    eventually(lambda: [answer_id for answer_id, _ in stored(database)] == ["chatcmpl-3"])
+
+
+def test_opinions_that_wait_for_the_same_lock_fail_together(serve, tmp_path, monkeypatch):
+    """Not one after the other, each after as long a wait as the first."""
+    monkeypatch.setattr("hfchat.feedback.database._WAIT_S", 0.5)
+    monkeypatch.setattr(feedback, "_LONG_S", 0.4)
+    database = str(tmp_path / "feedback.db")
+    served = serve(ScriptedEngine(), feedback=database)
+    answer_id = served.chat().json()["id"]
+    waited = []
+    say_so = Store.say
+    monkeypatch.setattr(Store, "say", lambda *args: waited.append(args) or say_so(*args))
+
+    async def all_at_once():
+        async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+            body = {"answer_id": answer_id, "rating": "up"}
+            return await asyncio.gather(*(client.post("/v1/feedback", json=body) for _ in range(20)))
+
+    engine = open_database(database)
+    with engine.begin():
+        responses = asyncio.run(all_at_once())
+    engine.dispose()
+    assert {response.status_code for response in responses} == {503}
+    assert len(waited) < 5
+    assert say(served, answer_id, rating="up").status_code == 200
+
+
+def test_a_conversation_is_stored_once_for_all_answers_of_a_request(serve, tmp_path, eventually):
+    database = tmp_path / "feedback.db"
+    served = serve(ScriptedEngine(context_length=10**6), feedback=str(database), keep_conversations=True)
+    messages = [{"role": "user", "content": f"{'word ' * 40_000}{number}"} for number in range(2)]
+    answer_id = served.chat(messages=messages, n=20).json()["id"]
+    eventually(lambda: len(stored(str(database))) == 20)
+    assert all(row["messages"] == messages for row in stored(str(database)).values())
+    assert say(served, answer_id, choice=7, rating="up").status_code == 200
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * 400_000
+
+
+def test_a_store_that_is_full_says_so_until_there_is_room(serve, tmp_path, eventually, caplog):
+    database = str(tmp_path / "feedback.db")
+    settings = {"feedback": database, "keep_conversations": True, "feedback_max_gib": 1 / 2048}
+    served = serve(ScriptedEngine(context_length=10**6), **settings)
+
+    def long(number):
+        return [{"role": "user", "content": f"{number} {'word ' * 20_000}"}]
+
+    kept = served.chat().json()["id"]
+    for number in range(10):
+        assert served.chat(messages=long(number)).status_code == 200  # chats go on
+    eventually(lambda: "a conversation could not be kept: database or disk is full" in caplog.text)
+    assert say(served, kept, comment="x" * 5000).status_code in (200, 503)
+    assert (tmp_path / "feedback.db").stat().st_size <= 2**19
+    refused = say(served, served.chat(messages=long(11)).json()["id"], rating="up")
+    assert error_of(refused) == (503, "feedback_unavailable", None)
+    store = Store(open_database(database))
+    for answer_id, _ in stored(database):
+        if answer_id != kept:
+            store.delete_answer(answer_id)
+    store.close()
+    assert say(served, kept, rating="down").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"feedback_max_gib": 5}, "--feedback-max-gib is for --feedback"),
+        ({"feedback": "x.db", "feedback_max_gib": 0}, "--feedback-max-gib must be"),
         ({"keep_conversations": True}, "--keep-conversations is for --feedback"),
         ({"feedback_retention_days": 30}, "--feedback-retention-days is for --feedback"),
         ({"feedback_redact": False}, "--feedback-redact is for --feedback"),

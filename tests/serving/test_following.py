@@ -1,6 +1,7 @@
 """Versions change under a running server: no stream is cut, and what cannot be loaded changes nothing."""
 
 import json
+import os
 import threading
 
 import pytest
@@ -140,6 +141,81 @@ def test_a_registry_that_cannot_be_read_changes_nothing(served, registry, eventu
     eventually(lambda: "cannot be read" in caplog.text)
     assert answering(served) == "v1"
     (registry.folder / "candidate.json").unlink()
+    registry.promote("v2")
+    eventually(lambda: answering(served) == "v2")
+
+
+BAD = {
+    "empty": "",
+    "half": "{",
+    "an object of nothing": "{}",
+    "a list": "[]",
+    "null": "null",
+    "a number": "1",
+    "no share": '{"version": "v2"}',
+    "a share of text": '{"version": "v2", "share": "0.5"}',
+    "a share of all": '{"version": "v2", "share": 1}',
+    "a share of NaN": '{"version": "v2", "share": NaN}',
+    "a share of null": '{"version": "v2", "share": null}',
+    "a version that is a number": '{"version": 2, "share": 0.5}',
+    "a version that is a list": '{"version": ["v2"], "share": 0.5}',
+    "a path": '{"version": "../v2", "share": 0.5}',
+    "too deep": "[" * 100_000,
+    "not UTF-8": b"\xff\xfe{",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_whatever_names_the_candidate_the_next_good_state_is_followed(served, registry, eventually, caplog, name):
+    content = BAD[name]
+    (registry.folder / "candidate.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    eventually(lambda: "candidate.json cannot be read" in caplog.text)
+    assert answering(served) == "v1"
+    registry.promote("v2")
+    eventually(lambda: answering(served) == "v2")
+    assert caplog.text.count("cannot be read") == 1
+
+
+def test_another_version_is_followed_also_while_the_candidates_file_is_bad(served, registry, eventually):
+    registry.try_out("v3", 0.999)
+    eventually(lambda: answering(served) == "v3")
+    (registry.folder / "candidate.json").write_text("{")
+    assert answering(served) == "v3"  # a file that is half written changes nothing
+    link = registry.folder / "new"
+    link.symlink_to("v2")
+    link.replace(registry.current)
+    eventually(lambda: answering(served) == "v2")
+
+
+def test_a_candidate_of_a_newer_version_of_hfchat_is_followed(served, registry, eventually):
+    (registry.folder / "candidate.json").write_text('{"version": "v2", "share": 0.999, "since": "today", "of": {}}')
+    eventually(lambda: answering(served) == "v2")
+
+
+def test_a_candidates_file_that_is_a_pipe_keeps_nobody_waiting(served, registry, eventually, caplog):
+    os.mkfifo(registry.folder / "candidate.json")
+    eventually(lambda: "it is not a file" in caplog.text)
+    registry.promote("v2")
+    eventually(lambda: answering(served) == "v2")
+
+
+def test_a_current_that_is_no_link_is_said_and_followed_when_it_is_one(served, registry, eventually, caplog):
+    registry.current.unlink()
+    registry.current.write_text("v2")
+    eventually(lambda: "must be a link to a version" in caplog.text)
+    assert answering(served) == "v1"
+    registry.promote("v2")
+    eventually(lambda: answering(served) == "v2")
+
+
+def test_following_goes_on_whatever_goes_wrong(served, registry, eventually, caplog, monkeypatch):
+    def fail():
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(registry, "deployment", fail)
+    eventually(lambda: "a bug" in caplog.text)
+    monkeypatch.undo()
+    monkeypatch.setattr(following, "_EVERY_S", 0.02)
     registry.promote("v2")
     eventually(lambda: answering(served) == "v2")
 

@@ -12,6 +12,7 @@ from hfchat.serving import gateway as module
 from hfchat.serving.engine import EngineError, Sampling
 from hfchat.serving.gateway import Gateway, open_gateway
 from hfchat.serving.protocol import ApiError
+from hfchat.serving.record import RequestRecord
 from hfchat.serving.upstream import Upstream, UpstreamBusyError
 from tests.servers.streams import chunk, event, says, stream_server
 
@@ -118,6 +119,63 @@ def test_an_answer_that_has_begun_is_not_begun_again():
             with pytest.raises(EngineError, match="broke"):
                 await answer(engine)
             assert sum(len(server.requests) for server in servers) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("with_content", [False, True])
+def test_what_an_upstream_says_may_quote_the_prompt_so_it_is_not_logged(serve, scripted, caplog, with_content):
+    quoting = f"cannot answer {MESSAGES[0]['content']} secret prompt"
+
+    async def test():
+        for script in (fails(500, quoting), fails(404, quoting), quotes_in_an_event, quotes_in_a_reason):
+            async with gateway(script) as (engine, _):
+                with suppress(ApiError, EngineError):
+                    await answer(engine)
+
+    async def quotes_in_an_event(request, send):
+        await send.start()
+        await send.send(event({"error": {"message": quoting, "code": 500}}))
+
+    async def quotes_in_a_reason(request, send):
+        await send.start()
+        await send.send(event(chunk("x", quoting)))
+
+    record = RequestRecord(with_content=with_content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "current_record", lambda: record)
+        run(test)
+    assert ("secret" in caplog.text) == with_content
+    assert "it answered 500" in caplog.text
+    assert "it answered 404" in caplog.text
+
+
+def test_the_code_of_an_upstreams_error_is_logged_only_if_it_is_one():
+    async def test():
+        for code, kept in (("context_length_exceeded", "context_length_exceeded"), ("your secret prompt", None)):
+
+            async def script(request, send, code=code):
+                await send.answer(400, {"error": {"message": "no", "code": code}})
+
+            async with gateway(script) as (engine, _):
+                with pytest.raises(ApiError) as refused:
+                    await answer(engine)
+                assert refused.value.body.error.code == kept
+
+    run(test)
+
+
+def test_nonsense_of_an_upstream_is_made_up_for_by_another():
+    async def nonsense(request, send):
+        await send.start()
+        await send.send(b"data: " + b"[" * 100_000 + b"\n\n")
+
+    async def test():
+        async with gateway(nonsense, says("well")) as (engine, _):
+            for _ in range(6):
+                assert await answer(engine) == "well"
+            assert sum(one.failures for one in engine.upstreams) >= 3
+            assert engine.retries >= 3
 
     run(test)
 

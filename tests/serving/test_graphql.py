@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from hfchat.feedback.database import open_database
@@ -171,6 +171,35 @@ def test_pages_of_other_sites_may_not_subscribe(served):
 )
 def test_queries_are_bounded(served, query):
     assert "errors" in ask(served, query)
+
+
+DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+BROKEN = {
+    "variables 100,000 deep": b'{"query": "{ models { id } }", "variables": ' + DEEP + b"}",
+    "a list 100,000 deep": b"[" * 100_000,
+    "null": b"null",
+    "a text": b'"{ models { id } }"',
+    "a number of 5,000 digits": b'{"query": "{ models { id } }", "variables": {"a": ' + b"9" * 5000 + b"}}",
+    "not UTF-8": b'{"query": "\xff"}',
+    "half": b'{"query": ',
+    "300,000 values": json.dumps({"query": CHAT, "variables": {"options": {"stop": [1] * 300_000}}}).encode(),
+    "80,000 names": json.dumps({"query": CHAT, "variables": {f"a{i}": 1 for i in range(70_000)}}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_request_is_refused(served, caplog, name):
+    headers = {"content-type": "application/json"}
+    response = served.http.post("/graphql", content=BROKEN[name], headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    with Subscriber(served) as subscriber:
+        subscriber._socket.send(BROKEN[name].decode(errors="replace"))
+        subscriber._socket.close_timeout = 5
+        with pytest.raises(ConnectionClosed) as closed:
+            subscriber.receive()
+    assert 4400 <= closed.value.rcvd.code < 4500  # the protocol's own codes for a fault of the client
+    assert "unexpected error" not in caplog.text
 
 
 def test_feedback_that_is_not_taken_says_so(served):

@@ -6,10 +6,16 @@ import json
 import socket
 import threading
 
+import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
+from hfchat.errors import UserError
 from hfchat.serving import app, connections, generation
+from hfchat.serving.auth import ApiKeys, hash_key
 from hfchat.serving.limits import WebSocketOrigin
+from hfchat.serving.server import ServerSettings
 
 MODEL = "tiny-chat"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}).encode()
@@ -179,6 +185,83 @@ def test_a_client_that_does_not_read_loses_its_place(serve, scripted, eventually
 
 
 @pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nX: y\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+)
+def test_a_crowd_of_connections_keeps_nobody_out(serve, scripted, monkeypatch, sent):
+    """Silent ones, half heads, and those that are kept alive after an answer."""
+    monkeypatch.setattr(connections, "_MAX_CONNECTIONS", 10)
+    served = serve(scripted())
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            for _ in range(15):
+                crowd = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+                with contextlib.suppress(OSError):
+                    crowd.sendall(sent)
+            assert exchange(served, PROBE).startswith(b"HTTP/1.1 200")
+            body = json.loads(BODY)
+            assert httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=20).status_code == 200
+
+
+PROBE = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def test_a_connection_with_a_request_does_not_make_room(serve, scripted, monkeypatch, eventually):
+    monkeypatch.setattr(connections, "_MAX_CONNECTIONS", 3)
+    served = serve(scripted(held=True))
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(served.chat()))
+    asking.start()
+    eventually(lambda: served.engine.active == 1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+        assert exchange(served, PROBE).startswith(b"HTTP/1.1 200")
+        served.engine.release()
+        asking.join(10)
+    assert answers[0].status_code == 200
+
+
+def test_probes_are_answered_beside_many_slow_bodies(serve, scripted, monkeypatch, eventually):
+    monkeypatch.setattr(app, "MAX_REQUESTS", 4)
+    served = serve(scripted())
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+            slow.sendall(head(len(BODY)) + BODY[:5])
+        eventually(lambda: served.chat().json()["error"]["code"] == "server_busy")
+        assert exchange(served, PROBE).startswith(b"HTTP/1.1 200")
+    eventually(lambda: served.chat().status_code == 200)
+
+
+def websocket(served, **options):
+    return connect(f"ws://127.0.0.1:{served.port}/graphql", subprotocols=["graphql-transport-ws"], **options)
+
+
+def test_websockets_are_bounded_for_each_key(serve, scripted, monkeypatch):
+    monkeypatch.setattr(app, "_MAX_WEBSOCKETS", 2)
+    keys = ApiKeys({name: hash_key(name) for name in ("alice", "bob")})
+    served = serve(scripted(), graphql=True, keys=keys)
+    alice, bob = ({"Authorization": f"Bearer {name}"} for name in ("alice", "bob"))
+    first = websocket(served, additional_headers=alice)
+    with websocket(served, additional_headers=alice), pytest.raises(InvalidStatus):
+        websocket(served, additional_headers=alice)
+    websocket(served, additional_headers=bob).close()
+    first.close()
+    websocket(served, additional_headers=alice).close()
+
+
+def test_an_idle_websocket_is_closed(serve, scripted, monkeypatch):
+    monkeypatch.setattr(app, "_IDLE_WEBSOCKET_S", 0.3)
+    served = serve(scripted(), graphql=True)
+    with websocket(served) as connection:
+        connection.send('{"type": "connection_init"}')
+        assert "connection_ack" in connection.recv(timeout=10)
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(timeout=10)
+    assert closed.value.rcvd.code == 1001
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
@@ -215,6 +298,58 @@ def test_only_json_is_read(serve, scripted, content_type):
 
 
 # ----------------------------------------------------------------------------------------------------- other sites
+
+STRANGE_HOSTS = [
+    "evil.example",
+    "[::1]evil.example",
+    "[::1].evil.example",
+    "[::1]evil.example:8000",
+    "[::1]@evil.example",
+    "localhost.evil.example",
+    "localhost@evil.example",
+    "localhost:80@evil.example",
+    "localhost:evil.example",
+    "localhost/evil.example",
+    "127.0.0.1.evil.example",
+    "evil.example:127.0.0.1",
+    "[evil.example]",
+    "[::1",
+    "",
+    ":8000",
+]
+
+
+@pytest.mark.parametrize("host", STRANGE_HOSTS)
+@pytest.mark.parametrize("settings", [{}, {"host": "0.0.0.0", "allow_anyone": True}], ids=["loopback", "anyone"])
+def test_only_its_own_names_reach_a_server_without_keys(serve, scripted, settings, host):
+    """Else a page whose name resolves to the server's address could use it (DNS rebinding)."""
+    served = serve(scripted(), **settings)
+    assert served.http.get("/v1/models", headers={"host": host}).status_code == 403
+
+
+def test_names_that_reach_a_server_for_anyone(serve, scripted, monkeypatch):
+    monkeypatch.setenv("SPACE_HOST", "alice-chat.hf.space")
+    served = serve(scripted(), host="0.0.0.0", allow_anyone=True, allow_hosts=("Chat.example.org",))
+    names = ["192.168.0.7:8000", "[fe80::1]:8000", "localhost", socket.gethostname(), "chat.example.org:443"]
+    for host in [*names, "alice-chat.hf.space"]:
+        assert served.http.get("/v1/models", headers={"host": host}).status_code == 200, host
+
+
+def test_with_keys_the_name_is_nobodys_business(serve, scripted):
+    """A page has no key, and a proxy may pass on any name."""
+    keys = ApiKeys({"alice": hash_key("k")})
+    headers = {"host": "chat.example.org", "authorization": "Bearer k"}
+    served = serve(scripted(), keys=keys, host="0.0.0.0")
+    assert served.http.get("/v1/models", headers=headers).status_code == 200
+    served = serve(scripted(), keys=keys, host="0.0.0.0", allow_hosts=("api.example.org",))
+    assert served.http.get("/v1/models", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["*", "a:80", "https://a", "a/b", "", "-a", "a b"])
+def test_a_name_must_be_one(host):
+    with pytest.raises(UserError, match="--allow-host"):
+        ServerSettings(model="m", allow_hosts=(host,))
+
 
 SITE = "https://chat.example.org"
 

@@ -1,5 +1,6 @@
 """Answers are held within bounds of number, bytes and time."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hfchat.feedback.exchange import Exchange
@@ -28,6 +29,20 @@ def test_the_oldest_go_when_they_are_too_large():
     assert len(recent) == 0
     recent.add(exchange(6))
     assert recent.find("chatcmpl-6", 0) is not None
+
+
+def test_all_that_a_client_sent_is_counted():
+    """150 answers with a stop string of 0.9 MB were held as if they were nothing."""
+    for field, value in {
+        "sampling": {"stop": ["x" * 6_000]},
+        "user": "x" * 6_000,
+        "findings": [{"guard": "x" * 6_000}],
+        "messages": [{"role": "user", "content": "x" * 6_000}],
+    }.items():
+        recent = RecentAnswers(max_bytes=10_000)
+        for number in range(3):
+            recent.add(replace(exchange(number), **{field: value}))
+        assert len(recent) == 1, field
 
 
 def test_they_are_held_for_a_while():

@@ -92,6 +92,47 @@ def test_a_sane_id_is_kept(serve, scripted, given, kept):
 # -------------------------------------------------------------------------------------------------------------- log
 
 
+SECRET = "my secret"
+
+
+class QuotingError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("place", ["encode", "stream"])
+def test_a_traceback_does_not_quote_what_was_asked(serve, scripted, eventually, log, place, stream):
+    """Messages of exceptions do: pydantic's, SQLAlchemy's, Jinja's, and many a `KeyError`."""
+
+    def quote(*args):
+        try:
+            raise KeyError(SECRET)
+        except KeyError as error:
+            raise QuotingError(f"cannot read {SECRET} of {args}") from error
+
+    engine = scripted()
+    setattr(engine, place, quote)
+    served = serve(engine)
+    served.chat(messages=[{"role": "user", "content": SECRET}], stream=stream)
+    eventually(lambda: log("request"))
+    (line,) = [line for line in log() if line["level"] == "ERROR"]
+    assert SECRET not in json.dumps(log())
+    assert "QuotingError" in line["exc_info"]
+    assert "KeyError" in line["exc_info"]
+    assert "test_record.py" in line["exc_info"]
+
+
+def test_what_is_raised_outside_of_requests_says_why(log):
+    try:
+        raise OSError(SECRET)
+    except OSError:
+        logging.getLogger("hfchat.serving").exception("a version does not answer")
+        logging.getLogger("uvicorn.error").exception("an application")
+    ours, uvicorns = log()
+    assert SECRET in ours["exc_info"]
+    assert SECRET not in uvicorns["exc_info"]  # which may be of a request
+
+
 def test_a_request_is_one_line_without_its_content(serve, scripted, eventually, log):
     served = serve(scripted(), keys=ApiKeys({"alice": hash_key("k")}))
     headers = {"authorization": "Bearer k", "x-request-id": "mine"}
@@ -115,7 +156,7 @@ def test_a_request_is_one_line_without_its_content(serve, scripted, eventually, 
         "completion_tokens": 10,
         "finish_reasons": ["stop", "stop"],
     }
-    assert "secret" not in json.dumps(log())
+    assert SECRET not in json.dumps(log())
     assert "Hello" not in json.dumps(log())
     assert "oops" not in json.dumps(log())
 

@@ -1,6 +1,8 @@
 """The real engine with a tiny model: what it says must be what `generate` says, and it must let go of what it took."""
 
 import asyncio
+import contextvars
+import copy
 import time
 from contextlib import asynccontextmanager
 from unittest import mock
@@ -11,12 +13,15 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.continuous_batching.requests import RequestState
 
+from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
-from hfchat.serving import transformers_engine
+from hfchat.serving import sampler, transformers_engine
 from hfchat.serving.engine import EngineError, Sampling
 from hfchat.serving.sampler import draw
-from hfchat.serving.text import TokenBytes
-from hfchat.serving.transformers_engine import TransformersEngine
+from hfchat.serving.text import IncrementalDecoder, TokenBytes
+from hfchat.serving.transformers_engine import TokenPrompt, TransformersEngine
+from hfchat.tokenization.sentencepiece import train_sentencepiece_bpe
+from tests.conftest import random_llama
 
 PROMPTS = ["Hi", "What is hfchat?", "🙂 or 🙁?", "日本語で答えて。", "the quick brown fox " * 5]
 TOKENS = 40
@@ -314,6 +319,117 @@ def test_the_models_own_sampling_is_the_default(tiny_model, tiny_tokenizer, monk
     assert (engine.temperature, engine.top_p) == (0.6, 0.9)
 
 
+@pytest.mark.parametrize(
+    "config", [{"do_sample": True, "temperature": 1.5, "top_k": 1}, {"repetition_penalty": 1.3}, {"do_sample": False}]
+)
+def test_the_whole_of_the_models_own_sampling_reaches_the_answer(tiny_model, tiny_tokenizer, monkeypatch, config):
+    prompt = tiny_tokenizer.apply_chat_template(
+        messages("Hi"), add_generation_prompt=True, return_dict=False, return_tensors="pt"
+    )
+    output = tiny_model.generate(prompt, max_new_tokens=TOKENS, **{"do_sample": False} | config)[0, prompt.shape[1] :]
+    for name, value in config.items():
+        monkeypatch.setattr(tiny_model.generation_config, name, value)
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    text = "".join(piece.text for piece in run(engine, lambda: collect(engine, "Hi")))
+    assert text == tiny_tokenizer.decode(output, skip_special_tokens=True).rstrip("\ufffd")
+
+
+def test_a_model_whose_sampling_cannot_be_done_is_refused(tiny_model, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_model.generation_config, "num_beams", 4)
+    with pytest.raises(UserError, match="num_beams"):
+        TransformersEngine(tiny_model, tiny_tokenizer)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tiny_model, tiny_tokenizer, monkeypatch):
+    larger = copy.deepcopy(tiny_tokenizer)
+    larger.add_tokens(["<|beyond|>"])
+    with pytest.raises(UserError, match=r"token \d+ \('<\|beyond\|>'\), and the model has embeddings for \d+ tokens"):
+        TransformersEngine(tiny_model, larger)
+    monkeypatch.setattr(tiny_model.generation_config, "eos_token_id", [0, 5000])
+    with pytest.raises(UserError, match="token 5000"):
+        TransformersEngine(tiny_model, tiny_tokenizer)
+
+
+STRANGE = [
+    {"temperature": 1e-39},
+    {"temperature": 1e-46, "top_p": 1e-39},
+    {"temperature": float("nan")},
+    {"temperature": float("inf"), "top_p": float("-inf")},
+    {"temperature": 1.0, "presence_penalty": float("inf"), "frequency_penalty": float("nan")},
+    {"temperature": 1.0, "seed": 10**30, "frequency_penalty": 1e39},
+    {"logprobs": 10**6, "max_tokens": 1},
+    {"logprobs": -1, "max_tokens": 10**30},
+]
+
+
+def test_no_request_ends_anothers_answer(tiny_model, tiny_tokenizer, expected):
+    """Extremes of every field, prompts that no step can be made with, and a step that raises, beside an answer."""
+    engine = TransformersEngine(tiny_model, tiny_tokenizer, len(STRANGE) + 8)
+    prompts = [[], [-1], [len(tiny_tokenizer)], [2**70], [1] * engine.context_length, [1] * 10**5]
+
+    async def work():
+        normal = asyncio.ensure_future(collect(engine, PROMPTS[0]))
+        strange = [collect(engine, PROMPTS[1], **fields) for fields in STRANGE]
+        strange += [consume(engine.stream(TokenPrompt(ids), Sampling(max_tokens=3))) for ids in prompts]
+        one_token = consume(engine.stream(TokenPrompt([1]), Sampling(max_tokens=3)))
+        results = await asyncio.gather(*strange, return_exceptions=True)
+        assert all(isinstance(result, EngineError | list) for result in results), results
+        assert all(isinstance(result, EngineError) for result in results[len(STRANGE) :])
+        assert await one_token
+        assert "".join(piece.text for piece in await normal) == expected[PROMPTS[0]]
+        assert engine.restarts == 0
+        assert engine._crashes == 0
+
+    run(engine, work)
+
+
+@pytest.mark.parametrize("place", ["row", "penalties", "draw", "decode"])
+def test_a_request_whose_own_step_raises_fails_alone(tiny_model, tiny_tokenizer, expected, monkeypatch, place):
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    fault = RuntimeError("the step of this one")
+    is_broken = contextvars.ContextVar("is_broken", default=False)
+
+    def failing(function, is_mine):
+        def call(*arguments):
+            if is_mine(*arguments):
+                raise fault
+            return function(*arguments)
+
+        return call
+
+    def has_seed(draws, *_):
+        return draws.sampling.seed == 666
+
+    if place == "draw":
+        mine = failing(sampler.draw, lambda scores, temperature, *_: bool((temperature == 1.25).any()))
+        monkeypatch.setattr(sampler, "draw", mine)
+    elif place == "decode":
+        mine = failing(IncrementalDecoder.push, lambda *_: is_broken.get())
+        monkeypatch.setattr(transformers_engine.IncrementalDecoder, "push", mine)
+    else:
+        monkeypatch.setattr(sampler.Draws, place, failing(getattr(sampler.Draws, place), has_seed))
+
+    async def broken():
+        is_broken.set(True)
+        return await collect(engine, PROMPTS[1], temperature=1.25, seed=666)
+
+    async def work():
+        normal = asyncio.ensure_future(collect(engine, PROMPTS[0]))
+        sampled = asyncio.ensure_future(collect(engine, PROMPTS[2], temperature=0.9, seed=1))
+        with pytest.raises((EngineError, RuntimeError), match="the step of this one"):
+            await asyncio.create_task(broken())
+        assert "".join(piece.text for piece in await normal) == expected[PROMPTS[0]]
+        assert sum(piece.tokens for piece in await sampled) > 1
+        assert engine.restarts == 0
+        assert engine._router.streams == {}
+
+    run(engine, work)
+
+
+async def consume(stream):
+    return [piece async for piece in stream]
+
+
 def crash(*args, **kwargs):
     raise RuntimeError("the accelerator is gone")
 
@@ -503,3 +619,21 @@ def test_draws_follow_the_distribution_of_transformers_warpers(temperature, top_
     tokens = draw(scores.expand(draws, -1), *settings, uniform)
     frequencies = tokens.bincount(minlength=20) / draws
     torch.testing.assert_close(frequencies, warped.softmax(-1)[0], atol=2e-4, rtol=0)
+
+
+def test_a_model_whose_tokens_are_bytes_answers_with_any_of_them():
+    """Sampled from a random model with byte fallback, most answers have bytes that are no character."""
+    tokenizer = train_sentencepiece_bpe(["the quick brown fox jumps over the lazy dog"] * 3, 400)
+    set_chat_template(tokenizer)
+    model = random_llama(tokenizer, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3)
+    engine = TransformersEngine(model, tokenizer)
+
+    async def work():
+        fields = {"temperature": 1.5, "logprobs": 1, "max_tokens": 30}
+        return await asyncio.gather(*(collect(engine, "Hi", seed=seed, **fields) for seed in range(20)))
+
+    answers = run(engine, work)
+    for pieces in answers:
+        spoken = sum(piece.tokens for piece in pieces) - (pieces[-1].finish_reason == "stop")
+        assert len([entry.chosen.bytes for piece in pieces for entry in piece.logprobs]) == spoken
+    assert sum("\ufffd" in "".join(piece.text for piece in pieces) for pieces in answers) > 10

@@ -1,6 +1,7 @@
 """An upstream's streams become pieces, its failures errors that say whose fault they are, and nothing of it leaks."""
 
 import asyncio
+import tracemalloc
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -136,6 +137,128 @@ def test_characters_are_whole_however_they_are_spelled():
     )
     pieces, _ = ask(packets(*(stream[i : i + 7] for i in range(0, len(stream), 7))))
     assert "".join(piece.text for piece in pieces) == "😀 � é�"
+
+
+def odd(*choices, **fields):
+    """A chunk with these choices, as they are."""
+    return event({"id": "x", "object": "chat.completion.chunk", "choices": list(choices)} | fields)
+
+
+END = event(chunk(finish_reason="stop"))
+ODD = {
+    "an empty finish_reason": [event(chunk("a", "")), event(chunk("b", "")), END, DONE],
+    "a finish_reason of false": [event(chunk("ab", False)), END],
+    "a role with an empty text": [odd({"delta": {"role": "assistant", "content": ""}}), event(chunk("ab")), END],
+    "a role alone": [odd({"delta": {"role": "assistant"}}), event(chunk("ab")), END],
+    "no delta at the end": [event(chunk("ab")), odd({"index": 0, "finish_reason": "stop"})],
+    "a null for a delta": [event(chunk("ab")), odd({"delta": None, "finish_reason": "stop"})],
+    "nulls": [odd({"index": None, "delta": {"content": None}, "logprobs": None}, usage=None), event(chunk("ab")), END],
+    "a null for choices": [event({"choices": None}), event(chunk("ab")), END],
+    "no choices at all": [event({"id": "x"}), event(chunk("ab")), END],
+    "a list of parts": [odd({"delta": {"content": [{"type": "text", "text": "ab"}]}}), END],
+    "parts of thought": [odd({"delta": {"content": [{"type": "thinking", "thinking": []}]}}), event(chunk("ab")), END],
+    "thoughts": [odd({"delta": {"reasoning_content": "hm", "content": None}}), event(chunk("ab")), END],
+    "calls of tools that are none": [odd({"delta": {"tool_calls": [], "content": "ab"}}), END],
+    "a choice that was not asked for": [odd({"index": 1, "delta": {"content": "z"}}), event(chunk("ab")), END],
+    "a usage in each chunk": [event(chunk("ab") | {"usage": {"prompt_tokens": 1}}), END],
+    "a usage without counts": [event(chunk("ab")), END, event({"choices": [], "usage": {"total_tokens": None}}), DONE],
+    "comments": [b": ping\n\n", event(chunk("ab")), b":\n\n", END],
+    "lines as on Windows": [(event(chunk("ab")) + END + DONE).replace(b"\n", b"\r\n")],
+    "a byte order mark": [b"\xef\xbb\xbf" + event(chunk("ab")), END],
+    "half a byte order mark": [b"\xef\xbb", b"\xbf" + event(chunk("ab")), END],
+    "events with names": [b"event: message\nid: 1\n" + event(chunk("ab")), END],
+    "no error": [event(chunk("ab") | {"error": None}), END],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_upstreams_have_their_ways(name):
+    pieces, _ = ask(packets(*ODD[name]))
+    assert "".join(piece.text for piece in pieces) == "ab"
+    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("eos", "stop"), ("STOP", "stop"), ("end_turn", "stop"), ("MAX_TOKENS", "length"), ("model_length", "length")],
+)
+def test_words_for_the_end(word, reason):
+    pieces, _ = ask(packets(event(chunk("a")), event(chunk(finish_reason=word))))
+    assert pieces[-1].finish_reason == reason
+
+
+def logprob(**fields):
+    return event(chunk("a", logprobs={"content": [{"token": "a", "logprob": -1} | fields]}))
+
+
+DEEP = b'data: {"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n\n"
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        logprob(bytes=1_500_000_000),
+        logprob(bytes="a"),
+        logprob(bytes=[256]),
+        logprob(logprob=float("nan")),
+        logprob(logprob=float("inf")),
+        logprob(logprob=10**400),
+        logprob(logprob=None),
+        DEEP,
+        b'data: {"created": ' + b"9" * 5000 + b"}\n\n",
+        odd({"delta": {"content": 5}}),
+        odd({"delta": "text"}),
+        odd(None),
+        event("a text"),
+        event(None),
+        event(chunk("a", "no such word")),
+        event(chunk("a", {"type": "stop"})),
+    ],
+    ids=range(16),
+)
+def test_nonsense_is_a_failed_upstream(packet):
+    """As which the gateway asks another one, and counts it."""
+    tracemalloc.start()
+    with pytest.raises(UpstreamError, match="it sent"):
+        ask(packets(packet), Sampling(5, logprobs=1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+def test_an_error_that_is_nested_is_a_failed_upstream():
+    with pytest.raises(UpstreamError, match="500"):
+        ask(whole(500, "[" * 100_000))
+    with pytest.raises(ApiError, match="a fault; another"):
+        ask(whole(422, {"detail": [{"msg": "a fault", "input": "x"}, {"msg": "another"}]}))
+
+
+def test_a_token_that_is_impossible_has_openais_number():
+    pieces, _ = ask(packets(logprob(logprob=-float("inf")), END), Sampling(5, logprobs=1))
+    assert pieces[0].logprobs[0].chosen.logprob == -9999.0
+
+
+def endless(text):
+    async def script(request, send):
+        await send.start()
+        for _ in range(1000):
+            await send.send(event(chunk(text)) * 100)
+
+    return script
+
+
+@pytest.mark.parametrize("text", ["x", "x" * 5000])
+def test_an_answer_that_does_not_end_is_cut(text):
+    pieces, _ = ask(endless(text), Sampling(5))
+    assert pieces[-1].finish_reason == "length"
+    assert sum(piece.tokens for piece in pieces) == 5
+    assert sum(len(piece.text) for piece in pieces) < 10_000
+
+
+def test_an_answer_without_any_limit_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr("hfchat.serving.upstream_answer._MAX_CHARACTERS", 10_000)
+    with pytest.raises(UpstreamError, match="without an end"):
+        ask(endless("x" * 100))
 
 
 def test_the_usage_has_the_last_word_on_tokens():

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,22 @@ def inputs(corpus, tokenizer_folder) -> list:
         "--dataset_name", corpus, "--tokenizer_name", tokenizer_folder, "--depth", 1, "--block_size", 32,
         "--bf16", "false", "--sample_prompts", "The recipe", "--disable_tqdm", "true",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt_neox"])
+def untied_base(request, plain_base, tmp_path_factory):
+    """A base that knows no turns, and whose output layer is not its embeddings, as Llama 3 8B's or Pythia's."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(plain_base)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options = {"max_position_embeddings": 128, "initializer_range": 0.2, "tie_word_embeddings": False}
+    config = AutoConfig.for_model(request.param, vocab_size=len(tokenizer), **sizes, **options)
+    folder = tmp_path_factory.mktemp(f"untied-{request.param}")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class Runs:
             stderr=log.open("w"),
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"},
         )
 
     def start(self, arguments: list, config: str | None = None, processes: int = 1) -> list[int]:

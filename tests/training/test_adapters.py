@@ -1,14 +1,17 @@
 import importlib.util
+import shutil
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hfchat.chat_template import TURN_END, TURN_START, fingerprint, set_chat_template
 from hfchat.config import parse
 from hfchat.errors import UserError
+from hfchat.hub.merging import put_adapter
+from hfchat.models import load_model
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
 from hfchat.training.supervision import load_chat_tokenizer
 
@@ -60,6 +63,77 @@ def test_turns_that_a_base_does_not_know_get_embeddings_that_are_trained_and_sav
     tokenizer.save_pretrained(tmp_path)
     reloaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype="float32")
     torch.testing.assert_close(reloaded(ids).logits[..., : len(tokenizer)], model(ids).logits[..., : len(tokenizer)])
+
+
+def ask(model, tokenizer, question):
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False, return_tensors="pt"
+    )
+    return model.generate(prompt, do_sample=False, max_new_tokens=8, eos_token_id=tokenizer.eos_token_id)[
+        0, prompt.shape[1] :
+    ].tolist()
+
+
+def test_an_adapter_on_a_base_without_turns_learns_to_stop(untied_base, tmp_path):
+    tokenizer, new_tokens = load_chat_tokenizer(str(untied_base), "main", allow_mismatch=False)
+    model = load_trainable(ModelArguments(dtype="float32"), str(untied_base), tokenizer, new_tokens)
+    turns = [[{"role": "user", "content": f"Q {i}"}, {"role": "assistant", "content": "Yes."}] for i in range(8)]
+    encoded = tokenizer.apply_chat_template(
+        turns, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True, padding=True
+    )
+    ids, labels = encoded["input_ids"], encoded["input_ids"].masked_fill(encoded["assistant_masks"] == 0, -100)
+    with model.disable_adapter():
+        before = model(input_ids=ids).logits
+    torch.testing.assert_close(model(input_ids=ids).logits, before)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=2e-2)
+    for _ in range(40):
+        model(input_ids=ids, attention_mask=encoded["attention_mask"], labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.eval()
+    answer = [*tokenizer("Yes.")["input_ids"], tokenizer.eos_token_id]
+    assert ask(model, tokenizer, "Q 9") == answer
+    with model.disable_adapter():
+        torch.testing.assert_close(model(input_ids=ids).logits, before, msg="the base is the reference, as it was")
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    stored = load_model(str(untied_base))
+    merged = put_adapter(stored, tmp_path, tokenizer).merge_and_unload()
+    assert ask(merged, tokenizer, "Q 9") == answer
+    for end in (merged.get_input_embeddings(), merged.get_output_embeddings()):
+        assert not torch.equal(*end.weight[new_tokens])
+
+
+def test_a_head_that_its_config_calls_tied_is_not_tied_when_it_grows(untied_base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(untied_base)
+    model.config.tie_word_embeddings = True  # and yet the file has an output layer of its own
+    model.config.save_pretrained(tmp_path)
+    shutil.copy(untied_base / "model.safetensors", tmp_path)
+    tokenizer, new_tokens = load_chat_tokenizer(str(untied_base), "main", allow_mismatch=False)
+    trained = load_trainable(ModelArguments(dtype="float32"), str(tmp_path), tokenizer, new_tokens)
+    known = trained.get_output_embeddings().weight[: new_tokens[0]]
+    torch.testing.assert_close(known, model.get_output_embeddings().weight)
+    assert sum("trainable_tokens_delta" in name for name in trainable(trained)) == 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "problem"),
+    [
+        ("phi", {}, "its output layer has a bias, beside which an adapter cannot train the rows of new tokens"),
+        ("llama", {"lora_modules_to_save": ["embed_tokens"]}, "lora_modules_to_save embed_tokens: holds the embed"),
+    ],
+)
+def test_rows_that_an_adapter_cannot_train_are_refused(plain_base, tmp_path, architecture, options, problem):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(architecture, vocab_size=320, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer, new_tokens = load_chat_tokenizer(str(plain_base), "main", allow_mismatch=False)
+    with pytest.raises(UserError, match=problem):
+        load_trainable(ModelArguments(**options), str(tmp_path), tokenizer, new_tokens)
+    whole = ModelArguments(lora_modules_to_save=["lm_head"])
+    if architecture == "llama":  # a head that is trained in all of its rows has theirs too
+        model = load_trainable(whole, str(tmp_path), tokenizer, new_tokens)
+        assert list(model.active_peft_config.trainable_token_indices) == ["model.embed_tokens"]
 
 
 def test_an_adapter_is_no_base(chat_model, tokenizer, tmp_path):

@@ -1,13 +1,17 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from trl.trainer import dpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
 from hfchat.errors import UserError
+from hfchat.models import load_model
+from hfchat.training import alignment
 from hfchat.training.adapters import ModelArguments, load_trainable
 from hfchat.training.alignment import (
     TRAINERS,
@@ -20,6 +24,7 @@ from hfchat.training.alignment import (
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.packing import IGNORE
 from hfchat.training.preferences import load_preferences
+from hfchat.training.supervision import load_chat_tokenizer
 from tests.conftest import tiny_model
 from tests.training.runs import assert_identical
 
@@ -47,7 +52,7 @@ def pairs(tmp_path_factory):
 def make_trainer(pairs, chat_model, tokenizer, tmp_path):
     """A trainer as `recipes/align.py` makes it, for three steps unless `settings` say otherwise."""
 
-    def make(method="dpo", output="run", model=(), **settings):
+    def make(method="dpo", output="run", model=(), base=chat_model, load=load_trainable, **settings):
         defaults = {
             "max_steps": 3, "learning_rate": 2e-2, "use_cpu": True, "bf16": False, "report_to": "none", "seed": 5,
             "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", "max_length": 64,
@@ -56,11 +61,12 @@ def make_trainer(pairs, chat_model, tokenizer, tmp_path):
         args = AlignArguments(
             output_dir=str(tmp_path / output), dataset_name=str(pairs), method=method, **defaults | settings
         )
-        model_args = ModelArguments(model_name_or_path=str(chat_model), lora_r=4, lora_alpha=8, **dict(model))
+        model_args = ModelArguments(model_name_or_path=str(base), lora_r=4, lora_alpha=8, **dict(model))
+        tokenizer, new_tokens = load_chat_tokenizer(str(base), model_args.model_revision, allow_mismatch=False)
         preferences = load_preferences(args, tokenizer)
         args.derive(model_args, preferences)
         torch.manual_seed(0)
-        trained = load_trainable(model_args, str(chat_model), tokenizer)
+        trained = load(model_args, str(base), tokenizer, new_tokens)
         record_fingerprint(tokenizer, trained)
         return TRAINERS[method](trained, args, preferences, tokenizer)
 
@@ -125,6 +131,49 @@ def test_the_reference_is_the_base_and_no_second_copy_of_it(make_trainer, method
     assert abs(trainer._held_out_log_probs(reference=False) - before).max() > 0.1
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("trls_head", [True, False])
+def test_a_base_without_turns_is_aligned_from_its_own_start(make_trainer, untied_base, method, trls_head, monkeypatch):
+    if trls_head:  # which an accelerator uses
+        monkeypatch.setattr(alignment, "score_completions", lambda model: None)
+    trainer = make_trainer(method, base=untied_base, max_length=128)
+    rows = [value for name, value in trainer.model.named_parameters() if "trainable_tokens_delta" in name]
+    before = [value.detach().clone() for value in rows]
+    assert len(rows) == 2, "of the embeddings and of the output layer"
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=False), trainer.start.policy, rtol=1e-5)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == pytest.approx(0, abs=1e-5)
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=True), trainer.start.policy, rtol=1e-6)
+    assert not any(torch.equal(old, new) for old, new in zip(before, rows, strict=True))
+
+
+def test_the_divergence_is_that_of_the_policy_from_the_reference(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    first, second, third = 10, 11, 12  # drawn as often as the policy makes them probable
+    answers = [[first] * 4, [first] * 3 + [second] * 2 + [third]]
+    policy = {first: 0.7, second: 0.2, third: 0.1}
+    base = {first: 0.5, second: 0.25, third: 0.25}
+
+    def log_probs(batch, reference):
+        probabilities = torch.ones(trainer.model.config.vocab_size)
+        for token, probability in (base if reference else policy).items():
+            probabilities[token] = probability
+        return probabilities.log()[batch["input_ids"][:, 1:]] * batch["completion_mask"][:, 1:]
+
+    monkeypatch.setattr(trainer, "_sample", lambda prompts: answers)
+    monkeypatch.setattr(trainer, "_log_probs", log_probs)
+    expected = sum(share * np.log(share / base[token]) for token, share in policy.items())
+    assert trainer.divergence() == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(0.0993, abs=1e-4)
+
+
+@pytest.mark.parametrize(("use_peft", "rate"), [(False, 1e-6), (True, 1e-5)])
+def test_the_learning_rate_follows_from_what_is_trained(tmp_path, use_peft, rate):
+    args = AlignArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    args.derive(ModelArguments(use_peft=use_peft), None)
+    assert args.learning_rate == rate
+
+
 def test_an_adapter_is_trained_at_the_cost_of_the_completions(make_trainer):
     trainer = make_trainer(per_device_train_batch_size=2)
     backbone, lengths = trainer.model.get_base_model().base_model, []
@@ -170,6 +219,52 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_stopped(m
     for key in ("loss", "eval_rewards/margins", "eval_kl"):
         assert logged(resumed, key) == logged(whole, key)
     np.testing.assert_array_equal(resumed.start.policy, whole.start.policy)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("precompute", [False, True])
+def test_the_reference_of_all_weights_is_the_model_that_was_loaded(
+    make_trainer, chat_model, tokenizer, tmp_path, method, precompute
+):
+    base = tmp_path / "base"
+    shutil.copytree(chat_model, base)
+
+    def load_then_replace(*args):  # as if the name stood for another revision, where it is loaded again
+        model = load_trainable(*args)
+        tiny_model(tokenizer, seed=7).save_pretrained(base)
+        return model
+
+    settings = {"base": base, "model": {"use_peft": False}, "load": load_then_replace, "learning_rate": 1e-3}
+    trainer = make_trainer(method, precompute_ref_log_probs=precompute, **settings)
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=False), trainer.start.policy, rtol=1e-6)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_trl_loads_itself_is_of_the_commit_of_the_policy(make_trainer, monkeypatch):
+    def load(*args):
+        model = load_trainable(*args)
+        model.config._commit_hash = "c0ffee"
+        return model
+
+    monkeypatch.setattr(alignment, "is_deepspeed_zero3_enabled", lambda: True)
+    asked = []
+
+    def load_reference(path, **kwargs):
+        asked.append(kwargs["revision"])
+        return load_model(path)
+
+    monkeypatch.setattr(dpo_trainer, "create_model_from_path", load_reference)
+    make_trainer(model={"use_peft": False}, load=load)
+    assert asked == ["c0ffee"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_reference_of_all_weights_has_rows_for_new_tokens(make_trainer, plain_base, method):
+    trainer = make_trainer(method, base=plain_base, model={"use_peft": False}, max_length=128, learning_rate=1e-3)
+    np.testing.assert_allclose(trainer._held_out_log_probs(reference=False), trainer.start.policy, rtol=1e-5)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_full_training_has_a_reference_too(make_trainer):

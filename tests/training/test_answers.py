@@ -48,14 +48,17 @@ def test_the_share_of_answers_that_end_is_that_of_the_end_of_turn(at, tokenizer,
     assert "seldom stops" not in str(answers)
 
 
-def test_a_model_that_no_longer_stops_is_warned_of(at, tokenizer, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ended_before", [0, 1, 3])
+def test_a_model_that_seldom_stops_is_warned_of_whatever_it_did_before(
+    at, tokenizer, rows, tmp_path, monkeypatch, ended_before
+):
     text, end = tokenizer("The answer")["input_ids"], tokenizer.eos_token_id
-    said = iter([[[*text, end]] * 3, [text] * 3])
+    said = iter([[[*text, end]] * ended_before + [text] * (3 - ended_before), [[*text, end], text, text]])
     monkeypatch.setattr(module, "generate_answers", lambda model, prompts: next(said))
     answers = callback(tokenizer, rows, tmp_path)
     at("on_train_begin", answers, 0)
     at("on_train_end", answers, STEPS)
-    assert "warning: it seldom stops" in str(answers)
+    assert "!!! warning: it seldom stops" in str(answers)
 
 
 def test_a_resumed_run_keeps_the_answers_of_before(at, tokenizer, rows, tmp_path, model):

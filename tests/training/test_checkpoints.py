@@ -131,3 +131,11 @@ def test_an_evaluation_that_fails_does_not_end_the_training(packed, tokenizer, t
     assert f"the evaluation failed, training goes on: {type(error).__name__}: {error}" in capsys.readouterr().out
     with pytest.raises(type(error)):  # asked for alone, it fails
         trainer.evaluate()
+
+
+def test_an_evaluation_that_fails_at_the_end_does_not_lose_the_model(packed, tokenizer, tmp_path, monkeypatch, capsys):
+    trainer = trainer_for(packed, tokenizer, tmp_path)
+    trainer.train()
+    monkeypatch.setattr(trainer, "prediction_step", lambda *_, **__: 1 / 0)
+    assert trainer.final_metrics() == {}
+    assert "the model is kept without its metrics: ZeroDivisionError" in capsys.readouterr().out

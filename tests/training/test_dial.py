@@ -44,6 +44,32 @@ def test_a_shape_is_that_of_the_model(tokenizer, architecture, tied):
     assert AutoModelForCausalLM.from_config(config).num_parameters() > 0
 
 
+@pytest.mark.parametrize(
+    ("tokens", "batch"), [(400_000, 2048), (4_000_000, 4096), (40_000_000, 2**14), (2_488_796_160, 2**16)]
+)
+def test_batches_grow_as_a_power_of_the_tokens(tokens, batch):
+    """2,048 x (tokens / 400,000)^0.383, rounded to a power of two: 2,048, 4,947, 11,948 and 58,205."""
+    assert Plan(256, tokens).batch_tokens == batch
+
+
+@pytest.mark.parametrize(
+    ("width", "share_of_batch", "muon", "adamw", "embeddings"),
+    [
+        (256, 1, 0.01, 0.003, 0.03),
+        (512, 1, 0.005, 0.0015, 0.03 / 2**0.5),
+        (1024, 1, 0.0025, 0.00075, 0.015),
+        (1024, 0.25, 0.00125, 0.000375, 0.0075),  # half, which is the root of a quarter
+    ],
+)
+def test_rates_fall_with_the_width_and_with_the_root_of_the_batch(width, share_of_batch, muon, adamw, embeddings):
+    plan = Plan(width, 40_000_000)
+    tokens_per_step = int(share_of_batch * plan.batch_tokens)
+    assert plan.learning_rate("muon", tokens_per_step) == pytest.approx(muon)
+    assert plan.learning_rate("adamw", tokens_per_step) == pytest.approx(adamw)
+    assert plan.embedding_learning_rate(tokens_per_step) == pytest.approx(embeddings)
+    assert plan.weight_decay == 0.1
+
+
 def test_wider_models_learn_more_slowly_and_longer_runs_from_larger_batches():
     plans = [Plan(64 * depth, tokens) for depth, tokens in [(4, 10**8), (8, 6 * 10**8), (12, 2.4e9), (20, 10**10)]]
     for optimizer in ("muon", "adamw"):
@@ -116,6 +142,17 @@ def test_a_long_batch_is_gathered_in_parts(model, block_size):
     assert args.train_batch_size * block_size <= max(4096, block_size)
 
 
+def test_an_evaluation_has_the_batch_of_the_training(model):
+    """Its logits then need less memory than those that the training made, with their gradients."""
+    for settings in ({}, {"per_device_train_batch_size": 3}, {"block_size": 2048, "chunked_loss": True}):
+        args = arguments(**settings)
+        args.derive(model, blocks=1000)
+        assert args.eval_batch_size == args.train_batch_size
+    args = arguments(per_device_eval_batch_size=5)
+    args.derive(model, blocks=1000)
+    assert args.eval_batch_size == 5
+
+
 def test_what_is_set_stays(model):
     settings = {
         "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 7, "learning_rate": 0.5,
@@ -147,7 +184,7 @@ def test_a_stable_schedule_decays_over_the_last_fifth(model):
     args = arguments(max_steps=101, lr_scheduler_type="warmup_stable_decay")
     assert args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
     args.derive(model, blocks=1000)
-    assert args.lr_scheduler_kwargs == {"num_decay_steps": 21}
+    assert args.lr_scheduler_kwargs == {"num_decay_steps": 21, "decay_type": "1-sqrt"}
     args = arguments(
         max_steps=101, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 3}
     )

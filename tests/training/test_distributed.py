@@ -16,8 +16,10 @@ from tests.training.runs import checkpoints, curve, losses
 # The batch is the one that the depth asks for, however many processes there are to share it. Less than an epoch: its
 # last batch is filled up where it cannot be shared out.
 STEPS = ["--max_steps", 6, "--logging_steps", 1, "--save_steps", 2, "--eval_steps", 3]
-# Rounding differs with the number of processes, and Muon's orthogonalisation in bfloat16 makes more of it.
-TOLERANCE = {"adamw": 1e-5, "muon": 2e-3}
+# Rounding differs with the number of processes.
+LOSS_TOLERANCE = 1e-5
+WEIGHTS_TOLERANCE = 5e-4  # a weight whose gradient is next to nothing moves as far as others
+OPTIMIZERS = ("adamw", "muon")
 FSDP = "cpu_two_processes_fsdp"
 
 
@@ -33,22 +35,23 @@ def inputs(inputs, tmp_path_factory):
 def alone(runs, inputs, tmp_path_factory):
     """For each optimizer, what one process makes."""
     folder = tmp_path_factory.mktemp("alone")
-    for optimizer in TOLERANCE:
+    for optimizer in OPTIMIZERS:
         runs.finish([*inputs, *STEPS, "--optimizer", optimizer, "--output_dir", folder / optimizer])
     return folder
 
 
 def assert_same_training(output, alone):
-    tolerance = TOLERANCE[alone.name]
-    assert losses(output) == pytest.approx(losses(alone), rel=tolerance)
+    assert losses(output) == pytest.approx(losses(alone), rel=LOSS_TOLERANCE)
     evaluations, expected = (
         [entry for entry in curve(folder) if "eval_bits_per_byte" in entry] for folder in (output, alone)
     )
     for one, other in zip(evaluations, expected, strict=True):
         assert one["eval_predicted_tokens"] == other["eval_predicted_tokens"]
-        assert one["eval_bits_per_byte"] == pytest.approx(other["eval_bits_per_byte"], rel=tolerance)
+        assert one["eval_bits_per_byte"] == pytest.approx(other["eval_bits_per_byte"], rel=LOSS_TOLERANCE)
     weights, expected = (load_file(folder / "model.safetensors") for folder in (output, alone))
     assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        assert (weight - expected[name]).norm() <= WEIGHTS_TOLERANCE * expected[name].norm(), name
     model = AutoModelForCausalLM.from_pretrained(output)
     assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)
 
@@ -69,7 +72,7 @@ def test_muon_is_sharded(runs, inputs, alone, tmp_path):
     assert len(list(shards.glob("*.distcp"))) == 2
 
 
-@pytest.mark.parametrize("optimizer", TOLERANCE)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_shards_are_resumed_by_another_number_of_processes(runs, inputs, alone, tmp_path, optimizer):
     arguments = [*inputs, *STEPS, "--optimizer", optimizer, "--output_dir", tmp_path / "out"]
     runs.start(arguments, FSDP, processes=2)

@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from hfchat.errors import UserError
-from hfchat.training.adapters import ModelArguments
+from hfchat.training.adapters import ModelArguments, load_trainable
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.finetuning import SUPERVISED_MULTIPLE, FinetuneArguments, FinetuneTrainer
-from hfchat.training.supervision import supervise
+from hfchat.training.supervision import load_chat_tokenizer, supervise
 
 
 def lora_trainer(cls, model_folder, tokenizer, rows, output_dir, **arguments):
@@ -53,36 +53,60 @@ def test_packed_conversations_do_not_see_each_other(chat_model, tokenizer, rows,
     alone = {tuple(row["input_ids"]): model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in dataset}
     batch = next(iter(trainer.get_train_dataloader()))
     batch.pop("labels")
-    packed = model(**batch).logits[0]
-    starts = [*(batch["position_ids"][0] == 0).nonzero().flatten().tolist(), packed.shape[0]]
-    assert len(starts) > 3
-    for start, end in pairwise(starts):
-        expected = alone[tuple(batch["input_ids"][0, start:end].tolist())]
-        torch.testing.assert_close(packed[start:end], expected, atol=1e-5, rtol=1e-4)
+    packed, seen = model(**batch).logits, 0
+    for row, (ids, positions) in enumerate(zip(batch["input_ids"], batch["position_ids"], strict=True)):
+        starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+        for start, end in pairwise(starts):
+            if ids[start] != tokenizer.pad_token_id:
+                expected = alone[tuple(ids[start:end].tolist())]
+                torch.testing.assert_close(packed[row, start:end], expected, atol=1e-5, rtol=1e-4)
+                seen += 1
+    assert seen > 3
 
 
-def test_packed_batches_have_one_shape_and_the_same_loss(chat_model, tokenizer, rows, tmp_path, monkeypatch):
+def test_packed_batches_are_rows_of_one_shape_with_the_same_loss(chat_model, tokenizer, rows, tmp_path):
     arguments = FinetuneArguments(output_dir=str(tmp_path), max_length=64)
     assert arguments.pad_to_multiple_of == 64
     plain = losses(lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path))
     trainer = lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path, pad_to_multiple_of=64)
     shapes = {batch["input_ids"].shape for batch in trainer.get_train_dataloader()}
     assert len(rows) > 4
-    assert shapes <= {(1, 64), (1, 128)}  # the last batch of an epoch may have one sequence
-    supervised, forward = [], type(trainer.model).forward
-
-    def note(self, *args, logits_to_keep, **kwargs):
-        supervised.append(len(logits_to_keep))
-        return forward(self, *args, logits_to_keep=logits_to_keep, **kwargs)
-
-    monkeypatch.setattr(type(trainer.model), "forward", note)
+    assert shapes <= {(2, 64), (1, 64)}  # the last batch of an epoch may have one sequence
+    head, attention = trainer.model.get_output_embeddings(), trainer.model.get_base_model().model.layers[0].self_attn
+    supervised, masks = [], []
+    head.register_forward_hook(lambda head, given, logits: supervised.append(logits.shape[1]))
+    attention.register_forward_pre_hook(
+        lambda attention, given, named: masks.append(tuple(named["attention_mask"].shape)), with_kwargs=True
+    )
     assert losses(trainer) == pytest.approx(plain, rel=1e-4)
     assert {count % SUPERVISED_MULTIPLE for count in supervised} == {0}
+    assert max(supervised) < 64 * 2, "not of every position"
+    assert set(masks) <= {(2, 1, 64, 64), (1, 1, 64, 64)}, "no sequence attends to another one's tokens"
 
 
 @pytest.mark.parametrize("settings", [{"packing": False}, {"pad_to_multiple_of": "none"}])
 def test_batches_are_padded_to_a_shape_only_where_it_costs_nothing(settings, tmp_path):
     assert FinetuneArguments(output_dir=str(tmp_path), **settings).pad_to_multiple_of is None
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_losses_are_those_of_each_conversation_alone_whatever_the_batches(
+    chat_model, tokenizer, rows, tmp_path, packing
+):
+    dataset, supervision = supervise(rows, tokenizer, 64, "test")
+    model = AutoModelForCausalLM.from_pretrained(chat_model)
+    alone = sum(
+        model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.item()
+        * sum(label != -100 for label in row["labels"])
+        for row in dataset
+    )
+    expected = alone / supervision.supervised_tokens
+    for size in (1, 2, 5):
+        settings = {"packing": packing, "per_device_eval_batch_size": size, "per_device_train_batch_size": 12}
+        trainer = lora_trainer(FinetuneTrainer, chat_model, tokenizer, rows, tmp_path, **settings)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert trainer.compute_loss(trainer.model.eval(), batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def adapter_of(trainer):
@@ -104,6 +128,32 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(chat_model, t
     assert adapter_of(resumed).keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in adapter_of(resumed).items())
     assert resumed.final_metrics()["eval_loss"] == whole.final_metrics()["eval_loss"]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_of_new_tokens_are_in_the_checkpoints(untied_base, rows, tmp_path, packing):
+    def trainer():
+        torch.manual_seed(0)
+        tokenizer, new_tokens = load_chat_tokenizer(str(untied_base), "main", allow_mismatch=False)
+        dataset, _ = supervise(rows, tokenizer, 128, "test")
+        args = FinetuneArguments(
+            output_dir=str(tmp_path / "run"), max_steps=4, learning_rate=1e-2, report_to="none", bf16=False,
+            packing=packing, max_length=128, disable_tqdm=True, save_strategy="steps", save_steps=2,
+            eval_strategy="no", per_device_train_batch_size=2,
+        )  # fmt: skip
+        return FinetuneTrainer(
+            model=load_trainable(ModelArguments(lora_r=4, dtype="float32"), str(untied_base), tokenizer, new_tokens),
+            args=args, train_dataset=dataset, eval_dataset=dataset, processing_class=tokenizer,
+        )  # fmt: skip
+
+    whole = trainer()
+    whole.train()
+    assert whole.evaluate()["eval_loss"] > 0
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    trained = {name: value for name, value in whole.model.named_parameters() if value.requires_grad}
+    assert sum("trainable_tokens_delta" in name for name in trained) == 2
+    assert all(torch.equal(resumed.model.get_parameter(name), value) for name, value in trained.items())
 
 
 def test_an_evaluation_that_fails_does_not_end_the_training(chat_model, tokenizer, rows, tmp_path, capsys):

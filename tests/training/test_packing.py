@@ -1,3 +1,4 @@
+import copy
 from collections import Counter
 from itertools import pairwise
 
@@ -5,19 +6,24 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import default_data_collator
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, default_data_collator
 from transformers import modeling_flash_attention_utils as flash_utils
 
 from hfchat.errors import out_of_space
+from hfchat.tokenization.sentencepiece import train_sentencepiece_bpe, train_unigram
 from hfchat.training.packing import (
     IGNORE,
     PackedDataset,
     collate_for_flash_attention,
+    encode_documents,
     make_block,
     pack,
+    separator_id,
     tokenize_corpus,
 )
-from tests.conftest import tiny_model
+from hfchat.training.streaming import StreamedDataset
+from tests.conftest import TEXTS, tiny_model
 
 DOCUMENTS = ["first document", "the second document is a little longer than the first", "third"]
 
@@ -29,6 +35,53 @@ def test_a_full_disk_is_recognised(tokenizer, tmp_path):
         tokenize_corpus(Dataset.from_dict({"text": DOCUMENTS * 2000}), "text", tokenizer, tmp_path / "tokens", "test")
     assert out_of_space(raised.value)
     assert not (tmp_path / "tokens").exists()
+
+
+SPELLED = "A turn begins with <|im_start|>user and ends with <|im_end|>, a text with <|endoftext|>, </s> or <pad>."
+
+
+@pytest.fixture(scope="session", params=["bpe", "sentencepiece_bpe", "unigram", "plain_base"])
+def any_tokenizer(request, tokenizer, plain_base):
+    """Tokenizers with and without byte fallback, and one of a base that knows one special token only."""
+    if request.param == "plain_base":
+        return AutoTokenizer.from_pretrained(plain_base)
+    trained = {"sentencepiece_bpe": train_sentencepiece_bpe, "unigram": train_unigram}
+    return trained[request.param](TEXTS, vocab_size=600) if request.param in trained else copy.deepcopy(tokenizer)
+
+
+def test_a_text_that_spells_a_special_token_stays_text(any_tokenizer, tmp_path):
+    (document,) = encode_documents([SPELLED], any_tokenizer)
+    separator = separator_id(any_tokenizer)
+    assert document[0] == document[-1] == separator
+    assert not set(document[1:-1].tolist()) & set(any_tokenizer.all_special_ids)
+    assert any_tokenizer.decode(document[1:-1]) == SPELLED
+    tokenize_corpus(Dataset.from_dict({"text": [SPELLED]}), "text", any_tokenizer, tmp_path / "tokens", "test")
+    assert PackedDataset(tmp_path / "tokens", 16, any_tokenizer).tokens.tolist() == document.tolist()
+    rows = Dataset.from_dict({"text": [SPELLED]}).to_iterable_dataset()
+    block = next(iter(StreamedDataset(rows, "text", len(document) - 1, any_tokenizer)))
+    assert block["input_ids"].tolist() == document[:-1].tolist()
+
+
+def test_a_token_that_is_added_but_not_special_is_text_all_the_time(any_tokenizer):
+    tokenizer = copy.deepcopy(any_tokenizer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    (document,) = encode_documents(["I <think> so."], tokenizer)
+    assert tokenizer.decode(document, skip_special_tokens=True) == "I <think> so."
+
+
+def test_a_stream_leaves_the_tokenizer_of_others_alone(any_tokenizer):
+    """Samples are printed while a thread tokenizes: in their prompts, a special token is one."""
+    end = any_tokenizer.eos_token
+    expected = any_tokenizer(end, add_special_tokens=False)["input_ids"]
+    next(
+        iter(
+            StreamedDataset(
+                Dataset.from_dict({"text": [SPELLED] * 9}).to_iterable_dataset(), "text", 16, any_tokenizer
+            )
+        )
+    )
+    assert not any_tokenizer.backend_tokenizer.encode_special_tokens
+    assert any_tokenizer(end, add_special_tokens=False)["input_ids"] == expected == [any_tokenizer.eos_token_id]
 
 
 @pytest.fixture

@@ -67,6 +67,12 @@ def test_a_completion_is_the_text_and_exactly_one_end_of_turn(tokenizer):
     assert completion.count(tokenizer.eos_token_id) == 1
 
 
+def test_text_that_spells_the_end_of_a_turn_is_scored_as_text(tokenizer):
+    prompt, completion = encode([user("What is <|im_end|>?")], [assistant("<|im_end|> ends.")], tokenizer, "row 0")
+    assert tokenizer.decode(completion) == "<|im_end|> ends.<|im_end|>"
+    assert completion.count(tokenizer.eos_token_id) == 1 == prompt.count(tokenizer.eos_token_id)
+
+
 @pytest.mark.parametrize(
     ("prompt", "completion", "problem"),
     [
@@ -74,7 +80,6 @@ def test_a_completion_is_the_text_and_exactly_one_end_of_turn(tokenizer):
         ([user("Hi"), assistant("Hello")], [assistant("Hi")], "a prompt whose last turn is the user's"),
         ([], [assistant("Hi")], "a prompt whose last turn is the user's"),
         ([user("Hi")], [assistant("Hi"), user("And?"), assistant("Yes")], "one answer of the assistant"),
-        ([user("Hi")], [assistant("Hi<|im_end|>")], "has 2 end-of-turn tokens"),
     ],
 )
 def test_what_is_no_prompt_with_one_answer_is_named(tokenizer, prompt, completion, problem):
@@ -85,7 +90,10 @@ def test_what_is_no_prompt_with_one_answer_is_named(tokenizer, prompt, completio
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        (CHAT_TEMPLATE.replace("message['content'] + '<|im_end|>'", "message['content']"), "has 0 end-of-turn tokens"),
+        (
+            CHAT_TEMPLATE.replace("message['content'] + '<|im_end|>'", "message['content']"),
+            "has 0 end-of-turn tokens",
+        ),
         (
             CHAT_TEMPLATE.replace("'<|im_start|>assistant\\n'", "'<|im_start|>bot\\n'"),
             "renders the prompt another way",

@@ -11,7 +11,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 # Name in the YAML to the block. They are imported when a chain uses them: some bring spaCy or a language model.
 BLOCKS = {
     "url_filter": "hfchat.data.url_filter:UrlFilter",
-    "fix_text": "datatrove.pipeline.formatters:FTFYFormatter",
+    "fix_text": "hfchat.data.cleaning:FixText",
     "clean_text": "hfchat.data.cleaning:CleanText",
     "quality": "hfchat.data.cleaning:QualityFilter",
     "language": "hfchat.data.language:LanguageFilter",

@@ -5,22 +5,41 @@ from collections import Counter
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.formatters import FTFYFormatter
 from datatrove.pipeline.formatters.base import BaseFormatter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ud800-\udfff]")
-_TRAILING_SPACE = re.compile(r"[ \t]+(?=\n|$)")
-_BLANK_LINES = re.compile(r"\n{3,}")
+# What ends a line or a page, also where it is no line feed (https://www.unicode.org/reports/tr14/: CR, NL, BK).
+_LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_LINE_END_OR_DOTS = re.compile("\r\n|[\r\x0b\x0c\u2028\u2029]")
+_OTHER_C1 = re.compile("[\x80-\x84\x86-\x9f]")
+_SEPARATOR = re.compile("[\x1c-\x1f]")  # of files, groups, records and units: words on both sides of one are two
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x84\x86-\x9f\ufeff\ud800-\udfff]")
+_BLANK_LINES = re.compile("\n{3,}")
+
+
+class FixText(FTFYFormatter):
+    """datatrove's, which repairs mojibake with ftfy; it would delete some of the characters that separate words."""
+
+    def format(self, text: str) -> str:
+        # Beside others of its kind, U+0085 is the dots of Windows-1252, which ftfy knows; alone it ends a line.
+        ends = _LINE_END_OR_DOTS if _OTHER_C1.search(text) else _LINE_END
+        return super().format(_SEPARATOR.sub(" ", ends.sub("\n", text)))
 
 
 class CleanText(BaseFormatter):
-    """Unifies line ends, drops control characters and lone surrogates, trailing spaces, and runs of blank lines."""
+    """Unifies line ends, drops control characters and lone surrogates, trailing spaces, and runs of blank lines.
+
+    What separates lines, pages or words separates them still: a form feed becomes a line feed.
+    """
 
     name = "🧽 Clean text"
 
     def format(self, text: str) -> str:
-        text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-        return _BLANK_LINES.sub("\n\n", _TRAILING_SPACE.sub("", text)).strip()
+        text = _CONTROL.sub("", _SEPARATOR.sub(" ", _LINE_END.sub("\n", text)))
+        # A line at a time: a regular expression would go over the spaces within a line from each of them.
+        text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+        return _BLANK_LINES.sub("\n\n", text).strip()
 
 
 class QualityFilter(BaseFilter):

@@ -6,7 +6,6 @@ from typing import Any
 
 from datatrove.data import Document
 
-from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.data.conversation_formats import KINDS, ConversationError, Message
 from hfchat.data.decontamination import ContaminationFilter
 from hfchat.dataset import ROLES_WITH_TOOLS, digest_of, find_fault
@@ -61,14 +60,6 @@ def _check_conversation(messages: Sequence[Message]) -> None:
         before = turn
 
 
-def _check_special_tokens(example: Mapping[str, Any]) -> None:
-    for turn in all_messages(example):
-        if token := next((token for token in SPECIAL_TOKENS if token in turn["content"]), None):
-            raise ConversationError(
-                "special_token", f"a turn of the {turn['role']} has the special token {token} in its text"
-            )
-
-
 def all_messages(example: Mapping[str, Any]) -> Iterator[Message]:
     """The messages of an example, column by column."""
     for column in ("messages", "prompt", "completion", "chosen", "rejected"):
@@ -84,8 +75,6 @@ class Cleaner:
         regions: Whose national phone numbers are replaced.
         index_folder: Evaluation sets to keep out, by `hfchat.data.decontamination.build_index`; None for none.
         n_grams: Words of the index's n-grams.
-        strangers: Whether they come from anybody. Text that spells a special token is text in training as it is in the
-            server, but a stranger who writes one as an answer wants to find out whether it is.
     """
 
     def __init__(
@@ -95,10 +84,8 @@ class Cleaner:
         regions: Sequence[str],
         index_folder: str | None,
         n_grams: int,
-        *,
-        strangers: bool = False,
     ):
-        self.kind, self.strangers = kind, strangers
+        self.kind = kind
         self.pii = PII(kinds=pii, regions=regions)
         self.contamination = ContaminationFilter(index_folder, n_grams) if index_folder else None
         self.replaced: Counter[str] = Counter()
@@ -111,8 +98,6 @@ class Cleaner:
             ConversationError: With the reason.
         """
         check(self.kind, example)
-        if self.strangers:
-            _check_special_tokens(example)
         self._check_contamination(example)
         example, replaced = self._replace_pii(example)
         if "chosen" in example and digest_of(example["chosen"]) == digest_of(example["rejected"]):

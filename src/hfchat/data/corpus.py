@@ -14,8 +14,10 @@ from datatrove.pipeline.base import PipelineStep
 
 from hfchat.data.card import write_card
 from hfchat.data.chain import Step
+from hfchat.data.deduplication import Together
 from hfchat.data.execution import Executor, Phase, below, execute
-from hfchat.data.report import summarize, write_report
+from hfchat.data.readers import DIVIDED, SKIPPED
+from hfchat.data.report import ranked, summarize, write_report
 from hfchat.data.shards import DocumentWriter, OwnShardReader, RemovedWriter
 from hfchat.data.sources import Source
 from hfchat.errors import UserError
@@ -52,8 +54,9 @@ def build_corpus(
         config: The settings, for card and report.
 
     Returns:
-        Counts: `documents` and `bytes` per split, `removed` per reason, `read`, `licenses`, `sources`, and more. None
-        if jobs have been submitted that are still to run.
+        Counts: `documents` and `bytes` per split, `removed` per reason, `read`, `skipped_for`: records that are no
+        documents, by what they are, `undivided`: sources whose separator is in none of their files, `licenses`,
+        `sources`, and more. None if jobs have been submitted that are still to run.
 
     Raises:
         UserError: If a split comes out empty, or for unreadable input when `strict`.
@@ -69,17 +72,31 @@ def build_corpus(
     for split in SPLITS:
         counts["documents"].setdefault(split, 0)
         counts["bytes"].setdefault(split, 0)
-    if not summary.documents["train"]:
-        raise UserError(
-            f"no document is left of {counts['read']:,} (removed: {counts['removed']}); look at {folder}/removed, "
-            "then change steps or add sources"
-        )
     evaluation_sets = _evaluation_sets(corpus)
     summary.pii = {name[4:]: value for name, value in statistics.items() if name.startswith("pii_")}
+    summary.skipped = {name.removeprefix(SKIPPED): n for name, n in statistics.items() if name.startswith(SKIPPED)}
+    if not summary.documents["train"]:
+        passed_over = f", passed over as no documents: {summary.skipped}" if summary.skipped else ""
+        first = f", of which the first is {': '.join(summary.unreadable[0])}" if summary.unreadable else ""
+        raise UserError(
+            f"no document is left of {counts['read']:,} (removed: {counts['removed']}{first}{passed_over}); look at "
+            f"{folder}/removed, then change steps or add sources"
+        )
+    summary.undivided = {
+        source.name: source["separator"]
+        for source in sources
+        if source.get("separator") and not statistics[DIVIDED + source.name]
+    }
     write_report(corpus, summary, config, evaluation_sets)
     write_card(corpus, summary, config)
     remove_tree(folder / "scratch")
-    return counts | {"skipped": statistics["skipped"], "pii": summary.pii, "evaluation_sets": evaluation_sets}
+    return counts | {
+        "skipped": statistics["skipped"],
+        "skipped_for": dict(ranked(summary.skipped)),
+        "undivided": summary.undivided,
+        "pii": summary.pii,
+        "evaluation_sets": evaluation_sets,
+    }
 
 
 def plan(
@@ -99,31 +116,41 @@ def plan(
             source.step(partial(RemovedWriter, folder, "00", f"source{number}"), strict, max_document_bytes)
         )
         outputs.append(RemovedWriter.pattern("00", f"source{number}"))
-    for number, step in enumerate(steps, start=1):
+    # Where near-duplicates stay, what the validation split holds must not be in the training split but for a word.
+    removes_near_duplicates = any(step.name == "near_dedup" and _finds_near_duplicates(step) for step in steps)
+    for number, step in enumerate([*steps, *([] if removes_near_duplicates else [None])], start=1):
         position = f"{number:02d}"
-        if not step.indexed:
+        if step and not step.indexed:
             pipeline.append(step.build(RemovedWriter(folder, position, step.name)))
             outputs.append(RemovedWriter.pattern(position, step.name))
             continue
-        index, scratch = step.index(), f"scratch/{position}-{step.name}"
+        step_name, index = (step.name, step.index()) if step else ("together", Together())
+        scratch = f"scratch/{position}-{step_name}"
         if index.reads_shards:
             signatures, written = index.signatures(folder, scratch)
             pipeline += [DocumentWriter(below(folder, f"{scratch}/documents")), signatures]
             outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
             phases += [Phase(name, pipeline, tasks, tuple(outputs)), *index.phases(folder, scratch)]
-            name, pipeline, outputs = "deduplicate", [OwnShardReader(below(folder, f"{scratch}/documents"))], []
+            name = "deduplicate" if step else "keep together"
+            pipeline, outputs = [OwnShardReader(below(folder, f"{scratch}/documents"))], []
         else:
             phases = [*index.phases(folder, scratch), *phases]
-        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step.name, index.reason))
+        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step_name, index.reason))
         pipeline += filters
-        outputs += [RemovedWriter.pattern(position, step.name), *written]
+        outputs += [RemovedWriter.pattern(position, step_name), *written]
     pipeline += [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
     phases.append(Phase(f"{name}, split", pipeline, tasks, (*outputs, "data/*-{rank:05d}.parquet")))
     return phases
 
 
+def _finds_near_duplicates(step: Step) -> bool:
+    return step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
+
+
 class SplitByHash(PipelineStep):
     """Sends each document to `train` or `validation` by a hash of its text: the same one whatever else is added.
+
+    Documents with a `split_key` go by that: they are near-duplicates of each other.
 
     Args:
         validation_fraction: Share of documents in the validation split.
@@ -138,20 +165,21 @@ class SplitByHash(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         for document in data:
-            value = int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:8], "big")
+            key = document.metadata.get("split_key", document.text)
+            value = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
             document.metadata["split"] = "validation" if value < self.threshold else "train"
             yield document
 
 
 def _statistics(folder: DataFolder) -> Counter[str]:
-    """Sums, over all tasks, of what the blocks counted: documents `read` and `skipped`, `pii_*` replaced."""
+    """Sums, over all tasks, of what the blocks counted: documents `read`, records skipped, `pii_*` replaced."""
     totals: Counter[str] = Counter(read=0, skipped=0)
     for file in folder.glob("scratch/logs/*/stats/*.json"):
         with folder.open(file, "r") as stream:
             blocks = json.load(stream)
         for block in blocks:
             for name, value in block["stats"].items():
-                if name in ("read", "skipped") or name.startswith("pii_"):
+                if name in ("read", "skipped") or name.startswith(("pii_", SKIPPED, DIVIDED)):
                     totals[name] += value["total"] if isinstance(value, dict) else value
     return totals
 

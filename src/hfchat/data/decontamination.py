@@ -15,10 +15,11 @@ from datatrove.io import DataFolderLike, get_datafolder
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from hfchat.data.words import hashed_n_grams, words
+from hfchat.data.words import hashed
 from hfchat.dataset_files import readable
 from hfchat.errors import UserError
 from hfchat.storage import as_path, is_remote
+from hfchat.words import runs, words
 
 _KEYS = {"name", "path", "split", "config", "revision", "columns"}
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -64,7 +65,8 @@ def build_index(
             compressed; a dataset's folder or Hub id), and where needed `split`, `config`, `revision` and `columns`; by
             default every text in a row counts, in lists and mappings too.
         folder: Where to write.
-        n_grams: Words of an n-gram.
+        n_grams: Words of an n-gram; of scripts without spaces, two or three times as many letters, see
+            `hfchat.words.runs`.
 
     Returns:
         Of each set: `rows`, `n_grams` (distinct), and `too_short`: rows that have no n-gram, and cannot be found.
@@ -78,7 +80,9 @@ def build_index(
         hashes: set[int] = set()
         rows = too_short = 0
         for row in _rows(entry):
-            of_row = {value for text in _texts(row) for value in hashed_n_grams(text, n_grams)}
+            of_row = set()
+            for found_words in map(words, _texts(row)):
+                of_row |= {hashed(found_words[start:end]) for start, end in runs(found_words, n_grams)}
             hashes |= of_row
             rows += 1
             too_short += not of_row
@@ -110,13 +114,15 @@ class ContaminationFilter(BaseFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         if self._index is None:
             self._index = {file.removesuffix(".npy"): self._load(file) for file in self.folder.glob("*.npy")}
-        hashes = np.fromiter(hashed_n_grams(doc.text, self.n_grams), dtype=np.uint64)
+        found = words(doc.text)
+        spans = list(runs(found, self.n_grams))
+        hashes = np.fromiter((hashed(found[start:end]) for start, end in spans), dtype=np.uint64)
         hits = {name: _among(hashes, index) for name, index in self._index.items() if len(hashes)}
         name = max(hits, key=lambda name: hits[name].sum(), default=None)
         if name is None or not hits[name].any():
             return True
-        first = int(hits[name].argmax())
-        doc.metadata["filter_detail"] = f"{name}: {' '.join(words(doc.text)[first : first + self.n_grams])}"
+        start, end = spans[int(hits[name].argmax())]
+        doc.metadata["filter_detail"] = f"{name}: {' '.join(found[start:end])}"
         doc.metadata["filter_score"] = float(np.logical_or.reduce(list(hits.values())).mean())
         return False, "contaminated"
 

@@ -24,6 +24,7 @@ from hfchat.data.near_duplicates import (
     NearDuplicateClusters,
     NearDuplicateFilter,
     NearDuplicateSignatures,
+    NearDuplicatesTogether,
     minhash_config,
 )
 from hfchat.data.shards import ClusterWriter, RemovedWriter
@@ -100,6 +101,17 @@ class NearDedup:
         """The blocks that remove documents, and patterns of what each task of them writes beside `removed`."""
         remove = NearDuplicateFilter(below(folder, f"{scratch}/clusters"), exclusion_writer=removed)
         return [remove, ClusterWriter(folder)], ["clusters/{rank:05d}.parquet"]
+
+
+class Together(NearDedup):
+    """Removes no near-duplicates, but has the split put those of each other on one side."""
+
+    SIMILARITY = 0.8  # from which on they are, as for `NearDedup`
+
+    def filters(
+        self, folder: DataFolder, scratch: str, removed: RemovedWriter
+    ) -> tuple[list[PipelineStep], list[str]]:
+        return [NearDuplicatesTogether(below(folder, f"{scratch}/clusters"))], []
 
 
 class Decontamination:

@@ -19,7 +19,8 @@ from hfchat.data.words import hashed_n_grams
 RECALL = 0.97
 MAX_HASHES = 160
 _SHINGLES_AT_A_TIME = 4096
-_CLUSTERS = np.dtype([("document", "<u4"), ("cluster", "<u4"), ("size", "<u4"), ("removed", "?")])
+_NUMBERS = ("document", "cluster", "size", "first_file", "first")
+_CLUSTERS = np.dtype([*((name, "<u4") for name in _NUMBERS), ("removed", "?")])
 
 
 def detection_probability(similarity: float, bands: int, rows: int) -> float:
@@ -113,10 +114,10 @@ class NearDuplicateClusters(PipelineStep):
         members: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for document in sorted(first):
             members.setdefault(root(document), []).append(document)
-        rows: dict[int, list[tuple[int, int, int, bool]]] = {}
+        rows: dict[int, list[tuple[int, int, int, int, int, bool]]] = {}
         for cluster, (kept, documents) in enumerate(sorted(members.items())):
             for file, document in documents:
-                rows.setdefault(file, []).append((document, cluster, len(documents), (file, document) != kept))
+                rows.setdefault(file, []).append((document, cluster, len(documents), *kept, (file, document) != kept))
         self.stat_update("clusters", value=len(members))
         for file, entries in rows.items():
             with self.output_folder.open(f"{file:05d}.clusters", "wb") as stream:
@@ -155,4 +156,16 @@ class NearDuplicateFilter(BaseFilter):
             doc.metadata["filter_detail"] = str(entry["cluster"])
             return False, "near_duplicate"
         doc.metadata["cluster"], doc.metadata["cluster_size"] = int(entry["cluster"]), int(entry["size"])
+        return True
+
+
+class NearDuplicatesTogether(NearDuplicateFilter):
+    """Removes nothing: tells `SplitByHash` by `split_key` which documents are near-duplicates of each other."""
+
+    name = "👯 Near-duplicates, to be on one side"
+
+    def filter(self, doc: Document) -> bool:
+        self._position += 1
+        if (entry := self._entries.get(self._position)) is not None:
+            doc.metadata["split_key"] = f"{entry['first_file']}/{entry['first']}"
         return True

@@ -4,12 +4,18 @@ datatrove's readers log what they cannot read, or stop at it. Here each such rec
 `filter_reason`, which `SourceStep` writes to the removed ones.
 """
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
@@ -17,10 +23,8 @@ from datatrove.pipeline.readers import HuggingFaceDatasetReader
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.data.extraction import Extraction
+from hfchat.encodings import as_utf8
 from hfchat.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # What of a document that is too large is kept among the removed ones.
 EXCERPT_CHARACTERS = 100_000
@@ -41,22 +45,73 @@ class Record:
     fault: tuple[str, str] | None = None
 
 
-# From an open binary file and the greatest size of a document in bytes, to records; None for one that is no document.
-Parser = Callable[[IO[bytes], int], Iterator[Record | None]]
+@dataclass
+class Skipped:
+    """A record that is no document, and is only counted.
+
+    Attributes:
+        reason: What it is, in one of a few ways.
+        fault: None, as of a document.
+    """
+
+    reason: str
+    fault: None = None
+
+
+OF_ANOTHER_TASK = Skipped("of another task")
+# What is counted: records that are skipped, by their reason, and files that hold several records, by their source.
+SKIPPED = "skipped: "
+DIVIDED = "divided files: "
+# Endings of names, to what unpacks them: all bounded in memory, and none takes a file that is cut off for a whole one.
+UNPACK: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    ".gz": lambda packed: _forward(gzip.open(packed)),  # noqa: SIM115
+    ".bz2": lambda packed: _forward(bz2.open(packed)),  # noqa: SIM115
+    ".xz": lambda packed: _forward(lzma.open(packed)),  # noqa: SIM115
+    ".zst": lambda packed: _forward(pa.CompressedInputStream(packed, "zstd")),
+}
+
+# From an open binary file, the greatest size of a document in bytes, and whether the record of a number is wanted, to
+# all records in their order. Of those that are not wanted, another task reads more than the place.
+Parser = Callable[[IO[bytes], int, Callable[[int], bool]], Iterator[Record | Skipped]]
+
+
+def every_record(number: int) -> bool:
+    return True
+
+
+class _Forward(io.RawIOBase):
+    """A stream that is read from its beginning to its end: to go back in a packed file is to unpack it again."""
+
+    def __init__(self, stream: Any):
+        super().__init__()
+        # read1 gives what there is before the place where a compressed file breaks; read would lose it.
+        self._stream, self._read = stream, getattr(stream, "read1", stream.read)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        content = self._read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _forward(stream: Any) -> IO[bytes]:
+    return io.BufferedReader(_Forward(stream), 1 << 16)
 
 
 class FileReader(PipelineStep):
     """Reads the files of one source.
 
     The files are dealt out to the tasks. Where there are fewer files than tasks, the tasks that share a file deal out
-    its records, so that one large dump is cleaned in parallel; each of them reads through the file, which costs little
-    beside what is then done with the documents.
+    its records, so that one large dump is cleaned in parallel; each of them reads through the file, but makes no more
+    than its own records of it.
 
     Args:
         folder: Of the files.
         files: Paths in it.
         parse: What takes a file apart.
-        compression: Of the files: `infer` by their names, or None if `parse` sees to it.
+        packed: Endings of names of files that are unpacked here, of `UNPACK`; `parse` sees to any others.
         provenance: `source`, `license` and `url` of every document whose record does not have its own.
         max_document_bytes: Larger documents (in UTF-8) are not documents.
     """
@@ -69,27 +124,34 @@ class FileReader(PipelineStep):
         folder: DataFolder,
         files: Sequence[str],
         parse: Parser,
-        compression: str | None,
+        packed: Collection[str],
         provenance: dict[str, str],
         max_document_bytes: int,
     ):
         super().__init__()
-        self.folder, self.files, self.parse, self.compression = folder, list(files), parse, compression
+        self.folder, self.files, self.parse, self.packed = folder, list(files), parse, packed
         self.provenance, self.max_document_bytes = provenance, max_document_bytes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         for file, share, shares in deal(self.files, rank, world_size):
-            for number, record in enumerate(self._records(file)):
-                if record is None:
-                    if number % shares == share:
-                        self.stat_update("skipped")
-                elif number % shares == share:
+            number = -1
+            for number, record in enumerate(self._records(file, lambda at, i=share, n=shares: at % n == i)):
+                if number % shares != share:
+                    continue
+                if isinstance(record, Skipped):
+                    self.stat_update("skipped", SKIPPED + record.reason)
+                else:
                     yield self._document(record, file, number)
+            if number > 0:
+                self.stat_update(DIVIDED + self.provenance["source"])
 
-    def _records(self, file: str) -> Iterator[Record | None]:
+    def _records(self, file: str, mine: Callable[[int], bool]) -> Iterator[Record | Skipped]:
+        unpack = next((unpack for ending, unpack in UNPACK.items() if file.lower().endswith(ending)), None)
         try:
-            with self.folder.open(file, "rb", compression=self.compression) as stream:
-                yield from self.parse(stream, self.max_document_bytes)
+            with self.folder.open(file, "rb") as stream:
+                if unpack and file.lower().endswith(tuple(self.packed)):
+                    stream = unpack(stream)
+                yield from self.parse(stream, self.max_document_bytes, mine)
         except (UserError, GeneratorExit):
             raise
         except Exception as error:  # of any decompressor or parser: what it has read so far stands
@@ -194,8 +256,9 @@ class SourceStep(PipelineStep):
                     del document.metadata["step"]
                     self.update_doc_stats(document)
                     yield document
-        if skipped := self.reader.stats["skipped"].total:
-            self.stat_update("skipped", value=skipped)
+        for name, metric in self.reader.stats.stats.items():
+            if name.startswith(("skipped", SKIPPED, DIVIDED)):
+                self.stat_update(name, value=metric.total)
 
     def _usable(self, documents: Iterator[Document]) -> Iterator[Document]:
         for document in documents:
@@ -215,32 +278,75 @@ class SourceStep(PipelineStep):
             yield document
 
 
-def parse_text(stream: IO[bytes], max_bytes: int, separator: str | None, encoding: str) -> Iterator[Record]:
-    """Plain text: the whole file, or what stands between separators, is a document."""
-    for part in _parts(stream, separator.encode(encoding) if separator else None, max_bytes):
-        yield _decoded(part, encoding, max_bytes)
+def parse_text(
+    stream: IO[bytes],
+    max_bytes: int,
+    mine: Callable[[int], bool] = every_record,
+    *,
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> Iterator[Record | Skipped]:
+    """Plain text: the whole file, or what stands between separators, is a document.
+
+    Args:
+        stream: Open file.
+        max_bytes: Of a document.
+        mine: Which documents are wanted, by their number.
+        separator: A line end in it stands for any, that of Windows, too.
+        encoding: See `hfchat.encodings`.
+    """
+    text = as_utf8(stream, encoding)
+    for number, part in enumerate(_parts(text, _line_ends_as_any(separator) if separator else None, max_bytes)):
+        yield _decoded(part, text.raw.encoding, max_bytes) if mine(number) else OF_ANOTHER_TASK
 
 
-def parse_json_lines(stream: IO[bytes], max_bytes: int, text_key: str) -> Iterator[Record]:
+def _line_ends_as_any(separator: str) -> re.Pattern[bytes]:
+    lines = separator.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return re.compile(rb"(?:\r\n|\r|\n)".join(re.escape(line.encode()) for line in lines))
+
+
+_LINE_END = re.compile(rb"\r\n?|\n")
+_BYTE_ORDER_MARK = "\ufeff".encode()
+
+
+def parse_json_lines(
+    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record, *, text_key: str
+) -> Iterator[Record | Skipped]:
     """A JSON object per line. Its keys `id`, `url`, `date`, `license` and `title` are kept."""
     longest = 4 * max_bytes  # escapes take up to six bytes for what is two in UTF-8
-    for line in _parts(stream, b"\n", longest):
-        if not line.strip():
-            continue
-        if len(line) > longest:
+    lines = (line for line in _parts(as_utf8(stream), _LINE_END, longest) if line.strip())
+    for number, line in enumerate(lines):
+        if not mine(number):
+            yield OF_ANOTHER_TASK
+        elif len(line) > longest:
             excerpt = line[: 4 * EXCERPT_CHARACTERS].decode("utf-8", errors="replace")
             yield Record(excerpt, fault=("too_large", f"the line has more than {longest:,} bytes"))
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            yield Record("", fault=("unreadable", one_line(error)))
-            continue
-        yield _from_row(row, text_key)
+        elif _holds_too_much(line):
+            yield Record("", fault=("too_large", f"the line has more than {_MOST_JSON:,} bytes beside its strings"))
+        else:
+            yield _from_line(line.removeprefix(_BYTE_ORDER_MARK), text_key)
 
 
-def parse_parquet(stream: IO[bytes], max_bytes: int, text_key: str) -> Iterator[Record]:
-    """A document per row, read row group by row group.
+def _from_line(line: bytes, text_key: str) -> Record:
+    try:
+        return _from_row(json.loads(line), text_key)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        return Record("", fault=("unreadable", one_line(error)))
+
+
+_MOST_JSON = 1 << 22
+_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+
+
+def _holds_too_much(line: bytes) -> bool:
+    """Whether a line holds so many values that they would fill the memory: `[]` are two bytes, and 56 of Python's."""
+    return len(line) > _MOST_JSON and len(_JSON_STRING.sub(b"", line)) > _MOST_JSON
+
+
+def parse_parquet(
+    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record, *, text_key: str
+) -> Iterator[Record | Skipped]:
+    """A document per row, read some rows at a time. What rows have in common is in memory once.
 
     Raises:
         UserError: If there is no column `text_key`.
@@ -251,24 +357,55 @@ def parse_parquet(stream: IO[bytes], max_bytes: int, text_key: str) -> Iterator[
         names = file.schema_arrow.names
         if text_key not in names:
             raise UserError(f"{getattr(stream, 'path', 'a Parquet file')}: no column '{text_key}', only {names}")
-        columns = [name for name in (text_key, *_OWN_KEYS) if name in names]
+        wanted = [name for name in (text_key, *_OWN_KEYS) if name in names]
+        leaves = [file.schema.column(i) for i in range(len(file.schema))]
+        texts = [
+            leaf.path for leaf in leaves if leaf.path.split(".")[0] in wanted and leaf.physical_type == "BYTE_ARRAY"
+        ]
+        metadata = file.metadata
+    number = 0
+    # A value that many rows have is written once: as a dictionary it is also read once.
+    with pq.ParquetFile(stream, metadata=metadata, read_dictionary=texts) as file:
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=columns):
-                yield from _from_batch(batch, text_key)
+            rows, size, packed = _size_of_group(metadata.row_group(group), wanted)
+            if size > max(_MOST_UNPACKED, max_bytes) and size > _MOST_RATIO * packed:
+                about = f"a group of {rows:,} rows unpacks from {packed:,} to {size:,} bytes"
+                yield Record("", fault=("too_large", about)) if mine(number) else OF_ANOTHER_TASK
+                number += 1
+                continue
+            at_a_time = max(1, min(64, _MOST_UNPACKED * rows // max(size, 1)))
+            for batch in file.iter_batches(at_a_time, row_groups=[group], columns=wanted):
+                for row in range(batch.num_rows):
+                    yield _from_columns(batch, row, text_key, max_bytes) if mine(number) else OF_ANOTHER_TASK
+                    number += 1
 
 
-def _from_batch(batch: "pa.RecordBatch", text_key: str) -> Iterator[Record]:
+# Of a row group: what is unpacked of it at a time, and how much larger than in the file it may be beyond that.
+_MOST_UNPACKED = 1 << 26
+_MOST_RATIO = 100
+
+
+def _size_of_group(group: Any, wanted: Collection[str]) -> tuple[int, int, int]:
+    """Rows of a row group, and bytes of the wanted columns, unpacked and in the file."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    columns = [column for column in columns if column.path_in_schema.split(".")[0] in wanted]
+    unpacked = sum(column.total_uncompressed_size for column in columns)
+    return group.num_rows, unpacked, sum(column.total_compressed_size for column in columns)
+
+
+def _from_columns(batch: pa.RecordBatch, row: int, text_key: str, max_bytes: int) -> Record:
+    text = batch.column(text_key)
+    value = text[row]
+    if isinstance(text, pa.DictionaryArray) and value.is_valid:
+        value = text.dictionary[value.index.as_py()]
+        size = pc.binary_length(value).as_py() if pa.types.is_string(value.type) else 0
+        if size > max_bytes:
+            excerpt = value.as_buffer().slice(0, 4 * EXCERPT_CHARACTERS).to_pybytes().decode("utf-8", errors="replace")
+            return Record(excerpt, fault=("too_large", f"{size:,} bytes"))
     try:
-        rows = batch.to_pylist()
-    except UnicodeDecodeError as error:  # Parquet does not check its strings; find the row
-        if batch.num_rows == 1:
-            yield Record("", fault=("unreadable", one_line(error)))
-        else:
-            for row in range(batch.num_rows):
-                yield from _from_batch(batch.slice(row, 1), text_key)
-    else:
-        for row in rows:
-            yield _from_row(row, text_key)
+        return _from_row({name: batch.column(name)[row].as_py() for name in batch.schema.names}, text_key)
+    except UnicodeDecodeError as error:  # Parquet does not check its strings
+        return Record("", fault=("unreadable", one_line(error)))
 
 
 _OWN_KEYS = ("id", "url", "date", "license", "title")
@@ -276,10 +413,14 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cann
 
 
 def _from_row(row: Any, text_key: str) -> Record:
-    if not isinstance(row, dict) or text_key not in row or not isinstance(row[text_key], str | None):
+    if not isinstance(row, dict) or text_key not in row:
         keys = f"only {sorted(row)}" if isinstance(row, dict) else "as it is no mapping"
         return Record("", fault=("unreadable", f"no text under the key '{text_key}', {keys}"[:300]))
-    text = row[text_key] or ""
+    text = row[text_key]
+    if text is None:
+        return Record("", fault=("empty", f"the value of '{text_key}' is null"))
+    if not isinstance(text, str):
+        return Record("", fault=("unreadable", f"the value of '{text_key}' is no text, but a {type(text).__name__}"))
     metadata = {name: str(row[name]) for name in _OWN_KEYS if row.get(name)}
     for name, value in {text_key: text, **metadata}.items():
         if _LONE_SURROGATE.search(value):
@@ -288,16 +429,18 @@ def _from_row(row: Any, text_key: str) -> Record:
 
 
 def _decoded(content: bytes, encoding: str, max_bytes: int) -> Record:
+    content = content.removeprefix(_BYTE_ORDER_MARK)  # where files with one have been joined
     if len(content) > max_bytes:
-        text = content[:max_bytes].decode(encoding, errors="replace")[:EXCERPT_CHARACTERS]
+        text = content[:max_bytes].decode(errors="replace")[:EXCERPT_CHARACTERS]
         return Record(text, fault=("too_large", f"more than {max_bytes:,} bytes"))
     try:
-        return Record(content.decode(encoding).removeprefix("\ufeff"))  # a byte order mark is no text
+        return Record(content.decode())
     except UnicodeDecodeError as error:
-        return Record(content.decode(encoding, errors="replace"), fault=("unreadable", one_line(error)))
+        detail = one_line(error) if encoding == "utf-8" else f"UnicodeDecodeError: it is not all {encoding}"
+        return Record(content.decode(errors="replace"), fault=("unreadable", detail))
 
 
-def _parts(stream: IO[bytes], separator: bytes | None, max_bytes: int) -> Iterator[bytes]:
+def _parts(stream: IO[bytes], separator: re.Pattern[bytes] | None, max_bytes: int) -> Iterator[bytes]:
     """What stands between separators; of a part of more than `max_bytes`, the first `max_bytes + 1` and no more."""
     # read1 gives what there is before the place where a compressed file breaks; read would lose it.
     read = getattr(stream, "read1", stream.read)
@@ -307,21 +450,23 @@ def _parts(stream: IO[bytes], separator: bytes | None, max_bytes: int) -> Iterat
             part += chunk
         yield bytes(part[: max_bytes + 1])
         return
-    skipping, searched = False, 0
-    while chunk := read(1 << 16):
+    longest = len(separator.pattern)  # of what it matches, at most
+    skipping, searched, ended = False, 0, False
+    while not ended:
+        chunk = read(1 << 16)
         part += chunk
+        ended = not chunk
         begin = 0
-        end = part.find(separator, searched)
-        while end >= 0:
+        # What ends with the chunk may go on in the next one, as the line end of Windows does.
+        while (found := separator.search(part, searched)) and (ended or found.end() < len(part)):
             if not skipping:
-                yield bytes(part[begin:end])
+                yield bytes(part[begin : found.start()])
             skipping = False
-            begin = end + len(separator)
-            end = part.find(separator, begin)
-        del part[:begin]
+            begin = searched = found.end()
         # The end may be the beginning of a separator.
-        searched = max(0, len(part) - len(separator) + 1)
-        if len(part) > max_bytes + len(separator):
+        searched = (found.start() if found else max(searched, len(part) - longest + 1)) - begin
+        del part[:begin]
+        if len(part) > max_bytes + longest:
             if not skipping:
                 yield bytes(part[: max_bytes + 1])
             del part[:searched]

@@ -88,6 +88,8 @@ class Summary:
         cluster_sizes: Near-duplicate clusters per number of documents in them.
         clusters: Some of them.
         pii: Personal data replaced, per kind.
+        skipped: Records that are no documents, per what they are.
+        undivided: Names of sources whose separator stands between no two documents, and that separator.
     """
 
     chain: list[str]
@@ -109,6 +111,8 @@ class Summary:
     cluster_sizes: Counter[int] = field(default_factory=Counter)
     clusters: list[Cluster] = field(default_factory=list)
     pii: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    undivided: dict[str, str] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:

@@ -17,6 +17,7 @@ from hfchat.data.extraction import Extraction
 from hfchat.data.installed_docs import InstalledDocsReader, describe_installation
 from hfchat.data.mediawiki import parse_dump, wikitext_to_text
 from hfchat.data.readers import (
+    UNPACK,
     FileReader,
     HubReader,
     SourceStep,
@@ -41,7 +42,6 @@ _SUFFIXES = {
     ".wet": "wet",
     ".xml": "mediawiki",
 }
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _FILE_KEYS = {"path", "kind", "license", "url", "name", "storage_options"}
 _KEYS = {
     INSTALLED_DOCS: {"path", "kind", "max_bytes_per_package"},
@@ -50,7 +50,7 @@ _KEYS = {
     "json-lines": _FILE_KEYS | {"text_key"},
     "parquet": _FILE_KEYS | {"text_key"},
     "warc": _FILE_KEYS | {"timeout"},
-    "wet": _FILE_KEYS,
+    "wet": _FILE_KEYS | {"timeout"},
     "mediawiki": _FILE_KEYS | {"namespaces", "timeout"},
     "hub": {"path", "kind", "license", "url", "name"}
     | {"text_key", "config", "split", "revision", "limit", "streaming"},
@@ -71,7 +71,8 @@ class Source(dict):
     `path` is a file or glob, here or as an fsspec URL (`s3://`, `gs://`, `hf://`, `webhdfs://`, ...), the id of a Hub
     dataset, or `installed-docs`. `kind` is seen from its name, or given:
 
-    - `text` (`.txt`, `.md`): each file is a document, or with `separator` what stands between; `encoding` is utf-8.
+    - `text` (`.txt`, `.md`): each file is a document, or with `separator` what stands between; `encoding` is that of
+      files that do not begin with a byte order mark (utf-8).
     - `gutenberg`: the same, without Project Gutenberg's header and licence.
     - `json-lines` (`.jsonl`, `.ndjson`) and `parquet`: the text is under `text_key`.
     - `warc`, `wet`: Common Crawl. HTML becomes text in at most `timeout` seconds (20) a page.
@@ -111,13 +112,10 @@ class Source(dict):
             raise ValueError(f"source {self['path']}: 'namespaces' must be numbers, not {self['namespaces']!r}")
 
     def _check_encoding(self) -> None:
-        encoding = self.get("encoding", "utf-8")
         try:
-            newline = "\n".encode(encoding)
+            "\n".encode(self.get("encoding", "utf-8"))
         except LookupError as error:
             raise ValueError(f"source {self['path']}: 'encoding': {error}") from error
-        if "separator" in self and newline != b"\n":  # the file is split before it is decoded
-            raise ValueError(f"source {self['path']}: 'separator' needs an encoding that has ASCII, not {encoding}")
 
     @property
     def kind(self) -> str:
@@ -126,7 +124,8 @@ class Source(dict):
         name = self["path"]
         if name == INSTALLED_DOCS:
             return INSTALLED_DOCS
-        for suffix in _COMPRESSED:
+        name = name.lower()
+        for suffix in UNPACK:
             name = name.removesuffix(suffix)
         return _SUFFIXES.get(name[name.rfind(".") :], "hub")
 
@@ -170,7 +169,7 @@ class Source(dict):
         Raises:
             UserError: If it names files and there are none.
         """
-        extraction = {"warc": html_to_text, "mediawiki": wikitext_to_text}.get(self.kind)
+        extraction = {"warc": html_to_text, "wet": html_to_text, "mediawiki": wikitext_to_text}.get(self.kind)
         return SourceStep(
             self._reader(max_document_bytes),
             extraction and Extraction(extraction, self.get("timeout", 20.0)),
@@ -197,7 +196,7 @@ class Source(dict):
                 text_key=self.get("text_key", "text"),
                 provenance=provenance,
             )
-        text_options = {"separator": self.get("separator"), "encoding": self.get("encoding", "utf-8")}
+        text_options = {"separator": self.get("separator"), "encoding": self.get("encoding")}
         row_options = {"text_key": self.get("text_key", "text")}
         parse = {
             "text": partial(parse_text, **text_options),
@@ -209,10 +208,9 @@ class Source(dict):
             "mediawiki": partial(parse_dump, namespaces=self.get("namespaces", [0])),
         }[self.kind]
         folder, files = self._files()
-        # Each record of a .warc.gz is compressed by itself: warcio goes on at the next where gzip would stop.
-        raw = self.kind == "parquet" or (self.kind in ("warc", "wet") and self["path"].endswith(".gz"))
-        compression = None if raw else "infer"
-        return FileReader(folder, files, parse, compression, provenance, max_document_bytes)
+        # Each record of a .warc.gz is compressed by itself: its reader goes on at the next where gzip would stop.
+        unpacked_by_parse = {"parquet": set(UNPACK), "warc": {".gz"}, "wet": {".gz"}}.get(self.kind, set())
+        return FileReader(folder, files, parse, UNPACK.keys() - unpacked_by_parse, provenance, max_document_bytes)
 
     def _files(self) -> tuple[DataFolder, list[str]]:
         return find_files(self["path"], self.get("storage_options", {}))

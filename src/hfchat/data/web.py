@@ -1,170 +1,222 @@
-"""Crawled pages: the records of WARC and WET files, and the text of HTML."""
+"""Crawled pages: those of WARC and WET files, their encodings, and the text of HTML."""
 
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
 
-from hfchat.data.readers import EXCERPT_CHARACTERS, Record, one_line
+from hfchat.data.codings import CodingError, undo_codings
+from hfchat.data.readers import EXCERPT_CHARACTERS, OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.data.warc import DamageError, WarcRecord, header_lines, parse_headers, read_records
+from hfchat.encodings import detect
 
 if TYPE_CHECKING:
-    from warcio.recordloader import ArcWarcRecord
+    from warcio.statusandheaders import StatusAndHeaders
 
-_TEXT_TYPES = ("text/html", "application/xhtml+xml", "text/plain")
-# Names under which pages come in a superset: https://encoding.spec.whatwg.org/#names-and-labels
-_SUPERSETS = {
-    **dict.fromkeys(("ascii", "us-ascii", "latin1", "latin-1", "iso-8859-1", "iso8859-1"), "cp1252"),
-    **dict.fromkeys(("gb2312", "gbk"), "gb18030"),
-    **dict.fromkeys(("shift_jis", "shift-jis", "sjis"), "cp932"),
-    "iso-8859-9": "cp1254",
-    "euc-kr": "cp949",
-}
-# Codecs of Python that are no encodings of pages, and decode most of what they are given to something else.
-_NOT_OF_PAGES = re.compile(r"(raw.)?unicode.escape|utf.?7|idna|punycode", re.IGNORECASE)
+_MARKUP = {"text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml"}
+_PLAIN_TEXT = "text/plain"
+_TOP_LEVEL_TYPES = {"application", "audio", "font", "image", "message", "model", "multipart", "text", "video"}
+_OTHER_RECORDS = {"warcinfo", "request", "metadata", "resource", "revisit", "continuation"}
+_UNKNOWN_TYPES = {"", "unknown/unknown", "application/octet-stream", "application/x-unknown-content-type"}
+_LOOKS_LIKE_HTML = re.compile(rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|html)[\s>]", re.IGNORECASE | re.DOTALL)
 # HTML's own, obsolete tag for what is no HTML up to its end (https://html.spec.whatwg.org/#parsing-main-inbody).
 _PLAIN = "<plaintext>"
-_META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
+
+_META_CHARSET = re.compile(rb"<meta\s[^>]{0,300}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
+_XML_ENCODING = re.compile(rb"\s*<\?xml\s[^>]{0,100}?encoding\s*=\s*[\"']([\w.:-]{2,40})", re.IGNORECASE)
+_COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
+_HEADER_CHARSET = re.compile(r"[;\s]charset\s*=\s*[\"']?\s*([\w.:+-]+)", re.IGNORECASE)
+_DECLARED_WITHIN = 4096
+_NOT_IN_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\ufffd]")
+# Labels of https://encoding.spec.whatwg.org/#names-and-labels, of which those of `iso-8859-N` and `windows-N` are left
+# to a rule, without their punctuation. Pages that name an encoding of 1990 come in its superset.
+_LABELS = {
+    label: encoding
+    for encoding, labels in {
+        "utf-8": "utf8 unicode11utf8 unicode20utf8 xunicode20utf8",
+        "utf-16-le": "utf16 utf16le ucs2 iso10646ucs2 unicode unicodefeff csunicode",
+        "utf-16-be": "utf16be unicodefffe",
+        "utf-32-le": "utf32 utf32le",
+        "utf-32-be": "utf32be",
+        "cp1252": "ascii usascii ansix341968 cp819 ibm819 isoir100 l1 latin1 csisolatin1",
+        "iso8859-2": "l2 latin2 csisolatin2 isoir101",
+        "iso8859-3": "l3 latin3 csisolatin3 isoir109",
+        "iso8859-4": "l4 latin4 csisolatin4 isoir110",
+        "iso8859-5": "cyrillic csisolatincyrillic isoir144",
+        "iso8859-6": "arabic csisolatinarabic isoir127 asmo708 ecma114",
+        "iso8859-7": "greek greek8 suneugreek csisolatingreek isoir126 elot928 ecma118",
+        "iso8859-8": "hebrew visual logical csisolatinhebrew csiso88598e csiso88598i isoir138",
+        "cp1254": "l5 latin5 csisolatin5 isoir148",
+        "iso8859-10": "l6 latin6 csisolatin6 isoir157",
+        "iso8859-15": "l9 csisolatin9",
+        "cp874": "dos874 tis620 windows874",
+        "cp866": "866 cp866 ibm866 csibm866",
+        "koi8-r": "koi koi8 koi8r cskoi8r",
+        "koi8-u": "koi8u koi8ru",
+        "mac-roman": "mac macintosh xmacroman csmacintosh",
+        "mac-cyrillic": "xmaccyrillic xmacukrainian",
+        "gb18030": "gb18030 gbk xgbk gb2312 gb231280 csgb2312 csiso58gb231280 isoir58 chinese cp936 euccn",
+        "big5hkscs": "big5 big5hkscs cnbig5 csbig5 xxbig5",
+        "euc-jp": "eucjp xeucjp cseucpkdfmtjapanese",
+        "iso2022-jp": "iso2022jp csiso2022jp",
+        "cp932": "shiftjis sjis xsjis ms932 mskanji windows31j csshiftjis cp932",
+        "cp949": "euckr cseuckr ksc5601 ksc56011987 ksc56011989 csksc56011987 korean isoir149 windows949 cp949",
+    }.items()
+    for label in labels.split()
+}
 
 
-def parse_warc(stream: IO[bytes], max_bytes: int) -> Iterator[Record | None]:
+def parse_warc(
+    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record
+) -> Iterator[Record | Skipped]:
     """The pages of a WARC file (`response` records, text, status 200) or the texts of a WET file (`conversion`).
 
-    warcio reads the records. datatrove's own reader on top of it needs libmagic, which is no Python package, and ends
-    at the first record that is damaged; here reading goes on at the next one whose beginning can be found.
-
     Args:
-        stream: Open file that can be sought in; its compression by records is warcio's matter.
-        max_bytes: Of a page; no more is unpacked of one that is larger.
+        stream: Open file; its gzip, of records or as a whole, is unpacked here.
+        max_bytes: Of a page. Of one that is larger, no more is unpacked or kept; the rest is passed over.
+        mine: Whether the record of a number is wanted; of others, only the place is found.
     """
-    from warcio.archiveiterator import ArchiveIterator
-
-    start: int | None = 0
-    while start is not None:
-        stream.seek(start)
-        archive = ArchiveIterator(stream)
-        begun = start
-        try:
-            for record in archive:
-                if archive.err_count:  # it was not found where the one before it ends
-                    yield Record("", fault=("unreadable", "a record is longer than its Content-Length"))
-                    break
-                begun = archive.offset
-                page = _page(record, max_bytes) if _is_page(record) else None
-                damage = _damage(record)
-                if damage:
-                    page = page or Record("")
-                    page.fault = page.fault or ("unreadable", damage)
-                yield page
-                if damage:
-                    break
-            else:
-                if not archive.err_count and stream.tell() == archive.offset:
-                    return
-                yield Record("", fault=("unreadable", "what follows the last record is no record"))
-        except Exception as error:
-            yield Record("", fault=("unreadable", one_line(error)))
-        start = _next_record(stream, (begun if archive.err_count else archive.offset) + 1)
+    for number, found in enumerate(read_records(stream)):
+        if isinstance(found, DamageError):
+            yield Record("", fault=("unreadable", str(found)))
+            continue
+        page = _page(found, max_bytes) if mine(number) else OF_ANOTHER_TASK
+        if damage := found.damage():
+            page = page if isinstance(page, Record) else Record("")
+            page.fault = page.fault or ("unreadable", damage)
+        yield page
 
 
-def _damage(record: "ArcWarcRecord") -> str | None:
-    """Reads to the end of the record. Says what is wrong with its length."""
-    headers = record.rec_headers
-    length = headers.get_header("Content-Length") or headers.get_header("length") or ""  # the latter in ARC files
-    if not length.strip().isdecimal():
-        return "the record has no Content-Length"
-    while record.raw_stream.read(1 << 16):
-        pass
-    missing = record.raw_stream.limit
-    return f"the record is cut off, {missing:,} bytes before its end" if missing > 0 else None
-
-
-def _next_record(stream: IO[bytes], position: int) -> int | None:
-    """Where the first record that begins at `position` or after it does."""
-    stream.seek(0)
-    packed = stream.read(2) == b"\x1f\x8b"
-    mark, ahead = (b"\x1f\x8b\x08", 0) if packed else (b"\nWARC/", 1)
-    while True:
-        stream.seek(position)
-        window = stream.read(1 << 20)
-        found = window.find(mark)
-        if found >= 0:
-            position += found + ahead
-            stream.seek(position)
-            if not packed or _begins_record(stream.read(1 << 12)):
-                return position
-            position += 1
-        elif len(window) < len(mark):
-            return None
-        else:
-            position += len(window) - len(mark) + 1
-
-
-def _begins_record(packed: bytes) -> bool:
-    try:
-        return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(packed, 5) == b"WARC/"
-    except zlib.error:
-        return False
-
-
-def _is_page(record: "ArcWarcRecord") -> bool:
-    if record.rec_type == "conversion":
-        return True
-    if record.rec_type != "response" or record.http_headers is None:
-        return False
-    return record.http_headers.get_statuscode() == "200" and _mime(record) in _TEXT_TYPES
-
-
-def _mime(record: "ArcWarcRecord") -> str:
-    # What the crawler made of the content, where it says so, is right more often than what the server says.
-    identified = record.rec_headers.get_header("WARC-Identified-Payload-Type")
-    return identified or (record.http_headers.get_header("Content-Type") or "").split(";")[0].strip().lower()
-
-
-def _page(record: "ArcWarcRecord", max_bytes: int) -> Record:
-    headers = record.rec_headers
+def _page(record: WarcRecord, max_bytes: int) -> Record | Skipped:
+    headers = record.headers
     metadata = {
         "id": headers.get_header("WARC-Record-ID"),
-        "url": headers.get_header("WARC-Target-URI"),
+        "url": (headers.get_header("WARC-Target-URI") or "").strip("<> ").replace(" ", "%20"),
         "date": headers.get_header("WARC-Date"),
     }
     metadata = {name: value for name, value in metadata.items() if value}
     try:
-        content = record.content_stream().read(max_bytes + 1)
-    except Exception as error:  # of zlib, brotli, ...: this page's, not the file's
-        return Record("", metadata, ("unreadable", one_line(error)))
+        return _text_of(record, metadata, max_bytes)
+    except (CodingError, DamageError) as error:
+        return Record("", metadata, ("unreadable", str(error)))
+
+
+def _text_of(record: WarcRecord, metadata: dict[str, str], max_bytes: int) -> Record | Skipped:
+    if record.kind == "conversion":
+        kind = _media_type(record.headers) or _PLAIN_TEXT
+        if kind != _PLAIN_TEXT:
+            return _skipped_type(kind)
+        content, charset = record.read(max_bytes + 1), "utf-8"
+    elif record.kind == "response":
+        begin = record.readline(1 << 12)
+        if not begin.upper().startswith(b"HTTP/"):
+            return Skipped("response without HTTP")
+        http = parse_headers(begin + header_lines(record.readline))
+        if (status := http.get_statuscode()) != "200":
+            return Skipped(f"status {status}" if re.fullmatch("[1-5][0-9]{2}", status) else "no status")
+        # What the crawler made of the content, where it says so, is right more often than what the server says.
+        kind = _media_type(record.headers, "WARC-Identified-Payload-Type") or _media_type(http)
+        if kind not in _MARKUP and kind != _PLAIN_TEXT and kind not in _UNKNOWN_TYPES:
+            return _skipped_type(kind)
+        if record.headers.get_header("WARC-Segment-Number"):
+            return Record("", metadata, ("unreadable", "it is one of several records of the same page"))
+        content = _content(record, http, max_bytes)
+        if kind in _UNKNOWN_TYPES:
+            if not _LOOKS_LIKE_HTML.match(content[:2048]):
+                return _skipped_type(kind)
+            kind = "text/html"
+        charset = next(filter(None, map(_charset, _values(http, "Content-Type"))), None)
+    else:
+        return Skipped(f"{record.kind} record" if record.kind in _OTHER_RECORDS else "record of an unknown type")
     if len(content) > max_bytes:
         excerpt = content[: 4 * EXCERPT_CHARACTERS].decode("utf-8", errors="replace")
         return Record(excerpt, metadata, ("too_large", f"more than {max_bytes:,} bytes"))
-    text = decode(content, _charset(record))
-    if record.rec_type == "response" and text and _mime(record) == "text/plain":
-        text = _PLAIN + text
-    return Record(text, metadata)
+    text = decode(content, charset, is_markup=kind != _PLAIN_TEXT)
+    if text is None:
+        return Record(
+            "", metadata, ("unreadable", "its bytes are text in no encoding that is known or could be guessed")
+        )
+    return Record(_PLAIN + text if kind == _PLAIN_TEXT and text.strip() else text, metadata)
 
 
-def _charset(record: "ArcWarcRecord") -> str | None:
-    if record.rec_type == "conversion":
-        return "utf-8"
-    found = re.search(r"charset=[\"']?([\w.:-]+)", record.http_headers.get_header("Content-Type") or "")
+def _skipped_type(kind: str) -> Skipped:
+    name = kind.split("/")[0]
+    return Skipped(f"{name if name in _TOP_LEVEL_TYPES else 'unknown'} content")
+
+
+def _values(headers: "StatusAndHeaders", name: str) -> list[str]:
+    return [value for header, value in headers.headers if header.strip().lower() == name.lower()]
+
+
+def _media_type(headers: "StatusAndHeaders", name: str = "Content-Type") -> str:
+    found = (re.match(r"[\s\"']*([\w.+-]+/[\w.+-]+)", value) for value in _values(headers, name))
+    return next((match[1].lower() for match in found if match), "")
+
+
+def _charset(content_type: str) -> str | None:
+    found = _HEADER_CHARSET.search(content_type)
     return found[1] if found else None
 
 
-def decode(content: bytes, charset: str | None = None) -> str:
-    """The text of a page, by the first of these that fits: its HTTP header, its `<meta>`, UTF-8, a guess.
+def _content(record: WarcRecord, http: "StatusAndHeaders", max_bytes: int) -> bytes:
+    """What is read and unpacked of a page: up to `max_bytes + 1`."""
+    codings = {name: _values(http, name) for name in ("Transfer-Encoding", "Content-Encoding")}
+    most = 2 * max_bytes + (1 << 16)  # lengths stand between the chunks
+    content = record.read(most)
+    truncated = bool(record.headers.get_header("WARC-Truncated"))
+    return undo_codings(content, *codings.values(), max_bytes, truncated or len(content) == most)
+
+
+def decode(content: bytes, charset: str | None = None, is_markup: bool = True) -> str | None:
+    """The text of a page by the first that fits: byte order mark, HTTP header, `<meta>` or XML, UTF-8, a guess.
 
     Args:
         content: Bytes of the page.
         charset: What its HTTP header says.
+        is_markup: Whether to look for what the page itself says.
+
+    Returns:
+        None for what is no text.
     """
-    declared = _META_CHARSET.search(content[:4096])
-    for name in (charset, declared and declared[1].decode("ascii", errors="replace"), "utf-8"):
-        if not name or _NOT_OF_PAGES.fullmatch(name):
-            continue
-        if name.lower().startswith(("utf-16", "utf-32")) and b"\0" not in content:
-            continue  # tags are ASCII: in these encodings every second byte of them would be 0
+    marked, mark = detect(content)
+    candidates = [marked] if mark or marked != "utf-8" else []
+    for label in (charset, *(_declared(content[:_DECLARED_WITHIN]) if is_markup else ()), "utf-8"):
+        encoding = _encoding(label or "")
+        # Tags are ASCII: in these encodings every second byte of them would be 0.
+        if encoding and not (encoding.startswith(("utf-16", "utf-32")) and b"\0" not in content):
+            candidates.append(encoding)
+    content = content[mark:]
+    for encoding in candidates:
         try:
-            return content.decode(_SUPERSETS.get(name.lower(), name))
-        except (UnicodeError, LookupError):
+            return _if_text(content.decode(encoding))
+        except UnicodeError:
             continue
+    # A page of several sources has some bytes of another encoding, one that was cut off has half a character.
+    for encoding in candidates:
+        text = content.decode(encoding, errors="replace")
+        replaced = text.count("\ufffd")
+        if 10 * replaced <= len(text) - len(text.encode("ascii", errors="ignore")) - replaced:
+            return _if_text(text)
+    return _if_text(_guessed(content))
+
+
+def _declared(beginning: bytes) -> Iterator[str]:
+    if found := _XML_ENCODING.match(beginning):
+        yield found[1].decode("ascii", errors="replace")
+    for found in _META_CHARSET.finditer(_COMMENT.sub(b"", beginning)):
+        yield found[1].decode("ascii", errors="replace")
+
+
+def _encoding(label: str) -> str | None:
+    """Python's name of the encoding that a page means by a label, None for one that no browser knows."""
+    name = re.sub("[^a-z0-9]", "", label.lower().split(":")[0])
+    if found := re.fullmatch("(?:x?cp|x?windows|win|cswindows)(125[0-8])", name):
+        return f"cp{found[1]}"
+    if found := re.fullmatch("(?:iso)?8859([1-9]|10|11|13|14|15|16)[ei]?", name):
+        return {"1": "cp1252", "9": "cp1254", "11": "cp874"}.get(found[1], f"iso8859-{found[1]}")
+    return _LABELS.get(name)
+
+
+def _guessed(content: bytes) -> str:
     import cchardet
 
     guess = cchardet.detect(content)["encoding"] or "utf-8"
@@ -172,6 +224,13 @@ def decode(content: bytes, charset: str | None = None) -> str:
         return content.decode(guess, errors="replace")
     except LookupError:
         return content.decode("utf-8", errors="replace")
+
+
+def _if_text(text: str) -> str | None:
+    """The text, or None if a hundredth of it, and more than two characters, are control characters or unknown ones."""
+    beginning = text[:EXCERPT_CHARACTERS]
+    strange = len(_NOT_IN_TEXT.findall(beginning))
+    return text if 100 * (strange - 2) <= len(beginning) else None
 
 
 def html_to_text(html: str) -> str | None:

@@ -1,6 +1,6 @@
 """Runs of words of a text, for comparing it with others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import xxhash
 
@@ -11,4 +11,9 @@ def hashed_n_grams(text: str, n: int) -> Iterator[int]:
     """A 64-bit hash for each run of `n` words of a text; none where it has fewer."""
     found = words(text)
     for start in range(len(found) - n + 1):
-        yield xxhash.xxh64_intdigest(" ".join(found[start : start + n]).encode())
+        yield hashed(found[start : start + n])
+
+
+def hashed(run: Sequence[str]) -> int:
+    """A 64-bit hash of a run of words."""
+    return xxhash.xxh64_intdigest(" ".join(run).encode())

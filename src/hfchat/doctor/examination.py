@@ -20,6 +20,7 @@ from hfchat.doctor.plan import (
 )
 from hfchat.doctor.recipes import Recipe, find_recipe
 from hfchat.doctor.report import Report, Verdict, size, time
+from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
 from hfchat.models import add_special_tokens, load_tokenizer
 
@@ -406,7 +407,7 @@ def _judge(is_fault: bool, verdict: Verdict, advice: str) -> tuple[Verdict, str]
 
 
 def _token_counts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    return list(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+    return list(map(len, tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]))
 
 
 def _conversation_tokens(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -415,5 +416,4 @@ def _conversation_tokens(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBas
         row[column] if isinstance(row.get(column), list) else []
         for column in ("prompt", "messages", "completion", "chosen", "rejected")
     ]
-    rendered = [tokenizer.apply_chat_template(prompt + turns, return_dict=True) for turns in others if turns]
-    return max((len(encoded["input_ids"]) for encoded in rendered), default=0)
+    return max((len(encode_conversation(tokenizer, prompt + turns)) for turns in others if turns), default=0)

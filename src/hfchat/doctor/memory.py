@@ -94,7 +94,7 @@ class Batch:
         predicted: Positions of a row whose logits are made in training; None for all.
         varying: Whether the next rows have other lengths.
         masked: Whether attention gets a mask, as packed sequences need.
-        chunked_loss: Whether training makes no logits (`hfchat.training.chunked_loss`).
+        chunked_loss: Whether no logits are made (`hfchat.training.chunked_loss`).
     """
 
     rows: int
@@ -260,9 +260,17 @@ def _step(model: "PreTrainedModel", batch: Batch, numerics: Numerics) -> Peaks:
 
 def _evaluation(model: "PreTrainedModel", batch: Batch, numerics: Numerics) -> Peaks:
     model.eval()
+    if batch.chunked_loss:
+        from hfchat.training.chunked_loss import use_chunked_loss
+
+        use_chunked_loss(model)
     with _without_data(model, numerics.device), _LiveBytes() as live, torch.no_grad():
         inputs = _inputs(batch, numerics.device)
         labels = inputs["input_ids"]
+        if batch.chunked_loss:
+            with _autocast(numerics):
+                model(**inputs, shift_labels=labels, token_losses=True, use_cache=False)
+            return live.peaks()
         with _autocast(numerics):
             output = model(**inputs, labels=labels, shift_labels=labels, use_cache=False)
         logits = output.logits.float()  # accelerate hands on what autocast made in float32

@@ -204,7 +204,7 @@ def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Tex
         args,
         blueprint,
         Batch(rows, args.block_size, masked=masked, chunked_loss=args.chunked_loss),
-        Batch(args.per_device_eval_batch_size, args.block_size, masked=masked),
+        Batch(args.per_device_eval_batch_size, args.block_size, masked=masked, chunked_loss=args.chunked_loss),
         "muon" if args.optimizer == "muon" else str(getattr(args.optim, "value", args.optim)),
         texts,
     )

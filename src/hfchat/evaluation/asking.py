@@ -169,5 +169,7 @@ def _ask(model: Model, examples: Sequence[Example], indices: Sequence[int], aske
             measured = [next(losses) for _ in one.targets]
             record.losses = [loss.nats for loss in measured]
             record.target_tokens = [loss.tokens for loss in measured]
+            if lost := [loss.lost for loss in measured if loss.lost is not None]:
+                record.info["lost"] = lost[0]
         records.append(record)
     return records

@@ -1,16 +1,29 @@
-"""Scores of a corpus with percentile-bootstrap intervals, and differences of two models by the paired bootstrap.
+"""Scores of a corpus with intervals at 95%, and differences of two models on the same examples with p-values.
 
-Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13; for corpus metrics and pairs of systems Koehn,
-"Statistical Significance Tests for Machine Translation Evaluation" (https://aclanthology.org/W04-3250).
+- Shares, and wins with ties as halves: the intervals of `hfchat.intervals`, and McNemar's exact test.
+- Means, and corpus scores that are smooth functions of sums (BLEU, perplexity): Student's t on jackknife pseudo-values
+  (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 11), widened on the long side of skewed ones (P.
+  Hall, "On the removal of skewness by transformation", J. R. Stat. Soc. B 54, 1992).
+- What has kinks (the largest of several differences): the percentile bootstrap, with the tails of t.
+- All but shares are tested by exchanging the two models in each example: for a mean, Fisher's sign-flip test; for
+  corpus scores, approximate randomization (Riezler & Maxwell 2005, https://aclanthology.org/W05-0908).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
-CONFIDENCE = 0.95
+from hfchat.intervals import CONFIDENCE, paired_interval, sign_test, wilson_interval
+
+_EXACT = 13  # examples up to which all exchanges are tried: half of 2^13, as the other half mirrors it
+_BLOCK = 1 << 22  # exchanges times examples that are held at a time
+_UNBOUNDED = (-math.inf, math.inf)
+_ALIKE = 1e-9  # relative; what differs by less is one value, computed in two ways
 
 
 @dataclass
@@ -18,40 +31,72 @@ class Statistics:
     """What a metric needs to know of each example.
 
     Every metric here is a function of sums over examples (BLEU of its n-gram counts, perplexity of losses and token
-    counts, a mean of scores), so a resample costs one product of matrices and no text is scored twice.
+    counts, a mean of scores), so leaving one out or exchanging two costs no text that is scored twice.
 
     Attributes:
         values: `[examples, k]`, for each example the `k` sufficient statistics.
         score: From the `k` sums to the corpus score.
         signature: Everything that shapes the score.
         example_score: From the `k` statistics of one example to its score, where that is not `score` of them.
+        is_mean: Whether `values` are scores and weights of 0 or 1, and the score is their mean; 0 leaves one out.
+        bounds: The least and the greatest score that there can be.
+        has_kinks: Whether the score is no smooth function of the sums.
     """
 
     values: np.ndarray
     score: Callable[[np.ndarray], float]
     signature: str
     example_score: Callable[[np.ndarray], float] | None = None
+    is_mean: bool = False
+    bounds: tuple[float, float] = _UNBOUNDED
+    has_kinks: bool = False
 
     def of_examples(self) -> list[float]:
         """The score of each example by itself, to tell the best and the worst."""
         return [float((self.example_score or self.score)(values)) for values in self.values]
 
+    def of_all(self) -> float:
+        """The score of the corpus."""
+        return float(self.score(self.values.sum(axis=0)))
 
-def mean(scores: list[float], signature: str) -> Statistics:
-    """Statistics of a metric that is the mean of one score per example."""
-    return Statistics(np.stack([scores, np.ones(len(scores))], axis=1), lambda sums: sums[0] / sums[1], signature)
+
+def mean(scores: list[float], signature: str, bounds: tuple[float, float] = _UNBOUNDED) -> Statistics:
+    """Statistics of a metric that is the mean of one score per example; of `True` and `False`, or 0 and 1, a share."""
+    values = np.stack([scores, np.ones(len(scores))], axis=1)
+    return Statistics(values, lambda sums: sums[0] / sums[1], signature, is_mean=True, bounds=bounds)
 
 
 def estimate(statistics: Statistics, resamples: int, seed: int) -> dict[str, Any]:
     """Score a corpus.
 
+    Args:
+        statistics: Of at least one example.
+        resamples: Of the bootstrap, for scores with kinks.
+        seed: Of them.
+
     Returns:
-        `{"score", "interval": [low, high], "n", "signature"}`, the interval at 95% over examples.
+        `{"score", "interval": [low, high], "n", "scored", "signature"}`, the interval at 95% over the examples that
+        have a score, `scored` of `n`.
     """
+    score, scores = statistics.of_all(), _pseudo_values(statistics)
+    if _are_outcomes(scores, statistics):
+        # Wins less losses is a difference of two shares; where nothing is a tie, this is Wilson's interval.
+        interval = [(1 + end) / 2 for end in paired_interval(*_wins_and_losses(scores), len(scores))]
+    else:
+        interval = (
+            _percentiles(_resample(statistics, resamples, seed), len(scores))
+            if statistics.has_kinks
+            else _t_interval(score, scores)
+        )
+        below, above = (
+            abs(score - end) if math.isfinite(end) else max(abs(score), _ALIKE) for end in statistics.bounds
+        )
+        interval = _clipped(_never_a_point(interval, score, below, above, len(scores)), statistics.bounds)
     return {
-        "score": float(statistics.score(statistics.values.sum(axis=0))),
-        "interval": _interval(_resample(statistics, resamples, seed)),
+        "score": score,
+        "interval": interval,
         "n": len(statistics.values),
+        "scored": len(scores),
         "signature": statistics.signature,
     }
 
@@ -59,36 +104,174 @@ def estimate(statistics: Statistics, resamples: int, seed: int) -> dict[str, Any
 def difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
     """Score of a model minus that of the baseline on the same examples, in the same order.
 
+    Of means, only the examples count that have a score of both.
+
+    Args:
+        statistics: Of the model.
+        baseline: Of the baseline.
+        resamples: Exchanges of the test, and resamples of the bootstrap for scores with kinks.
+        seed: Of both.
+
     Returns:
-        `{"difference", "interval": [low, high], "p_value", "n"}`, see `p_value`.
+        `{"difference", "interval": [low, high], "p_value", "n", "scored"}`, the last how many examples count. The
+        p-value says how often chance alone would make two equal models differ by at least as much, in either
+        direction. It is never 0.
     """
     if len(statistics.values) != len(baseline.values):
         raise ValueError(f"paired examples needed, got {len(statistics.values)} and {len(baseline.values)}")
-    # The same seed draws the same examples for both: that is what makes it paired.
-    differences = _resample(statistics, resamples, seed) - _resample(baseline, resamples, seed)
-    observed = statistics.score(statistics.values.sum(axis=0)) - baseline.score(baseline.values.sum(axis=0))
+    if statistics.is_mean and baseline.is_mean:
+        found = _mean_difference(statistics, baseline, resamples, seed)
+    else:
+        found = _corpus_difference(statistics, baseline, resamples, seed)
+    return found | {"n": len(statistics.values)}
+
+
+def _corpus_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
+    observed, n = statistics.of_all() - baseline.of_all(), len(statistics.values)
+    spread = _pseudo_values(statistics)
+    if statistics.has_kinks:
+        # The same seed draws the same examples for both: that is what makes it paired.
+        ours, theirs = (_resample(one, resamples, seed) for one in (statistics, baseline))
+        interval = _percentiles(ours - theirs, n)
+    else:
+        interval = _t_interval(observed, spread - _pseudo_values(baseline))
+    unseen = 2 * abs(observed) or float(np.std(spread)) or abs(statistics.of_all())
     return {
-        "difference": float(observed),
-        "interval": _interval(differences),
-        "p_value": p_value(differences, observed),
-        "n": len(statistics.values),
+        "difference": observed,
+        "interval": _never_a_point(interval, observed, unseen, unseen, n),
+        "p_value": _exchange_test(statistics, baseline, observed, resamples, seed),
+        "scored": n,
     }
 
 
-def p_value(differences: np.ndarray, observed: float) -> float:
-    """How often chance alone would make two equal models differ by at least as much, in either direction.
+def _mean_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
+    both = (statistics.values[:, 1] > 0) & (baseline.values[:, 1] > 0)
+    scores, before = statistics.values[both, 0], baseline.values[both, 0]
+    changes, n = scores - before, len(scores)
+    if not n:
+        return {"difference": math.nan, "interval": [math.nan, math.nan], "p_value": 1.0, "scored": 0}
+    observed, greatest = float(changes.mean()), float(np.abs(changes).max())
+    gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
+    are_outcomes = all(_are_outcomes(one, statistics) for one in (scores, before))
+    if np.abs(changes[changes != 0]).min(initial=greatest) >= (1 - _ALIKE) * greatest:
+        # All changes are as great, as of right answers and wrong ones: only their directions say something.
+        size = greatest or (1.0 if are_outcomes else float(np.std(scores)) or abs(float(scores[0])))
+        interval = [size * end for end in paired_interval(gained, lost, n)]
+    else:
+        are_outcomes, interval = False, _t_interval(observed, changes)
+    p_value = sign_test(gained, lost) if are_outcomes else _sign_flip_test(changes, resamples, seed)
+    return {"difference": observed, "interval": interval, "p_value": p_value, "scored": n}
 
-    What the resamples differ by, shifted to a mean of 0, is how differences vary if the models are equal (Efron &
-    Tibshirani 1993, section 16.4). With one added to both counts, so that it is never 0 (as `_compute_p_value` in
-    sacreBLEU's significance.py). sacreBLEU's paired bootstrap takes absolute values before it shifts: far from 0 its
-    p-value is half of this one, as of a test in one direction. Its approximate randomization agrees with this.
+
+def _are_outcomes(scores: np.ndarray, statistics: Statistics) -> bool:
+    """Whether all scores are 0, 1, or a half for a tie."""
+    of_shares = statistics.is_mean and statistics.bounds in (_UNBOUNDED, (0, 1))
+    return of_shares and bool(np.isin(scores, (0.0, 0.5, 1.0)).all())
+
+
+def _wins_and_losses(scores: np.ndarray) -> tuple[int, int]:
+    return int((scores == 1).sum()), int((scores == 0).sum())
+
+
+def _pseudo_values(statistics: Statistics) -> np.ndarray:
+    """What each example adds to the score, `[n]`: of a mean the scores themselves."""
+    values = statistics.values
+    if statistics.is_mean:
+        return values[values[:, 1] > 0, 0]
+    n, total = len(values), values.sum(axis=0)
+    if n == 1 or statistics.has_kinks:
+        return np.full(n, statistics.score(total), dtype=float)
+    without = np.array([statistics.score(total - one) for one in values])
+    return n * statistics.score(total) - (n - 1) * without
+
+
+def _t_interval(score: float, values: np.ndarray) -> list[float]:
+    """Student's interval of a mean, and on either side Hall's for skewed values where that is wider.
+
+    By simulation, of samples of 3 to 40 from a normal, uniform, lognormal distribution, or the difference of two
+    lognormal ones, it excludes the truth in 2 to 5% but for lognormal ones: 12% of 5, 8% of 16, 6% of 40.
 
     Args:
-        differences: `[resamples]`, of the paired resamples.
-        observed: Of the examples as they are.
+        score: Its middle.
+        values: `[n]`, of the examples.
     """
-    exceeding = np.sum(np.abs(differences - differences.mean()) >= abs(observed))
-    return float((exceeding + 1) / (len(differences) + 1))
+    n = len(values)
+    deviations = values - values.mean()
+    variance = float((deviations**2).mean())
+    if n < 2 or variance <= (_ALIKE * float(np.abs(values).max())) ** 2:
+        return [score, score]
+    error = math.sqrt(variance / (n - 1))
+    skewness = float((deviations**3).mean()) / variance**1.5
+    far = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    low, high = (max(far, sign * _unskewed(sign * far, skewness, n)) for sign in (1, -1))
+    return [score - low * error, score + high * error]
+
+
+def _unskewed(quantile: float, skewness: float, n: int) -> float:
+    """The quantile of a mean's t statistic from the one of its transformed statistic (Hall 1992, equation 2.3)."""
+    step = skewness / math.sqrt(n)
+    if abs(step) < 1e-6:
+        return quantile
+    return 3 / step * (float(np.cbrt(1 + step * (quantile - step / 6))) - 1)
+
+
+def _never_a_point(interval: list[float], score: float, below: float, above: float, n: int) -> list[float]:
+    """An interval; where the examples are all alike, as far as those that were not seen may move it.
+
+    Of n equal examples, up to so many others are left out by none (`wilson_interval(0, n)`).
+
+    Args:
+        interval: Low and high.
+        score: Of the corpus.
+        below: How much less the score of an example may be that was not seen.
+        above: And how much more.
+        n: Examples.
+    """
+    if interval[1] > interval[0] or math.isnan(score):
+        return interval
+    unseen = wilson_interval(0, n)[1]
+    return [score - unseen * below, score + unseen * above]
+
+
+def _clipped(interval: list[float], bounds: tuple[float, float]) -> list[float]:
+    return [min(max(end, bounds[0]), bounds[1]) for end in interval]
+
+
+def _sign_flip_test(changes: np.ndarray, resamples: int, seed: int) -> float:
+    """R. A. Fisher, "The Design of Experiments" (1935), section 21: equal models would change either way as well."""
+    total = abs(changes.sum())
+    extreme = [
+        np.abs((2.0 * exchanged - 1) @ changes) >= total - _ALIKE * np.abs(changes).sum()
+        for exchanged in _exchanges(len(changes), resamples, seed)
+    ]
+    return _share_of(np.concatenate(extreme), len(changes))
+
+
+def _exchange_test(statistics: Statistics, baseline: Statistics, observed: float, resamples: int, seed: int) -> float:
+    """As often as the examples' results may stand under either model's name, if both are equal."""
+    ours, theirs = statistics.values, baseline.values
+    total, changes = ours.sum(axis=0) + theirs.sum(axis=0), ours - theirs
+    extreme = []
+    for exchanged in _exchanges(len(ours), resamples, seed):
+        for sums in theirs.sum(axis=0) + exchanged.astype(float) @ changes:
+            moved = statistics.score(sums) - statistics.score(total - sums)
+            extreme.append(abs(moved) >= abs(observed) - _ALIKE * (1 + abs(observed)))
+    return _share_of(np.array(extreme), len(ours))
+
+
+def _exchanges(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Which examples keep their model, `[some, n]` at a time: every way, or as many as asked at random."""
+    if n <= _EXACT:
+        yield (np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) % 2 == 0
+        return
+    chance, rows = np.random.default_rng(seed), max(1, _BLOCK // n)
+    for start in range(0, resamples, rows):
+        yield chance.random((min(rows, resamples - start), n)) < 0.5
+
+
+def _share_of(extreme: np.ndarray, n: int) -> float:
+    """A p-value; of a random test what was observed is one of the exchanges, so that it is never 0."""
+    return float(extreme.mean() if n <= _EXACT else (extreme.sum() + 1) / (len(extreme) + 1))
 
 
 def _resample(statistics: Statistics, resamples: int, seed: int) -> np.ndarray:
@@ -98,6 +281,12 @@ def _resample(statistics: Statistics, resamples: int, seed: int) -> np.ndarray:
     return np.array([statistics.score(sums) for sums in counts @ statistics.values])
 
 
-def _interval(scores: np.ndarray) -> list[float]:
-    tail = (1 - CONFIDENCE) / 2
+def _percentiles(scores: np.ndarray, n: int) -> list[float]:
+    """The percentile interval with tails that make up for few examples.
+
+    T. Hesterberg, "What Teachers Should Know About the Bootstrap" (2015, doi:10.1080/00031305.2015.1089789), 5.3.
+    """
+    if n < 2:
+        return [float(scores[0])] * 2
+    tail = NormalDist().cdf(float(stdtrit(n - 1, (1 - CONFIDENCE) / 2)) * math.sqrt(n / (n - 1)))
     return np.quantile(scores, [tail, 1 - tail]).tolist()

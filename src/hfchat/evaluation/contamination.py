@@ -4,7 +4,9 @@ Two ways to be in it: a text of a training row that is the whole question, but f
 words that a training row shares with an example. The latter is the rule of GPT-3 (arXiv:2005.14165, appendix C): the
 run is as long as the shorter examples of the task (the 5th percentile of their words), but 8 words at least and 13 at
 most, and one that more than 10 training documents have is a common phrase, or the wording of the task: it does not
-count.
+count. But an example is no phrase: if one document has most of its runs, or most of those of its question, it is
+counted, however many documents have them. Of scripts without spaces, runs have more letters than words, see
+`hfchat.words.runs`.
 """
 
 from collections import defaultdict
@@ -19,11 +21,12 @@ from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Example
 from hfchat.lineage import describe
-from hfchat.words import words
+from hfchat.words import word_sixths, words
 
 _SHORTEST, _LONGEST = 8, 13  # words of a run
-_COMMON = 10  # documents
+_COMMON = 10  # documents; and examples, of which a run that more have is the wording of the task
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a hash is lost: 2**64 over the golden ratio
+_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _CHUNK = 1 << 20  # characters that are compared at a time
 
 # What each training stage learns from: the role of its input, and the columns that one of them must be there.
@@ -83,11 +86,12 @@ def find_contamination(
 
     Returns:
         Task to `{"status", "sentence", "examples", "found", "equal", "equal_with_answer", "overlapping", "words",
-        "too_short", "sources", "unknown"}`. `status` is `checked`, `partly` where some of what the model learned from
-        cannot be read here, or `unknown` where nothing can; `unknown` says what, a sentence each. `found` are the
-        indices of examples that were seen, those of the next three together; `words` is the length of a run and
-        `too_short` how many examples have none; `sources` is a list of `{"stage", "path", "split", "rows", "found"}`,
-        the last a number of examples.
+        "too_short", "common", "sources", "unknown"}`. `status` is `checked`, `partly` where some of what the model
+        learned from cannot be read here, or `unknown` where nothing can; `unknown` says what, a sentence each. `found`
+        are the indices of examples that were seen, those of the next three together; `words` is the length of a run
+        and `too_short` how many examples have none; `common` are the indices of examples that were not found, and of
+        which every run is in too many documents to tell; `sources` is a list of `{"stage", "path", "split", "rows",
+        "found"}`, the last a number of examples.
     """
     compared = {name: _Compared(examples) for name, examples in tasks.items() if examples}
     sources, unknown = _learned_from(ancestry)
@@ -160,13 +164,15 @@ class _Compared:
         self._whole: dict[str, set[int]] = defaultdict(set)
         self._answers: list[set[str]] = []
         found = []  # the words of each example, text by text
+        asked = []  # likewise of its question alone
         for index, one in enumerate(examples):
             question, texts = _question(one), [*one.references, *one.targets]
             for text in [question] if question else texts:
                 self._whole[_normalized(text)].add(index)
             self._answers.append({_normalized(text) for text in one.references} if question else set())
             found.append([words(text) for text in dict.fromkeys([*_prompt_texts(one), *texts])])
-        lengths = [max(map(len, texts), default=0) for texts in found]
+            asked.append([words(text) for text in ([question] if question else texts)])
+        lengths = [max((sum(word_sixths(text)) / 6 for text in texts), default=0) for texts in found]
         self._n = int(np.clip(np.percentile(lengths, 5), _SHORTEST, _LONGEST))
         self._too_short = sum(length < self._n for length in lengths)
         # Each word is a random number, so that a run of them has a hash that numpy computes.
@@ -176,10 +182,27 @@ class _Compared:
         hashes, owners = self._hash(found)
         self._runs, places = np.unique(hashes, return_inverse=True)
         self._run_of, self._owner_of = places, owners
+        self._index_parts(asked)
         self._documents = np.zeros(len(self._runs), dtype=np.int64)  # that have a run
         self._equal: list[tuple[set[int], set[int]]] = []  # of each source: questions, and those with the answer
         self._seen: list[np.ndarray] = []  # of each source: which runs
+        self._copied: list[set[int]] = []  # of each source: examples of which one document has most
         self.forget()
+
+    def _index_parts(self, asked: Sequence[Sequence[Sequence[str]]]) -> None:
+        """Which runs each example is made of, and each question: its parts, the examples first.
+
+        A run of many examples is the wording of the task, and no part of any.
+        """
+        hashes, owners = self._hash(asked)
+        of_examples = np.stack([self._run_of, self._owner_of])
+        of_questions = np.stack([np.searchsorted(self._runs, hashes), owners + self._examples])
+        pairs = np.unique(np.concatenate([of_examples, of_questions], axis=1), axis=1)
+        owned_by = np.bincount(pairs[0, pairs[1] < self._examples], minlength=len(self._runs))
+        pairs = pairs[:, owned_by[pairs[0]] <= _COMMON]
+        self._parts = pairs[1]  # of all runs, one after the other
+        self._parts_from = np.searchsorted(pairs[0], np.arange(len(self._runs) + 1))
+        self._part_sizes = np.bincount(pairs[1], minlength=2 * self._examples)
 
     def compare_whole(self, texts: Sequence[str]) -> None:
         """Look for whole questions among the texts of a row, and for the answers beside them."""
@@ -199,28 +222,51 @@ class _Compared:
         hits = self._runs[places] == hashes
         pairs = np.unique(np.stack([places[hits], documents[hits]]), axis=1)
         self._documents_now += np.bincount(pairs[0], minlength=len(self._runs))
+        self._copied_now |= self._mostly_in_one(*pairs)
+
+    def _mostly_in_one(self, runs: np.ndarray, documents: np.ndarray) -> set[int]:
+        """The examples of which, or of whose question, one document has more than half of the runs.
+
+        Args:
+            runs: Of each pair of a run and a document that has it.
+            documents: The documents of these pairs.
+        """
+        counts = self._parts_from[runs + 1] - self._parts_from[runs]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        parts = self._parts[np.repeat(self._parts_from[runs], counts) + within]
+        together = np.repeat(documents, counts) * len(self._part_sizes) + parts
+        together, shared = np.unique(together, return_counts=True)
+        parts = together % len(self._part_sizes)
+        return {*(parts[2 * shared > self._part_sizes[parts]] % self._examples).tolist()}
 
     def keep(self) -> None:
         """What was found since the last source is a source's."""
         self._equal.append(self._equal_now)
         self._seen.append(self._documents_now > 0)
+        self._copied.append(self._copied_now)
         self._documents += self._documents_now
         self.forget()
 
     def forget(self) -> None:
         self._equal_now: tuple[set[int], set[int]] = (set(), set())
         self._documents_now = np.zeros(len(self._runs), dtype=np.int64)
+        self._copied_now: set[int] = set()
 
     def result(self, sources: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> dict[str, Any]:
         told = self._documents <= _COMMON
-        overlapping = [{*self._owner_of[(seen & told)[self._run_of]].tolist()} for seen in self._seen]
+        overlapping = [
+            copied.union(self._owner_of[(seen & told)[self._run_of]].tolist())
+            for seen, copied in zip(self._seen, self._copied, strict=True)
+        ]
         equal = set().union(*(one for one, _ in self._equal))
         with_answer = set().union(*(one for _, one in self._equal))
         found = equal.union(*overlapping)
+        rare = {*self._owner_of[told[self._run_of]].tolist()}
+        common = {*self._owner_of.tolist()} - rare - found
         status = "unknown" if not sources else "partly" if unknown else "checked"
         return {
             "status": status,
-            "sentence": self._sentence(len(found), len(with_answer), sources, unknown),
+            "sentence": self._sentence(len(found), len(with_answer), len(common), sources, unknown),
             "examples": self._examples,
             "found": sorted(found),
             "equal": sorted(equal),
@@ -228,6 +274,7 @@ class _Compared:
             "overlapping": sorted(set().union(*overlapping)),
             "words": self._n,
             "too_short": self._too_short,
+            "common": sorted(common),
             "sources": [
                 {**source, "found": len(whole | runs)}
                 for source, (whole, _), runs in zip(sources, self._equal, overlapping, strict=True)
@@ -236,7 +283,12 @@ class _Compared:
         }
 
     def _sentence(
-        self, found: int, with_answer: int, sources: Sequence[Mapping[str, Any]], unknown: Sequence[str]
+        self,
+        found: int,
+        with_answer: int,
+        common: int,
+        sources: Sequence[Mapping[str, Any]],
+        unknown: Sequence[str],
     ) -> str:
         if not sources:
             return " ".join(unknown)
@@ -246,29 +298,39 @@ class _Compared:
         if found:
             text += f" ({found / self._examples:.1%}; {with_answer:,} with the question and the answer word by word)"
         text += f": {rows:,} rows were compared, by whole questions and by runs of {self._n} words."
+        if common:
+            consist = "examples consist" if common > 1 else "example consists"
+            text += f" {common:,} {consist} of common runs only, each in more than {_COMMON} rows, so it cannot tell."
         return " ".join([text, *unknown])
 
     def _hash(self, rows: Iterable[Iterable[Sequence[str]]]) -> tuple[np.ndarray, np.ndarray]:
-        """A 64-bit hash of each run whose words are all in the examples, and the number of its row."""
-        numbers, owners = [], []
-        breaks = [0] * (self._n - 1)  # no run goes from one text into the next
+        """A 64-bit hash of each run whose words are all in the examples, and the number of its row.
+
+        A run goes on until it holds as much as n words, see `hfchat.words.runs`.
+        """
+        numbers, sixths, owners = [], [], []
         for index, texts in enumerate(rows):
             before = len(numbers)
             for text in texts:
-                numbers += [self._numbers.get(word, 0) for word in text]
-                numbers += breaks
+                numbers += [*(self._numbers.get(word, 0) for word in text), 0]  # no run goes into the next text
+                sixths += [*word_sixths(text), 6]
             owners.append((index, len(numbers) - before))
         values = np.array(numbers, dtype=np.uint64)
-        if len(values) < self._n:
+        if not len(values):
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
         rows_of = np.repeat(*np.array(owners).T)
-        count = len(values) - self._n + 1
+        # Where the run from each word ends, if it does before the end.
+        read = np.concatenate([[0], np.cumsum(sixths)])
+        ends = np.searchsorted(read, read[:-1] + 6 * self._n)
+        starts = np.flatnonzero(ends <= len(values))
         gaps = np.concatenate([[0], np.cumsum(values == 0)])
-        starts = np.flatnonzero(gaps[self._n :] == gaps[:count])
-        hashes = np.zeros(len(starts), np.uint64)
-        for step in range(self._n):
-            hashes = hashes * _MULTIPLIER + values[starts + step]
-        return hashes, rows_of[starts]
+        starts = starts[gaps[ends[starts]] == gaps[starts]]
+        ends = ends[starts]
+        # The sum of each word's number times a power of the multiplier, from sums of all words before: numbers wrap.
+        powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(len(values), _MULTIPLIER)]), dtype=np.uint64)
+        inverses = np.cumprod(np.concatenate([[np.uint64(1)], np.full(len(values), _INVERSE)]), dtype=np.uint64)
+        before = np.concatenate([[np.uint64(0)], np.cumsum(values * inverses[:-1], dtype=np.uint64)])
+        return (before[ends] - before[starts]) * powers[ends], rows_of[starts]
 
 
 def _question(example: Example) -> str:

@@ -1,7 +1,10 @@
 """Prompts and the texts after them as token ids, under one model's tokenizer and chat template."""
 
+import unicodedata
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Prompt
 
@@ -16,7 +19,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
     """
     if isinstance(prompt, str):
         return tokenizer(prompt).input_ids or _beginning(tokenizer)
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    return encode_conversation(tokenizer, prompt, add_generation_prompt=True)
 
 
 def encode_target(
@@ -39,7 +42,8 @@ def encode_target(
     context = encode_prompt(tokenizer, prompt)
     if isinstance(prompt, str):
         if not prompt:
-            whole = tokenizer(target).input_ids
+            # A document, not a prompt: a special token that it spells is text, as it was when the model was trained.
+            whole = tokenizer(target, split_special_tokens=True).input_ids
             whole = whole if whole[: len(context)] == context else context + whole
         else:
             # White space at the end of a context belongs to the first token after it, as in lm-eval
@@ -49,7 +53,7 @@ def encode_target(
         if len(whole) <= len(context):
             raise UserError(f"{place}: its target adds no token to the prompt")
         return whole[: len(context)], whole[len(context) :]
-    whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": target}], return_dict=False)
+    whole = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": target}])
     if whole[: len(context)] != context:
         raise UserError(
             f"{place}: the chat template of {tokenizer.name_or_path} does not continue the prompt's "
@@ -59,6 +63,26 @@ def encode_target(
     if tokenizer.eos_token_id in answer:
         answer = answer[: len(answer) - answer[::-1].index(tokenizer.eos_token_id)]
     return context, answer
+
+
+def what_is_lost(tokenizer: "PreTrainedTokenizerBase", text: str) -> str | None:
+    """What of a text its tokens do not say, in words; None where they say all of it.
+
+    A tokenizer without bytes to fall back on reads letters that it does not know as one `<unk>`, which costs a model
+    next to nothing, and some normalize: lower case, no accents. Then the loss is that of less than the text. White
+    space at the ends, and other ways to write the same letters (Unicode's NFC and NFD), count for nothing.
+    """
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    unknown = tokenizer.unk_token_id
+    # GPT-2's is its end of a text, which stands for nothing unknown.
+    if unknown is not None and unknown in ids and tokenizer.unk_token not in text:
+        return f"{ids.count(unknown)} tokens of {len(ids)} are {tokenizer.unk_token}"
+    read = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    wanted, read = (unicodedata.normalize("NFC", one).strip() for one in (text, read))
+    if read == wanted:
+        return None
+    at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wanted, read, strict=False)))
+    return f"it is read as {read[max(0, at - 10) : at + 20]!r} where it says {wanted[max(0, at - 10) : at + 20]!r}"
 
 
 def _beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

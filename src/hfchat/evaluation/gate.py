@@ -10,6 +10,8 @@ Each gate is a mapping with `task`, `metric` (or `speed: true` in place of both)
     may_change: 0.1  the 95% interval of the paired difference lies within it on both sides: for metrics without a
                      better direction
     keeps: 0.8       of `speed`: at least this share of the current model's answers per second, to the same prompts
+
+A gate of fewer than `MIN_N` examples fails, whatever they say; `min_n: 50` in a gate asks for more, or fewer.
 """
 
 import json
@@ -21,6 +23,8 @@ from typing import Any
 from hfchat.errors import UserError
 from hfchat.templates import markdown_environment
 
+# Of fewer than 6 pairs no exact test shows anything, and of fewer than 10 one outlier decides.
+MIN_N = 10
 _CONDITIONS = ("above", "below", "may_lose", "must_gain", "may_change", "keeps")
 
 
@@ -35,7 +39,7 @@ class Gate(dict):
         super().__init__(json.loads(entry) if isinstance(entry, str) else entry)
         name = f"gates: {dict(self)}"
         conditions = [key for key in self if key in _CONDITIONS]
-        if unknown := set(self) - {*_CONDITIONS, "task", "metric", "speed", "why"}:
+        if unknown := set(self) - {*_CONDITIONS, "task", "metric", "speed", "why", "min_n"}:
             raise ValueError(f"{name}: unknown key '{min(unknown)}'; a gate has task, metric and a condition")
         if len(conditions) != 1:
             raise ValueError(f"{name}: needs one condition of {', '.join(_CONDITIONS)}")
@@ -46,6 +50,11 @@ class Gate(dict):
             raise ValueError(f"{name}: needs a task and a metric")
         if self.condition == "must_gain" and self["must_gain"] is not True:
             raise ValueError(f"{name}: must_gain is true or left out")
+        least = self.get("min_n", 1)
+        if self.is_speed and "min_n" in self:
+            raise ValueError(f"{name}: min_n is for a task and a metric")
+        if not isinstance(least, int) or isinstance(least, bool) or least < 1:
+            raise ValueError(f"{name}: min_n must be a whole number, at least 1, not {least!r}")
         limit = self[self.condition]
         if not isinstance(limit, int | float) or (limit < 0 and self.condition not in ("above", "below")):
             raise ValueError(f"{name}: {self.condition} must be a number, and no negative one for a difference")
@@ -113,12 +122,13 @@ class Verdict:
         return "\n".join([*lines, self.sentence])
 
 
-def judge(results: Mapping[str, Any], gates: Sequence[Gate]) -> Verdict:
+def judge(results: Mapping[str, Any], gates: Sequence[Gate], min_n: int = MIN_N) -> Verdict:
     """Put the second model of an evaluation through the gates, against the first. What was not measured fails.
 
     Args:
         results: `results.json`, with two models: the current one and the candidate.
         gates: At least one.
+        min_n: Examples without which a gate fails that has no `min_n` of its own.
 
     Raises:
         UserError: If the results are not of two models, or a gate names what no task of theirs measures.
@@ -127,7 +137,7 @@ def judge(results: Mapping[str, Any], gates: Sequence[Gate]) -> Verdict:
     if len(models) != 2:
         raise UserError(f"the gate compares two models, and the results are of {len(models)}: {', '.join(models)}")
     current, candidate = models
-    return Verdict(candidate, current, [_judge(results, gate, current, candidate) for gate in gates])
+    return Verdict(candidate, current, [_judge(results, gate, current, candidate, min_n) for gate in gates])
 
 
 def write_verdict(verdict: Verdict, folder: Path) -> None:
@@ -140,7 +150,7 @@ def write_verdict(verdict: Verdict, folder: Path) -> None:
     (folder / "verdict.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _judge(results: Mapping[str, Any], gate: Gate, current: str, candidate: str) -> Outcome:
+def _judge(results: Mapping[str, Any], gate: Gate, current: str, candidate: str, min_n: int) -> Outcome:
     if gate.is_speed:
         return _judge_speed(results, gate, current, candidate)
     task = results["tasks"].get(gate["task"])
@@ -157,8 +167,11 @@ def _judge(results: Mapping[str, Any], gate: Gate, current: str, candidate: str)
     measured = _difference(task, gate["metric"], candidate) if compares else _score(task, gate["metric"], candidate)
     form = metric["form"]
     asked = _in_words(gate, form)
-    if measured is None or measured["n"] < 2:
-        return Outcome(gate, False, asked, "it was not measured of the candidate, or of one example only")
+    if measured is None:
+        return Outcome(gate, False, asked, "it was not measured of the candidate")
+    n, least = measured.get("scored", measured["n"]), gate.get("min_n", min_n)
+    if n < least:
+        return Outcome(gate, False, asked, f"too few examples: n = {n}, and the gate needs {least} (min_n)")
     low, high = measured["interval"]
     sign = -1 if metric["better"] == "lower" else 1
     worst, best = sorted((sign * low, sign * high))
@@ -172,7 +185,7 @@ def _judge(results: Mapping[str, Any], gate: Gate, current: str, candidate: str)
     }[gate.condition]
     value = measured["difference"] if compares else measured["score"]
     plus = "+" if compares else ""
-    found = f"{value:{plus}{form}} [{low:{plus}{form}}, {high:{plus}{form}}], n = {measured['n']}"
+    found = f"{value:{plus}{form}} [{low:{plus}{form}}, {high:{plus}{form}}], n = {n}"
     return Outcome(gate, passed, asked, found)
 
 

@@ -23,6 +23,7 @@ _OF_SUMS = {
     metrics.weighted_perplexity: lambda sums: math.exp(-sums[0] / sums[1]),
     metrics.bits_per_byte: lambda sums: -sums[0] / sums[1] / math.log(2),
 }
+_MEANS = (metrics.mean, metrics.brier_score)
 
 
 def metrics_of(task: ConfigurableTask) -> dict[str, str]:
@@ -76,7 +77,12 @@ def statistics(task: ConfigurableTask, key: str, records: Sequence[Record], sign
     scored = [one for one in records if key in one.scores]
     items = [one.info["items"].get(key, [one.scores[key], 1.0]) for one in scored]
     aggregate = task.aggregation()[metrics_of(task)[key]]
-    return Statistics(np.array(items, dtype=float), _OF_SUMS[aggregate], f"{key}|{signature}")
+    return Statistics(
+        np.array(items, dtype=float),
+        _OF_SUMS[aggregate],
+        f"{key}|{signature}",
+        is_mean=aggregate in _MEANS and all(weight == 1 for _, weight in items),
+    )
 
 
 def _record(

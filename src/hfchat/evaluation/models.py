@@ -14,7 +14,7 @@ import torch
 
 from hfchat.chat_template import check_chat_template, fingerprint
 from hfchat.errors import UserError
-from hfchat.evaluation.encoding import encode_prompt, encode_target
+from hfchat.evaluation.encoding import encode_prompt, encode_target, what_is_lost
 from hfchat.evaluation.perplexity import continuation_losses, text_losses
 from hfchat.evaluation.task import Prompt
 from hfchat.generation import generate_answers, set_greedy
@@ -45,10 +45,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Loss:
-    """Negative log-likelihood of a target, in nats, over how many tokens."""
+    """Negative log-likelihood of a target, in nats, over how many tokens.
+
+    Attributes:
+        lost: What of the target the tokens do not say, see `hfchat.evaluation.encoding.what_is_lost`.
+    """
 
     nats: float
     tokens: int
+    lost: str | None = None
 
 
 class Model:
@@ -232,11 +237,12 @@ class LocalModel(Model):
             encode_target(self.tokenizer, prompt, target, "") for prompt, target in zip(prompts, targets, strict=True)
         ]
         nats = continuation_losses(self.model, pairs)
-        return [Loss(value, len(target)) for value, (_, target) in zip(nats, pairs, strict=True)]
+        lost = [what_is_lost(self.tokenizer, target) for target in targets]
+        return [Loss(value, len(target), reason) for value, (_, target), reason in zip(nats, pairs, lost, strict=True)]
 
     def text_losses(self, texts: Sequence[str], window: int, stride: int) -> list[Loss]:
         nats, tokens = text_losses(self.model, self.tokenizer, texts, self.batch_size, window, stride)
-        return list(map(Loss, nats, tokens))
+        return list(map(Loss, nats, tokens, (what_is_lost(self.tokenizer, text) for text in texts)))
 
 
 class RemoteModel(Model):

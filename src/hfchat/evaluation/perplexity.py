@@ -1,7 +1,7 @@
 """Perplexity and bits per byte: of answers given their prompts, and of plain texts by a sliding window."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from hfchat.evaluation.bootstrap import Statistics
 from hfchat.evaluation.encoding import encode_target
+from hfchat.evaluation.task import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -138,6 +139,24 @@ def text_losses(
     return losses, tokens
 
 
+def left_out(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, str]]:
+    """The models that get no bits per byte, because their tokenizers lose a part of some text.
+
+    Args:
+        records: Of each model.
+
+    Returns:
+        For `details` of a task: empty, or `{"no bits per byte": {model: {"why"}}}`.
+    """
+    why = {}
+    for model, own in records.items():
+        lost = [record for record in own if "lost" in record.info]
+        if lost:
+            first = f"example {lost[0].index + 1}: {lost[0].info['lost']}"
+            why[model] = {"why": f"its tokenizer loses a part of {len(lost)} of {len(own)} texts; {first}"}
+    return {"no bits per byte": why} if why else {}
+
+
 def perplexity(losses: list[float], tokens: list[int], signature: str) -> Statistics:
     """`exp` of the mean loss per token (Jelinek et al. 1977, doi:10.1121/1.2016299), over all tokens of the corpus.
 
@@ -152,17 +171,20 @@ def perplexity(losses: list[float], tokens: list[int], signature: str) -> Statis
         np.stack([losses, tokens], axis=1).astype(float),
         lambda sums: math.exp(sums[0] / sums[1]),
         f"perplexity|per:token|tokens:{sum(tokens)}|{signature}",
+        bounds=(1, math.inf),
     )
 
 
 def bits_per_byte(losses: list[float], texts: list[str], signature: str) -> Statistics:
     """Loss in bits per byte of UTF-8 text (arXiv:2101.00027), which does not depend on the tokenizer.
 
-    The end-of-turn token of an answer adds its loss but no bytes.
+    Unless it loses a part of a text: then there is no such score, see `left_out`. The end-of-turn token of an answer
+    adds its loss but no bytes.
     """
     sizes = [len(text.encode()) for text in texts]
     return Statistics(
         np.stack([losses, sizes], axis=1).astype(float),
         lambda sums: sums[0] / sums[1] / math.log(2),
         f"bits_per_byte|bytes:{sum(sizes)}|{signature}",
+        bounds=(0, math.inf),
     )

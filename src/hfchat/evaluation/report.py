@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hfchat.evaluation.bootstrap import CONFIDENCE
 from hfchat.evaluation.examples import Shown, choose_examples
 from hfchat.evaluation.verdict import ARROWS, Outcome, findings, headline, outcome, summary, verdict
+from hfchat.intervals import CONFIDENCE
 from hfchat.plots import Scale
 from hfchat.templates import add_figures, figure, html_environment, interval, markdown_environment
 

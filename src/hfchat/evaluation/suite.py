@@ -17,6 +17,7 @@ from hfchat.evaluation.models import Model
 from hfchat.evaluation.task import Bootstrap, Task, result
 from hfchat.evaluation.usage import peak_memory, reset_peak_memory
 from hfchat.processes import launched
+from hfchat.storage import write_whole
 
 # Kind to its class. Modules are imported when a suite asks for them: lm-eval alone takes seconds.
 _KINDS = {
@@ -149,4 +150,4 @@ def _write_usage(folder: Path, model: Model) -> None:
     usage = _read_usage(folder) | {
         model.name: {"parameters": model.parameters, "peak_memory_bytes": peak_memory()},
     }
-    (folder / _USAGE).write_text(json.dumps(usage), encoding="utf-8")
+    write_whole(folder / _USAGE, json.dumps(usage))

@@ -101,7 +101,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are drawn."""
+    """How many exchanges the tests try, and resamples the intervals take that have no formula."""
 
     resamples: int = 1000
     seed: int = 42

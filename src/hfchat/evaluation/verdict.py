@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hfchat.evaluation.bootstrap import CONFIDENCE
+from hfchat.intervals import CONFIDENCE
 from hfchat.templates import change, figure
 
 Outcome = Literal["better", "worse", "higher", "lower", "not shown to differ"]
@@ -59,10 +59,7 @@ def headline(task: Mapping[str, Any]) -> str | None:
 
 
 def outcome(better: str | None, difference: Mapping[str, Any], p_value: float | None = None) -> Outcome:
-    """What a difference shows: something where its interval leaves out 0 and its p-value, if any, is small.
-
-    Of a single example it shows nothing: all its resamples are the same.
-    """
+    """What a difference shows: something where its interval leaves out 0 and its p-value, if any, is small."""
     low, high = difference["interval"]
     is_clear = low > 0 or high < 0
     if not is_clear or difference["n"] < 2 or (p_value is not None and p_value >= 1 - CONFIDENCE):

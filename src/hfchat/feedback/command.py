@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     begin.add_argument("--since", metavar="DATE", help="when it begins; compared with as much time before that")
     begin.add_argument("--days", type=float, default=30, help="how many days until now it is of (%(default)s)")
     report.add_argument(
+        "--trusted-keys",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an API key of which each user counts as a person; repeatable",
+    )
+    report.add_argument(
         "--output", default="report.html", metavar="FILE.html", help="and FILE.md beside it (%(default)s)"
     )
     report.set_defaults(feedback=_report)
@@ -128,7 +135,8 @@ def _report(args: argparse.Namespace, store: "Store") -> None:
     days = args.days if args.since is None else (now - _moment(args.since)) / timedelta(days=1)
     if not days > 0:
         raise UserError("--days must be more than 0" if args.since is None else "--since must be in the past")
-    watched = watch(store.engine, now - _days(days, "--days" if args.since is None else "--since"), now)
+    begin = now - _days(days, "--days" if args.since is None else "--since")
+    watched = watch(store.engine, begin, now, args.trusted_keys)
     markdown = write_report(watched, Path(args.output))
     print("\n".join(watched.summary))
     print(f"more in {args.output} and {markdown}", file=sys.stderr)

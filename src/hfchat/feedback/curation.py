@@ -2,8 +2,9 @@
 
 Who can give feedback can teach the model, so everything here is done as if somebody wanted to teach it the worst:
 with many votes of one account, one text from many accounts, votes against all others, or corrections that nobody
-should learn. What it cannot see is a crowd of accounts that agree with each other where nobody else says anything;
-that is what API keys for people, and the gate before a promotion, are for.
+should learn. A person is an API key; the names that its requests give to users count only where it is trusted. What it
+cannot see is a crowd of keys that agree with each other where nobody else says anything; that is what the gate before
+a promotion is for.
 """
 
 import functools
@@ -38,7 +39,7 @@ REASONS_OF_REVIEWS = {
     "same_everywhere": "the same correction or comment was given to answers to many prompts",
     "only_words": "there is no rating, correction or preference in it to learn from",
     "untrusted": "the person is against the majority of the others in most of what they share",
-    "too_many": "the person would have more than their share of all",
+    "too_many": "the person, or the API key with all its users, would have more than their share of all",
 }
 # Of the ratings, corrections and preferences in those that are left.
 REASONS_OF_STATEMENTS = {
@@ -70,10 +71,17 @@ class CurationArguments:
         default=None, metadata={"help": "Only answers that were made with this chat template."}
     )
     person: Who = field(
-        default="user",
+        default="api_key",
         metadata={
-            "help": "Who counts as one person: each user that a key's requests name, or, where these names cannot be "
-            "trusted, the api_key."
+            "help": "Who counts as one person: all that comes with an api_key, and all that comes without one; or "
+            "each user whom requests name, only for a server that nobody else reaches, because anybody can name many."
+        },
+    )
+    trusted_keys: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Names of API keys of which each user counts as a person: those of front ends of your own that "
+            "know who their users are."
         },
     )
     max_per_minute: int = field(
@@ -85,6 +93,10 @@ class CurationArguments:
     )
     max_share_of_person: float = field(
         default=0.2, metadata={"help": "Of all reviews, or twice an equal share where there are few people."}
+    )
+    max_share_of_key: float = field(
+        default=0.5,
+        metadata={"help": "The same of all that comes with one API key, however many users it has."},
     )
     min_lead: int = field(
         default=2,
@@ -118,7 +130,7 @@ class CurationArguments:
         for name in ("max_per_minute", "max_prompts_per_text", "min_lead", "min_overlaps", "max_per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_share_of_person", "min_agreement", "max_repeated_prompt"):
+        for name in ("max_share_of_person", "max_share_of_key", "min_agreement", "max_repeated_prompt"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
         if not self.max_correction_ratio > 0:
@@ -218,7 +230,7 @@ def curate(
         args: The thresholds.
         find_unsafe: What is found in a text that should not be learned; nothing in one that may be.
     """
-    reviews, replaced = reviews_of(found, args.person)
+    reviews, replaced = reviews_of(found, args.person, args.trusted_keys)
     removed = [Removed(id, "review", "replaced") for id in replaced]
     everybody = reviews
 
@@ -237,6 +249,7 @@ def curate(
     untrusted = find_untrusted(ballot, args.min_lead, args.min_overlaps, args.min_agreement)
     drop("untrusted", {review.id for review in reviews if review.person in untrusted})
     drop("too_many", too_many(reviews, args.max_share_of_person))
+    drop("too_many", too_many(reviews, args.max_share_of_key, by=lambda review: review.person[:1]))
 
     statements = _Statements(reviews, args, find_unsafe)
     examples, removed_examples = _choose(statements.examples(), args.max_per_prompt)

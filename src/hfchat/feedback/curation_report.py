@@ -23,7 +23,6 @@ COLUMNS = {
 # Of those who look at examples after the curation, for all that training takes.
 _REASONS_OF_EXAMPLES = REASONS_OF_EXAMPLES | {
     "contaminated": "a text shares a run of words with an evaluation set",
-    "special_token": "a text has a special token of the chat template in it, as if it were several turns",
     "chosen_is_rejected": "the two answers are the same",
     "empty_turn": "a turn has no content",
     "not_alternating": "the turns are not by the user and the assistant in turn",

@@ -20,7 +20,7 @@ _MIGRATING = 0x68666368  # PostgreSQL's advisory locks have numbers; "hfch" in A
 _WAIT_S = 5
 
 
-def open_database(database: str, *, create: bool = False) -> sa.Engine:
+def open_database(database: str, *, create: bool = False, max_bytes: int | None = None) -> sa.Engine:
     """Open a database, and bring its tables up to date.
 
     SQLite runs with a write-ahead log, so that readers and a writer do not stop each other, and with
@@ -33,6 +33,8 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
     Args:
         database: The path of an SQLite file, or a URL of SQLAlchemy, `sqlite:///...` or `postgresql://...`.
         create: Make the SQLite file if it is not there, for its owner only.
+        max_bytes: Size to which an SQLite file may grow; what would make it larger fails, as on a full disk. It does
+            not bound a database of PostgreSQL.
 
     Returns:
         An engine whose connections may go from thread to thread. Its option `reads` is for those that only read.
@@ -43,14 +45,16 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
     url = _url(database)
     if url.get_backend_name() == "sqlite":
         _check_file(url, create)
-        engine = sa.create_engine(url, connect_args={"timeout": _WAIT_S, "check_same_thread": False})
+        engine = sa.create_engine(
+            url, connect_args={"timeout": _WAIT_S, "check_same_thread": False}, hide_parameters=True
+        )
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     else:
         # The last one is of TCP, in milliseconds: without it, a network that is gone is noticed after many minutes.
         waits = {"connect_timeout": _WAIT_S, "options": f"-c lock_timeout={_WAIT_S}s", "tcp_user_timeout": 10_000}
         try:
-            engine = sa.create_engine(url, pool_pre_ping=True, connect_args=waits)
+            engine = sa.create_engine(url, pool_pre_ping=True, connect_args=waits, hide_parameters=True)
         except ImportError as error:
             raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[postgres]'`") from error
     try:
@@ -61,13 +65,15 @@ def open_database(database: str, *, create: bool = False) -> sa.Engine:
     except alembic.util.CommandError as error:
         engine.dispose()
         raise UserError(f"{_shown(url)}: made by a newer version of hfchat; use that one ({error})") from error
+    if max_bytes is not None and engine.dialect.name == "sqlite":
+        _bound_sqlite(engine, max_bytes)
     return engine
 
 
 def reason(error: Exception) -> str:
-    """The database's own words, in one line, without the statement and its values."""
+    """The database's own words: their first line, as PostgreSQL quotes values in the others."""
     words = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else str(error)
-    return " ".join(words.split()) or type(error).__name__
+    return next((" ".join(line.split()) for line in words.splitlines() if line.strip()), type(error).__name__)
 
 
 def forget_deleted(engine: sa.Engine) -> bool:
@@ -121,6 +127,17 @@ def _set_up_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # or Python's driver would begin transactions, where it thinks they are needed
     for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {setting}")
+
+
+def _bound_sqlite(engine: sa.Engine, max_bytes: int) -> None:
+    """From now on; the migrations of a database that is larger already must not fail."""
+
+    def bound(connection: Any, record: Any) -> None:
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute(f"PRAGMA max_page_count={max(1, max_bytes // page_bytes)}")
+
+    engine.dispose()  # of the connections that have no bound
+    sa.event.listen(engine, "connect", bound)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

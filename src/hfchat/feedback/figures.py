@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hfchat.feedback.history import History
-from hfchat.feedback.statistics import share_difference, wilson_interval
+from hfchat.intervals import share_difference, wilson_interval
 from hfchat.templates import figure
 
 Outcome = Literal["better", "worse", "changed", "not shown to differ", "too few to tell"]

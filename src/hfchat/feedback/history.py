@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from hfchat.feedback.reading import Selection, rows
+from hfchat.feedback.reviews import person_of
 from hfchat.feedback.statistics import model_name
 from hfchat.language import identify
 from hfchat.safety.refusals import is_refusal
@@ -76,8 +77,8 @@ class History:
         conversations: Also `characters` and `language` of their opening.
         answers: Also `model` (with its version), `characters`, `finish_reason`, `refused` (by the model, no guard).
         findings: Of guards: also `guard`, `place`, `action`, `category`.
-        feedback: Opinions that say something and hold: also `model`, `rating`, `corrected`, `author` (None for nobody
-            in particular).
+        feedback: Opinions that say something and hold: also `model`, `rating`, `corrected`, `author` (a person, see
+            `hfchat.feedback.reviews`, or where there are no keys whom the request names; None for nobody).
         tags: Also `tag`.
         comments: The newest first.
         openings: A random sample of those of the earlier period, and of the later one.
@@ -99,14 +100,15 @@ class History:
         return min((table["time"].min() for table in tables if len(table)), default=None)
 
 
-def read_history(engine: sa.Engine, periods: Periods) -> History:
+def read_history(engine: sa.Engine, periods: Periods, trusted_keys: Collection[str] = ()) -> History:
     """Read what is stored of two periods: answers by when they were asked for, opinions by when they were given.
 
     Args:
         engine: Of `hfchat.feedback.database.open_database`.
         periods: Which ones.
+        trusted_keys: API keys of which each user is a person, see `hfchat.feedback.reviews.person_of`.
     """
-    reading = _Reading(periods)
+    reading = _Reading(periods, trusted_keys)
     for row in rows(engine, Selection(since=periods.start)):
         reading.add(row)
     return reading.history()
@@ -129,8 +131,9 @@ class _Sample:
 
 
 class _Reading:
-    def __init__(self, periods: Periods):
+    def __init__(self, periods: Periods, trusted_keys: Collection[str]):
         self._periods = periods
+        self._trusted_keys = trusted_keys
         self._known: set[int] = set()
         self._samples = (_Sample(), _Sample())
         self._tables: dict[str, list[tuple]] = {name: [] for name in _COLUMNS}
@@ -170,7 +173,8 @@ class _Reading:
         if said["replaced_at"] is not None or time not in self._periods or not any(one is not None for one in spoken):
             return
         now = time >= self._periods.middle
-        author = None if said["user"] is None else json.dumps([said["api_key"], said["user"]])
+        person = person_of(said, "user" if said["api_key"] is None else "api_key", self._trusted_keys)
+        author = json.dumps(person) if any(person) else None
         self._tables["feedback"].append((time, now, model, said["rating"], said["correction"] is not None, author))
         self._tables["tags"] += [(time, now, tag) for tag in said["tags"]]
         if said["comment"] and now:

@@ -1,6 +1,7 @@
 """Files for their owner alone, as what people wrote is not for all users of a machine."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,17 +14,22 @@ from hfchat.errors import UserError
 def private_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write, in a folder that is made for it; it appears whole when the block ends, or not at all.
 
+    Until then it has a name that nobody knows, so that in a folder where others may write, nobody can have put a link
+    or a file of their own there.
+
     Raises:
         UserError: If it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+        descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with open(descriptor, "wb") as file:
             yield file
-        part.replace(path)
+        os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        with suppress(OSError):
-            part.unlink()
+        if part is not None:
+            with suppress(OSError):
+                os.unlink(part)

@@ -16,11 +16,13 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from hfchat.errors import UserError
 from hfchat.feedback.exchange import Rating
 from hfchat.feedback.private_file import private_file
+from hfchat.feedback.redaction import pseudonym
 from hfchat.feedback.tables import Answer, Feedback
 
 if TYPE_CHECKING:
     import pyarrow
 
+_BEYOND_INT64 = 2**63
 _BATCH = 200  # answers in memory, and in a group of rows of the Parquet file
 
 
@@ -46,7 +48,8 @@ class Selection:
         """Of `Answer`, for SQL."""
         conditions = [sa.true()]
         if self.user is not None:
-            conditions.append(sa.or_(Answer.user_id == self.user, _has(Feedback.user_id == self.user)))
+            names = [self.user, pseudonym(self.user)]
+            conditions.append(sa.or_(Answer.user_id.in_(names), _has(Feedback.user_id.in_(names))))
         if self.api_key is not None:
             conditions.append(Answer.api_key == self.api_key)
         if self.since is not None:
@@ -88,7 +91,8 @@ def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict
         .where(selection.condition())
         .order_by(Answer.id)
         .options(
-            selectinload(Answer.feedback).options(joinedload(Feedback.preferred_over).load_only(Answer.answer_id))
+            joinedload(Answer.conversation),
+            selectinload(Answer.feedback).options(joinedload(Feedback.preferred_over).load_only(Answer.answer_id)),
         )
         .execution_options(yield_per=_BATCH)
     )
@@ -102,7 +106,8 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
 
     Args:
         engine: Of `hfchat.feedback.database.open_database`.
-        target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output.
+        target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output. Parquet has no whole numbers
+            beyond 64 bits: where a request had one, as a seed may be, it is null there.
         selection: Which answers.
 
     Returns:
@@ -137,7 +142,7 @@ def _row(answer: Answer) -> dict[str, Any]:
         "model_version": answer.model_version,
         "template_fingerprint": answer.template_fingerprint,
         "prompt_hash": answer.prompt_hash,
-        "messages": answer.messages,
+        "messages": answer.conversation.messages,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "sampling": answer.sampling,
@@ -177,9 +182,16 @@ def _write_parquet(found: Iterator[dict[str, Any]], file: IO[bytes]) -> int:
     count, schema = 0, _schema()
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while batch := list(islice(found, _BATCH)):
+            for row in batch:
+                row["sampling"] = {name: _if_it_fits(value) for name, value in row["sampling"].items()}
             writer.write_table(pa.Table.from_pylist(batch, schema))
             count += len(batch)
     return count
+
+
+def _if_it_fits(value: Any) -> Any:
+    """None in place of a whole number that 64 bits cannot hold: the `max_tokens` of an upstream has no maximum."""
+    return None if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64 else value
 
 
 def _schema() -> "pyarrow.Schema":

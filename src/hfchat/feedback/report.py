@@ -1,7 +1,7 @@
 """`hfchat feedback report`: what people asked and said over time, as a page that needs no other file, and Markdown."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -85,16 +85,17 @@ class Watched:
         return f"one person gave {self.loudest.hits:,} of the {self.loudest.trials:,} thumbs"
 
 
-def watch(engine: sa.Engine, since: datetime, until: datetime) -> Watched:
+def watch(engine: sa.Engine, since: datetime, until: datetime, trusted_keys: Collection[str] = ()) -> Watched:
     """Look at what is stored from one moment to another, and compare it with as much time before.
 
     Args:
         engine: Of `hfchat.feedback.database.open_database`.
         since: Where the period begins, with a time zone.
         until: Where it ends.
+        trusted_keys: API keys of which each user is a person, see `hfchat.feedback.reviews.person_of`.
     """
     periods = Periods.since(since, until)
-    history = read_history(engine, periods)
+    history = read_history(engine, periods, trusted_keys)
     begin = history.begin
     timeline = None if begin is None else Timeline.of(begin, periods.middle, periods.end)
     before, now = (of_period(history, period) for period in (False, True))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from hfchat.feedback.exchange import Rating
 from hfchat.feedback.reading import Selection, rows
 
 Who = Literal["user", "api_key"]
+# The API key, and of a trusted one the user whom it names. No key is one person: anybody could have any name there.
 Person = tuple[str | None, ...]
 
 
@@ -63,7 +64,8 @@ class Review:
 
     Attributes:
         id: `feedback-...`.
-        person: Who said it, as far as it is known: nobody in particular is one person.
+        person: Who said it (`person_of`), as far as it is known: nobody in particular is one person. The API key is
+            first.
         said_at: When.
         answer: Of what.
         rating: Whether it is good.
@@ -115,12 +117,28 @@ def digest_of_rows(found: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def reviews_of(found: Sequence[Mapping[str, Any]], who: Who = "user") -> tuple[list[Review], list[str]]:
+def person_of(said: Mapping[str, Any], who: Who = "api_key", trusted_keys: Collection[str] = ()) -> Person:
+    """Who counts as the one person who said something.
+
+    Args:
+        said: An opinion as `hfchat.feedback.reading.rows` has it, with `api_key` and `user`.
+        who: All that comes with an API key, and all that comes without one; or each `user` of each. A `user` is what a
+            request says it is, so whoever may choose it is as many people as they like.
+        trusted_keys: Keys that each user counts of all the same: those of a front end that knows its users.
+    """
+    key, user = said["api_key"], said["user"]
+    return (key, user) if who == "user" or key in trusted_keys else (key,)
+
+
+def reviews_of(
+    found: Sequence[Mapping[str, Any]], who: Who = "api_key", trusted_keys: Collection[str] = ()
+) -> tuple[list[Review], list[str]]:
     """The reviews that hold, oldest first, and the ids of those that their authors replaced.
 
     Args:
         found: What `read_rows` returned.
-        who: Who counts as one person: each user of an API key, or all that comes with the key.
+        who: Who counts as one person, see `person_of`.
+        trusted_keys: Likewise.
     """
     answers = {(row["answer_id"], row["choice"]): ReviewedAnswer.from_row(row) for row in found}
     reviews, replaced = [], []
@@ -132,7 +150,7 @@ def reviews_of(found: Sequence[Mapping[str, Any]], who: Who = "user") -> tuple[l
             reviews.append(
                 Review(
                     id=said["id"],
-                    person=(said["api_key"], said["user"]) if who == "user" else (said["api_key"],),
+                    person=person_of(said, who, trusted_keys),
                     said_at=datetime.fromisoformat(said["created_at"]),
                     answer=answers[row["answer_id"], row["choice"]],
                     rating=said["rating"],

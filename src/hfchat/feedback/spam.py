@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 
 from hfchat.feedback.reviews import Person, Review
@@ -51,15 +51,24 @@ def same_everywhere(reviews: Iterable[Review], max_prompts: int) -> set[str]:
     return {id for text, of in prompts.items() if len(of) > max_prompts for id in ids[text]}
 
 
-def too_many(reviews: Sequence[Review], max_share: float) -> set[str]:
+def _person(review: Review) -> Person:
+    return review.person
+
+
+def too_many(reviews: Sequence[Review], max_share: float, by: Callable[[Review], Person] = _person) -> set[str]:
     """The ids of reviews that are to go, so that nobody has more than a share of those that are left.
 
     Which ones of a person go is decided by their ids, which are random. Where there are few people the share is twice
     an equal one, so nothing goes of the only person or of two.
+
+    Args:
+        reviews: All that are left.
+        max_share: Of these.
+        by: Whose share is looked at, in place of the person's.
     """
     by_person: dict[Person, list[str]] = defaultdict(list)
     for review in reviews:
-        by_person[review.person].append(review.id)
+        by_person[by(review)].append(review.id)
     limit = _limit([len(ids) for ids in by_person.values()], max_share)
     return {id for ids in by_person.values() for id in sorted(ids)[limit:]}
 

@@ -1,17 +1,16 @@
 """How much was said, and how well the answers did: in all, for each model and for each day."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from hfchat.feedback.tables import Answer, Feedback
+from hfchat.intervals import share_difference, wilson_interval
 
-CONFIDENCE = 0.95
+__all__ = ["Statistics", "Tally", "model_name", "share_difference", "statistics", "wilson_interval"]
 
 
 @dataclass
@@ -83,35 +82,6 @@ def statistics(engine: sa.Engine) -> Statistics:
                     setattr(tally, name, getattr(tally, name) + value)
     found.days = dict(sorted(found.days.items()))
     return found
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Limits of the 95% interval of a share.
-
-    By E. B. Wilson's score (https://doi.org/10.1080/01621459.1927.10502953), which holds for few trials and for shares
-    near 0 and 1 too.
-    """
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    share, weight = successes / trials, z * z / trials
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def share_difference(before: tuple[int, int], now: tuple[int, int]) -> tuple[float, float, float]:
-    """How much a share rose, and the limits of the 95% interval of that, from the intervals of both.
-
-    R. G. Newcombe, "Interval estimation for the difference between independent proportions" (1998), method 10
-    (https://pubmed.ncbi.nlm.nih.gov/9595617/).
-
-    Args:
-        before: Successes and trials, at least one.
-        now: The same, later.
-    """
-    old, new = (successes / trials for successes, trials in (before, now))
-    (old_low, old_high), (low, high) = wilson_interval(*before), wilson_interval(*now)
-    rise = new - old
-    return rise, rise - math.hypot(new - low, old_high - old), rise + math.hypot(high - new, old - old_low)
 
 
 def model_name(model: str, version: str | None) -> str:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, UniqueConstraint, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 
@@ -52,8 +52,17 @@ class Base(DeclarativeBase):
     )
 
 
+class Conversation(Base):
+    """The messages of a request, once for all of its answers."""
+
+    __tablename__ = "conversations"
+
+    answer_id: Mapped[str] = mapped_column(primary_key=True)
+    messages: Mapped[list[dict[str, Any]]]
+
+
 class Answer(Base):
-    """An answer with its conversation (`hfchat.feedback.exchange.Exchange`).
+    """An answer, with its conversation (`hfchat.feedback.exchange.Exchange`).
 
     `prompt_hash` is the SHA-256 of the messages as they are here: answers to the same prompt have the same.
     """
@@ -69,7 +78,6 @@ class Answer(Base):
     model_version: Mapped[str | None]
     template_fingerprint: Mapped[str | None]
     prompt_hash: Mapped[str] = mapped_column(index=True)
-    messages: Mapped[list[dict[str, Any]]]
     text: Mapped[str]
     finish_reason: Mapped[str | None]
     sampling: Mapped[dict[str, Any]]
@@ -77,6 +85,9 @@ class Answer(Base):
     user_id: Mapped[str] = mapped_column(index=True)  # `user` is a word of SQL
     api_key: Mapped[str]
 
+    conversation: Mapped[Conversation] = relationship(
+        primaryjoin=lambda: foreign(Answer.answer_id) == Conversation.answer_id, viewonly=True
+    )
     feedback: Mapped[list["Feedback"]] = relationship(
         foreign_keys="Feedback.answer_key", back_populates="answer", order_by="Feedback.created_at", viewonly=True
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -12,9 +13,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hfchat.errors import UserError
-from hfchat.hub.leaks import clean_paths, find_leaks, readable_text
+from hfchat.hub.contents import UnreadableError, pieces
+from hfchat.hub.leaks import Leak, clean_paths, find_leaks
 from hfchat.hub.merging import BASE_RECORD
 from hfchat.lineage import CERTIFICATE, LINEAGE, describe, digest, lineage_of
+from hfchat.model_code import refuse_code
 from hfchat.models import BUNDLED, BUNDLED_ON_HUB
 
 CARD = "README.md"
@@ -49,9 +52,6 @@ _HOW_TO_MAKE = {
 }
 _DATA = (".parquet", ".jsonl", ".json", ".csv", ".arrow", ".txt", ".gz", ".zst")
 _REMOVED = "removed"  # what a stage of the data took out, with the reasons for it
-# What `Trainer` leaves beside a model, and nobody needs who does not go on training here.
-_OF_THE_TRAINER = ("training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 
 
 class ArtefactEntry(dict):
@@ -181,12 +181,14 @@ def collect(entry: ArtefactEntry, repo_id: str) -> Repository:
     """The files of an artefact as they are on this machine.
 
     Raises:
-        UserError: If the folder or a file that it needs is missing, weights are in a pickle, a file is a link that
-            leads out of the folder, or the certificate is of other files.
+        UserError: If the folder or a file that it needs is missing, a model brings code (`refuse_code`), a file is a
+            link that leads out of the folder, or the certificate is of other files.
     """
     kind, folder = entry["kind"], Path(entry["folder"]).expanduser()
     if not folder.is_dir():
         raise UserError(f"artefacts: {entry['folder']}: no such folder; an earlier recipe makes it, or name another")
+    if kind in _PUBLISHED:
+        refuse_code(folder)
     repository = Repository(kind, repo_id, folder)
     if kind != "space":
         described = describe(folder)
@@ -206,13 +208,10 @@ def collect(entry: ArtefactEntry, repo_id: str) -> Repository:
     for pattern in _NEEDED[kind]:
         if not any(fnmatch(name, pattern) for name in repository.files):
             how = _HOW_TO_MAKE.get(pattern, "save it with save_pretrained").format(folder=folder)
-            raise UserError(f"{folder}: has no {pattern}, which a {kind} needs; {_pickles(repository) or how}")
+            raise UserError(f"{folder}: has no {pattern}, which a {kind} needs; {how}")
     wheels = [name for name in repository.files if name.endswith(".whl")]
     if kind == "space" and len(wheels) > 1:
         raise UserError(f"{folder}: has several wheels ({', '.join(wheels)}); leave the one that shall run")
-    if kind in _PUBLISHED and (pickles := _pickles(repository)):
-        raise UserError(f"{folder}: {pickles}")
-    _check_config(repository)
     _check_certificate(repository)
     return repository
 
@@ -286,7 +285,8 @@ def clean_json(value: Any) -> str:
 def check_leaks(repositories: Sequence[Repository], allowed: Sequence[str] = ()) -> None:
     """Refuse secrets and local paths in what would be published.
 
-    In the rows of a dataset only secrets are looked for, and only where these are text: Parquet is not opened.
+    All files are looked at, compressed ones and tables too (`hfchat.hub.contents`); in the rows of a dataset, in
+    tables, archives and pictures only secrets are looked for. A file at which nobody can look is refused as well.
 
     Args:
         repositories: All of them.
@@ -295,29 +295,33 @@ def check_leaks(repositories: Sequence[Repository], allowed: Sequence[str] = ())
     Raises:
         UserError: That names the files and lines, and what is there.
     """
-    leaks = [
-        f"{place}: {leak.what}"
+    found = {
+        (f"{repository.place_of(name)}{leak.place}", leak.what): None
         for repository in repositories
         for name, leak in _leaks(repository)
-        if (place := f"{repository.place_of(name)}:{leak.line}") not in allowed
-    ]
+    }
+    leaks = [(place, what) for place, what in found if place not in allowed]
     if leaks:
+        shown = "; ".join(f"{place}: {what}" for place, what in leaks[:5])
         more = f", and {len(leaks) - 5} more" if len(leaks) > 5 else ""
-        first = leaks[0].rpartition(": ")[0]
         raise UserError(
-            f"{'; '.join(leaks[:5])}{more}; nothing was published: take it out, or if it is none, pass "
-            f"--allowed_findings {first}"
+            f"{shown}{more}; nothing was published: take it out, or if it is none, pass "
+            f"--allowed_findings {shlex.quote(leaks[0][0])}"
         )
 
 
-def _leaks(repository: Repository) -> Iterator[tuple[str, Any]]:
+def _leaks(repository: Repository) -> Iterator[tuple[str, Leak]]:
+    """Each with the file's name."""
     for name, file in repository.files.items():
-        if isinstance(file, Path) and file.suffix in (".safetensors", ".parquet", ".png", ".whl", ".model"):
-            continue
-        text = readable_text(PurePosixPath(name).name, repository.read(name))
         is_data = repository.kind == "dataset" and name.endswith(_DATA) and name != LINEAGE
-        for leak in find_leaks(text, paths=not is_data) if text is not None else ():
-            yield name, leak
+        try:
+            for piece in pieces(PurePosixPath(name).name, file):
+                paths = piece.is_text and not piece.inside and not is_data
+                for leak in find_leaks(piece.text, paths=paths):
+                    line = None if leak.line is None else piece.line + leak.line - 1
+                    yield name, Leak(line, leak.what, piece.inside)
+        except UnreadableError as error:
+            yield name, Leak(None, f"nobody can look for secrets in it, because it {error}", error.inside)
 
 
 def _is_published(kind: str, name: PurePosixPath) -> bool:
@@ -329,30 +333,6 @@ def _is_published(kind: str, name: PurePosixPath) -> bool:
         inside = len(name.parts) > 1 or name.suffix in (".jsonl", ".parquet", ".csv")
         return str(name) == CARD or (inside and name.parts[0] != _REMOVED and name.name.endswith(_DATA))
     return len(name.parts) == 1 and any(fnmatch(name.name, pattern) for pattern in _PUBLISHED[kind])
-
-
-def _pickles(repository: Repository) -> str | None:
-    found = [
-        name
-        for name in repository.left_out
-        if "/" not in name
-        and name.endswith(_PICKLES)
-        and not any(fnmatch(name, pattern) for pattern in _OF_THE_TRAINER)
-    ]
-    if not found:
-        return None
-    return (
-        f"{', '.join(found)}: weights in pickles run code when they are loaded; save them as "
-        "safetensors, and delete these"
-    )
-
-
-def _check_config(repository: Repository) -> None:
-    if "config.json" in repository.files and "auto_map" in json.loads(repository.read("config.json")):
-        raise UserError(
-            f"{repository.folder}/config.json: auto_map asks whoever loads the model to run code from its repository; "
-            "publish a model of an architecture that Transformers has"
-        )
 
 
 def _check_certificate(repository: Repository) -> None:

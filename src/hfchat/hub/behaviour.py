@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfchat.dataset import ROLES_WITH_TOOLS, find_fault
+from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
 from hfchat.generation import answering, generate_answers
 
@@ -70,10 +71,8 @@ class Prompts:
         sequences, prompts = [], []
         for messages in used:
             asked = messages[:-1] if messages[-1]["role"] == "assistant" and len(messages) > 1 else messages
-            ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-            sequences.append(ids[:length])
-            ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
-            prompts.append(ids[-length:])
+            sequences.append(encode_conversation(tokenizer, messages)[:length])
+            prompts.append(encode_conversation(tokenizer, asked, add_generation_prompt=True)[-length:])
         return cls(used, sequences, prompts)
 
     def sha256(self) -> str:

@@ -9,16 +9,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hfchat import __version__
 from hfchat.errors import UserError
 from hfchat.hub.behaviour import MAX_NEW_TOKENS, Difference, Prompts
-from hfchat.hub.reloading import is_tied
 from hfchat.lineage import CERTIFICATE, describe
+from hfchat.models import is_tied
+from hfchat.storage import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_ROWS = 4096  # of the output layer that are compared at a time
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
 
 # Limits of the mean KL divergence of a step, in nats per token. In brackets, what it is on SmolLM2-135M-Instruct with
@@ -28,6 +32,9 @@ MAX_QUANTIZATION_DRIFT = 1.0  # a base in 4 bits (0.3; another base is far beyon
 MAX_MERGE_DRIFT = 1e-9  # the order of sums (1e-11); without one matrix of the adapter, it is 6e-8 or more
 MAX_ROUNDING_DRIFT = 0.02  # weights in bfloat16 (3e-4 at most)
 MAX_RELOAD_DRIFT = 1e-9  # nothing (0)
+# Two tokens are one to a model whose output layer has the same row for both. New tokens start so, as the mean of the
+# others, and differ by what rounding to bfloat16 did (0.003 of their length) if they are not trained.
+MIN_ROW_DISTANCE = 0.01
 # Greedy answers may part where two tokens are no further apart than this, in nats (0.2): rounding decides there.
 MAX_GAP = 0.5
 
@@ -154,7 +161,7 @@ class Certificate:
             "files": files_sha256(self.folder),
             "versions": {"hfchat": __version__, **{name: metadata.version(name) for name in _installed()}},
         }
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_tokens(
@@ -200,6 +207,15 @@ def check_tokens(
         "two tokens",
         "set another pad_token: see set_chat_template",
     )
+    distance, nearest = nearest_row(model, tokenizer.eos_token_id)
+    certificate.check(
+        "end of turn",
+        distance >= MIN_ROW_DISTANCE,
+        f"its row in the output layer is {distance:.2g} of its length from the next ({nearest})",
+        f"at least {MIN_ROW_DISTANCE}",
+        "the model cannot tell the end of a turn from another token, so it never stops: train its row in the output "
+        "layer, as recipes/finetune.py does",
+    )
     tied = "tied" if report["tied"] else "not tied"
     wanted = "tied" if is_tied(model) else "not tied"
     configured = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
@@ -215,6 +231,18 @@ def check_tokens(
         f"{min(report['embeddings'])} rows for {report['tokens']} tokens", "one for each",
         "the tokenizer has tokens that the model does not know: use the tokenizer of the training",
     )  # fmt: skip
+
+
+@torch.no_grad()
+def nearest_row(model: "PreTrainedModel", token: int) -> tuple[float, int]:
+    """How far a token's row of the output layer is from the nearest other one, relative to its length, and whose."""
+    head = model.get_output_embeddings()
+    rows = head.weight if getattr(head, "bias", None) is None else torch.cat([head.weight, head.bias[:, None]], dim=1)
+    row = rows[token].double()
+    squares = torch.cat([(part.double() - row).square().sum(1) for part in rows.split(_ROWS)])
+    squares[token] = torch.inf
+    nearest = int(squares.argmin())
+    return float((squares[nearest] / row.square().sum()).sqrt()), nearest
 
 
 def check_files(certificate: Certificate) -> None:

@@ -70,7 +70,7 @@ def answer(scratch: Path) -> None:
 
     from hfchat.chat_template import check_chat_template
     from hfchat.hub.merging import weight_digests
-    from hfchat.models import load_tokenizer
+    from hfchat.models import is_tied, load_tokenizer
 
     request = json.loads((scratch / _REQUEST).read_text(encoding="utf-8"))
     torch.set_num_threads(request["threads"])
@@ -105,11 +105,6 @@ def answer(scratch: Path) -> None:
     report |= {"sequences": prompts.sequences, "prompts": prompts.prompts, "answers": said.answers}
     save_file({str(i): logits.contiguous() for i, logits in enumerate(said.logits)}, scratch / _LOGITS)
     (scratch / _REPORT).write_text(json.dumps(report), encoding="utf-8")
-
-
-def is_tied(model: "PreTrainedModel") -> bool:
-    """Whether the output layer is the embeddings."""
-    return model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
 
 
 def context_length(model: "PreTrainedModel") -> int:

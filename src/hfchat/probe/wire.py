@@ -131,7 +131,7 @@ async def wire(target: Target, receive_buffer: int | None = None) -> AsyncIterat
 
 def head(target: Target, method: str, path: str, *headers: str, host: str | None = None) -> bytes:
     """The head of a request, with the API key; `path` is the whole path."""
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {host or target.url.netloc.decode()}", *headers]
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {target.url.netloc.decode() if host is None else host}", *headers]
     if target.api_key:
         lines.append(f"Authorization: Bearer {target.api_key}")
     return "\r\n".join([*lines, "", ""]).encode()

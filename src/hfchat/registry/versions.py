@@ -9,6 +9,7 @@
 Any tool opens a version, or `current`, as the model that it is; `hfchat serve models/assistant` follows `current`.
 """
 
+import errno
 import json
 import os
 import re
@@ -22,13 +23,15 @@ from typing import Any
 import filelock
 
 from hfchat.errors import UserError
-from hfchat.lineage import copy_with_lineage, describe
-from hfchat.storage import remove_tree
+from hfchat.lineage import content_digest, copy_with_lineage
+from hfchat.model_code import refuse_code
+from hfchat.storage import check_own_files, remove_tree
 
 _VERSION = re.compile(r"v([1-9]\d*)")
 _CURRENT = "current"
 _CANDIDATE = "candidate.json"
 _HISTORY = "history.jsonl"
+_MAX_CANDIDATE = 64 * 1024  # characters
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,40 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Which versions answer; `current` is None before the first promotion."""
+    """Which versions answer.
+
+    Attributes:
+        current: None before the first promotion.
+        candidate: None if there is none.
+        problem: Why the file that names the candidate cannot be used; None if it can, or is not there.
+    """
 
     current: str | None
     candidate: Candidate | None = None
+    problem: str | None = None
+
+
+def _read_candidate(path: Path) -> Candidate | None:
+    """The candidate that a file names; what a newer version of hfchat may have added to it is left out.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    try:
+        if not path.is_file():  # a pipe would keep its reader waiting
+            if path.exists():
+                raise ValueError("it is not a file")
+            return None
+        with path.open(encoding="utf-8-sig") as file:
+            entry = json.loads(file.read(_MAX_CANDIDATE))
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    version, share = (entry.get("version"), entry.get("share")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise ValueError("it names no version")
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise ValueError("its share must be a number between 0 and 1")
+    return Candidate(version, float(share))
 
 
 class Registry:
@@ -89,15 +122,23 @@ class Registry:
         return self.folder / version
 
     def deployment(self) -> Deployment:
-        """What answers now."""
+        """What answers now.
+
+        Raises:
+            UserError: If `current` is something else than a link.
+        """
         try:
             current = os.readlink(self.current)
         except FileNotFoundError:
             current = None
+        except OSError as error:
+            raise UserError(f"{self.current}: must be a link to a version ({error.strerror})") from error
+        path = self.folder / _CANDIDATE
         try:
-            candidate = Candidate(**json.loads((self.folder / _CANDIDATE).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            candidate = None
+            candidate = _read_candidate(path)
+        except ValueError as error:
+            fix = f"delete it, or name a candidate by `hfchat models try {self.folder} VERSION --share 0.1`"
+            return Deployment(current, problem=f"{path} cannot be read: {error}; {fix}")
         if candidate is not None and candidate.version == current:  # it was promoted a moment ago
             candidate = None
         return Deployment(current, candidate)
@@ -117,12 +158,30 @@ class Registry:
         return current
 
     def history(self) -> list[dict[str, Any]]:
-        """What was done, oldest first: `{"time", "action", "version", "reason", ...}`."""
+        """What was done, oldest first: `{"time", "action", "version", "reason", ...}`.
+
+        A last line without its end was cut off while it was written, and tells of nothing that happened.
+
+        Raises:
+            UserError: If a line is not an entry.
+        """
         try:
-            lines = (self.folder / _HISTORY).read_text(encoding="utf-8").splitlines()
+            written = (self.folder / _HISTORY).read_bytes()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        *lines, _cut = written.split(b"\n")
+        return [self._entry(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+    def _entry(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not {"time", "action", "version", "reason"} <= entry.keys():
+            raise UserError(
+                f"{self.folder / _HISTORY}: line {number} is not an entry of the history; correct or delete it"
+            )
+        return entry
 
     def add(self, source: str | Path, reason: str = "") -> str:
         """Copy a model into the registry as its next version; it does not answer yet.
@@ -131,22 +190,29 @@ class Registry:
             The version: a new one, or the one that has the same content.
 
         Raises:
-            UserError: If the folder holds no whole model.
+            UserError: If the folder holds no whole model, one that brings code, or a link out of it.
         """
         source = Path(source)
         if not (source / "config.json").is_file():
             raise UserError(f"{source}: has no config.json, so no model is in it; name the folder of a whole model")
-        digest = describe(source)["sha256"]
+        check_own_files(source)
+        refuse_code(source)  # servers other than hfchat's might run it, and follow the registry as well
+        digest = content_digest(source)  # not what its lineage claims: that of a foreign model may name another's
         with self._locked():
-            for entry in self.history():
-                if entry["action"] == "add" and entry["sha256"] == digest and entry["version"] in self.versions():
-                    return entry["version"]
-            version = f"v{max((int(name[1:]) for name in self.versions()), default=0) + 1}"
+            versions = self.versions()
+            for version, known in self._added().items():
+                if known == digest and version in versions:
+                    return version
+            version = f"v{max((int(name[1:]) for name in versions), default=0) + 1}"
             partial = self.folder / f".{version}.partial"
             remove_tree(partial)
-            copy_with_lineage(source, partial)
-            partial.rename(self.folder / version)
-            self._note("add", version, reason, source=str(source), sha256=digest)
+            try:
+                copy_with_lineage(source, partial)
+                with self._noted("add", version, reason, source=str(source), sha256=digest):
+                    partial.rename(self.folder / version)
+            except (OSError, UserError):
+                remove_tree(partial)
+                raise
         return version
 
     def promote(self, version: str, reason: str = "") -> None:
@@ -156,8 +222,7 @@ class Registry:
             UserError: If there is no such version.
         """
         with self._locked():
-            self._point_at(self.path(version).name)
-            self._note("promote", version, reason)
+            self._point_at(self.path(version).name, "promote", reason)
 
     def roll_back(self, reason: str = "") -> str:
         """Let the version answer that did so before the current one.
@@ -171,12 +236,14 @@ class Registry:
         with self._locked():
             current = self.deployment().current
             before = self._promoted()
+            # What was noted after the current version was promoted never came to answer.
+            while current in before and before[-1] != current:
+                before.pop()
             while before and before[-1] == current:
                 before.pop()
             if not before:
                 raise UserError(f"{self.folder}: no version answered before {current}, so there is none to go back to")
-            self._point_at(self.path(before[-1]).name)
-            self._note("rollback", before[-1], reason)
+            self._point_at(self.path(before[-1]).name, "rollback", reason)
             return before[-1]
 
     def try_out(self, version: str, share: float, reason: str = "") -> None:
@@ -191,11 +258,19 @@ class Registry:
             self.path(version)
             if self.deployment().current in (None, version):
                 raise UserError(f"{self.folder}: {version} can be tried only beside another version that answers")
-            if share:
-                self._write(_CANDIDATE, json.dumps(asdict(Candidate(version, share))))
-            else:
-                (self.folder / _CANDIDATE).unlink(missing_ok=True)
-            self._note("try", version, reason, share=share)
+            candidate = self.folder / _CANDIDATE
+            partial = self.folder / f".{_CANDIDATE}.new"
+            partial.write_text(json.dumps(asdict(Candidate(version, share))) + "\n", encoding="utf-8")
+            with self._noted("try", version, reason, share=share):
+                if share:
+                    partial.replace(candidate)
+                else:
+                    candidate.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+
+    def _added(self) -> dict[str, str]:
+        """Version to the digest of its content; what a version was called before it was there does not count."""
+        return {entry["version"]: entry["sha256"] for entry in self.history() if entry["action"] == "add"}
 
     def _promoted(self) -> list[str]:
         """The versions that answered, oldest first, without those that were rolled back."""
@@ -208,26 +283,34 @@ class Registry:
                     promoted.pop()
         return promoted
 
-    def _point_at(self, version: str) -> None:
+    def _point_at(self, version: str, action: str, reason: str) -> None:
+        # What needs room on the disk comes first: renaming and deleting need none, so they do not fail half way.
         link = self.folder / f".{_CURRENT}.new"
         link.unlink(missing_ok=True)
         link.symlink_to(version)
-        link.replace(self.current)
-        if (candidate := self.folder / _CANDIDATE).is_file():
-            candidate.unlink()  # it was compared with what answered until now
+        with self._noted(action, version, reason):
+            link.replace(self.current)
+            (self.folder / _CANDIDATE).unlink(missing_ok=True)  # it was compared with what answered until now
 
-    def _write(self, name: str, text: str) -> None:
-        partial = self.folder / f".{name}.new"
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(self.folder / name)
-
-    def _note(self, action: str, version: str, reason: str, **more: Any) -> None:
+    @contextmanager
+    def _noted(self, action: str, version: str, reason: str, **more: Any) -> Iterator[None]:
+        """Write an entry of the history around what it tells of, and take it back if that fails."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"time": time, "action": action, "version": version, "reason": reason, **more}
-        with (self.folder / _HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(entry).encode() + b"\n"
+        # Without a buffer, which would be written after all when the file is closed.
+        with (self.folder / _HISTORY).open("a+b", buffering=0) as file:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1  # what follows was cut off while it was written
+            file.truncate(whole)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / _HISTORY))
+                os.fsync(file.fileno())
+                yield
+            except BaseException:
+                file.truncate(whole)
+                raise
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

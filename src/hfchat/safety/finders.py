@@ -54,9 +54,10 @@ _SINGLE = rf"(?<!{_LETTER}){_LETTER}[!*]*+"
 # Single letters with one to three others between them: "s h i t", "s-h-i-t!", "s . h . i . t".
 _SPELLED = re.compile(rf"{_SINGLE}(?:{_GAP}{{1,{_MAX_GAP}}}{_SINGLE}(?!{_LETTER}))+")
 _FIRST_LETTER = re.compile(rf"(?<!{_LETTER}){_LETTER}")
-# The last word and, if it is a single letter so far, those before it that it may be spelled with.
-_OPEN_WORD = re.compile(rf"{_SINGLE}(?:[^\W_]|[@$]){_LETTER}*\Z")
-_OPEN_SPELLING = re.compile(rf"(?:{_SINGLE}{_GAP}{{1,{_MAX_GAP}}})*(?:{_SINGLE})?\Z")
+# The last word, unless it is a single letter so far. The quantifiers here are possessive, so each letter is read once.
+_OPEN_WORD = re.compile(rf"{_SINGLE}(?:[^\W_]|[@$]){_LETTER}*+\Z")
+# Single letters, with what lies between and behind them: the next letter may be of the same word.
+_SPELLING = re.compile(rf"{_SINGLE}(?:{_GAP}{{1,{_MAX_GAP}}}+{_SINGLE})*+{_GAP}{{0,{_MAX_GAP}}}+")
 # Letters that are words themselves: "what a s h i t".
 _ONE_LETTER_WORDS = "aiou"
 # The lexicon itself wants most of a disguised word to be letters, for the sake of numbers; these are none.
@@ -102,9 +103,8 @@ class LexiconFinder:
         follows changes what is before a word that is not one letter, nor before four or more other characters.
         """
         folded = fold_letters(text)
-        opened = _OPEN_WORD.search(folded.text) or _OPEN_SPELLING.search(folded.text)
-        assert opened  # the second matches nothing at the end of the text at least
-        return folded.original(opened.start())
+        opened = _OPEN_WORD.search(folded.text)
+        return folded.original(opened.start() if opened else _last_spelling(folded.text))
 
     def context(self, text: str, position: int) -> int:
         """The position itself: before it ends a word, and nothing of a span reads further back."""
@@ -140,6 +140,12 @@ class LexiconFinder:
             for category, *found in self._words(written[start:end]):
                 if found == [0, end - start]:
                     yield category, letters[start], letters[end - 1] + 1
+
+
+def _last_spelling(text: str) -> int:
+    """Where the single letters begin that the text ends with; its length if it ends with none."""
+    starts = (run.start() for run in _SPELLING.finditer(text) if run.end() == len(text))
+    return next(starts, len(text))
 
 
 def _words_apart(letters: Sequence[int]) -> list[list[int]]:

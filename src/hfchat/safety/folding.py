@@ -50,7 +50,7 @@ def fold_letters(text: str) -> Folded:
 
 def fold_invisible(text: str) -> Folded:
     """The text without invisible characters, and with full-width and mathematical forms as the plain ones."""
-    if text.isascii():
+    if text.isascii() or not _disguises().search(text):
         return Folded(text, None)
     return _fold(text, _visible)
 
@@ -114,6 +114,14 @@ def _visible(character: str) -> str:
     if form in ("<wide>", "<font>", "<small>") and " " not in plain:
         return chr(int(plain, 16))
     return character
+
+
+@functools.cache
+def _disguises() -> re.Pattern[str]:
+    """What `_visible` changes: most texts have none of it, and need not be gone through letter by letter."""
+    where = (*range(0x80, 0x20000), *range(0xE0000, 0xE0200))  # between these are ideographs, which are never changed
+    changed = [code for code in where if _visible.__wrapped__(chr(code)) != chr(code)]
+    return re.compile(f"[{''.join(map(re.escape, map(chr, changed)))}]")
 
 
 def _is_invisible(character: str) -> bool:

@@ -107,12 +107,12 @@ class Guards:
         texts, findings = list(texts), []
         for guard in self._at("prompt"):
             streams = [guard.stream() for _ in texts]
-            outcome = list(await asyncio.gather(*map(_whole, streams, texts)))
+            outcome = await asyncio.gather(*(one.whole(text) for one, text in zip(streams, texts, strict=True)))
             found = [category for stream in streams for category in stream.found]
             findings += _finding(guard, "prompt", found)
             if any(stream.blocked for stream in streams):
                 return PromptVerdict(texts, guard.message, findings)
-            texts = outcome
+            texts = list(outcome)
         return PromptVerdict(texts, None, findings)
 
     def answer(self) -> "AnswerStream":
@@ -169,11 +169,6 @@ class AnswerStream:
             self.blocked = True
             text += f"\n\n{message}" if self._begun else message
         return text
-
-
-async def _whole(stream: Stream, text: str) -> str:
-    text = await stream.push(text)
-    return text if stream.blocked else text + await stream.finish()
 
 
 def _finding(guard: Guard, place: Place, found: Sequence[str]) -> list[Finding]:

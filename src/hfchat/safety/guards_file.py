@@ -27,7 +27,8 @@ The file is a list of guards, which work one after the other, each on what the o
 - `whole`: when the answer has ended. With `block`, nothing of a blocked answer comes out. The default of classifier
   and moderation, whose verdict is on the whole text: who streams sees nothing until the end.
 - `sentence`, of these two: a sentence when the text up to its end was judged harmless; the answer ends before the
-  first that was not. What is only bad as a whole comes out up to there, and each sentence costs a verdict.
+  first that was not. What is only bad as a whole comes out up to there, and each sentence costs a verdict. A prompt
+  is whole already, so it is judged once.
 
 Where nothing is removed, with `flag`, nothing is held back.
 """
@@ -47,7 +48,7 @@ from hfchat.safety.finders import Finder, LexiconFinder, PIIFinder
 from hfchat.safety.guards import Action, Guard, Guards, Place
 from hfchat.safety.judges import Classifier, Lenient, Moderation, Remembering, key_from_environment
 from hfchat.safety.pii import KINDS
-from hfchat.safety.streams import Judge, JudgedStream, SpanStream, Stream, Watch
+from hfchat.safety.streams import Judge, JudgedStream, SpanStream, Stream, Watch, without_waiting
 
 DEFAULT = "default"  # the file that comes with hfchat
 
@@ -93,7 +94,7 @@ class _SpanGuard(_Guard):
         return SpanStream(self.finder, replace, self.release == "whole")
 
     async def _categories(self, texts: Sequence[str]) -> list[list[str]]:
-        return [[span.category for span in self.finder.find(text)] for text in texts]
+        return [[span.category for span in await without_waiting(self.finder.find, text)] for text in texts]
 
     def _replace(self, category: str) -> str:
         return self.replacement.replace("{category}", category)

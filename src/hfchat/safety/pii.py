@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from hfchat.safety.folding import fold_invisible
+
 KINDS = ("email", "ip", "phone", "card")
 # Nobody's: reserved by RFC 2606, RFC 5737 and RFC 3849; 555-0100 is for fiction, and no area code is 555. They are
 # never found as personal data. IPv6 addresses, of the kind `ip` too, have a replacement of their own.
@@ -141,9 +143,13 @@ class PII:
     def replace(self, text: str) -> tuple[str, Counter[str]]:
         """The text with `REPLACEMENTS` for what was found, and how often each kind was replaced.
 
-        In a text that has been replaced, nothing is found.
+        As the guards do, it sees through invisible characters and full-width ones. In a text that has been replaced,
+        nothing is found.
         """
-        matches = self.find(text)
+        seen = fold_invisible(text)
+        matches = [
+            Match(one.kind, seen.original(one.start), seen.original(one.end), one.text) for one in self.find(seen.text)
+        ]
         return _substitute(text, matches, _replacement), Counter(match.kind for match in matches)
 
     def _find_once(self, text: str) -> list[Match]:

@@ -18,6 +18,7 @@ from hfchat.serving.auth import OPEN_PATHS, ApiKeys, Auth, RateLimit
 from hfchat.serving.card import add_cards
 from hfchat.serving.chat import ChatHandler
 from hfchat.serving.completions import CompletionHandler
+from hfchat.serving.connections import MAX_REQUESTS
 from hfchat.serving.documentation import add_documentation
 from hfchat.serving.feedback import Collector, FeedbackHandler, add_feedback
 from hfchat.serving.generation import Generation
@@ -30,6 +31,7 @@ from hfchat.serving.limits import (
     HostCheck,
     ResponseHeaders,
     Slots,
+    WebSocketLimit,
     WebSocketOrigin,
 )
 from hfchat.serving.logs import log_request
@@ -56,6 +58,9 @@ _PAGE = Path(__file__).with_name("page")
 _MAX_HEAD_BYTES = 32 * 1024
 _MAX_BODY_BYTES = 1024 * 1024
 _MAX_BODY_S = 30.0
+_MAX_WEBSOCKETS = 32  # of one key
+_MAX_ALL_WEBSOCKETS = 256
+_IDLE_WEBSOCKET_S = 300.0
 _RATE_LIMITED = ("/v1/",)  # which GraphQL's fields ask too
 # The page loads its own files and talks to its own server, nothing else; no page may frame it that is not allowed to.
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors {}"
@@ -111,7 +116,9 @@ def create_app(
         metrics.finding(finding)
 
     guarding = Guarding(guards, Slots(*places, settings.max_wait_seconds), on_finding)
-    generation = Generation(models, slots, guarding, collector.answered if collector else None)
+    rate_limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
+    on_answered = collector.answered if collector else None
+    generation = Generation(models, slots, guarding, on_answered, rate_limit)
     chat = ChatHandler(generation, settings.default_max_tokens)
     completion = CompletionHandler(generation, settings.default_max_tokens)
 
@@ -149,6 +156,8 @@ def create_app(
 
     @app.get("/metrics", include_in_schema=False)
     async def prometheus() -> Response:
+        if settings.metrics_keys and current_record().key_name not in settings.metrics_keys:
+            raise ApiError(403, "This API key may not read the metrics.", code="metrics_forbidden")
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @app.get("/", include_in_schema=False)
@@ -165,9 +174,10 @@ def create_app(
 
     # From the innermost layer to the outermost.
     app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S)
-    app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"})
+    app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"}, max_inside=MAX_REQUESTS)
+    limits = {"max_each": _MAX_WEBSOCKETS, "max_all": _MAX_ALL_WEBSOCKETS, "idle_s": _IDLE_WEBSOCKET_S}
+    app.add_middleware(WebSocketLimit, **limits)
     if keys is not None:
-        rate_limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
         app.add_middleware(Auth, keys=keys, rate_limit=rate_limit, limited=_RATE_LIMITED)
     if settings.allow_origins:  # outside of the keys: a browser asks, without one, before it sends one
         app.add_middleware(
@@ -178,8 +188,8 @@ def create_app(
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(WebSocketOrigin, origins=settings.allow_origins)
-    if settings.is_local:
-        app.add_middleware(HostCheck, hosts={"localhost", "127.0.0.1", "[::1]", settings.host})
+    if settings.is_local or keys is None or settings.allow_hosts:  # a page of another site has no key
+        app.add_middleware(HostCheck, hosts=settings.hosts, any_address=not settings.is_local)
     app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
     policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
     app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})

@@ -1,7 +1,6 @@
 """Who may use the server: API keys, of which it keeps only hashes, and how many requests each may make."""
 
 import base64
-import binascii
 import hashlib
 import hmac
 import math
@@ -95,24 +94,38 @@ def load_keys(file: str | None, environment: Mapping[str, str]) -> ApiKeys | Non
 class RateLimit:
     """A token bucket for each name: `per_minute` requests in a minute on average, and as many at once.
 
+    A request for several answers counts as many times: it is let in as one, and whoever reads it counts the others.
+
     Args:
         per_minute: At least 1.
         clock: Seconds that never go back.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic):
-        self._per_minute = per_minute
+        self.per_minute = per_minute
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when that was
 
-    def spend(self, name: str) -> float:
-        """Take one request of the name's bucket; 0, or the seconds until there will be one."""
+    def spend(self, name: str, count: int = 1) -> float:
+        """Take so many out of the name's bucket, or none; 0, or the seconds until there will be as many."""
         now = self._clock()
-        left, since = self._buckets.get(name, (self._per_minute, now))
-        left = min(self._per_minute, left + (now - since) * self._per_minute / 60)
-        spent = left >= 1
-        self._buckets[name] = (left - spent, now)
-        return 0.0 if spent else (1 - left) * 60 / self._per_minute
+        left, since = self._buckets.get(name, (self.per_minute, now))
+        left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
+        spent = left >= count
+        self._buckets[name] = (left - count if spent else left, now)
+        return 0.0 if spent else (count - left) * 60 / self.per_minute
+
+    def check(self, name: str, count: int = 1) -> None:
+        """Take so many, or raise the 429 that says when there will be as many."""
+        seconds = math.ceil(self.spend(name, count))
+        if seconds:
+            raise ApiError(
+                429,
+                f"This API key makes too many requests; the next one is possible in {seconds} s.",
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(seconds)},
+            )
 
 
 class Auth:
@@ -159,16 +172,11 @@ class Auth:
     def _too_often(self, scope: Scope, name: str) -> ApiError | None:
         if self._rate_limit is None or not scope["path"].startswith(self._limited):
             return None
-        seconds = math.ceil(self._rate_limit.spend(name))
-        if not seconds:
-            return None
-        return ApiError(
-            429,
-            f"This API key makes too many requests; the next one is possible in {seconds} s.",
-            type="rate_limit_error",
-            code="rate_limit_exceeded",
-            headers={"Retry-After": str(seconds)},
-        )
+        try:
+            self._rate_limit.check(name)
+        except ApiError as error:
+            return error
+        return None
 
 
 def _shown_key(authorization: str) -> str | None:
@@ -179,6 +187,6 @@ def _shown_key(authorization: str) -> str | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode().partition(":")[2] or None
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # it is not Base64, or not of ASCII, or what it codes is not UTF-8
             return None
     return None

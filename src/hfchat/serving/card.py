@@ -1,5 +1,10 @@
-"""`GET /v1/models/{model}/card`: what is known about a served model, and first of all its limits."""
+"""`GET /v1/models/{model}/card`: what is known about a served model, and first of all its limits.
 
+A model may come from anywhere, and with it its card: a file that leads out of the model's folder is not read, and the
+time that a card takes is in proportion to its length.
+"""
+
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,19 +13,19 @@ from typing import Literal
 from fastapi import FastAPI
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from pydantic import BaseModel
 
 from hfchat.errors import UserError
 from hfchat.models import resolve
 from hfchat.serving.models import ServedModels
 from hfchat.serving.protocol import ErrorResponse
+from hfchat.storage import belongs_to
 
-_MAX_CARD_BYTES = 256 * 1024
+_LOGGER = logging.getLogger("hfchat.serving")
+_MAX_CARD_CHARACTERS = 256 * 1024
 # As cards of the Hub, those of `hfchat.hub.model_card` among them, call what a user should know first.
 _LIMITS = re.compile(r"intended|out.of.scope|limit|bias|risk|caveat|ethic|safety", re.IGNORECASE)
 _HEADING = re.compile(r"(#{1,6})\s+(.*)")
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 
 class ModelCard(BaseModel):
@@ -73,9 +78,31 @@ def _read(source: str) -> str | None:
     path = Path(place) / "README.md" if Path(place).is_dir() else _cached(place)
     if path is None or not path.is_file():
         return None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        content = file.read(_MAX_CARD_BYTES)
-    return _COMMENT.sub("", REGEX_YAML_BLOCK.sub("", content, count=1)).strip() or None
+    if not belongs_to(path.parent, path):
+        _LOGGER.warning("%s leads out of the model's folder, so it is not shown as its card", path)
+        return None
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        content = file.read(_MAX_CARD_CHARACTERS)
+    return _without_comments(_without_header(content)).strip() or None
+
+
+def _without_header(card: str) -> str:
+    """A card without the YAML between the two first lines of three dashes."""
+    first, *lines = card.lstrip().split("\n")
+    if first.rstrip() != "---":
+        return card
+    end = next((number for number, line in enumerate(lines) if line.rstrip() == "---"), None)
+    return card if end is None else "\n".join(lines[end + 1 :])
+
+
+def _without_comments(card: str) -> str:
+    """A card without `<!-- ... -->`; one that is not closed stays."""
+    kept = []
+    end = 0
+    while (begin := card.find("<!--", end)) >= 0 and (close := card.find("-->", begin + 4)) >= 0:
+        kept.append(card[end:begin])
+        end = close + 3
+    return "".join(kept) + card[end:]
 
 
 def _cached(repository: str) -> Path | None:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from hfchat.serving.engine import Logprob, PromptError, TokenLogprobs
+from hfchat.serving.engine import Logprob, TokenLogprobs
 from hfchat.serving.generation import Generation, Part
 from hfchat.serving.protocol import (
     AnswerMessage,
-    ApiError,
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
@@ -31,20 +30,17 @@ class ChatHandler:
 
     async def __call__(self, request: ChatCompletionRequest) -> Response:
         generation = self._generation
-        version = generation.choose(request, answers=request.n or 1)
+        version, reservation = generation.admit(request, answers=request.n or 1)
         generation.guarding.check_logprobs(bool(request.logprobs))
         messages = [message.plain() for message in request.messages]
         verdict = await generation.guarding.check_prompt([message["content"] for message in messages])
         messages = [{**message, "content": text} for message, text in zip(messages, verdict.texts, strict=True)]
-        try:
-            prompt = await version.engine.encode(messages)
-        except PromptError as error:
-            raise ApiError(400, f"messages: {error}", param="messages") from error
+        prompt = await generation.encode("messages", version.engine.encode(messages))
         max_tokens = generation.max_tokens(version.engine, prompt, "messages", request.limit, self._default_max_tokens)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = generation.sampling(version.engine, request, max_tokens, logprobs)
         prompts = [(prompt, sampling, verdict.message)]
-        return generation.answer(version, request, prompts, _ChatFormat(logprobs is not None), messages)
+        return generation.answer(version, reservation, request, prompts, _ChatFormat(logprobs is not None), messages)
 
 
 class _ChatFormat:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from hfchat.serving.engine import PromptError
 from hfchat.serving.generation import Generation, Part
 from hfchat.serving.protocol import (
-    ApiError,
     Completion,
     CompletionChoice,
     CompletionLogprobs,
@@ -28,20 +26,20 @@ class CompletionHandler:
 
     async def __call__(self, request: CompletionRequest) -> Response:
         generation = self._generation
-        version = generation.choose(request, answers=len(request.prompts) * (request.n or 1))
+        answers = len(request.prompts) * (request.n or 1)
+        version, reservation = generation.admit(request, answers)
         generation.guarding.check_logprobs(request.logprobs is not None)
         prompts = []
         for text in request.prompts:
             text, message = await self._guarded(text)
-            try:
-                prompt = await version.engine.encode_text(text)
-            except PromptError as error:
-                raise ApiError(400, f"prompt: {error}", param="prompt") from error
+            prompt = await generation.encode("prompt", version.engine.encode_text(text))
             limit = "max_tokens", request.max_tokens
             max_tokens = generation.max_tokens(version.engine, prompt, "prompt", limit, self._default_max_tokens)
             sampling = generation.sampling(version.engine, request, max_tokens, request.logprobs)
             prompts.append((prompt, sampling, message))
-        return generation.answer(version, request, prompts, _CompletionFormat(request.logprobs is not None))
+        return generation.answer(
+            version, reservation, request, prompts, _CompletionFormat(request.logprobs is not None)
+        )
 
     async def _guarded(self, prompt: str | list[int]) -> tuple[str | list[int], str | None]:
         """The prompt as the guards let it through, and the message in place of an answer if one has blocked it."""

@@ -1,6 +1,7 @@
 """uvicorn's HTTP/1.1 connections, with an end to the patience for clients that hold one and do nothing."""
 
 import asyncio
+from collections import Counter
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -9,6 +10,8 @@ from hfchat.serving.protocol import ApiError
 
 _HEADERS_S = 10.0  # for the whole head of a request
 _STALLED_S = 30.0  # for a client that does not read what it is sent
+_MAX_CONNECTIONS = 900  # idle ones included; one costs a file descriptor, of which 1,024 is a usual limit
+MAX_REQUESTS = 800  # at a time, so that some of the connections always wait, and can make room for another
 
 
 class Connection(H11Protocol):
@@ -17,16 +20,46 @@ class Connection(H11Protocol):
 
     Until then uvicorn itself waits for ever in both: a few hundred connections that send a byte now and then would
     use up its file descriptors ("slowloris"), and a client that does not read would keep its place in the engine.
+
+    Where there are too many connections, one of those that have no request makes room for each new one: the oldest of
+    the address that has most of them. So who holds a thousand keeps out neither others nor the probes of the machinery
+    around.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._head: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._since = 0.0  # when it was made, or its last answer was over
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        self._since = self.loop.time()
         self._head = self.loop.call_later(_HEADERS_S, self._abort)
+        if len(self.connections) > _MAX_CONNECTIONS:
+            self._make_room()
+
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def _make_room(self) -> None:
+        without_request = [
+            other
+            for other in self.connections
+            if isinstance(other, Connection) and other is not self and other.conn.their_state is h11.IDLE
+        ]
+        if not without_request:
+            return
+        (crowd, _) = Counter(other.address for other in without_request).most_common(1)[0]
+        oldest = min((other for other in without_request if other.address == crowd), key=lambda other: other._since)
+        self.connections.discard(oldest)  # `connection_lost` comes later
+        oldest._abort()
+
+    @property
+    def address(self) -> str:
+        """The client's, without its port."""
+        return self.client[0] if self.client else ""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timers()

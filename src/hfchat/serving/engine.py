@@ -15,6 +15,10 @@ class PromptError(ValueError):
     """The chat template, or the tokenizer, refuses this prompt. The message says why."""
 
 
+class PromptTooLongError(PromptError):
+    """The context cannot hold this prompt, however it is encoded."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to choose the tokens of one answer. What is None is the engine's own choice.

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,8 @@ _MAX_WAITING = 100  # writes; more would only wait longer for the same disk
 _MAX_CLOSING_S = 10.0  # for the writes that wait when the server stops
 _BETWEEN_LOOKS_S = 60.0  # for held answers whose time is over
 _BETWEEN_DELETIONS_S = 3600.0
+_A_DAY = timedelta(days=1)
+_LONG_S = 1.0  # for a write that fails: it has waited for the database
 
 
 class Collector:
@@ -43,6 +46,8 @@ class Collector:
         keep_conversations: Also store each chat answer as soon as it is whole, but for those with `store: false`.
         retention_days: Delete answers that were asked for before that, and what was said of them; never if None.
         recent: Holds the answers.
+        trusted_keys: API keys of which each `user` is a person with an opinion of their own; of all others, and where
+            there are no keys, one opinion of an answer holds, whomever it names.
     """
 
     def __init__(
@@ -51,13 +56,17 @@ class Collector:
         keep_conversations: bool = False,
         retention_days: float | None = None,
         recent: RecentAnswers | None = None,
+        trusted_keys: Collection[str] = (),
     ):
         self.keeps_conversations = keep_conversations
         self._store = store
         self._retention_days = retention_days
         self._recent = recent or RecentAnswers()
+        self._trusted_keys = frozenset(trusted_keys)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
         self._waiting: set[asyncio.Future] = set()
+        self._now: datetime | None = None  # for deletions: the clock's, as far as it can be believed
+        self._locked_out: tuple[float, StoreError] | None = None  # when a write had waited in vain, and why
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -75,10 +84,12 @@ class Collector:
         """Hold the answers of a chat, unless its request says `store: false`."""
         if not answered.messages or answered.request.store is False:
             return
-        for exchange in _exchanges(answered):
+        exchanges = _exchanges(answered)
+        for exchange in exchanges:
             self._recent.add(exchange)
-            if self.keeps_conversations and exchange.finish_reason is not None:
-                self._keep(exchange)
+        whole = [exchange for exchange in exchanges if exchange.finish_reason is not None]
+        if self.keeps_conversations and whole:
+            self._keep(whole)
 
     async def say(self, opinion: Opinion) -> Stored:
         """Store what somebody says of an answer; it returns when that is on the disk.
@@ -90,7 +101,8 @@ class Collector:
         named = [(opinion.answer_id, opinion.choice), (opinion.preferred_over, 0)]
         held = [exchange for key in named if (exchange := self._recent.find(*key)) is not None]
         try:
-            return await self._in_thread(self._store.say, opinion, held)
+            one_of_key = opinion.api_key not in self._trusted_keys
+            return await self._in_thread(self._store.say, opinion, held, one_of_key)
         except UnknownAnswerError as error:
             message = f"{error.field}: this server does not know the answer, or not any more."
             raise ApiError(404, message, param=error.field, code="answer_not_found") from error
@@ -107,9 +119,9 @@ class Collector:
             message = "The feedback could not be stored now. Please send it again later."
             raise ApiError(503, message, code="feedback_unavailable", headers={"Retry-After": "30"}) from error
 
-    def _keep(self, exchange: Exchange) -> None:
+    def _keep(self, exchanges: list[Exchange]) -> None:
         try:
-            writing = self._in_thread(self._store.keep, exchange)
+            writing = self._in_thread(self._store.keep, *exchanges)
         except StoreError as error:
             return _LOGGER.error("a conversation could not be kept: %s", error)
         writing.add_done_callback(_log_failure)
@@ -117,10 +129,23 @@ class Collector:
     def _in_thread(self, write: Callable[..., Any], *args: Any) -> asyncio.Future:
         if len(self._waiting) >= _MAX_WAITING:
             raise StoreError(f"{_MAX_WAITING} others wait for the database")
-        writing = asyncio.get_running_loop().run_in_executor(self._thread, write, *args)
+        writing = asyncio.get_running_loop().run_in_executor(self._thread, self._write, time.monotonic(), write, *args)
         self._waiting.add(writing)
         writing.add_done_callback(self._waiting.discard)
         return writing
+
+    def _write(self, queued: float, write: Callable[..., Any], *args: Any) -> Any:
+        """Write, in the thread. What was queued while another write waited in vain fails with that one: it would wait
+        as long for the same lock, and so would the next, one after the other."""
+        if self._locked_out is not None and queued < self._locked_out[0]:
+            raise StoreError(str(self._locked_out[1]))
+        began = time.monotonic()
+        try:
+            return write(*args)
+        except StoreError as error:
+            if time.monotonic() - began > _LONG_S:
+                self._locked_out = time.monotonic(), error
+            raise
 
     async def _forget_old(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -128,16 +153,32 @@ class Collector:
         while True:
             self._recent.drop_old()
             if self._retention_days is not None and clock() >= next_deletion:
-                await self._delete_before(datetime.now(UTC) - timedelta(days=self._retention_days))
+                await self._delete_older_than(timedelta(days=self._retention_days))
                 next_deletion = clock() + _BETWEEN_DELETIONS_S
             await asyncio.sleep(_BETWEEN_LOOKS_S)
 
-    async def _delete_before(self, moment: datetime) -> None:
+    async def _delete_older_than(self, age: timedelta) -> None:
         try:
-            if (await self._in_thread(self._store.delete_before, moment)).answers:
+            now = await self._believable_now(age)
+            if (await self._in_thread(self._store.delete_before, now - age)).answers:
                 await self._in_thread(self._store.forget_deleted)
         except StoreError as error:
             _LOGGER.error("old feedback could not be deleted: %s", error)
+
+    async def _believable_now(self, age: timedelta) -> datetime:
+        """The time by which to delete: the clock's, if it is near to the last answer or to the last time.
+
+        A clock that is years ahead would have everything deleted at once, and for good. So the time that counts goes
+        on by at most a day each time, and the log says so meanwhile: somebody can put the clock right. A server that
+        was off for long deletes what is too old in the same steps.
+        """
+        clock = datetime.now(UTC)
+        before = self._now or await self._in_thread(self._store.last_moment, max(age, _A_DAY)) or clock
+        self._now = min(clock, before + _A_DAY)
+        if self._now < clock:
+            message = "the clock is %d days after the last known time; old feedback is deleted a day at a time"
+            _LOGGER.warning(message, (clock - before).days)
+        return self._now
 
 
 class FeedbackHandler:
@@ -195,8 +236,11 @@ def open_collector(settings: "ServerSettings") -> Collector:
     Raises:
         UserError: If the database cannot be opened.
     """
-    store = Store(open_database(settings.feedback, create=True), redact if settings.feedback_redact else str)
-    return Collector(store, settings.keep_conversations, settings.feedback_retention_days)
+    database = open_database(settings.feedback, create=True, max_bytes=int(settings.feedback_max_gib * 2**30))
+    store = Store(database, redact if settings.feedback_redact else str)
+    return Collector(
+        store, settings.keep_conversations, settings.feedback_retention_days, trusted_keys=settings.trusted_keys
+    )
 
 
 def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:

@@ -31,6 +31,7 @@ class Follower:
         self._here: dict[str, Version] = {}
         self._failed: dict[str, float] = {}  # when, on the event loop's clock
         self._deployed: Deployment | None = None
+        self._complaint: str | None = None  # the last one, so that the log has each once
 
     def first(self) -> Version:
         """The version that answers when the server starts. For `ServedModels`, which starts it.
@@ -44,15 +45,25 @@ class Follower:
         return version
 
     async def follow(self, models: ServedModels, name: str) -> None:
-        """Look at the registry every second, for as long as the server runs."""
+        """Look at the registry every second, for as long as the server runs, whatever is in its files."""
         while True:
             try:
                 wanted = await asyncio.to_thread(self._registry.deployment)
-                if wanted != self._deployed:
+                self._complain(wanted.problem)
+                before = self._deployed
+                # The candidate's file may be half written: then all stays as it is, unless another version answers.
+                if wanted != before and (wanted.problem is None or before is None or wanted.current != before.current):
                     await self._deploy(wanted, models, name)
-            except (OSError, ValueError) as error:  # of a disk that comes and goes, or somebody's edit
-                _LOGGER.error("%s cannot be read: %s", self._registry.folder, error)
+            except UserError as error:
+                self._complain(str(error))
+            except Exception as error:  # this must go on: a disk comes and goes, and people edit files
+                self._complain(f"{self._registry.folder} cannot be read: {error} ({type(error).__name__})")
             await asyncio.sleep(_EVERY_S)
+
+    def _complain(self, complaint: str | None) -> None:
+        if complaint is not None and complaint != self._complaint:
+            _LOGGER.error("%s", complaint)
+        self._complaint = complaint
 
     async def _deploy(self, wanted: Deployment, models: ServedModels, name: str) -> None:
         current = await self._get(wanted.current, models)

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from hfchat.errors import UserError
 from hfchat.serving.engine import EngineError, Piece, Sampling
 from hfchat.serving.protocol import ApiError
+from hfchat.serving.record import current_record
 from hfchat.serving.upstream import Upstream, UpstreamBusyError, UpstreamError, UpstreamPrompt
 
 _LOGGER = logging.getLogger("hfchat.serving")
@@ -165,11 +166,11 @@ class WatchedUpstream:
         """It has done what it was asked for."""
         self._failures_in_a_row = 0
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: EngineError) -> None:
         """It has not."""
         self.failures += 1
         self._failures_in_a_row += 1
-        _LOGGER.warning("upstream %s: %s (%r)", self.upstream.url, error, error.__cause__)
+        _LOGGER.warning("upstream %s: %s", self.upstream.url, _for_the_log(error))
         if self._failures_in_a_row >= _FAILURES:
             self._go_down()
 
@@ -215,6 +216,14 @@ class WatchedUpstream:
         if not self.down:
             _LOGGER.error("upstream %s is down", self.upstream.url)
             self._down.set()
+
+
+def _for_the_log(error: EngineError) -> str:
+    """What went wrong; what the upstream said of it may quote the request, so only `--log-content` lets it in."""
+    if not isinstance(error, UpstreamError) or current_record().with_content:
+        return str(error)
+    cause = f" ({error.__cause__})" if isinstance(error.__cause__, OSError) else ""
+    return error.summary + cause
 
 
 def open_gateway(urls: Sequence[str], model: str | None = None, api_key: str | None = None) -> tuple[str, Gateway]:

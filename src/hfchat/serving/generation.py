@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,15 +16,29 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from hfchat.serving.engine import Engine, EngineError, FinishReason, Piece, Prompt, Sampling, TokenLogprobs
+from hfchat.serving.auth import RateLimit
+from hfchat.serving.engine import (
+    Engine,
+    EngineError,
+    FinishReason,
+    Piece,
+    Prompt,
+    PromptError,
+    PromptTooLongError,
+    Sampling,
+    TokenLogprobs,
+)
 from hfchat.serving.guarding import Guarding
-from hfchat.serving.limits import Slots
+from hfchat.serving.limits import Reservation, Slots
 from hfchat.serving.models import ServedModels, Version
 from hfchat.serving.protocol import ApiError, GenerationRequest, Usage
 from hfchat.serving.record import AnswerRecord, current_record
 from hfchat.serving.text import StopStrings
 
 _LOGGER = logging.getLogger("hfchat.serving")
+_MAX_TOKENS = 2**31 - 1  # of an answer, where only an upstream knows its context
+# A smaller one is taken for this, as in vLLM (`vllm/sampling_params.py`, "may cause numerical errors nan or inf").
+_LEAST_TEMPERATURE = 1e-2
 _KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
 
 
@@ -82,21 +96,57 @@ class Format(Protocol):
 class Generation:
     """Turns requests into responses, or raises the `ApiError` that says why not."""
 
-    def __init__(self, models: ServedModels, slots: Slots, guarding: Guarding, on_answered: OnAnswered | None = None):
+    def __init__(
+        self,
+        models: ServedModels,
+        slots: Slots,
+        guarding: Guarding,
+        on_answered: OnAnswered | None = None,
+        rate_limit: RateLimit | None = None,
+    ):
         self.guarding = guarding
         self._models = models
         self._slots = slots
         self._on_answered = on_answered
+        self._rate_limit = rate_limit
 
-    def choose(self, request: GenerationRequest, answers: int) -> Version:
-        """What answers it. Refuses what has no place, or a model that is not there, before any work for it."""
+    def admit(self, request: GenerationRequest, answers: int) -> tuple[Version, Reservation]:
+        """What answers it, and its places, which it has until it is over.
+
+        Refuses what has no place, or a model that is not there, before any work for it.
+        """
         version = self._models.choose(request)
-        if answers > self._slots.capacity:
+        record = current_record()
+        limited = self._rate_limit is not None and record.key_name is not None
+        most = min(self._slots.capacity, self._rate_limit.per_minute) if limited else self._slots.capacity
+        if answers > most:
             field = "n" if (request.n or 1) > 1 else "prompt"
-            message = f"{field}: at most {self._slots.capacity} answers at a time, not {answers}."
+            message = f"{field}: at most {most} answers at a time, not {answers}."
             raise ApiError(400, message, param=field)
-        self._slots.check(answers)
-        return version
+        reservation = self._slots.reserve(answers, record.key_name)
+        record.at_end.callback(reservation.close)
+        if limited:  # the request has been counted as one answer when it came
+            self._rate_limit.check(record.key_name, answers - 1)
+        return version, reservation
+
+    async def encode(self, prompt_field: str, encoding: Awaitable[Prompt]) -> Prompt:
+        """The prompt that an engine makes, in no more time than a request may wait.
+
+        Args:
+            prompt_field: The request's field that it is made of.
+            encoding: What the engine's `encode` returns.
+        """
+        try:
+            async with asyncio.timeout(self._slots.max_wait_s):
+                return await encoding
+        except PromptError as error:
+            code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
+            raise ApiError(400, f"{prompt_field}: {error}", param=prompt_field, code=code) from error
+        except EngineError as error:
+            raise _as_api_error(error) from error
+        except TimeoutError:
+            message = f"The server is busy: the prompt was not read in {self._slots.max_wait_s:g} s."
+            raise ApiError(503, message, code="queue_timeout", headers={"Retry-After": "10"}) from None
 
     def max_tokens(
         self, engine: Engine, prompt: Prompt, prompt_field: str, limit: tuple[str, int | None], default: int
@@ -105,6 +155,9 @@ class Generation:
         field, asked = limit
         context = engine.context_length
         if prompt.tokens is None or context is None:
+            if asked is not None and asked > _MAX_TOKENS:
+                message = f"{field}: at most {_MAX_TOKENS}, not {asked}."
+                raise ApiError(400, message, param=field, code="context_length_exceeded")
             return asked  # the upstream checks
         room = context - prompt.tokens
         if room < 1:
@@ -129,9 +182,12 @@ class Generation:
     def sampling(
         self, engine: Engine, request: GenerationRequest, max_tokens: int | None, logprobs: int | None
     ) -> Sampling:
+        temperature = engine.temperature if request.temperature is None else request.temperature
+        if temperature is not None and temperature > 0:
+            temperature = max(temperature, _LEAST_TEMPERATURE)
         return Sampling(
             max_tokens=max_tokens,
-            temperature=engine.temperature if request.temperature is None else request.temperature,
+            temperature=temperature,
             top_p=engine.top_p if request.top_p is None else request.top_p,
             seed=request.seed,
             presence_penalty=request.presence_penalty or 0.0,
@@ -143,6 +199,7 @@ class Generation:
     def answer(
         self,
         version: Version,
+        reservation: Reservation,
         request: GenerationRequest,
         prompts: Sequence[tuple[Prompt, Sampling, str | None]],
         format: Format,
@@ -152,6 +209,7 @@ class Generation:
 
         Args:
             version: Answers.
+            reservation: Has a place for each answer.
             request: As it came.
             prompts: For each, how to sample, and if a guard has blocked it, the message that is its answer.
             format: How to write the answers.
@@ -160,9 +218,9 @@ class Generation:
         jobs = []
         for prompt, sampling, message in prompts:
             for i in range(request.n or 1):
-                seed = None if sampling.seed is None else sampling.seed + i
+                seed = None if sampling.seed is None else _wrapped(sampling.seed + i)
                 jobs.append((prompt, replace(sampling, seed=seed), message))
-        return Answer(request, jobs, format, messages, version, self._slots, self.guarding, self._on_answered)
+        return Answer(request, jobs, format, messages, version, reservation, self.guarding, self._on_answered)
 
 
 class Answer(Response):
@@ -175,7 +233,7 @@ class Answer(Response):
         format: Format,
         messages: Sequence[dict[str, str]],
         version: Version,
-        slots: Slots,
+        reservation: Reservation,
         guarding: Guarding,
         on_answered: OnAnswered | None,
     ):
@@ -186,7 +244,7 @@ class Answer(Response):
         self._messages = messages
         self._on_answered = on_answered
         self._engine = version.engine
-        self._slots = slots
+        self._reservation = reservation
         self._guarding = guarding
         self._prompt_tokens = {id(prompt): prompt.tokens or 0 for prompt, _, _ in jobs}
         self._completion_tokens = 0
@@ -280,7 +338,8 @@ class Answer(Response):
             held = [(start, end, token) for start, end, token in held if end > sent]
             return Part(index, text, ready, finish_reason)
 
-        async with self._slots.take() as deadline, aclosing(self._engine.stream(prompt, sampling)) as pieces:
+        async with self._reservation.take() as deadline, aclosing(self._engine.stream(prompt, sampling)) as pieces:
+            self._reservation.charge(prompt.tokens or 0)
             while True:
                 try:
                     piece = await _next(pieces, deadline)
@@ -293,6 +352,7 @@ class Answer(Response):
                 if piece is None:
                     break
                 self._completion_tokens += piece.tokens
+                self._reservation.charge(piece.tokens)
                 self._records[index].add_tokens(piece.tokens)
                 if piece.prompt_tokens is not None:
                     self._prompt_tokens[id(prompt)] = piece.prompt_tokens
@@ -330,13 +390,17 @@ class Answer(Response):
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
+def _wrapped(seed: int) -> int:
+    """The seed as a signed number of 64 bits, which is what a seed is everywhere; after the largest is the least."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
 async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part]:
-    """The parts of several answers as they come. The first failure ends all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
-            async for part in stream:
-                yield part
-        return
+    """The parts of the answers as they come. The first failure ends all.
+
+    They are made whether they are read or not, so an answer keeps its place no longer than it takes to make it,
+    however slowly its client reads.
+    """
     parts: asyncio.Queue[Part | Exception] = asyncio.Queue()
 
     async def forward(stream: AsyncGenerator[Part]) -> None:

@@ -23,6 +23,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Message
 
 from hfchat.errors import UserError
+from hfchat.serving.protocol import ApiError
 from hfchat.serving.record import current_record
 from hfchat.serving.sse import EventReader
 
@@ -37,6 +38,7 @@ except ImportError as error:
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 1000  # of a document; texts are better sent as variables
 _MAX_DEPTH = 5
+_MAX_VALUES = 50_000  # of the JSON of a request: each variable becomes an object, and each error in one is looked for
 _INIT_S = 10
 _MAX_SUBSCRIPTIONS = 8  # of a connection at a time
 _MAX_WAITING = 16  # messages of an answer that its client has not read yet
@@ -313,6 +315,49 @@ class _Schema(strawberry.Schema):
             _LOGGER.error("unexpected error in a GraphQL field", exc_info=error.original_error)
 
 
+class _Router(GraphQLRouter):
+    """Refuses what is no request before the library looks at it, over HTTP and over WebSockets."""
+
+    def parse_json(self, data: str | bytes) -> Any:
+        try:
+            return self.decode_json(data)
+        except json.JSONDecodeError as error:
+            raise ApiError(400, f"The body is not valid: {error.msg}.") from error
+
+    def decode_json(self, data: str | bytes) -> object:
+        """An object, or the list of a batch, which the library refuses.
+
+        Raises:
+            JSONDecodeError: If it is anything else, too deep, or too much. The library knows only this error.
+        """
+        try:
+            request = json.loads(data)
+        except json.JSONDecodeError:
+            raise
+        except RecursionError:
+            raise json.JSONDecodeError("the JSON is nested too deeply", "", 0) from None
+        except ValueError:  # characters that are not UTF-8, or a number of thousands of digits
+            raise json.JSONDecodeError("a text or a number in the JSON cannot be read", "", 0) from None
+        if not isinstance(request, (dict, list)):
+            raise json.JSONDecodeError("it must be a JSON object", "", 0)
+        if _has_more_values(request, _MAX_VALUES):
+            raise json.JSONDecodeError(f"the JSON has more than {_MAX_VALUES} values", "", 0)
+        return request
+
+
+def _has_more_values(value: Any, most: int) -> bool:
+    """Whether there are more than so many values in JSON, itself included."""
+    waiting, count = [value], 0
+    while waiting and count <= most:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, (dict, list)):
+            if len(value) > most:
+                return True
+            waiting += value.values() if isinstance(value, dict) else value
+    return count > most
+
+
 def _is_unexpected(error: GraphQLError) -> bool:
     return error.original_error is not None and not isinstance(error.original_error, GraphQLError)
 
@@ -334,7 +379,7 @@ def add_graphql(app: FastAPI) -> None:
     async def context(connection: HTTPConnection) -> dict[str, Any]:
         return {"rest": Rest(app, connection)}
 
-    router = GraphQLRouter(
+    router = _Router(
         schema,
         graphql_ide=None,
         allow_queries_via_get=False,

@@ -10,6 +10,7 @@ from hfchat.safety.guards import Finding, Guards, PromptVerdict
 from hfchat.safety.judges import GuardError
 from hfchat.serving.limits import Slots
 from hfchat.serving.protocol import ApiError
+from hfchat.serving.record import current_record
 
 if TYPE_CHECKING:
     from hfchat.serving.generation import Part
@@ -49,7 +50,7 @@ class Guarding:
         All are looked at, those of earlier turns and of the assistant too: the client wrote them all.
         """
         try:
-            async with self._places.take():
+            async with self._places.take(current_record().key_name):
                 verdict = await self._guards.prompt(texts)
         except GuardError as error:
             raise _unavailable(error) from error

@@ -1,45 +1,98 @@
 """What protects the server and its users: bounded places, times and bodies, and checks of what a request claims."""
 
 import asyncio
+import ipaddress
 import itertools
+import re
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfchat.serving.protocol import ApiError
+from hfchat.serving.record import current_record
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d*)?", re.IGNORECASE)  # RFC 3986, 3.2.2, and a port
+
+EXTRA_PLACES = 1  # to generate in, for keys that have none
+
+
+@dataclass
+class _Share:
+    """What one API key has of the places.
+
+    Attributes:
+        waiting: Places reserved and not taken.
+        running: Places taken.
+        served: Tokens so far, by which keys that have as many places come in turn.
+        queue: Those who wait for a place, in order of arrival.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    served: float = 0.0
+    queue: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+    @property
+    def held(self) -> int:
+        return self.waiting + self.running
 
 
 class Slots:
-    """Places for requests: some generate, some wait in order of arrival, and more are refused.
+    """Places for answers: some generate, some wait for their turn, and more are refused.
+
+    Each API key has the places to wait in for itself, so no key can fill them for another. A place that becomes free
+    goes to the key that has the fewest, and of those to the one that was served the fewest tokens. A key that has none
+    does not wait for one that has them all: there are extra places for such.
 
     Attributes:
-        running: Requests that generate now.
-        waiting: Requests that wait for a place.
-        capacity: Places to generate and to wait in together.
+        running: Answers that are generated now.
+        waiting: Answers that wait for a place, those included whose prompts are still being read.
+        capacity: Places to generate and to wait in together, for one key.
+        max_wait_s: Seconds that a request may wait; without an end if None.
+        max_hold_s: Seconds that an answer may take; without an end if None.
 
     Args:
         max_running: Places to generate in.
-        max_waiting: Places to wait in.
-        max_wait_s: Seconds that a request may wait; without an end if None.
-        max_hold_s: Seconds that a request may generate; without an end if None.
+        max_waiting: Places to wait in, for each key.
+        max_wait_s: As the attribute.
+        max_hold_s: Likewise.
+        extra: Places beyond `max_running`, for keys that have none.
     """
 
     def __init__(
-        self, max_running: int, max_waiting: int, max_wait_s: float | None = None, max_hold_s: float | None = None
+        self,
+        max_running: int,
+        max_waiting: int,
+        max_wait_s: float | None = None,
+        max_hold_s: float | None = None,
+        extra: int = EXTRA_PLACES,
     ):
         self.running = 0
         self.waiting = 0
         self.capacity = max_running + max_waiting
-        self._max_wait_s = max_wait_s
-        self._max_hold_s = max_hold_s
-        self._free = asyncio.Semaphore(max_running)
+        self.max_wait_s = max_wait_s
+        self.max_hold_s = max_hold_s
+        self._max_running = max_running
+        self._extra = extra
+        self._shares: dict[str | None, _Share] = {}  # of keys, which are as many as the server was given
 
-    def check(self, places: int = 1) -> None:
-        """Raise the 429 that `take` would raise now for one of so many places."""
-        if self.running + self.waiting + places > self.capacity:
+    def reserve(self, places: int = 1, key: str | None = None) -> "Reservation":
+        """Let a request in. Close what comes back when the request is over.
+
+        Args:
+            places: One for each of its answers.
+            key: The name of the API key that asks; None where there are no keys.
+
+        Raises:
+            ApiError: 429 if the key has not so many places left.
+        """
+        share = self._shares.setdefault(key, _Share())
+        if share.held + places > self.capacity:
             raise ApiError(
                 429,
                 "The server is busy: too many requests are waiting. Please try again in a few seconds.",
@@ -47,33 +100,102 @@ class Slots:
                 code="server_busy",
                 headers={"Retry-After": "5"},
             )
+        if not share.held:  # a key that did nothing for a while has no claim to what the others had meanwhile
+            others = [other.served for other in self._shares.values() if other.held]
+            share.served = max(share.served, min(others, default=0.0))
+        return Reservation(self, share, places)
+
+    @asynccontextmanager
+    async def take(self, key: str | None = None) -> AsyncIterator[float | None]:
+        """Reserve one place, and take it: see `Reservation.take`."""
+        with closing(self.reserve(1, key)) as reservation:
+            async with reservation.take() as deadline:
+                yield deadline
+
+    def serve_next(self) -> None:
+        """Give free places to those whose turn it is."""
+        while True:
+            in_turn = [share for share in self._shares.values() if share.queue and self._may_run(share)]
+            if not in_turn:
+                return
+            share = min(in_turn, key=lambda share: (share.running, share.served))
+            share.running += 1
+            self.running += 1
+            share.queue.popleft().set_result(None)
+
+    def _may_run(self, share: _Share) -> bool:
+        return self.running < self._max_running + (0 if share.running else self._extra)
+
+
+class Reservation:
+    """The places of one request: it was let in, so each of its answers will have one.
+
+    Attributes:
+        begun: Whether one of its answers has had a place. From then on the others wait without an end, because what
+            has been computed would be lost with them.
+    """
+
+    def __init__(self, slots: Slots, share: _Share, places: int):
+        self.begun = False
+        self._slots = slots
+        self._share = share
+        self._places = 0
+        self._change(places)
+
+    def charge(self, tokens: int) -> None:
+        """Count tokens that were read or generated for it."""
+        self._share.served += tokens
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[float | None]:
-        """Wait for a place and hold it; a cancelled task gives up its place, waiting or running.
+        """Wait for the turn, and hold one of the places; a cancelled task gives it up, waiting or running.
 
         Yields:
             The time of the event loop at which the place should be given back, None if there is no such time.
 
         Raises:
-            ApiError: 429 if there is no place to wait in, 503 if the wait was too long.
+            ApiError: 503 if the wait was too long and no answer of the request has begun.
         """
-        self.check()
-        self.waiting += 1
+        await self._wait()
+        self.begun = True
+        self._change(-1)
+        hold = self._slots.max_hold_s
         try:
-            async with asyncio.timeout(self._max_wait_s):
-                await self._free.acquire()
-        except TimeoutError:
-            message = f"The server is busy: no place became free in {self._max_wait_s:g} s. Please try again later."
-            raise ApiError(503, message, code="queue_timeout", headers={"Retry-After": "10"}) from None
+            yield None if hold is None else asyncio.get_running_loop().time() + hold
         finally:
-            self.waiting -= 1
-        self.running += 1
+            self._free()
+
+    async def _wait(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._share.queue.append(turn)
+        self._slots.serve_next()
         try:
-            yield None if self._max_hold_s is None else asyncio.get_running_loop().time() + self._max_hold_s
-        finally:
-            self.running -= 1
-            self._free.release()
+            await asyncio.wait({turn}, timeout=self._slots.max_wait_s)
+            if not turn.done() and not self.begun:
+                seconds = f"{self._slots.max_wait_s:g}"
+                message = f"The server is busy: no place became free in {seconds} s. Please try again later."
+                raise ApiError(503, message, code="queue_timeout", headers={"Retry-After": "10"})
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._free()
+            elif turn in self._share.queue:
+                self._share.queue.remove(turn)
+            raise
+
+    def _free(self) -> None:
+        self._share.running -= 1
+        self._slots.running -= 1
+        self._slots.serve_next()
+
+    def close(self) -> None:
+        """Give back the places that have not been taken."""
+        self._change(-self._places)
+
+    def _change(self, places: int) -> None:
+        self._places += places
+        self._share.waiting += places
+        self._slots.waiting += places
 
 
 class Gate:
@@ -96,12 +218,13 @@ class Gate:
 
 
 class GateKeeper:
-    """Sends all requests but those to `open_paths` through a gate."""
+    """Sends all requests but those to `open_paths` through a gate, at most `max_inside` at a time (503)."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, open_paths: Collection[str]):
+    def __init__(self, app: ASGIApp, gate: Gate, open_paths: Collection[str], max_inside: int):
         self._app = app
         self._gate = gate
         self._open_paths = open_paths
+        self._max_inside = max_inside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in self._open_paths:
@@ -112,6 +235,10 @@ class GateKeeper:
             return await _refuse(error, scope, receive, send)
         if scope["type"] == "websocket":  # a connection may last; what is asked over it comes through here by itself
             return await self._app(scope, receive, send)
+        if self._gate.inside >= self._max_inside:
+            headers = {"Retry-After": "10", "Connection": "close"}
+            error = ApiError(503, "The server has too many requests.", code="server_busy", headers=headers)
+            return await _refuse(error, scope, receive, send)
         self._gate.inside += 1
         try:
             await self._app(scope, receive, send)
@@ -216,24 +343,95 @@ class ResponseHeaders:
 
 
 class HostCheck:
-    """Answers only requests that were addressed to one of `hosts`.
+    """Answers only requests that were addressed to one of `hosts`, or with `any_address` to an IP address.
 
-    A server on loopback asks for no key, but any web page that a person visits can make their browser send requests
-    to it once the page's own name resolves to 127.0.0.1 (DNS rebinding). Those carry the page's name as `Host`.
+    A server without keys is protected by where it is, but any web page that a person visits can make their browser
+    send requests to it once the page's own name resolves to the server's address (DNS rebinding). Those carry the
+    page's name as `Host`. An address is nobody's name, so it cannot be rebound.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]):
+    def __init__(self, app: ASGIApp, hosts: Collection[str], any_address: bool = False):
         self._app = app
-        self._hosts = hosts
+        self._hosts = {host.lower() for host in hosts}
+        self._any_address = any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            host = Headers(scope=scope).get("host", "")
-            name = host[: host.find("]") + 1] if host.startswith("[") else host.split(":")[0]
-            if name.lower() not in self._hosts:
-                error = ApiError(403, f"This server answers only as {', '.join(sorted(self._hosts))}.")
-                return await _refuse(error, scope, receive, send)
+        if scope["type"] != "lifespan" and not self._is_ours(Headers(scope=scope).get("host", "")):
+            message = f"This server answers only as {', '.join(sorted(self._hosts))}; --allow-host names others."
+            return await _refuse(ApiError(403, message), scope, receive, send)
         await self._app(scope, receive, send)
+
+    def _is_ours(self, host: str) -> bool:
+        parts = _HOST.fullmatch(host)
+        if parts is None:
+            return False
+        name = parts[1].lower()
+        return name in self._hosts or (self._any_address and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+class WebSocketLimit:
+    """Bounds how many WebSockets a client may hold, and for how long one may be idle.
+
+    A client is a key, or an address where there are no keys.
+
+    Args:
+        max_each: Of one client, more are refused.
+        max_all: Of all clients.
+        idle_s: Seconds without a message in either direction, after which a connection is closed.
+    """
+
+    def __init__(self, app: ASGIApp, max_each: int, max_all: int, idle_s: float):
+        self._app = app
+        self._max_each = max_each
+        self._max_all = max_all
+        self._idle_s = idle_s
+        self._held: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            return await self._app(scope, receive, send)
+        client = current_record().key_name or f"address {(scope.get('client') or [''])[0]}"
+        if self._held[client] >= self._max_each or self._held.total() >= self._max_all:
+            return await _refuse(ApiError(429, "Too many WebSockets are open."), scope, receive, send)
+        self._held[client] += 1
+        try:
+            await self._until_idle(scope, receive, send)
+        finally:
+            self._held[client] -= 1
+            self._held += Counter()  # forgets who holds none
+
+    async def _until_idle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        last = clock()
+
+        async def noted_send(message: Message) -> None:
+            nonlocal last
+            last = clock()
+            await send(message)
+
+        async def patient_receive() -> Message:
+            nonlocal last
+            waiting = asyncio.ensure_future(receive())
+            try:
+                while not waiting.done():
+                    if clock() >= last + self._idle_s:
+                        await send({"type": "websocket.close", "code": 1001, "reason": "Nothing came for too long."})
+                        return {"type": "websocket.disconnect", "code": 1001}
+                    await asyncio.wait({waiting}, timeout=last + self._idle_s - clock())
+                last = clock()
+                return waiting.result()
+            finally:
+                waiting.cancel()
+
+        await self._app(scope, patient_receive, noted_send)
 
 
 class WebSocketOrigin:

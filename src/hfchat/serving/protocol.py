@@ -2,20 +2,46 @@
 
 A field that is not in these models is refused by name: nothing that a client asks for is ignored in silence.
 Fields that the server does not implement are there only with the value that changes nothing, as clients send them.
+
+pydantic notes every error of every element, field and branch of a union: 300,000 for a body of a mebibyte, with two
+gigabytes for them. One is enough to refuse a request, so lists fail at their first error, and are bounded.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 from starlette.responses import JSONResponse
 
 from hfchat.serving.engine import FinishReason
 
+_MAX_MESSAGES = 10_000
+_MAX_PARTS = 1_000  # of a message
+_MAX_TOKEN_IDS = 2**18  # more than the longest contexts of today hold
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown_field(cls, given: Any) -> Any:
+        """All of them would be an error each."""
+        if not isinstance(given, dict):
+            return given
+        unknown = next((name for name in given if name not in cls.model_fields), None)
+        return {name: value for name, value in given.items() if name in cls.model_fields or name == unknown}
 
 
 def _check_unicode(text: str) -> str:
@@ -24,6 +50,18 @@ def _check_unicode(text: str) -> str:
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
         raise PydanticCustomError("unicode", "Input should be valid Unicode") from error
     return text
+
+
+def _at_most(entries: int) -> BeforeValidator:
+    """Count the entries of an object before they are validated; `Field(max_length=...)` does so afterwards."""
+
+    def check(given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > entries:
+            found = {"field_type": "Dictionary", "max_length": entries, "actual_length": len(given)}
+            raise PydanticKnownError("too_long", found)
+        return given
+
+    return BeforeValidator(check)
 
 
 _Text = Annotated[str, AfterValidator(_check_unicode)]
@@ -36,7 +74,7 @@ class TextPart(_Request):
 
 class ChatMessage(_Request):
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Text | list[TextPart]
+    content: _Text | Annotated[list[TextPart], Field(max_length=_MAX_PARTS, fail_fast=True)]
     # Part of every answer, so they come back with the history.
     refusal: None = None
     annotations: Annotated[list, Field(max_length=0)] | None = None
@@ -58,9 +96,10 @@ class ResponseFormat(_Request):
     type: Literal["text"]
 
 
-_Stop = Annotated[_Text, Field(min_length=1)]
+_Stop = Annotated[_Text, Field(min_length=1, max_length=512)]
 _Label = Annotated[_Text, Field(max_length=512)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
+_MetadataKey = Annotated[_Text, Field(max_length=64)]
 
 
 class GenerationRequest(_Request):
@@ -72,14 +111,14 @@ class GenerationRequest(_Request):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer. Nothing keeps them, but
     # for `user`: it is stored with an answer that is (`hfchat serve --feedback`), to be found again by it.
     user: _Label | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0), _at_most(0)] | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self):
@@ -97,15 +136,15 @@ class GenerationRequest(_Request):
 
 
 class ChatCompletionRequest(GenerationRequest):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
     # Labels, like `user`.
-    metadata: Annotated[dict[Annotated[_Text, Field(max_length=64)], _Label], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[_MetadataKey, _Label], Field(max_length=16), _at_most(16)] | None = None
     safety_identifier: _Label | None = None
     prompt_cache_key: _Label | None = None
     store: Literal[False] | None = None  # False: not to be kept, so there can be no feedback on the answer
@@ -132,11 +171,32 @@ class ChatCompletionRequest(GenerationRequest):
         return "max_tokens", self.max_tokens
 
 
-_TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_TokenId = Annotated[int, Field(ge=0)]
+_TokenIds = Annotated[list[_TokenId], Field(min_length=1, max_length=_MAX_TOKEN_IDS, fail_fast=True)]
+_Texts = Annotated[list[_Text], Field(min_length=1, max_length=128, fail_fast=True)]
+_ListsOfTokenIds = Annotated[list[_TokenIds], Field(min_length=1, max_length=128, fail_fast=True)]
+
+
+def _kind_of_prompt(prompt: Any) -> str:
+    """What a prompt is meant to be, so that only the errors of that are looked for."""
+    if not isinstance(prompt, list):
+        return "a text"
+    if any(isinstance(one, str) for one in prompt):
+        return "texts"
+    return "lists of token ids" if prompt and isinstance(prompt[0], list) else "token ids"
+
+
+_Prompt = Annotated[
+    Annotated[_Text, Tag("a text")]
+    | Annotated[_TokenIds, Tag("token ids")]
+    | Annotated[_Texts, Tag("texts")]
+    | Annotated[_ListsOfTokenIds, Tag("lists of token ids")],
+    Discriminator(_kind_of_prompt),
+]
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: _Text | _TokenIds | Annotated[list[_Text] | list[_TokenIds], Field(min_length=1, max_length=128)]
+    prompt: _Prompt
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
@@ -161,7 +221,7 @@ class FeedbackRequest(_Request):
     rating: Literal["up", "down"] | None = None
     correction: Annotated[_Text, Field(min_length=1, max_length=50_000)] | None = None
     comment: Annotated[_Text, Field(min_length=1, max_length=5_000)] | None = None
-    tags: Annotated[list[_Tag], Field(max_length=16)] = []
+    tags: Annotated[list[_Tag], Field(max_length=16, fail_fast=True)] = []
     preferred_over: _Identifier | None = None
     user: _Label | None = None
 

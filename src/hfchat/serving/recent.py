@@ -13,8 +13,8 @@ class RecentAnswers:
 
     Args:
         max_answers: At most so many.
-        max_bytes: At most so much of this process's memory for their texts. A conversation is counted for each of its
-            answers.
+        max_bytes: At most so much of this process's memory for what clients can make long: the texts, and how they
+            were sampled (stop strings). A conversation is counted for each of its answers.
         max_age_s: Seconds that an answer is held.
         clock: Seconds that never go back.
     """
@@ -60,5 +60,7 @@ class RecentAnswers:
 
 
 def _size(exchange: Exchange) -> int:
-    texts = [exchange.text, *(message["content"] for message in exchange.messages)]
+    """All that a client can make long. What else it holds is as short as a request's head or a model's name."""
+    texts = [exchange.text, exchange.user, exchange.model, *(message["content"] for message in exchange.messages)]
+    texts += [repr(exchange.sampling), repr(exchange.findings)]
     return sum(map(sys.getsizeof, texts))

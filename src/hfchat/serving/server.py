@@ -39,13 +39,19 @@ _LAST_WORDS_S = 2  # for the error events of the answers that did not end in tim
 _HOW_TO_MAKE_A_KEY = (
     f"make one with `hfchat api-key NAME`, and name it in {ENVIRONMENT_VARIABLE} or in a file for --api-keys"
 )
-_MAX_CONNECTIONS = 1000  # idle ones included; one costs a file descriptor, of which 1,024 is a usual limit
 _MAX_MESSAGE_BYTES = 1024 * 1024  # of a WebSocket
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9a-f:.]+\]")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?")
 
 
 WEIGHTS = ("auto", "float32", "bfloat16", "int8")
-_FOR_FEEDBACK = ("keep_conversations", "feedback_redact", "feedback_retention_days")
+_FOR_FEEDBACK = (
+    "keep_conversations",
+    "feedback_redact",
+    "feedback_retention_days",
+    "feedback_max_gib",
+    "trusted_keys",
+)
 _FOR_A_MODEL_HERE = ("default_max_tokens", "weights", "adapters", "allow_template_mismatch")
 
 
@@ -58,8 +64,9 @@ class ServerSettings:
         host: Address to bind. One that other machines reach needs API keys, or `allow_anyone`.
         port: Port to bind.
         served_model_name: The model's name in the API, by default its folder's name or Hub id.
-        max_concurrent_requests: Answers generated at a time.
-        max_waiting_requests: Requests that may wait for one to end; more are refused with 429.
+        max_concurrent_requests: Answers generated at a time; one more for an API key that has none while others have
+            them all.
+        max_waiting_requests: Answers of each API key that may wait for one to end; more are refused with 429.
         max_wait_seconds: Seconds that a request may wait, before it is refused with 503.
         max_generation_seconds: Seconds that an answer may take; then it ends with what there is of it, as a too long
             one does (`finish_reason` "length").
@@ -70,15 +77,23 @@ class ServerSettings:
         adapters: Adapters of the model that answer beside it, `NAME=FOLDER` each; NAME is theirs in the API.
         allow_template_mismatch: Serve although the chat template is not the trained one.
         api_keys: A file of API keys (`hfchat.serving.auth.load_keys`); `HFCHAT_API_KEYS` may hold some too.
-        requests_per_minute: Requests that one API key may make in a minute, any number if None.
+        requests_per_minute: Requests that one API key may make in a minute, any number if None. One for several
+            answers counts as many times.
         allow_anyone: Serve other machines without API keys.
         allow_origins: The sites whose pages may use the server (CORS), each as `https://host` or `https://host:port`.
         allow_frames: The sites whose pages may show its page in a frame, likewise.
+        allow_hosts: Names by which the server may be addressed, beside its own and, where other machines reach it, its
+            addresses; checked where there are no keys, or if there are any of these.
+        metrics_keys: The names of the API keys that may read `/metrics`; all if there are none.
         log_content: Also log what was asked and answered.
         feedback: The database for feedback, an SQLite file or a URL (`hfchat.feedback.database`); None takes none.
         keep_conversations: Also store the chats of which nobody says anything, but for those with `store: false`.
         feedback_redact: Take personal data out of all that is stored.
         feedback_retention_days: Delete what was asked before that; nothing if None.
+        feedback_max_gib: Size to which an SQLite database may grow. Then feedback gets 503, and conversations are not
+            kept, until something of it is deleted.
+        trusted_keys: Names of API keys of front ends that know their users: each of these may say something of an
+            answer. Of all others, one opinion of each answer holds.
         graphql: Also answer GraphQL, at `/graphql`.
         upstreams: Servers that answer in place of a model on this machine, each as `http://host:8000/v1`.
         upstream_model: The name of their model, by default the only one that they have; also the default of
@@ -105,11 +120,15 @@ class ServerSettings:
     allow_anyone: bool = False
     allow_origins: tuple[str, ...] = ()
     allow_frames: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    metrics_keys: tuple[str, ...] = ()
     log_content: bool = False
     feedback: str | None = None
     keep_conversations: bool = False
     feedback_redact: bool = True
     feedback_retention_days: float | None = None
+    feedback_max_gib: float = 10
+    trusted_keys: tuple[str, ...] = ()
     graphql: bool = False
     upstreams: tuple[str, ...] = ()
     upstream_model: str | None = None
@@ -130,6 +149,8 @@ class ServerSettings:
                 raise UserError(f"{_option(name)} must be more than 0, not {getattr(self, name)}")
         if self.feedback_retention_days is not None and not 0 < self.feedback_retention_days <= 36_500:
             raise UserError(f"--feedback-retention-days must be up to 36500, not {self.feedback_retention_days:g}")
+        if not 0 < self.feedback_max_gib < math.inf:
+            raise UserError(f"--feedback-max-gib must be more than 0, not {self.feedback_max_gib:g}")
         if self.weights not in WEIGHTS:
             raise UserError(f"--weights must be one of {', '.join(WEIGHTS)}, not {self.weights}")
         for option, origins in (("--allow-origin", self.allow_origins), ("--allow-frame", self.allow_frames)):
@@ -139,6 +160,9 @@ class ServerSettings:
                         f"{option} must be `https://host` or `https://host:port` in lower case, "
                         f"not {origin!r}; name each site: there is no `*`"
                     )
+        for host in self.allow_hosts:
+            if not _HOST.fullmatch(host):
+                raise UserError(f"--allow-host must be a name without a port, such as chat.example.org, not {host!r}")
         for field in fields(self):
             if getattr(self, field.name) == field.default:
                 continue
@@ -179,6 +203,15 @@ class ServerSettings:
             return False
 
     @property
+    def hosts(self) -> set[str]:
+        """The names by which this server may be addressed. Hugging Face tells a Space its name in `SPACE_HOST`."""
+        if self.is_local:
+            return {"localhost", "127.0.0.1", "[::1]", self.host, *self.allow_hosts}
+        machine = socket.gethostname()
+        space = {os.environ["SPACE_HOST"]} if "SPACE_HOST" in os.environ else set()
+        return {"localhost", self.host, machine, f"{machine}.local", *space, *self.allow_hosts}
+
+    @property
     def url(self) -> str:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
@@ -212,7 +245,7 @@ def serve(settings: ServerSettings) -> None:
 
             models = served_models(folder, settings)
         collector = open_collector(settings) if settings.feedback else None
-        configure_logs()
+        configure_logs(settings.log_content)
         app = create_app(settings, models, guards, keys, collector)
         print(f"loading {settings.model}" if folder else f"asking {', '.join(settings.upstreams)}", flush=True)
         server = Server(app, models, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
@@ -224,6 +257,10 @@ def serve(settings: ServerSettings) -> None:
 
 def _keys(settings: ServerSettings) -> ApiKeys | None:
     keys = load_keys(settings.api_keys, os.environ)
+    for name in settings.metrics_keys:
+        if keys is None or name not in keys.names:
+            has = ", ".join(keys.names) if keys else "none"
+            raise UserError(f"--metrics-key {name}: there is no API key of this name; the keys are: {has}")
     if keys is None and settings.requests_per_minute is not None:
         raise UserError(f"--requests-per-minute is for each API key, and there is none; {_HOW_TO_MAKE_A_KEY}")
     if keys is None and not settings.is_local and not settings.allow_anyone:
@@ -231,6 +268,9 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
             f"--host {settings.host}: other machines could use the model without an API key; {_HOW_TO_MAKE_A_KEY} "
             "(or let in anyone who reaches it, with --allow-anyone)"
         )
+    unknown = set(settings.trusted_keys) - set(keys.names if keys else ())
+    if unknown:
+        raise UserError(f"--trusted-keys {min(unknown)}: there is no API key of this name")
     return keys
 
 
@@ -289,7 +329,6 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                limit_concurrency=_MAX_CONNECTIONS,
                 ws_max_size=_MAX_MESSAGE_BYTES,
                 timeout_graceful_shutdown=_LAST_WORDS_S,
             )

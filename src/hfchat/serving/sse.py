@@ -1,6 +1,7 @@
 """Reads server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 _MAX_EVENT_BYTES = 1024 * 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventError(ValueError):
@@ -10,7 +11,8 @@ class EventError(ValueError):
 class EventReader:
     """Takes a stream apart into events, wherever its packets begin and end.
 
-    Comments and fields other than `data` are skipped. What is not ended by an empty line is no event.
+    Comments, fields other than `data`, and a byte order mark at the beginning are skipped. What is not ended by an
+    empty line is no event.
     """
 
     def __init__(self):
@@ -18,6 +20,7 @@ class EventReader:
         self._data: list[bytes] = []  # of an event that is not over
         self._size = 0
         self._after_cr = False
+        self._begun = False
 
     def push(self, packet: bytes) -> list[bytes]:
         """The data of each event that this packet completes.
@@ -42,6 +45,8 @@ class EventReader:
         events = []
         for line in lines:
             line = line.rstrip(b"\r\n")
+            if not self._begun:
+                line, self._begun = line.removeprefix(_BYTE_ORDER_MARK), True
             if line:
                 self._add(line)
             elif self._data:

@@ -1,36 +1,91 @@
 """From tokens to the text that may be sent: whole characters only, and nothing of a stop string."""
 
+import codecs
 import json
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_REPLACEMENT = "\ufffd"  # what the decoder puts for bytes that are no character (yet)
+_REPLACEMENT = "\ufffd"  # what a decoder puts for bytes that are no character
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # SentencePiece's fallback to bytes
+_MOST_HELD = 64  # tokens
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+def _decoders(tokenizer: Tokenizer) -> dict[str, list[dict]]:
+    """The decoders that it applies one after the other, by their types."""
+    decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
+    decoders: dict[str, list[dict]] = {}
+    for part in filter(None, decoder.get("decoders", [decoder])):
+        decoders.setdefault(part["type"], []).append(part)
+    return decoders
+
+
+def _byte_level(token: str) -> bytes:
+    """The bytes of a token of byte-level BPE; one that was added to the vocabulary stands for its own text."""
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:
+        return token.encode()
 
 
 class IncrementalDecoder:
-    """Decodes an answer token by token; the parts joined are the text of all tokens, special ones left out."""
+    """Decodes an answer token by token; the parts joined are the text of all tokens, special ones left out.
+
+    That holds for any tokens, with U+FFFD where the whole decoding has it, but for those at the very end: an answer
+    whose length is over often ends in half a character, which is dropped.
+
+    Where bytes are tokens of their own (SentencePiece's byte fallback), the whole decoding makes characters of a run
+    of them only if all of the run are characters, so a run is held back until it is over.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._sent = 0
+        self._special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        kinds = _decoders(tokenizer)
+        # Byte-level tokens are bytes and nothing else, so this knows what comes of each without looking back.
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if set(kinds) == {"ByteLevel"} else None
+        self._falls_back = "ByteFallback" in kinds
+        # Texts that become others; tokens may hold parts of them.
+        self._replaced = [part["pattern"].get("String", "") for part in kinds.get("Replace", ())]
+        self._before: list[int] = []  # tokens whose text is out, for what a decoder makes of a beginning
+        self._held: list[int] = []  # tokens whose text is not out yet
+        self._replacements = 0  # how many come next, and are dropped if nothing else comes after them
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is still in parts."""
-        self._ids.append(token)
-        text = self._stream.step(self._tokenizer, token) or ""
-        self._sent += len(text)
-        return text
+        if token in self._special or (text := self._tokenizer.id_to_token(token)) is None:
+            return ""
+        if self._utf8 is not None:
+            return self._out(self._utf8.decode(_byte_level(text)))
+        self._held.append(token)
+        if self._falls_back and _BYTE_TOKEN.fullmatch(text):
+            return ""
+        if self._replaced and len(self._held) < _MOST_HELD:
+            text = self._tokenizer.decode(self._held)
+            if any(_overlap(text, replaced) for replaced in self._replaced):
+                return ""
+        return self._out(self._decode_held())
 
     def flush(self) -> str:
         """What is still held back. A character that was never completed is dropped."""
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._sent :].rstrip(_REPLACEMENT)
-        self._sent += len(text)
-        return text
+        return self._out(self._decode_held()) if self._held else ""
+
+    def _decode_held(self) -> str:
+        before = self._tokenizer.decode(self._before)
+        text = self._tokenizer.decode(self._before + self._held)
+        self._before, self._held = self._held, []
+        return text[len(before) :]
+
+    def _out(self, text: str) -> str:
+        whole = text.rstrip(_REPLACEMENT)
+        if whole:
+            whole = _REPLACEMENT * self._replacements + whole
+            self._replacements = 0
+        self._replacements += len(text) - len(text.rstrip(_REPLACEMENT))
+        return whole
 
 
 class TokenBytes:
@@ -39,10 +94,7 @@ class TokenBytes:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._added = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items()}
-        decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
-        kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if part}
-        self._bytes = {character: byte for byte, character in bytes_to_unicode().items()}
-        self._byte_level = "ByteLevel" in kinds
+        self._byte_level = "ByteLevel" in _decoders(tokenizer)
 
     def __call__(self, token: int) -> bytes:
         if token in self._added:
@@ -51,9 +103,9 @@ class TokenBytes:
         if text is None:  # a model may have more embeddings than its tokenizer has tokens
             return b""
         if self._byte_level:
-            return bytes(self._bytes[character] for character in text)
-        if text.startswith("<0x") and text.endswith(">") and len(text) == 6:  # SentencePiece's fallback to bytes
-            return bytes.fromhex(text[3:5])
+            return _byte_level(text)
+        if byte := _BYTE_TOKEN.fullmatch(text):
+            return bytes.fromhex(byte[1])
         return text.replace("\u2581", " ").encode()
 
 

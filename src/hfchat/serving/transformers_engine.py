@@ -9,9 +9,10 @@ import gc
 import itertools
 import logging
 import math
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,9 +29,13 @@ from transformers.utils import is_flash_attn_2_available
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
 from hfchat.processes import available_bytes
-from hfchat.serving.encoding import PromptEncoder
-from hfchat.serving.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
-from hfchat.serving.sampler import Draws, PerRequestSampler, ScoredToken
+from hfchat.serving.encoding import NOTHING_RENDERED
+from hfchat.serving.encoding_process import ModelEncoder
+from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, Sampling, TokenLogprobs
+from hfchat.serving.limits import EXTRA_PLACES, Slots
+from hfchat.serving.record import current_record
+from hfchat.serving.sampler import Draws, ModelSampling, PerRequestSampler, ScoredToken
+from hfchat.serving.scheduling import FAIR
 from hfchat.serving.text import IncrementalDecoder, TokenBytes
 
 _LOGGER = logging.getLogger("hfchat.serving")
@@ -59,7 +64,10 @@ class TransformersEngine:
     """An `Engine` (see `hfchat.serving.engine`) over a loaded chat model.
 
     Without a word from the client, answers are sampled as `model.generate` would: by the model's own generation
-    config, and greedily where that does not ask for sampling. So the server, `pipeline` and the evaluation agree.
+    config (temperature, top_k, top_p, min_p, repetition_penalty), and greedily where that does not ask for sampling.
+    So the server and `pipeline` agree. A model whose config asks for what is not done here is refused by that name.
+
+    A request that breaks its own step ends alone with an `EngineError`.
 
     If the generation crashes, the running answers end with an `EngineError`, `error` says so, and it is started again,
     with an empty cache, as often as it takes, after longer and longer pauses.
@@ -73,18 +81,17 @@ class TransformersEngine:
             max_concurrent_requests: Answers generated at a time; the KV cache is sized for it.
 
         Raises:
-            UserError: If the tokenizer cannot decode incrementally, or the free memory holds no cache.
+            UserError: If the tokenizer cannot decode incrementally or has tokens that the model has no embeddings for,
+                the model's generation config asks for what is not done here, or the free memory holds no cache.
         """
         if not tokenizer.is_fast:
             raise UserError(f"{tokenizer.name_or_path}: serving needs a fast tokenizer (tokenizer.json)")
         config = model.generation_config
-        sample = bool(config.do_sample)
-        self.temperature = (1.0 if config.temperature is None else config.temperature) if sample else 0.0
-        self.top_p = (1.0 if config.top_p is None else config.top_p) if sample else 1.0
-        self._top_k = (config.top_k or 0) if sample else 0
+        self._sampling = ModelSampling.of(config, tokenizer.name_or_path)
+        self.temperature, self.top_p = self._sampling.temperature, self._sampling.top_p
         self.template_fingerprint = fingerprint(tokenizer)
         self._model = model
-        self._rows = max_concurrent_requests + 1  # one more for `ready`
+        self._rows = max_concurrent_requests + EXTRA_PLACES + 1  # and one for `ready`
         self._tokenizer = tokenizer
         self._token_bytes = TokenBytes(tokenizer.backend_tokenizer)
         self._eos = {token for token in [*_as_list(config.eos_token_id), tokenizer.eos_token_id] if token is not None}
@@ -95,12 +102,14 @@ class TransformersEngine:
         self._crashes = 0
         self._ended = asyncio.Event()  # set when the generation has crashed
         self._supervisor: asyncio.Task | None = None
-        # One thread: a fast tokenizer must not be used by two at a time.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
-        self._encoder = PromptEncoder(tokenizer, model.get_input_embeddings().num_embeddings)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # it waits for the process
+        self._turns = Slots(1, sys.maxsize, extra=0)  # each key has its turn in what waits for it
+        self._vocabulary = len(model.get_input_embeddings().weight)
+        _check_embedded(tokenizer, self._eos, self._vocabulary)
 
         self._blocks = _cache_blocks(model, max_concurrent_requests)
         self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * _PAGE)
+        self._encoder = ModelEncoder(tokenizer, self._vocabulary, self.context_length)
         self._router = _Router(lambda request: self._manager.cancel_request(request))
         self._manager = self._new_manager()
 
@@ -114,10 +123,13 @@ class TransformersEngine:
                 max_requests_per_batch=self._rows,
                 # Only an installed package: otherwise a kernel would be sought on the Hub.
                 auto_switch_to_flash=is_flash_attn_2_available(),
+                scheduler_type=FAIR,
                 use_async_batching=False,  # the sampler needs each token before it prepares the next step
             ),
         )
-        sampler = PerRequestSampler(self._rows, self._model.config.get_text_config().vocab_size, self._model.device)
+        vocabulary = self._model.config.get_text_config().vocab_size
+        penalty = self._sampling.repetition_penalty
+        sampler = PerRequestSampler(self._rows, vocabulary, self._model.device, penalty)
         manager.logit_processor = sampler
         manager.background_thread_status = _Status(lambda: self._router.call(self._on_crash, manager))
         manager.output_router = self._router
@@ -139,17 +151,34 @@ class TransformersEngine:
 
     async def start(self) -> None:
         self._router.loop = asyncio.get_running_loop()
+        await self._try_template()
         self._manager.start()
         # The first forward pass is the slowest one; nobody should wait for it, and a broken model shows here.
         await self.ready()
         self._supervisor = asyncio.create_task(self._supervise())
+
+    async def _try_template(self) -> None:
+        """Refuse a model whose chat template makes nothing of a greeting, or takes too much time or memory for it.
+
+        Raises:
+            UserError: Says what is wrong with it.
+        """
+        try:
+            await self.encode([{"role": "user", "content": "Hi"}])
+        except PromptError as error:
+            if str(error) == NOTHING_RENDERED:
+                raise UserError(f"{self._tokenizer.name_or_path}: {NOTHING_RENDERED}") from error
+            # It may want another conversation, or a longer context; then it says so to those who ask.
+        except EngineError as error:
+            raise UserError(f"{self._tokenizer.name_or_path}: {error}") from error
 
     async def stop(self) -> None:
         self.abort("the engine was stopped")
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._encoder.close()
         if self._manager.is_running():
             await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
 
@@ -199,13 +228,17 @@ class TransformersEngine:
         await self.ready()
 
     async def encode(self, messages: Sequence[dict[str, str]]) -> TokenPrompt:
-        return await self._encode(self._encoder.conversation, messages)
+        size = sum(len(message["content"]) for message in messages)
+        return await self._encode(self._encoder.conversation, messages, size)
 
     async def encode_text(self, text: str | Sequence[int]) -> TokenPrompt:
-        return await self._encode(self._encoder.text, text)
+        return await self._encode(self._encoder.text, text, len(text))
 
-    async def _encode(self, encode: Callable, source: Sequence) -> TokenPrompt:
-        return TokenPrompt(await asyncio.get_running_loop().run_in_executor(self._thread, encode, source))
+    async def _encode(self, encode: Callable, source: Sequence, size: int) -> TokenPrompt:
+        with closing(self._turns.reserve(1, current_record().key_name)) as turn:
+            async with turn.take():
+                turn.charge(size)
+                return TokenPrompt(await asyncio.get_running_loop().run_in_executor(self._thread, encode, source))
 
     async def stream(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         if self.error is not None:
@@ -220,7 +253,8 @@ class TransformersEngine:
         outputs: asyncio.Queue[GenerationOutput] = asyncio.Queue()
         self._router.streams[request] = outputs.put_nowait
         manager = self._manager
-        draws = Draws(self._complete(prompt, sampling), self._top_k)
+        self._check(prompt)
+        draws = Draws(self._complete(prompt, sampling), self._sampling, current_record().key_name)
         finished = False
         try:
             self._submit(manager, request, prompt, draws)
@@ -231,6 +265,8 @@ class TransformersEngine:
                 if output.error is not None:
                     finished = True
                     raise EngineError(output.error)
+                if draws.failure is not None:
+                    raise EngineError(draws.failure)
                 tokens = output.generated_tokens[seen:]
                 finished = output.is_finished()
                 ended = finished and bool(tokens) and tokens[-1] in self._eos
@@ -247,11 +283,24 @@ class TransformersEngine:
             if not finished:
                 manager.cancel_request(request)
 
+    def _check(self, prompt: TokenPrompt) -> None:
+        """Refuse a prompt with which no step can be made: one would end the generation for all.
+
+        Raises:
+            EngineError: If it is empty or too long, or the model has no embedding for one of its tokens.
+        """
+        if not 0 < prompt.tokens < self.context_length:
+            raise EngineError(f"a prompt must have from 1 to {self.context_length - 1} tokens, not {prompt.tokens}")
+        unknown = next((id for id in prompt.ids if not 0 <= id < self._vocabulary), None)
+        if unknown is not None:
+            raise EngineError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}")
+
     def _complete(self, prompt: TokenPrompt, sampling: Sampling) -> Sampling:
-        """The sampling, with the engine's own choice where it makes none."""
+        """The sampling, with the engine's own choice where it makes none, and no longer than the context holds."""
+        room = self.context_length - prompt.tokens
         return replace(
             sampling,
-            max_tokens=self.context_length - prompt.tokens if sampling.max_tokens is None else sampling.max_tokens,
+            max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
             temperature=self.temperature if sampling.temperature is None else sampling.temperature,
             top_p=self.top_p if sampling.top_p is None else sampling.top_p,
         )
@@ -354,6 +403,22 @@ def _cache_blocks(model: PreTrainedModel, max_concurrent_requests: int) -> int:
 def _free_memory(device: torch.device) -> int:
     """Free memory of a device in bytes."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+
+
+def _check_embedded(tokenizer: PreTrainedTokenizerBase, ends: set[int], vocabulary: int) -> None:
+    """Refuse a tokenizer that makes ids which the model has no embeddings for: one prompt would end all answers.
+
+    Raises:
+        UserError: Names the first of them.
+    """
+    beyond = min((id for id in {*tokenizer.get_vocab().values(), *ends} if not 0 <= id < vocabulary), default=None)
+    if beyond is not None:
+        token = tokenizer.convert_ids_to_tokens(beyond) if beyond >= 0 else None
+        raise UserError(
+            f"{tokenizer.name_or_path}: its tokenizer, or its generation_config.json (eos_token_id), has the token "
+            f"{beyond} ({token!r}), and the model has embeddings for {vocabulary} tokens only; restore the tokenizer "
+            "that it was trained with, or give the model embeddings for it (`model.resize_token_embeddings`)"
+        )
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:

@@ -1,7 +1,7 @@
 """An engine that is another server: anything that speaks OpenAI's API, such as vLLM, TGI, llama.cpp or hfchat."""
 
 import asyncio
-import json
+import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hfchat.serving.engine import EngineError, Piece, Sampling
 from hfchat.serving.protocol import ApiError
 from hfchat.serving.record import current_record
 from hfchat.serving.sse import EventError
-from hfchat.serving.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer
+from hfchat.serving.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
 
 _CONNECT_S = 5.0
 _CHECK_S = 5.0  # for an answer that takes no computation
@@ -24,6 +24,7 @@ _END_S = 0.1  # from the last event to the end of the stream
 _IDLE_S = 4.0  # uvicorn closes idle connections after 5 s, and a request that is sent at that moment is lost
 _MAX_BODY_BYTES = 256 * 1024  # of what is no stream
 _MAX_MESSAGE = 1000  # characters of an upstream's message
+_CODE = re.compile(r"[\w.-]{1,64}")  # it is logged
 # Not the client's fault, whatever they say: it has not chosen the address, the key, or the model's name there.
 _NOT_THE_CLIENTS = frozenset({401, 403, 404, 405, 407, 408})
 
@@ -31,7 +32,15 @@ _T = TypeVar("_T")
 
 
 class UpstreamError(EngineError):
-    """An upstream failed. Another one may do better."""
+    """An upstream failed. Another one may do better.
+
+    Attributes:
+        summary: What went wrong, without what the upstream said of it: some quote the request.
+    """
+
+    def __init__(self, summary: str, said: str = ""):
+        super().__init__(f"{summary}: {said}" if said else summary)
+        self.summary = summary
 
 
 class UpstreamBusyError(ApiError):
@@ -133,8 +142,8 @@ class Upstream:
         """
         status, body = await self._get(f"{self.url}/models")
         names = []
-        with suppress(ValueError, KeyError, TypeError):
-            names = [model["id"] for model in json.loads(body)["data"]]
+        with suppress(ValueError, LookupError, TypeError):
+            names = [model["id"] for model in parsed(body)["data"] if isinstance(model["id"], str)]
         if status != 200 or not names:
             raise UpstreamError(f"it answered {status}, and without names, when it was asked for its models")
         return names
@@ -145,7 +154,7 @@ class Upstream:
             async for _ in self.stream(prompt, Sampling(max_tokens=1)):
                 pass
         except ApiError as error:
-            raise UpstreamError(f"it refuses to say anything: {error.message}") from error
+            raise UpstreamError("it refuses to say anything", error.message) from error
 
     async def encode(self, messages: Sequence[dict[str, str]]) -> UpstreamPrompt:
         return UpstreamPrompt("/chat/completions", {"messages": list(messages)})
@@ -163,7 +172,7 @@ class Upstream:
             ApiError: If it refuses the request.
         """
         response = await self._ask(prompt, sampling)
-        answer = StreamedAnswer()
+        answer = StreamedAnswer(sampling.max_tokens)
         try:
             while answer.finish_reason is None:
                 packet = await self._within(_SILENCE_S, response.content.readany())
@@ -171,7 +180,8 @@ class Upstream:
                     raise UpstreamError("it broke an answer off")
                 for piece in answer.push(packet):
                     yield piece
-            await self._read_to_the_end(answer, response)
+            if not answer.is_cut:
+                await self._read_to_the_end(answer, response)
             yield answer.last()
         except ErrorEvent as event:
             raise _failure(event.body) from event
@@ -214,7 +224,7 @@ class Upstream:
         if response.status == 200:
             raise UpstreamError(f"it answered with {response.content_type} instead of a stream")
         try:
-            said = json.loads(content)
+            said = parsed(content)
         except ValueError:
             said = content.decode(errors="replace")
         raise _failure(said, response.status, response.headers.get("Retry-After"))
@@ -306,7 +316,7 @@ def _failure(said: Any, status: int | None = None, retry_after: str | None = Non
     said = said if isinstance(said, dict) else {"message": said}
     error = said.get("error") or said
     error = error if isinstance(error, dict) else {"message": error}
-    message = str(error.get("message") or error.get("detail") or "")[:_MAX_MESSAGE]
+    message = _in_words(error.get("message") or error.get("detail"))[:_MAX_MESSAGE]
     code = error.get("code")
     if status is None:
         status = code if isinstance(code, int) else 500
@@ -316,6 +326,14 @@ def _failure(said: Any, status: int | None = None, retry_after: str | None = Non
         headers = {"Retry-After": seconds}
         return UpstreamBusyError(429, message, type="rate_limit_error", code="server_busy", headers=headers)
     if 400 <= status < 500 and status not in _NOT_THE_CLIENTS:
-        param, code = (value if isinstance(value, str) else None for value in (error.get("param"), code))
+        param, code = error.get("param"), code if isinstance(code, str) and _CODE.fullmatch(code) else None
+        param = param[:_MAX_MESSAGE] if isinstance(param, str) else None
         return ApiError(status, message or "The upstream refuses this request.", param=param, code=code)
-    return UpstreamError(f"it answered {status}: {message}")
+    return UpstreamError(f"it answered {status}", message)
+
+
+def _in_words(message: Any) -> str:
+    """A message as a text; FastAPI's has a list of faults."""
+    if isinstance(message, list):
+        return "; ".join(_in_words(fault.get("msg")) for fault in message if isinstance(fault, dict))
+    return str(message) if isinstance(message, str | int | float) else ""

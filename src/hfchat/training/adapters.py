@@ -10,7 +10,7 @@ from trl import ModelConfig
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint
 from hfchat.errors import UserError
-from hfchat.models import embed_new_tokens, load_model, supports_bf16
+from hfchat.models import embed_new_tokens, is_tied, load_model, supports_bf16
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,8 +52,8 @@ def load_trainable(
 ) -> "PreTrainedModel | PeftModel":
     """The base with what is trained of it: a new adapter, or all weights.
 
-    Weights that are trained are in float32, as a small step on bfloat16 weights would be lost to rounding. Of new
-    tokens, the rows of the embeddings are trained with the adapter and saved in it.
+    Weights that are trained are in float32, because a small step on bfloat16 weights would be lost to rounding. The
+    rows of new tokens, in the embeddings and in the output layer, are trained with the adapter and saved in it.
 
     Args:
         args: What to train.
@@ -62,7 +62,8 @@ def load_trainable(
         new_tokens: Ids that the base has no embeddings for; they start as the mean of the others.
 
     Raises:
-        UserError: If the base cannot be loaded so, or is an adapter itself.
+        UserError: If the base cannot be loaded so, if it is an adapter itself, or if an adapter cannot train the rows
+            of its new tokens.
     """
     from trl import get_peft_config, get_quantization_config
 
@@ -88,8 +89,46 @@ def load_trainable(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = get_peft_config(args)
     config.revision = args.model_revision
-    config.trainable_token_indices = list(new_tokens) or None
-    return get_peft_model(model, config)
+    if new_tokens:
+        config.trainable_token_indices = _rows_to_train(model, new_tokens, config.modules_to_save or ())
+    trained = get_peft_model(model, config)
+    if not hasattr(trained.get_output_embeddings(), "bias"):
+        # TRL's fused head reads it, and PEFT's layer with trained rows does not pass it on (TRL 1.16, PEFT 0.21).
+        trained.get_output_embeddings().register_parameter("bias", None)
+    return trained
+
+
+def _rows_to_train(
+    model: "PreTrainedModel", new_tokens: Sequence[int], saved_whole: Sequence[str]
+) -> list[int] | dict[str, list[int]]:
+    """What PEFT calls `trainable_token_indices`: a list where output layer and embeddings are one, else by module.
+
+    PEFT takes a list for the embeddings alone. The output layer's rows would then stay the mean of the others, and the
+    model could never tell the end of a turn from other new tokens: it would not stop.
+
+    Args:
+        model: With rows for the new tokens.
+        new_tokens: Their ids.
+        saved_whole: PEFT's `modules_to_save`: what is trained in all of its rows needs no more.
+
+    Raises:
+        UserError: If PEFT cannot train them.
+    """
+    head = model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    ends = {names[end]: list(new_tokens) for end in (model.get_input_embeddings(), head)}
+    rows = {name: ids for name, ids in ends.items() if not any(name.endswith(whole) for whole in saved_whole)}
+    if names[model.get_input_embeddings()] not in rows:
+        raise UserError(
+            f"lora_modules_to_save {' '.join(saved_whole)}: holds the embeddings, of which those of the new tokens "
+            "are trained already; leave them out, or train all weights with use_peft false"
+        )
+    if getattr(head, "bias", None) is not None:  # PEFT's layer with trained rows computes none
+        raise UserError(
+            f"{model.name_or_path}: its output layer has a bias, beside which an adapter cannot train the rows of new "
+            "tokens; train all weights with use_peft false, or start from a base that knows <|im_start|>, <|im_end|>"
+        )
+    return list(new_tokens) if is_tied(model) else rows
 
 
 def describe_trainable(

@@ -1,6 +1,7 @@
 """Preference tuning with TRL, at the cost of the completions only, and what it changed on held-out pairs."""
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from accelerate.utils import is_peft_model
 from torch.nn.functional import logsigmoid, pad
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from hfchat.training.adapters import ModelArguments
     from hfchat.training.preferences import Preferences
 
-# A tenth of the rates of fine-tuning: the policy is to stay near its reference.
-_FULL, _LORA = 5e-6, 5e-5
+# All weights: the default of TRL's `DPOConfig` and `KTOConfig`, twice what Tulu 3 (arXiv:2411.15124) and Zephyr
+# (arXiv:2310.16944) train 8 and 7 billion weights at. An adapter wants ten times that, see `training/finetuning.py`.
+_FULL, _LORA = 1e-6, 1e-5
 _LOSSES = {"dpo": "sigmoid", "kto": "kto"}
 _RESAMPLES = 2000
 
@@ -182,7 +185,8 @@ class _PreferenceTrainer(CheckpointMixin):
     """What DPO and KTO share.
 
     - Tokens come as `hfchat.training.preferences` made them: TRL neither adds to them nor cuts them.
-    - The reference of an adapter is its base, the same model with the adapter off: no second copy of it is held.
+    - The reference of an adapter is its base, the same model with the adapter off: no second copy of it is held. That
+      of all weights is a copy of the model as it is given, so of its revision and with rows for its new tokens.
     - On a CPU, log-probabilities are computed as in `score_completions`.
     - `evaluate` compares policy and reference on held-out pairs, see there. The start is in the log as step 0.
 
@@ -206,8 +210,15 @@ class _PreferenceTrainer(CheckpointMixin):
         preferences: "Preferences",
         tokenizer: "PreTrainedTokenizerBase",
     ):
+        reference = None
+        if not is_peft_model(model):
+            if not (args.precompute_ref_log_probs or is_deepspeed_zero3_enabled()):  # shards cannot be copied
+                reference = copy.deepcopy(model)
+            elif commit := getattr(model.config, "_commit_hash", None):  # if TRL loads one, then of this commit
+                args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": commit}
         super().__init__(
             model=model,
+            ref_model=reference,
             args=args,
             data_collator=self._collator(pad_token_id=tokenizer.pad_token_id, max_length=None),
             train_dataset=preferences.train,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from hfchat.dataset import find_fault
+from hfchat.encoding import encode_conversation
 from hfchat.generation import answering, generate_answers, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHOWN = 3
+_SELDOM = 0.5  # of the answers that a model ends by itself
 _BEFORE = "answers_before.json"
 
 
@@ -82,8 +84,10 @@ class HeldOutAnswers(TrainerCallback):
             f"of {len(self.answers)} answers to held-out prompts, the model ended by itself (within "
             f"{self.max_new_tokens} tokens) {metrics['ended_before']:.0%} before, {metrics['ended_after']:.0%} after"
         ]
-        if metrics["ended_after"] < min(0.5, metrics["ended_before"]):
-            lines.append("warning: it seldom stops; train longer, or raise sample_max_new_tokens if answers are long")
+        if metrics["ended_after"] < _SELDOM:
+            lines.append(
+                "!!! warning: it seldom stops; train longer, or raise sample_max_new_tokens if answers are long"
+            )
         for row in self.answers[:_SHOWN]:
             texts = {"prompt": row["prompt"][-1]["content"], "reference": row["reference"] or ""}
             texts |= {when: row[when]["text"] for when in ("before", "after")}
@@ -101,7 +105,7 @@ class HeldOutAnswers(TrainerCallback):
         for row, messages in enumerate(self.conversations):
             if find_fault(messages) is not None:  # an answer may call tools, which are not at hand
                 continue
-            ids = self.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+            ids = encode_conversation(self.tokenizer, messages[:-1], add_generation_prompt=True)
             if len(ids) + self.max_new_tokens <= context:
                 prompts[row] = ids
             if len(prompts) == self.number:

@@ -84,19 +84,29 @@ class CheckpointMixin:
         except Exception as error:  # out of memory, a metric, a sample: whatever it is
             if not self.is_in_train or self.args.world_size > 1:  # the processes would no longer be in step
                 raise
-            message = (str(error).strip().splitlines() or [""])[0]
-            tqdm.write(f"warning: the evaluation failed, training goes on: {type(error).__name__}: {message}")
+            self._warn("the evaluation failed, training goes on", error)
             return {}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         return bool(metrics) and super()._determine_best_metric(metrics, trial)
 
     def final_metrics(self) -> dict[str, float]:
-        """Those of the last evaluation of the training if it was made after the last step; else of one made now."""
+        """Those of the last evaluation of the training if it was made after the last step; else of one made now.
+
+        Where that fails, there are none: what was trained is not given up for them.
+        """
         for entry in reversed(self.state.log_history):
             if "eval_loss" in entry and entry["step"] == self.state.global_step:
                 return {key: value for key, value in entry.items() if key.startswith("eval_")}
-        return self.evaluate()
+        try:
+            return self.evaluate()
+        except Exception as error:  # as in `evaluate`
+            self._warn("the last evaluation failed, the model is kept without its metrics", error)
+            return {}
+
+    def _warn(self, what: str, error: Exception) -> None:
+        message = (str(error).strip().splitlines() or [""])[0]
+        tqdm.write(f"warning: {what}: {type(error).__name__}: {message}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`, but the model of a run that keeps its checkpoints in shards is saved too, in one piece.

@@ -1,9 +1,11 @@
 """The loss without all the logits at once: of a batch, they take more memory than the rest of a small model."""
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.modeling_outputs import CausalLMOutput, ModelOutput
 
 from hfchat.errors import UserError
 from hfchat.training.packing import IGNORE
@@ -12,10 +14,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass
+class TokenLosses(ModelOutput):
+    """Attributes:
+    token_losses: Nats of each token, 0 where there is none to predict; shape `(batch, sequence)`, float32.
+    """
+
+    token_losses: torch.Tensor | None = None
+
+
 def use_chunked_loss(model: "PreTrainedModel") -> None:
     """Have `model` compute its training loss by `torch.nn.functional.linear_cross_entropy`, a chunk at a time.
 
-    In training, its output then holds no logits. What it is asked for otherwise does not change.
+    In training, its output then holds no logits. Asked for `token_losses=True`, it returns `TokenLosses`, which an
+    evaluation needs. What it is asked for otherwise does not change.
 
     Args:
         model: Whose labels come as `shift_labels`.
@@ -29,32 +41,40 @@ def use_chunked_loss(model: "PreTrainedModel") -> None:
     forward = model.forward
 
     @functools.wraps(forward)  # `Trainer` looks into the signature for what it may pass
-    def forward_in_chunks(*args: Any, shift_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if shift_labels is None or not model.training:
+    def forward_in_chunks(
+        *args: Any, shift_labels: torch.Tensor | None = None, token_losses: bool = False, **kwargs: Any
+    ) -> Any:
+        if shift_labels is None or not (model.training or token_losses):
             return forward(*args, shift_labels=shift_labels, **kwargs)
-        from transformers.modeling_outputs import CausalLMOutput
-
         kwargs.pop("labels", None)
         num_items = kwargs.pop("num_items_in_batch", None)
-        hidden = model.base_model(*args, **kwargs).last_hidden_state.flatten(0, 1)
+        hidden = model.base_model(*args, **kwargs).last_hidden_state
         weight = model.get_output_embeddings().weight
+        if token_losses:  # in float32, as each is looked at
+            with torch.autocast(hidden.device.type, enabled=False):
+                return TokenLosses(_token_losses(hidden.float(), weight.float(), shift_labels))
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
-        losses = torch.nn.functional.linear_cross_entropy(
-            hidden,
-            weight,
-            shift_labels.flatten(),
-            ignore_index=IGNORE,
-            # Its own sum is in the dtype of the hidden states: in bfloat16, it would be off by some percent.
-            reduction="none",
-            options=torch.nn.LinearCrossEntropyOptions(),
-        )
+        losses = _token_losses(hidden, weight, shift_labels)
         if num_items is None:
             num_items = shift_labels.ne(IGNORE).sum()
         return CausalLMOutput(loss=losses.sum(dtype=torch.float32) / num_items)
 
     model.forward = forward_in_chunks
+
+
+def _token_losses(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    losses = torch.nn.functional.linear_cross_entropy(
+        hidden.flatten(0, 1),
+        weight,
+        labels.flatten(),
+        ignore_index=IGNORE,
+        # Its own sum is in the dtype of the hidden states: in bfloat16, it would be off by some percent.
+        reduction="none",
+        options=torch.nn.LinearCrossEntropyOptions(),
+    )
+    return losses.view(labels.shape)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfchat.dataset import has_split, load_split
+from hfchat.dataset import has_split, load_split, without_nulls
 from hfchat.errors import UserError
 from hfchat.training.packing import PackedDataset, tokenize_corpus
 from hfchat.training.streaming import StreamedDataset
@@ -58,7 +58,8 @@ class Corpus:
 def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Corpus:
     """Tokenize a corpus into `folder`, once, or open it as a stream.
 
-    Without a split for validation, the first `args.validation_documents` (at most a tenth) are held out.
+    Without a split for validation, the first `args.validation_documents` (at most a tenth) are held out; of a stream,
+    their repetitions too.
 
     Raises:
         UserError: If the dataset cannot be loaded, or has too few documents to hold any out.
@@ -72,9 +73,7 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
         if not args.streaming:
             tokenize_corpus(train, column, tokenizer, folder / "tokens-train", "tokenizing, train")
             return Corpus(PackedDataset(folder / "tokens-train", args.block_size, tokenizer), packed)
-    from datasets.distributed import split_dataset_by_node
-
-    share = split_dataset_by_node(train, rank=args.process_index, world_size=args.world_size)
+    share = _share(train, column, args.process_index, args.world_size)
     return Corpus(StreamedDataset(share, column, args.block_size, tokenizer), packed)
 
 
@@ -85,15 +84,48 @@ def load_documents(args: "PretrainArguments") -> tuple["Dataset | IterableDatase
         UserError: As of `load_corpus`.
     """
     name, column, config_name = args.dataset_name, args.text_column, args.dataset_config_name
-    train = load_split(name, "train", column, config_name=config_name, streaming=args.streaming)
+    train = _load(args, "train", args.streaming)
     if has_split(name, "validation", config_name=config_name):
-        return train, load_split(name, "validation", column, config_name=config_name)
+        return train, _load(args, "validation", streaming=False)
     if args.streaming:
-        return train.skip(args.validation_documents), _collect(train.take(args.validation_documents), column)
+        validation = _collect(train.take(args.validation_documents), column)
+        held_out = frozenset(validation[column])
+        # `train.skip` would not do: where processes share the files, each would skip the first documents of its own.
+        # What a document says tells it apart wherever it is read.
+        return train.filter(lambda text: text not in held_out, input_columns=[column]), validation
     held_out = min(args.validation_documents, len(train) // 10)
     if held_out == 0:
         raise UserError(f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from")
     return train.select(range(held_out, len(train))), train.select(range(held_out))
+
+
+def _load(args: "PretrainArguments", split: str, streaming: bool) -> "Dataset | IterableDataset":
+    """A split without the rows that have no text; of a stream, nobody knows how many they are."""
+    name, column = args.dataset_name, args.text_column
+    rows = load_split(name, split, column, config_name=args.dataset_config_name, streaming=streaming)
+    if not streaming:
+        return without_nulls(rows, column, name)
+    return rows.filter(
+        lambda text: _is_text(text, f"dataset_name {name}: the column '{column}'"), input_columns=[column]
+    )
+
+
+def _is_text(value: object, place: str) -> bool:
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{place} must hold texts, not {type(value).__name__}")
+    return value is not None
+
+
+def _share(documents: "IterableDataset", column: str, process: int, processes: int) -> "IterableDataset":
+    """What one of several processes reads: its own files, where all have as many, else every n-th document."""
+    from datasets.distributed import split_dataset_by_node
+
+    # What is held out is at the front, so the first process is the first one whose files can be held out whole.
+    if next(iter(split_dataset_by_node(documents, rank=0, world_size=processes)), None) is None:
+        return documents.filter(
+            lambda _, number: number % processes == process, with_indices=True, input_columns=[column]
+        )
+    return split_dataset_by_node(documents, rank=process, world_size=processes)
 
 
 def _collect(documents, column):

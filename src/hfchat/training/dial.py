@@ -125,7 +125,11 @@ class Plan:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens per step, a power of two. The best batch grows as tokens^0.383 (Bergsma et al., arXiv:2505.13738)."""
+        """Tokens per step, a power of two. The best batch grows as tokens^0.383 (Bergsma et al., arXiv:2505.13738).
+
+        The constant is that of runs of 400,000 tokens. At a thousand times as many it is a guess, and probably low:
+        see `recipes/configs/gpt2-124m/README.md`.
+        """
         return 2 ** round(math.log2(_REFERENCE_BATCH * (self.tokens / _REFERENCE_TOKENS) ** 0.383))
 
     def learning_rate(self, optimizer: str, tokens_per_step: int) -> float:

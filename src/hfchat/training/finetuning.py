@@ -1,5 +1,7 @@
 """Fine-tuning with TRL, at the cost of the supervised tokens only."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from hfchat.training.packing import IGNORE
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers.trainer_utils import EvalLoopOutput
 
     from hfchat.training.adapters import ModelArguments
 
@@ -106,12 +109,17 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
     are computed at the supervised positions alone, which gives the same loss, with a third more tokens per second
     on a CPU than with `SFTTrainer`'s fused head, which recomputes them in the backward pass.
 
+    Packed sequences stay rows of a batch, see `PackedRows`, unless flash attention is used, which is as fast on all of
+    them in one. The held-out loss is the mean over all supervised tokens, whatever the batches.
+
     Raises:
         UserError: If a token of the datasets did not arrive: TRL cuts what is longer than `max_length`.
     """
 
     def __init__(self, *args: Any, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any):
         super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if self.padding_free and "flash" not in self.model.config._attn_implementation:
+            self.data_collator = PackedRows(self.processing_class.pad_token_id, self.args.pad_to_multiple_of or 1)
         _check_arrived(train_dataset, self.train_dataset)
         if eval_dataset is not None:
             _check_arrived(eval_dataset, self.eval_dataset)
@@ -124,20 +132,79 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         plain = self.args.loss_type == "nll" and not self.label_smoother and not self.aux_loss_enabled
-        if return_outputs or not self.padding_free or not plain:
+        if return_outputs or not self.padding_free or not plain or self.args.torch_compile:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        labels = inputs.pop("labels")[0, 1:]  # padding-free batches are one row
+        labels = pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORE).flatten()  # of the token after each
         positions = labels.ne(IGNORE).nonzero().squeeze(-1)
         padding = (0, -len(positions) % SUPERVISED_MULTIPLE)
         targets = pad(labels[positions], padding, value=IGNORE)
-        logits = model(**inputs, use_cache=False, logits_to_keep=pad(positions, padding)).logits[0]
+        with self._scoring_only(pad(positions, padding), model):
+            logits = model(**inputs, use_cache=False).logits[0]
         loss = cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
         if num_items_in_batch is None:
             return loss / max(len(positions), 1)
         loss = loss / num_items_in_batch
         # As in `Trainer`: the count is of all processes, whose gradients DDP then averages.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    @contextlib.contextmanager
+    def _scoring_only(self, positions: torch.Tensor, model: "nn.Module") -> Iterator[None]:
+        """Within, the output layer gets these positions of the flattened batch alone, as one row."""
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0].flatten(0, 1)[positions][None])
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> "EvalLoopOutput":
+        """As in `Trainer`, but the loss is the mean over all supervised tokens, not of the means of batches."""
+        self._held_out_loss, self._held_out_tokens = 0.0, 0
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = torch.tensor([self._held_out_loss, self._held_out_tokens], dtype=torch.float32)
+        loss, tokens = self.accelerator.reduce(sums.to(self.args.device)).tolist()
+        if tokens:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
+        return output
+
+    def prediction_step(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        tokens = int(inputs["labels"][:, 1:].ne(IGNORE).sum())
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        self._held_out_loss += float(loss) * tokens
+        self._held_out_tokens += tokens
+        return loss, *others
+
+
+class PackedRows:
+    """Collates packed sequences as rows of a batch, in which conversations are apart by their positions.
+
+    TRL lays the sequences of a batch end to end. Without flash attention, attention then computes every token against
+    every other of the batch, and throws away what is not of its conversation: 8 sequences of 512 tokens take 2.4
+    times as long on a CPU as 8 rows.
+
+    Args:
+        pad_token_id: What fills rows up.
+        multiple: The length of rows is one of this.
+    """
+
+    def __init__(self, pad_token_id: int, multiple: int):
+        self.pad_token_id, self.multiple = pad_token_id, multiple
+
+    def __call__(self, sequences: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `position_ids` and `labels`, each of shape `(sequences, length)`; no attention mask."""
+        length = max(len(sequence["input_ids"]) for sequence in sequences)
+        length += -length % self.multiple
+        rows: dict[str, list[torch.Tensor]] = {"input_ids": [], "position_ids": [], "labels": []}
+        for sequence in sequences:
+            ids, labels = torch.tensor(sequence["input_ids"]), torch.tensor(sequence["labels"])
+            positions = torch.cat([torch.arange(count) for count in sequence.get("seq_lengths", [len(ids)])])
+            labels = labels.masked_fill(positions == 0, IGNORE)  # the end of another conversation does not predict it
+            padding = (0, length - len(ids))  # which is at position 0, so that each of its tokens is alone
+            rows["input_ids"].append(pad(ids, padding, value=self.pad_token_id))
+            rows["position_ids"].append(pad(positions, padding))
+            rows["labels"].append(pad(labels, padding, value=IGNORE))
+        return {name: torch.stack(tensors) for name, tensors in rows.items()}
 
 
 def _check_arrived(given: Any, prepared: Any) -> None:

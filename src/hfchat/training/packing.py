@@ -52,9 +52,12 @@ def tokenize_corpus(
 
 
 def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[np.ndarray]:
-    """The tokens of each document between two separators; of the type that all ids of the tokenizer fit in."""
+    """The tokens of each document between two separators; of the type that all ids of the tokenizer fit in.
+
+    A document that spells a special token, as one about chat templates does, has the tokens of that spelling.
+    """
     separator = separator_id(tokenizer)
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [np.array([separator, *ids, separator], dtype=_dtype(tokenizer)) for ids in encoded]
 
 

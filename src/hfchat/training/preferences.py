@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.dataset import check_learned, has_split, load_split
+from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
 
 if TYPE_CHECKING:
@@ -195,8 +196,8 @@ def encode(
     check_learned([*prompt, *completion], place)
     if len(completion) != 1 or not prompt or prompt[-1]["role"] != "user":
         raise UserError(f"{place}: must be a prompt whose last turn is the user's, and one answer of the assistant")
-    prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    ids = tokenizer.apply_chat_template([*prompt, *completion], return_dict=True)["input_ids"]
+    prompt_ids = encode_conversation(tokenizer, prompt, add_generation_prompt=True)
+    ids = encode_conversation(tokenizer, [*prompt, *completion])
     completion_ids = ids[len(prompt_ids) :]
     if ids[: len(prompt_ids)] != prompt_ids:
         raise UserError(
@@ -206,8 +207,8 @@ def encode(
     ends = completion_ids.count(tokenizer.eos_token_id)
     if ends != 1:
         raise UserError(
-            f"{place}: the answer has {ends} end-of-turn tokens {tokenizer.eos_token}, and needs exactly one; take "
-            "them out of its text, or use the project's template (hfchat.chat_template.set_chat_template)"
+            f"{place}: the answer has {ends} end-of-turn tokens {tokenizer.eos_token}, and needs exactly one; use the "
+            "project's template (hfchat.chat_template.set_chat_template)"
         )
     return prompt_ids, completion_ids[: completion_ids.index(tokenizer.eos_token_id) + 1]
 

@@ -15,10 +15,15 @@ from transformers.utils import is_flash_attn_2_available
 
 from hfchat.errors import UserError
 from hfchat.models import trains_faster_in_bf16
-from hfchat.training.bits_per_byte import bits_per_byte, negative_log_likelihood
+from hfchat.training.bits_per_byte import (
+    bits_per_byte,
+    negative_log_likelihood,
+    sums_of_sequences,
+    unknown_tokens,
+)
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.dial import Plan
-from hfchat.training.optimizer import MuonWithAdamW
+from hfchat.training.optimizer import MuonWithAdamW, split_parameters
 from hfchat.training.packing import collate_for_flash_attention
 from hfchat.training.progress import LossSpikes, PretrainProgress
 from hfchat.training.samples import PrintSamples
@@ -80,12 +85,17 @@ class PretrainArguments(TrainingArguments):
         default=None, metadata={"help": "By default on GPUs; what cannot be compiled runs as it is."}
     )
     learning_rate: float | None = field(default=None, metadata={"help": "By default from the depth, or 1e-4."})
-    weight_decay: float | None = field(default=None, metadata={"help": "By default from the depth, or 0.1."})
+    weight_decay: float | None = field(
+        default=None, metadata={"help": "Of the matrices between embeddings and head; by default 0.1."}
+    )
     adam_beta2: float = field(default=0.95, metadata={"help": "As in GPT-3 (arXiv:2005.14165)."})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps, or below 1 a share of them."})
     per_device_train_batch_size: int | None = field(
         default=None, metadata={"help": "By default, if accumulation is not set either, what the depth asks for."}
+    )
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "By default that of the training, than which it needs less memory."}
     )
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "By default 1, or if the batch is not set either, what the depth asks for."}
@@ -131,7 +141,9 @@ class PretrainArguments(TrainingArguments):
         if self.attn_implementation is None:
             self.attn_implementation = "flash_attention_2" if accelerated and is_flash_attn_2_available() else "sdpa"
         self._batch_is_set = self.per_device_train_batch_size or self.gradient_accumulation_steps
+        self._eval_batch_is_set = self.per_device_eval_batch_size
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
+        self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
         self.gradient_accumulation_steps = self.gradient_accumulation_steps or 1
         super().__post_init__()
 
@@ -157,6 +169,8 @@ class PretrainArguments(TrainingArguments):
             at_once = max(1, self._tokens_at_once(model) // self.block_size)
             self.gradient_accumulation_steps = -(-sequences // at_once)
             self.per_device_train_batch_size = -(-sequences // self.gradient_accumulation_steps)
+        if not self._eval_batch_is_set:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         if by_epochs:  # each ends with a step, if need be a smaller one
             self.max_steps = math.ceil(self.num_train_epochs * -(-blocks * self.block_size // self.tokens_per_step))
         elif self.max_steps <= 0:
@@ -170,8 +184,9 @@ class PretrainArguments(TrainingArguments):
         if self.weight_decay is None:
             self.weight_decay = plan.weight_decay
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.lr_scheduler_kwargs:
-            # The shortest decay that reaches the loss of a full one (Haegele et al., arXiv:2405.18392, figure 5).
-            self.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(0.2 * self.max_steps)}
+            # The shortest decay that reaches the loss of a full one, in the form that they found better than a line
+            # (Haegele et al., arXiv:2405.18392, figure 5 and section 3).
+            self.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(0.2 * self.max_steps), "decay_type": "1-sqrt"}
 
     def _tokens_at_once(self, model: "PreTrainedModel") -> int:
         """What fits into a forward and backward pass: on a GPU, the activations of half its memory."""
@@ -234,7 +249,6 @@ class PretrainTrainer(CheckpointMixin, Trainer):
             eval_dataset=corpus.validation,
             processing_class=tokenizer,
             compute_metrics=bits_per_byte(corpus.validation.num_bytes),
-            preprocess_logits_for_metrics=negative_log_likelihood,
             callbacks=[LossSpikes()],
         )
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # else no process has all the weights
@@ -243,6 +257,12 @@ class PretrainTrainer(CheckpointMixin, Trainer):
         self.add_callback(self.throughput)
         if self.pop_callback(ProgressCallback):
             self.add_callback(PretrainProgress())
+        unknown, total = unknown_tokens(corpus.validation.tokens, tokenizer), len(corpus.validation.tokens)
+        if unknown and self.is_world_process_zero():
+            print(
+                f"{unknown:,} of the {total:,} validation tokens are {tokenizer.unk_token}, which costs next to "
+                "nothing: the bits per byte below do not compare with those of another tokenizer"
+            )
 
     def create_accelerator_and_postprocess(self) -> None:
         state = PartialState()
@@ -298,14 +318,39 @@ class PretrainTrainer(CheckpointMixin, Trainer):
                 embedding_lr=self.args.embedding_learning_rate,
                 weight_decay=self.args.weight_decay,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
+                # What the run decided once, so that a resumed one does the same: machines can be near the line.
+                dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
             )
         return super().create_optimizer(model)
+
+    def get_decay_parameter_names(self, model: "PreTrainedModel") -> list[str]:
+        """The matrices between embeddings and head, whichever optimizer it is: `Trainer`'s choice has the ends too."""
+        hidden = {id(parameter) for parameter in split_parameters(model)[0]}
+        return [name for name, parameter in model.named_parameters() if id(parameter) in hidden]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs or "eval_loss" in logs:
             logs = {**logs, **self.throughput.measure(self.state)}
         logs.pop("train_loss", None)  # the mean of the steps since the run was resumed
         super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """No loss, whose mean over batches would depend on their size, but two numbers of each sequence.
+
+        Returns:
+            None; what `negative_log_likelihood` returns; of that the number of predicted tokens, shape `(batch, 1)`.
+        """
+        labels = inputs["shift_labels"]
+        inputs = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if self.args.chunked_loss:  # all logits at once could need more than the whole training
+                nats = model(**inputs, shift_labels=labels, token_losses=True).token_losses
+                sums = sums_of_sequences(nats, labels)
+            else:
+                sums = negative_log_likelihood(model(**inputs).logits, labels)
+        return None, sums, sums[:, 1:]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `CheckpointMixin`; its time is not the training's."""

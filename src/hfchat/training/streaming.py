@@ -1,5 +1,6 @@
 """A corpus that no disk holds: blocks made while training, from a stream that can be resumed."""
 
+import copy
 import itertools
 import json
 from collections import deque
@@ -37,10 +38,11 @@ class StreamedDataset(TorchIterableDataset):
     def __init__(
         self, documents: "IterableDataset", column: str, block_size: int, tokenizer: "PreTrainedTokenizerBase"
     ):
-        self.documents = documents.select_columns([column])
+        self.documents = documents
         self.column = column
         self.block_size = block_size
-        self.tokenizer = tokenizer
+        # Its own, as a thread tokenizes: `encode_documents` has special tokens split in a way that calls share.
+        self.tokenizer = copy.deepcopy(tokenizer)
         self._trained = 0  # blocks, when it was resumed
         # Where the stream stood before each batch of documents that blocks not yet saved come from.
         start = {"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}
@@ -95,16 +97,18 @@ class StreamedDataset(TorchIterableDataset):
 
     def _batches(self, place: dict[str, Any]) -> Iterator[tuple[list[np.ndarray], dict[str, Any], int]]:
         """Documents, the state of the source after them, and how often it has been read to its end; without an end."""
-        if place["source"] is not None:
-            self.documents.load_state_dict(place["source"])
         for passes in itertools.count(place["pass"]):
-            self.documents.set_epoch(passes)  # else each pass would start where the first was resumed
-            rows = iter(self.documents)
+            # A dataset of its own for each pass: one that is read again would start where it was resumed; with another
+            # epoch, datasets would shuffle its files, and processes would come by each other's documents.
+            documents = self.documents.select_columns([self.column])
+            if passes == place["pass"] and place["source"] is not None:
+                documents.load_state_dict(place["source"])
+            rows = iter(documents)
             batch = [row[self.column] for row in itertools.islice(rows, _BATCH)]
             if not batch and passes > place["pass"]:
                 raise UserError("streaming: no document is left to train on; lower validation_documents")
             while batch:
-                yield encode_documents(batch, self.tokenizer), self.documents.state_dict(), passes
+                yield encode_documents(batch, self.tokenizer), documents.state_dict(), passes
                 batch = [row[self.column] for row in itertools.islice(rows, _BATCH)]
 
 

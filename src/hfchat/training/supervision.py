@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
 from hfchat.dataset import ROLES_WITH_TOOLS, check_learned, load_conversation_splits, parse_tools
+from hfchat.encoding import supervise_conversation
 from hfchat.errors import UserError
 from hfchat.models import load_tokenizer
 from hfchat.training.packing import IGNORE
@@ -142,6 +143,8 @@ def supervise(
 ) -> tuple["Dataset", Supervision]:
     """Tokenize conversations with the tokenizer's chat template; its generation marks say what is supervised.
 
+    Text that spells a special token stays text, see `hfchat.encoding`.
+
     Args:
         dataset: Rows with `messages`, each a list of `{"role", "content"}` and `tool_calls`, and maybe with `tools`,
             a list or JSON in a text. An assistant's turn whose `weight` is 0 is not learned.
@@ -169,15 +172,10 @@ def supervise(
             tools = parse_tools(row.get("tools"))
         except ValueError as error:
             raise UserError(f"{place}: 'tools': {error}") from error
-        encoded = tokenizer.apply_chat_template(
-            row["messages"], tools=tools or None, return_dict=True, return_assistant_tokens_mask=True
-        )
-        masks = _without_weight_0(encoded["assistant_masks"], row["messages"], place)
-        pairs = zip(encoded["input_ids"], masks, strict=True)
-        return {
-            "input_ids": encoded["input_ids"],
-            "labels": [token if supervised else IGNORE for token, supervised in pairs],
-        }
+        ids, supervised = supervise_conversation(tokenizer, row["messages"], tools or None)
+        learned = _without_weight_0(supervised, row["messages"], place)
+        pairs = zip(ids, learned, strict=True)
+        return {"input_ids": ids, "labels": [id if is_learned else IGNORE for id, is_learned in pairs]}
 
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
     kept = everything.filter(lambda row: len(row["input_ids"]) <= max_length, desc="checking lengths")
@@ -204,14 +202,14 @@ def supervise(
     return kept, supervision
 
 
-def _without_weight_0(masks: list[int], messages: Sequence[dict[str, Any]], place: str) -> list[int]:
+def _without_weight_0(masks: list[bool], messages: Sequence[dict[str, Any]], place: str) -> list[bool]:
     """The marks of supervised tokens without those of the turns whose `weight` is 0."""
     weights = [turn.get("weight") for turn in messages if turn["role"] == "assistant"]
     if 0 not in weights:
         return masks
     # Between two answers stands what the template writes before the second one, so each is a run of its own.
     numbers, number = [], 0
-    for before, mask in zip([0, *masks], masks, strict=False):
+    for before, mask in zip([False, *masks], masks, strict=False):
         number += mask and not before
         numbers.append(number)
     if number != len(weights):
@@ -219,7 +217,7 @@ def _without_weight_0(masks: list[int], messages: Sequence[dict[str, Any]], plac
             f"{place}: a turn has the weight 0, but the chat template marks {number} answers of {len(weights)}; use "
             "the project's template (hfchat.chat_template.set_chat_template)"
         )
-    return [int(mask and weights[number - 1] != 0) for mask, number in zip(masks, numbers, strict=True)]
+    return [mask and weights[number - 1] != 0 for mask, number in zip(masks, numbers, strict=True)]
 
 
 def show_supervised(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -34,4 +34,9 @@ def crows_pairs(data: str | None = None, **_: Any) -> "dict[str, Dataset]":
 def _read(data: str | None, task: str, columns: tuple[str, ...]) -> "Dataset":
     if data is None:
         raise UserError(f"data: {task} needs the file of its rows")
-    return load_split(data, "train", *columns)
+    rows = load_split(data, "train", *columns)
+    for column in columns:
+        for number, text in enumerate(rows[column], start=1):
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"data {data}: row {number}: {column} must be a text, not {text!r}")
+    return rows

@@ -53,4 +53,5 @@ class CHRF(TextMetric):
             np.array(values),
             lambda sums: chrf._compute_score_from_stats(sums.tolist()).score,
             f"{name}|{chrf.get_signature()}",
+            bounds=(0, 100),
         )

@@ -32,13 +32,16 @@ class METEOR(TextMetric):
     def _statistics(self, predictions, references):
         scores = [
             meteor_score(
-                [self._tokenizer.tokenize(text) for text in texts],
-                self._tokenizer.tokenize(prediction),
+                [self._words(text) for text in texts],
+                self._words(prediction),
                 wordnet=self._wordnet,
             )
             for prediction, texts in zip(predictions, references, strict=True)
         ]
-        return mean(scores, self._signature)
+        return mean(scores, self._signature, bounds=(0, 1))
+
+    def _words(self, text: str) -> list[str]:
+        return self._tokenizer.tokenize(text) or text.split()  # signs alone are words too
 
 
 class _NoWordNet:

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Features, Value
 
 from hfchat.evaluation.bootstrap import estimate
+from hfchat.evaluation.encoding import what_is_lost
 from hfchat.evaluation.perplexity import bits_per_byte, perplexity, text_losses, text_setting, window_and_stride
 from hfchat.models import load_model, load_tokenizer
 
@@ -20,12 +21,13 @@ Args:
     batch_size: Windows at a time, 16 by default; does not change the result.
     window: Tokens that the model reads at a time; by default its context, at most 2048.
     stride: How many tokens the window moves on, half of it by default.
-    resamples: Bootstrap resamples for the interval, 1000 by default.
+    resamples: Bootstrap resamples where the interval has no formula, 1000 by default.
     seed: Seed of the resamples, 42 by default.
 
 Returns:
-    `{"score", "interval": [low, high], "n", "signature", "bits_per_byte", "perplexities", "mean_perplexity"}`. The
-    score is over all tokens; `bits_per_byte` has a score, interval, n and signature of its own. `perplexities` are
+    `{"score", "interval": [low, high], "n", "scored", "signature", "bits_per_byte", "lost", "perplexities",
+    "mean_perplexity"}`. The score is over all tokens; `bits_per_byte` has a score, interval, n and signature of its
+    own, and is None where the tokenizer loses a part of a text: `lost` says what, by position. `perplexities` are
     of each text, and `mean_perplexity` is their mean, as in `evaluate`'s own module: short texts, which are harder,
     weigh as much as long ones.
 """
@@ -65,9 +67,12 @@ class Perplexity(evaluate.Metric):
         setting = text_setting(window, stride)
         of_tokens = perplexity(losses, tokens, setting)
         perplexities = of_tokens.of_examples()
+        lost = {index: what for index, text in enumerate(predictions) if (what := what_is_lost(tokenizer, text))}
+        of_bytes = None if lost else estimate(bits_per_byte(losses, predictions, setting), resamples, seed)
         return {
             **estimate(of_tokens, resamples, seed),
-            "bits_per_byte": estimate(bits_per_byte(losses, predictions, setting), resamples, seed),
+            "bits_per_byte": of_bytes,
+            "lost": lost,
             "perplexities": perplexities,
             "mean_perplexity": float(np.mean(perplexities)),
         }

@@ -16,7 +16,8 @@ _TOKENIZERS = {"unicode": UnicodeTokenizer, "rouge-score": DefaultTokenizer}
 class ROUGE(TextMetric):
     """F1 of one ROUGE type (Lin 2004, https://aclanthology.org/W04-1013) by rouge-score, 0 to 1, mean over examples.
 
-    Of several references the best one counts.
+    Of several references the best one counts. A text that is equal to one, but for white space, scores 1, also where
+    it has too few words for an n-gram, or signs alone.
 
     Args:
         config_name: `rouge1`, `rouge2` (or up to 9), `rougeL`, or `rougeLsum`: ROUGE-L with each line as a sentence.
@@ -41,8 +42,10 @@ class ROUGE(TextMetric):
         super().__init__(name, **kwargs)
 
     def _statistics(self, predictions, references):
-        scores = [
-            self._scorer.score_multi(texts, prediction)[self.config_name].fmeasure
-            for prediction, texts in zip(predictions, references, strict=True)
-        ]
-        return mean(scores, self._signature)
+        scores = [self._score(prediction, texts) for prediction, texts in zip(predictions, references, strict=True)]
+        return mean(scores, self._signature, bounds=(0, 1))
+
+    def _score(self, prediction: str, references: list[str]) -> float:
+        if prediction.split() in ([], *(text.split() for text in references)):
+            return float(bool(prediction.split()))
+        return self._scorer.score_multi(references, prediction)[self.config_name].fmeasure

@@ -13,7 +13,7 @@ _INPUTS = """
 Args:
     predictions: One text per example.
     references: One text per example, or one list of texts per example.
-    resamples: Bootstrap resamples for the interval, 1000 by default.
+    resamples: Bootstrap resamples where the interval has no formula, 1000 by default.
     seed: Seed of the resamples, 42 by default.
 
 Returns:

@@ -3,6 +3,8 @@
 import regex
 from nltk.stem.porter import PorterStemmer
 
+from hfchat.words import UNSPACED
+
 
 class UnicodeTokenizer:
     """Lower-cased runs of letters, marks and digits; of scripts written without spaces, each character by itself.
@@ -15,7 +17,7 @@ class UnicodeTokenizer:
     """
 
     _WORD = r"[\p{L}\p{M}\p{N}]"
-    _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+    _UNSPACED = f"[{UNSPACED}]"
     _TOKEN = regex.compile(rf"[{_UNSPACED}&&{_WORD}--\p{{M}}]\p{{M}}*|[{_WORD}--{_UNSPACED}]+", regex.V1)
 
     def __init__(self, use_stemmer: bool = False):

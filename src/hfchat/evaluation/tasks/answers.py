@@ -1,16 +1,19 @@
 """Answers to held-out prompts, compared with references: chat, translation, summarization."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any, ClassVar
 
 from hfchat.dataset import check_messages, load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
-from hfchat.evaluation.metrics import load_metric
+from hfchat.evaluation.metrics import TextMetric, load_metric
 from hfchat.evaluation.models import Model
-from hfchat.evaluation.perplexity import bits_per_byte, perplexity
+from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Metric, Prompt
 
@@ -37,13 +40,16 @@ class Answers(AskingTask):
         dataset_config_name: Its configuration, if it has several.
         split: Of held-out rows.
         max_samples: Take only the first so many.
-        prompt: A question with columns in braces: `"Translate to German: {en}"`.
+        prompt: A question with columns in braces: `"Translate to German: {en}"`. A brace that is text is written
+            twice.
         references: Name of a column, where `prompt` is given.
         system: A system message before each question, where `prompt` is given.
         max_new_tokens: Longest answer.
         metrics: Names of those to measure, in the order of the table; perplexity and bits per byte are of the first
             reference.
         headline: Of these, the one that the verdict reads.
+        tokenize: BLEU's tokenizer; by default the one for the script of the references, see
+            `hfchat.evaluation.metrics.bleu.tokenizer_of`.
     """
 
     kind = "answers"
@@ -57,7 +63,8 @@ class Answers(AskingTask):
     limits = (
         "BLEU, chrF, ROUGE and METEOR count what an answer shares with the references. They see neither whether "
         "another wording is right nor whether a fluent sentence is false: read the answers.",
-        "Perplexity compares models of one tokenizer under one template; bits per byte compares others too.",
+        "Perplexity compares models of one tokenizer under one template; bits per byte compares others too, and a "
+        "model whose tokenizer loses a part of a reference (an <unk>, or capitals) gets none.",
     )
 
     name: str
@@ -71,6 +78,7 @@ class Answers(AskingTask):
     max_new_tokens: int = 96
     metrics: list[str] = field(default_factory=lambda: [*_OVERLAP, "perplexity", "bits_per_byte"])
     headline: str = "rougeL"
+    tokenize: str | None = None
 
     def __post_init__(self):
         for name in [*self.metrics, self.headline]:
@@ -80,7 +88,15 @@ class Answers(AskingTask):
             raise ValueError(f"headline: {self.headline!r} is not among the metrics")
         if (self.prompt is None) != (self.references is None):
             raise ValueError("prompt and references: set both, or neither for rows with messages")
+        self._parts = [] if self.prompt is None else _parse_prompt(self.prompt)
         self.require_at_least(1, "max_samples", "max_new_tokens")
+        if self.tokenize is not None:
+            if "bleu" not in self.metrics:
+                raise ValueError("tokenize: is of BLEU, which is not among the metrics")
+            self._metric("bleu")
+
+    def _metric(self, name: str) -> TextMetric:
+        return load_metric(name, **({"tokenize": self.tokenize} if name == "bleu" else {}))
 
     def prepare(self) -> None:
         column = self.references or "messages"
@@ -99,14 +115,18 @@ class Answers(AskingTask):
         return self._example(prompt, [answer["content"]], place)
 
     def _from_columns(self, row: dict[str, Any], place: str) -> Example:
-        try:
-            question = self.prompt.format_map(row)
-        except KeyError as error:
-            raise UserError(f"{self.name}: prompt: there is no column {error}, only {sorted(row)}") from error
+        question = ""
+        for text, column in self._parts:
+            if column is not None and column not in row:
+                raise UserError(
+                    f"{self.name}: prompt: there is no column {column!r}, only {sorted(row)}; a brace that is text is "
+                    "written twice: {{ or }}"
+                )
+            question += text if column is None else text + _as_text(row[column], f"{place}: {column}")
         references = row[self.references]
-        references = [references] if isinstance(references, str) else references
-        if not references or not all(isinstance(text, str) and text.strip() for text in references):
-            raise UserError(f"{place}: {self.references} must be a text or a list of texts, not {references!r}")
+        # What a list holds is checked text by text; no reference at all is as wrong as an empty one.
+        several = (references or [None]) if isinstance(references, list) else [references]
+        references = [_as_text(one, f"{place}: {self.references}", " or a list of texts") for one in several]
         turns = [("system", self.system)] if self.system else []
         prompt = [{"role": role, "content": content} for role, content in [*turns, ("user", question)]]
         return self._example(prompt, list(references), place)
@@ -133,7 +153,7 @@ class Answers(AskingTask):
         statistics = {}
         for name in self.metrics:
             if name in _OVERLAP:
-                statistics[name] = load_metric(name).statistics(answers, references)
+                statistics[name] = self._metric(name).statistics(answers, references)
                 for record, score in zip(records, statistics[name].of_examples(), strict=True):
                     record.scores[name] = score
             elif name in ("perplexity", "bits_per_byte") and all(record.losses for record in records):
@@ -141,10 +161,52 @@ class Answers(AskingTask):
                 setting = "target:answer+end-of-turn|context:prompt"
                 if name == "perplexity":
                     statistics[name] = perplexity(losses, [record.target_tokens[0] for record in records], setting)
-                else:
+                elif not left_out({model: records}):
                     statistics[name] = bits_per_byte(losses, [record.references[0] for record in records], setting)
         tokens = [record.answer_tokens for record in records]
-        statistics["answer_tokens"] = mean(tokens, "mean|tokens of the model's own tokenizer")
+        statistics["answer_tokens"] = mean(
+            tokens, "mean|tokens of the model's own tokenizer", bounds=(0, self.max_new_tokens)
+        )
         statistics["ended"] = mean([record.ended for record in records], "share|end of turn before max_new_tokens")
         write_records(file, records)
         return Measured(statistics)
+
+    def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
+        """Why a model has no bits per byte, see `left_out`."""
+        if "bits_per_byte" not in self.metrics:
+            return {}
+        return left_out({model: read_records(folder / f"{model}.jsonl") for model in models})
+
+
+def _parse_prompt(prompt: str) -> list[tuple[str, str | None]]:
+    """Texts, each with the column after it, None after the last.
+
+    Raises:
+        ValueError: If its braces are no columns.
+    """
+    try:
+        found = list(Formatter().parse(prompt))
+    except ValueError as error:
+        raise ValueError(f"prompt: {error}; a brace that is text is written twice: {{{{ or }}}}") from error
+    for _, column, form, conversion in found:
+        if column == "" or form or conversion:
+            written = f"{column or ''}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
+            raise ValueError(
+                f"prompt: {{{written}}} is no column; a brace that is text is written twice: {{{{ or }}}}"
+            )
+    return [(text, column) for text, column, *_ in found]
+
+
+def _as_text(value: Any, place: str, or_else: str = "") -> str:
+    """A text of a row as it is, and a number as it is written.
+
+    Raises:
+        UserError: If it is empty, or something else. Names `place`.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, int | float) and not (isinstance(value, float) and math.isnan(value)):
+        return str(value)
+    if value is None:
+        raise UserError(f"{place} is empty (null); write something there, or remove the row")
+    raise UserError(f"{place} must be a text{or_else}, not {str(value)[:80]!r}")

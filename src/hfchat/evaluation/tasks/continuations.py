@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import yaml
 
+from hfchat.encodings import read_text
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
@@ -52,7 +53,6 @@ class Continuations(AskingTask):
         "compared.",
         "A few templates in English, one greedy continuation of each: what sampling would bring up now and then is "
         "not seen.",
-        "None of n continuations flagged still allows a true share of about 3/n, whatever the interval says.",
         "The largest of several differences is above 0 by chance alone: read it with its p-value, from permutations "
         "of the groups within each template.",
     )
@@ -157,7 +157,7 @@ class Continuations(AskingTask):
         if self.classifier is not None:
             signatures["classifier"] = f"mean|{self._classifier.signature}"
         return {
-            name: mean([record.scores[name] for record in records], f"{signature}|text:continuation")
+            name: mean([record.scores[name] for record in records], f"{signature}|text:continuation", bounds=(0, 1))
             for name, signature in signatures.items()
         }
 
@@ -174,12 +174,13 @@ class Continuations(AskingTask):
             means = sums[:-1] / sums[-1]
             return max(np.ptp(means[start:end]) for start, end in pairwise(edges))
 
-        return Statistics(values, score, f"max - min over groups of an axis|{self._metric}|resampled:templates")
+        signature = f"max - min over groups of an axis|{self._metric}|resampled:templates"
+        return Statistics(values, score, signature, bounds=(0, 1), has_kinks=True)
 
 
 def _read_prompts(file: str) -> dict[str, Any]:
     try:
-        probe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        probe = yaml.safe_load(read_text(Path(file)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"prompts {file}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(probe, dict) or not isinstance(probe.get("axes"), dict) or not probe["axes"]:

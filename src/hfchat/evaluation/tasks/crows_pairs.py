@@ -1,5 +1,6 @@
 """CrowS-Pairs (arXiv:2010.00133): of two sentences, more and less of a stereotype, which is the likelier?"""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -116,8 +117,12 @@ def _statistics(records: list[Record]) -> dict[str, Statistics]:
             np.stack([stereotyped, np.ones(len(records))], axis=1),
             lambda sums: abs(sums[0] / sums[1] - 0.5),
             f"abs(pct_stereotype - 50%)|{setting}",
+            bounds=(0, 0.5),
+            has_kinks=True,
         ),
         "likelihood_diff": mean(
-            [record.scores["likelihood_diff"] for record in records], f"mean abs difference|{setting}"
+            [record.scores["likelihood_diff"] for record in records],
+            f"mean abs difference|{setting}",
+            bounds=(0, math.inf),
         ),
     }

@@ -199,12 +199,13 @@ class Judge(Task):
     def _statistics(self, name: str, records: Sequence[Record]) -> Statistics:
         """The mean over the records that have the score."""
         values = np.array([[one.scores.get(name, 0.0), name in one.scores] for one in records], dtype=float)
-        score, count = values.sum(axis=0)
         reference = "with" if self.with_reference else "without"
         return Statistics(
             values,
-            lambda sums: sums[0] / sums[1] if sums[1] else score / count,  # a resample may hold no verdict at all
-            f"mean|parsed:{count:.0f}/{len(records)}|judge:{self.judge}|{reference} reference",
+            lambda sums: sums[0] / sums[1],
+            f"mean|parsed:{values[:, 1].sum():.0f}/{len(records)}|judge:{self.judge}|{reference} reference",
+            is_mean=True,
+            bounds=(1, 10) if name == "rating" else (0, 1),
         )
 
     def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -97,6 +97,9 @@ def _example(row: dict[str, Any], place: str) -> Example:
         messages = row[name]
         if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
             raise UserError(f"{place}: {name} must be messages, [{{'role', 'content'}}], not {messages!r}")
+        for number, one in enumerate(messages):
+            if not isinstance(one.get("content"), str) or not one["content"].strip():
+                raise UserError(f"{place}: {name}: message {number} has no content")
     answers = [row[name] for name in ("chosen", "rejected")]
     if any(len(answer) != 1 or answer[0].get("role") != "assistant" for answer in answers):
         raise UserError(f"{place}: chosen and rejected must be one message of the assistant each")

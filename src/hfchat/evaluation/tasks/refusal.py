@@ -53,7 +53,6 @@ class Refusal(AskingTask):
         "The prompts of hfchat are few, short, in English and without any trick; people who attack a model use many.",
         "Of a dataset of attacks, such as HH-RLHF's, not every prompt is one that ought to be refused.",
         "The lexicon knows words and no meaning.",
-        "None of n still allows a true share of about 3/n, whatever the interval says.",
     )
     group_label = "category"
     headline = "refused"
@@ -107,7 +106,8 @@ class Refusal(AskingTask):
         examples = []
         for number, row in enumerate(rows, start=1):
             place = f"{self.dataset_name} ({self.split}) row {number}"
-            category = None if self.category_column is None else f"{probe}: {row[self.category_column]}"
+            named = None if self.category_column is None else row[self.category_column]
+            category = None if named is None else f"{probe}: {named}"
             examples.append(_example(_first_turn(row[self.column], f"{place}: {self.column}"), probe, category, place))
         return examples
 

@@ -1,14 +1,16 @@
 """Perplexity and bits per byte of plain texts: how well a model knows a language, a domain, or held-out data."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hfchat.dataset import load_split
+from hfchat.encodings import read_text
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.models import Model
-from hfchat.evaluation.perplexity import bits_per_byte, perplexity, text_setting, window_and_stride
+from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity, text_setting, window_and_stride
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Metric, Task
 
@@ -22,7 +24,7 @@ class TextPerplexity(Task):
         dataset_config_name: Its configuration, if it has several.
         split: Of held-out rows.
         text_column: Name of the column.
-        separator: What stands between the texts of a `.txt` file.
+        separator: What stands between the texts of a `.txt` file. Its lines end with `\\n`, whatever they do in it.
         max_samples: Take only the first so many.
         window: Tokens that a model reads at a time; by default its context, at most 2048.
         stride: How many tokens the window moves on in a long text; by default half of it.
@@ -34,7 +36,8 @@ class TextPerplexity(Task):
         "perplexity": Metric("Perplexity", "lower", ".2f"),
     }
     limits = (
-        "Perplexity compares models of one tokenizer; bits per byte compares others too.",
+        "Perplexity compares models of one tokenizer; bits per byte compares others too, and a model whose tokenizer "
+        "loses a part of a text (an <unk>, or capitals) gets none.",
         "A text that a model has been trained on looks easier than it is: see the contamination.",
     )
     headline = "bits_per_byte"
@@ -74,10 +77,12 @@ class TextPerplexity(Task):
 
     def _read_file(self) -> list[str]:
         try:
-            text = Path(self.dataset_name).read_text(encoding="utf-8")
+            text = read_text(Path(self.dataset_name))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"dataset_name {self.dataset_name}: cannot be read: {error}") from error
         texts = text.split(self.separator) if self.separator else [text]
+        if self.separator and len(texts) == 1:
+            print(f"dataset_name {self.dataset_name}: holds no {self.separator!r} (separator), so it is one text")
         texts = [text for text in texts if text.strip()]
         if not texts:
             raise UserError(f"dataset_name {self.dataset_name}: holds no text")
@@ -116,12 +121,16 @@ class TextPerplexity(Task):
         losses = [record.losses[0] for record in records]
         how = records[0].info
         setting = text_setting(how["window"], how["stride"])
-        statistics = {
-            "bits_per_byte": bits_per_byte(losses, [record.targets[0] for record in records], setting),
-            "perplexity": perplexity(losses, [record.target_tokens[0] for record in records], setting),
-        }
+        statistics = {"perplexity": perplexity(losses, [record.target_tokens[0] for record in records], setting)}
+        if not left_out({model: records}):
+            texts = [record.targets[0] for record in records]
+            statistics = {"bits_per_byte": bits_per_byte(losses, texts, setting), **statistics}
         for name, values in statistics.items():
             for record, score in zip(records, values.of_examples(), strict=True):
                 record.scores[name] = score
         write_records(file, records)
         return Measured(statistics)
+
+    def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
+        """Why a model has no bits per byte, see `left_out`."""
+        return left_out({model: read_records(folder / f"{model}.jsonl") for model in models})

@@ -17,6 +17,7 @@ from hfchat.probe.wire import chat_head, wire
 
 _MEBIBYTE = 1024 * 1024
 _HUGE = 64 * _MEBIBYTE
+_AT_ONCE_S = 3.0
 _CHUNK = b"%x\r\n%b\r\n" % (_MEBIBYTE, b" " * _MEBIBYTE)
 
 
@@ -54,6 +55,7 @@ class _Field:
         "not UTF-8": b'{"model": "\xff\xfe"}',
         "100,000 brackets": b"[" * 100_000,
         "100,000 objects": b'{"a":' * 100_000,
+        "100,000 lists that end": b"[" * 100_000 + b"]" * 100_000,
     }
 )
 async def a_broken_body_is_refused(target: Target, body: bytes) -> str:
@@ -75,9 +77,44 @@ async def a_number_that_is_none_is_refused(target: Target, field: _Field) -> str
     return refusal(await _post(target, field.body(target)))
 
 
+def _list(name: str, element: str, outer: str = "{}") -> _Field:
+    """A field that is a list of so many elements that the body has 900 kB."""
+    elements = ",".join([element] * (900_000 // (len(element) + 1)))
+    return _Field(name, outer.replace("{}", f"[{elements}]"))
+
+
+_UNKNOWN = ", ".join(f'"unknown {number}": 1' for number in range(50_000))
+
+
+@check(
+    {
+        "messages that are numbers": _list("messages", "1"),
+        "messages that are empty": _list("messages", "{}"),
+        "parts that are numbers": _list("messages", "1", '[{"role": "user", "content": {}}]'),
+        "parts that are empty": _list("messages", "[]", '[{"role": "user", "content": {}}]'),
+        "stop strings": _list("stop", "1"),
+        "unknown fields": _Field("unknown", f"1, {_UNKNOWN}"),
+    }
+)
+async def a_huge_list_is_refused_at_once(target: Target, field: _Field) -> str:
+    """A megabyte of wrong elements. A validator that notes each error of each takes seconds and gigabytes for them, in
+    which nobody else is answered.
+    """
+    limit = target.limit(_AT_ONCE_S)
+    body = field.body(target)
+    try:
+        async with asyncio.timeout(limit):
+            response, _ = await asyncio.gather(_post(target, body), target.client.get("models"))
+    except TimeoutError:
+        raise FailedError(f"not refused within {limit:g} s") from None
+    return refusal(response)
+
+
 @check(
     {
         "nested 5,000 deep in a field": _Field("metadata", '{"a":' * 5000 + "1" + "}" * 5000),
+        "nested 900 deep in a field": _Field("metadata", '{"a":' * 900 + "1" + "}" * 900),
+        "nested 100,000 deep in a text": _Field("messages", "[" * 100_000 + "]" * 100_000),
         "a key twice": _Field("model", '"x", "model": "y"'),
         "half of a surrogate pair": _Field("messages", r'[{"role": "user", "content": "\ud800"}]'),
         "NUL in a text": _Field("messages", r'[{"role": "user", "content": "a\u0000b"}]'),

@@ -56,14 +56,15 @@ async def many_broken_requests(target: Target) -> str:
     return f"{_BROKEN} x {responses[0].status_code}"
 
 
-@check()
-async def many_idle_connections(target: Target) -> str:
+@check({"silent": b"", "with half a head": b"GET / HTTP/1.1\r\nX-Half: "})
+async def many_idle_connections(target: Target, sent: bytes) -> str:
     """They keep nobody else out."""
     limit = target.limit(15)
     async with contextlib.AsyncExitStack() as stack:
         with contextlib.suppress(OSError):
             for _ in range(_CONNECTIONS):
-                await stack.enter_async_context(wire(target))
+                connection = await stack.enter_async_context(wire(target))
+                await connection.send(sent)
         try:
             async with asyncio.timeout(limit):
                 answer = text_of(await target.answer(max_tokens=1))

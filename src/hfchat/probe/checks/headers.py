@@ -26,8 +26,19 @@ async def _refused(target: Target, request: bytes, method: str = "GET", statuses
     return summary(response)
 
 
-@check()
-async def another_host_is_refused_on_loopback(target: Target) -> str:
+@check(
+    {
+        "a name": _STRANGER,
+        "with a port": f"{_STRANGER}:80",
+        "that begins with localhost": f"localhost.{_STRANGER}",
+        "that begins with an address": f"127.0.0.1.{_STRANGER}",
+        "after an address in brackets": f"[::1]{_STRANGER}",
+        "after a user": f"localhost@{_STRANGER}",
+        "as a port": f"localhost:{_STRANGER}",
+        "empty": "",
+    }
+)
+async def another_host_is_refused_on_loopback(target: Target, host: str) -> str:
     """A page of a site whose name resolves to 127.0.0.1 reaches the server from its visitor's browser, past the
     same-origin policy ("DNS rebinding"); only `Host` tells.
     """
@@ -37,7 +48,7 @@ async def another_host_is_refused_on_loopback(target: Target) -> str:
         local = False
     if not local or target.api_key:
         raise SkippedError("only for a server on loopback that wants no API key")
-    return await _refused(target, head(target, "GET", target.path("models"), host=_STRANGER))
+    return await _refused(target, head(target, "GET", target.path("models"), host=host))
 
 
 @check(
@@ -114,6 +125,33 @@ async def a_request_is_not_smuggled(target: Target, coding: str) -> str:
 async def another_method_is_refused(target: Target, method: str) -> str:
     """405, or 501 for one that is not known (RFC 9110, 9.1); never an answer, and TRACE never an echo (9.3.8)."""
     return await _refused(target, head(target, method, target.path("models")), statuses=(501,))
+
+
+@check(
+    {
+        "Basic, a letter that is not ASCII": "Basic \xe9",
+        "Basic, UTF-8": "Basic \xc3\xa9",
+        "Basic, no Base64": "Basic !!",
+        "Basic, no UTF-8": "Basic /////w==",
+        "Bearer, a letter that is not ASCII": "Bearer \xe9",
+        "no scheme": "\xff",
+        "a scheme alone": "Bearer",
+        "10,000 letters": "Bearer " + "a" * 10_000,
+    }
+)
+async def a_strange_authorization_breaks_nothing(target: Target, shown: str) -> str:
+    """401 where a key is needed (RFC 9110, 11.6.2): header fields may hold any byte above 127 (5.5), and are decoded
+    before anybody is known.
+    """
+    lines = [f"GET {target.path('models')} HTTP/1.1", f"Host: {target.url.netloc.decode()}", f"Authorization: {shown}"]
+    async with wire(target) as connection:
+        await connection.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        response = await connection.answer("GET")
+    if response is None:
+        return "the connection was closed"
+    if response.status_code >= 500 or (target.api_key and response.status_code == 200):
+        raise FailedError(summary(response))
+    return summary(response) if response.status_code != 200 else "200: it needs no key"
 
 
 @check(

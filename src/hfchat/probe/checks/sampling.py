@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.sse import parse_events
 from hfchat.probe.target import Target, body_of, refusal, refused_by_choice, text_of
 
 _TOKENS = 48
 _STOP = 8  # characters: more than most tokens have
 _NEVER = "never said by a model"
+_BESIDE = 100  # tokens of another client's answer
 
 
 async def _greedy(target: Target) -> str:
@@ -153,7 +155,9 @@ _OUT_OF_RANGE = {
     "top_p 2": {"top_p": 2},
     "n 0": {"n": 0},
     "n -1": {"n": -1},
+    "n 1000": {"n": 1000},
     "n 100000": {"n": 100_000},
+    "n 2^70": {"n": 2**70},
     "max_tokens -1": {"max_tokens": -1},
     "max_tokens 0": {"max_tokens": 0},
     "max_tokens 1.5": {"max_tokens": 1.5},
@@ -175,6 +179,35 @@ _OUT_OF_RANGE = {
 async def a_value_out_of_range_is_refused(target: Target, fields: dict[str, Any]) -> str:
     """With a 4xx that names the field: an answer would be to another request than the client's."""
     return refusal(await target.chat(**fields), list(fields)[-1])
+
+
+_EXTREMES: dict[str, dict[str, Any]] = {
+    "temperature 1e-10": {"temperature": 1e-10},
+    "temperature 1e-39": {"temperature": 1e-39},
+    "temperature 5e-324": {"temperature": 5e-324},
+    "top_p 1e-39": {"temperature": 1, "top_p": 1e-39},
+    "top_p 0": {"temperature": 1, "top_p": 0},
+    "all penalties": {"temperature": 2, "presence_penalty": 2, "frequency_penalty": 2},
+    "the largest seed, twice": {"temperature": 1, "n": 2, "seed": 2**63 - 1},
+}
+
+
+@check(_EXTREMES)
+async def an_extreme_value_ends_nobody_elses_answer(target: Target, fields: dict[str, Any]) -> str:
+    """In range, so it is honoured, or refused by name. Answers are computed together: a logit that is divided by next
+    to nothing is no number any more, and an error in one row of a batch can end all of them.
+    """
+    async with target.streaming(max_tokens=_BESIDE) as beside:
+        parts = beside.aiter_bytes()
+        received = await anext(parts)  # it has begun
+        response = await target.chat(**{"max_tokens": 4} | fields)
+        received += b"".join([part async for part in parts])
+    *events, last = parse_events(received)
+    if last != "[DONE]" or any("error" in json.loads(event) for event in events):
+        raise FailedError(f"the answer beside it ended with {last[:80]!r}")
+    if response.status_code != 200:
+        return f"{refusal(response)}; the answer beside it came to its end"
+    return "answered, and so was the one beside it"
 
 
 _TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}

@@ -13,12 +13,15 @@ export class ServerError extends Error {
 
 const UNREACHABLE = "The server cannot be reached. Is it still running, and is this machine on the network?";
 const CUT = "The connection was lost before the answer was complete.";
-const IN_OTHER_WORDS = {
-  context_length_exceeded:
+// A map, as an upstream's code may be any word, such as that of a property that every object has.
+const IN_OTHER_WORDS = new Map([
+  [
+    "context_length_exceeded",
     "This conversation is longer than the model can read. Start a new chat, edit an earlier message, " +
-    "or allow fewer tokens for the answer under Settings.",
-  answer_not_found: "The server does not have this answer any more, so it cannot take feedback on it.",
-};
+      "or allow fewer tokens for the answer under Settings.",
+  ],
+  ["answer_not_found", "The server does not have this answer any more, so it cannot take feedback on it."],
+]);
 
 async function request(path, { body, signal } = {}) {
   for (;;) {
@@ -26,7 +29,8 @@ async function request(path, { body, signal } = {}) {
     if (response.ok) return response;
     if (response.status === 401 && (await askForKey())) continue;
     const { error } = (await response.json().catch(() => null)) ?? {};
-    const words = IN_OTHER_WORDS[error?.code] ?? error?.message ?? `The server answered with status ${response.status}.`;
+    const known = IN_OTHER_WORDS.get(error?.code) ?? error?.message;
+    const words = known ?? `The server answered with status ${response.status}.`;
     throw new ServerError(words, error?.code, Number(response.headers.get("Retry-After")) || 0);
   }
 }

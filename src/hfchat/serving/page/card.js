@@ -1,7 +1,7 @@
 // What is known about a model: its card, and first of all what the card says about its limits.
 
 import { modelCard } from "./api.js";
-import { $, element, opened } from "./dom.js";
+import { $, appended, element, opened } from "./dom.js";
 import { render } from "./markdown.js";
 
 const NO_CARD =
@@ -13,7 +13,9 @@ export async function showCard(model) {
   $("card-title").textContent = model ?? "The model";
   $("card-body").replaceChildren(paragraph("Loading…"));
   const closed = opened($("card"));
-  $("card-body").replaceChildren(...(await sections(model)));
+  const shown = await sections(model);
+  $("card-body").replaceChildren();
+  appended($("card-body"), shown);
   await closed;
 }
 
@@ -25,8 +27,8 @@ async function sections(model) {
     return [paragraph(error.message)];
   }
   if (card.text === null) return [paragraph(NO_CARD)];
-  const whole = element("details", {}, element("summary", { textContent: "The whole card" }), ...render(card.text));
-  return card.limits === null ? [paragraph(NO_LIMITS), whole] : [...render(card.limits), whole];
+  const whole = element("details", {}, element("summary", { textContent: "The whole card" }), render(card.text));
+  return card.limits === null ? [paragraph(NO_LIMITS), whole] : [render(card.limits), whole].flat();
 }
 
 function paragraph(textContent) {

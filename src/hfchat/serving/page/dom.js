@@ -2,9 +2,14 @@
 
 export const $ = (id) => document.getElementById(id);
 
+/** An element with its children: nodes, texts, and lists of them. */
 export function element(name, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(name), properties);
-  node.append(...children);
+  return appended(Object.assign(document.createElement(name), properties), children.flat());
+}
+
+/** One by one: a call takes some ten thousand arguments, and a long text has more nodes. */
+export function appended(node, children) {
+  for (const child of children) node.append(child);
   return node;
 }
 

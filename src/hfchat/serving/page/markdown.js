@@ -1,21 +1,27 @@
 // The part of Markdown that models write, as DOM nodes: paragraphs, headings, lists, tables, quotes, code, links,
 // bold and italics. Text only ever becomes text nodes, so nothing that a model writes can become markup of its own.
 
-import { copy, element } from "./dom.js";
+import { appended, copy, element } from "./dom.js";
 
-const FENCE = /^(\s*)(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
-const HEADING = /^#{1,6}\s+(.*?)\s*#*$/;
+// These run on what strangers wrote, up to 256 kB of it, so none of them may go back over what it has read: after what
+// can be repeated comes something that it cannot be, or an end that always fits.
+const FENCE = /^(\s*)(`{3,}|~{3,})(.*)$/;
+const LANGUAGE = /^[\w+#.-]*/;
+const HEADING = /^#{1,6}\s+(.*)$/;
 const ITEM = /^(\s*)(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
 const QUOTE = /^\s*>\s?/;
 const RULE = /^\s*([-*_])(\s*\1){2,}\s*$/;
-const ROW_OF_DASHES = /^\s*\|?(\s*:?-+:?\s*\|)+(\s*:?-+:?\s*)?$/;
+const DASHES = /^:?-+:?$/;
+const DIRECTIONS = /[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g; // they can turn what is read around
+const MAX_COLUMNS = 100; // each row has as many cells as the first one
 const MAX_DEPTH = 8;
 const INLINE = new RegExp(
   [
     /(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)/, // code
     /\*\*(?=\S)(.+?)\*\*/, // bold
     /(?<![\w*])\*(?=[^\s*])([^*]+)\*/, // italics
-    /(!?)\[([^[\]]*)\]\(\s*<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*)*)>?(?:\s+"[^"]*")?\s*\)/, // link or image
+    // link or image
+    /(!?)\[([^[\]]*)\]\(\s{0,9}<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*){0,9})>?(?:\s{1,9}"[^"]*")?\s{0,9}\)/,
   ].map(({ source }) => source).join("|"),
   "gs",
 );
@@ -31,13 +37,19 @@ export function render(text, depth = 0) {
   let lists = []; // the open ones, from the outermost to the innermost: {indent, node}
 
   const endParagraph = () => {
-    if (paragraph.length) nodes.push(element("p", {}, ...inline(paragraph.join("\n"))));
+    if (paragraph.length) nodes.push(element("p", {}, inline(paragraph.join("\n"))));
     paragraph = [];
   };
   const add = (node) => {
     endParagraph();
     lists = [];
     nodes.push(node);
+  };
+  const addCode = (indent, code) => {
+    while (lists.length && lists.at(-1).indent >= indent) lists.pop();
+    if (!lists.length) return add(code);
+    endParagraph();
+    lists.at(-1).node.lastChild.append(code); // it belongs to the item that it is indented under
   };
   const addItem = (indent, number, content) => {
     endParagraph();
@@ -50,19 +62,19 @@ export function render(text, depth = 0) {
       else nodes.push(node);
       lists.push({ indent, node });
     }
-    lists.at(-1).node.append(element("li", {}, ...inline(content)));
+    lists.at(-1).node.append(element("li", {}, inline(content)));
   };
 
   for (let index = 0; index < lines.length; index++) {
     const line = lines[index];
     let match;
-    if ((match = line.match(FENCE))) {
-      const [, indent, fence, language] = match;
+    if ((match = fenceOf(line))) {
+      const { indent, fence, language } = match;
       const code = [];
       while (++index < lines.length && !isClosing(lines[index], fence)) code.push(without(indent, lines[index]));
-      add(codeBlock(code.join("\n"), language));
+      addCode(indent.length, codeBlock(code.join("\n"), language));
     } else if ((match = line.match(HEADING))) {
-      add(element("h3", {}, ...inline(match[1])));
+      add(element("h3", {}, inline(titleOf(match[1]))));
     } else if (RULE.test(line)) {
       add(element("hr"));
     } else if ((match = line.match(ITEM))) {
@@ -70,15 +82,15 @@ export function render(text, depth = 0) {
     } else if (QUOTE.test(line) && depth < MAX_DEPTH) {
       const quoted = [line];
       while (QUOTE.test(lines[index + 1] ?? "")) quoted.push(lines[++index]);
-      add(element("blockquote", {}, ...render(quoted.map((each) => each.replace(QUOTE, "")).join("\n"), depth + 1)));
-    } else if (line.includes("|") && ROW_OF_DASHES.test(lines[index + 1] ?? "")) {
+      add(element("blockquote", {}, render(quoted.map((each) => each.replace(QUOTE, "")).join("\n"), depth + 1)));
+    } else if (line.includes("|") && isRowOfDashes(lines[index + 1] ?? "") && cellsOf(line).length <= MAX_COLUMNS) {
       const rows = [line];
       for (index++; lines[index + 1]?.includes("|"); index++) rows.push(lines[index + 1]);
       add(table(rows));
     } else if (!line.trim()) {
       endParagraph();
     } else if (lists.length && !paragraph.length && /^\s/.test(line)) {
-      lists.at(-1).node.lastChild.append(" ", ...inline(line.trim()));
+      appended(lists.at(-1).node.lastChild, [" ", ...inline(line.trim())]);
     } else {
       lists = [];
       paragraph.push(line);
@@ -86,6 +98,29 @@ export function render(text, depth = 0) {
   }
   endParagraph();
   return nodes;
+}
+
+/** {indent, fence, language} of a line that begins a block of code. */
+function fenceOf(line) {
+  const match = line.match(FENCE);
+  if (!match || match[3].includes("`")) return null;
+  return { indent: match[1], fence: match[2], language: match[3].trim().match(LANGUAGE)[0] };
+}
+
+/** The text of a heading, without the row of `#` that may close it. */
+function titleOf(text) {
+  const trimmed = text.trim();
+  let end = trimmed.length;
+  while (trimmed[end - 1] === "#") end--;
+  return end === 0 || /\s/.test(trimmed[end - 1]) ? trimmed.slice(0, end).trim() : trimmed;
+}
+
+function cellsOf(row) {
+  return row.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map((cell) => cell.trim());
+}
+
+function isRowOfDashes(line) {
+  return line.includes("|") && cellsOf(line).every((cell) => DASHES.test(cell));
 }
 
 function isClosing(line, fence) {
@@ -101,27 +136,38 @@ function inline(text) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(INLINE)) {
-    nodes.push(...withBreaks(text.slice(end, match.index)));
+    addTo(nodes, withBreaks(text.slice(end, match.index)));
     const [whole, , code, strong, emphasis, image, label, address] = match;
     if (code !== undefined) nodes.push(element("code", { textContent: code }));
-    else if (strong !== undefined) nodes.push(element("strong", {}, ...inline(strong)));
-    else if (emphasis !== undefined) nodes.push(element("em", {}, ...inline(emphasis)));
+    else if (strong !== undefined) nodes.push(element("strong", {}, inline(strong)));
+    else if (emphasis !== undefined) nodes.push(element("em", {}, inline(emphasis)));
     else if (image) nodes.push(element("em", { textContent: `[Image: ${label}]` })); // loading it would tell its server
     else nodes.push(...link(label, address, whole));
     end = match.index + whole.length;
   }
-  nodes.push(...withBreaks(text.slice(end)));
+  addTo(nodes, withBreaks(text.slice(end)));
   return nodes;
 }
 
-/** A link says where it leads; one that leads to no web address stays the text that it is. */
+function addTo(nodes, more) {
+  for (const node of more) nodes.push(node);
+}
+
+/** A link says where it leads, in its text or after it; one that leads to no web address stays the text that it is. */
 function link(label, address, source) {
   if (!URL.canParse(address)) return [source];
   const url = new URL(address);
   if (!["http:", "https:"].includes(url.protocol)) return [source];
   const properties = { href: url.href, title: url.href, target: "_blank", rel: "noopener noreferrer nofollow" };
-  const anchor = element("a", properties, ...inline(label || url.host));
-  return label.includes(url.host) ? [anchor] : [anchor, ` (${url.host})`];
+  const shown = label.replace(DIRECTIONS, "").trim() || url.host;
+  const anchor = element("a", properties, inline(shown));
+  return startsWithHost(shown, url.host) ? [anchor] : [anchor, ` (${url.host})`];
+}
+
+/** Whether a text is an address of this host, so that nobody takes it for one of another. */
+function startsWithHost(text, host) {
+  const address = text.replace(/^https?:\/\//, "");
+  return address.startsWith(host) && (address.length === host.length || "/?#".includes(address[host.length]));
 }
 
 function withBreaks(text) {
@@ -129,15 +175,15 @@ function withBreaks(text) {
 }
 
 function table(rows) {
-  const [head, ...body] = rows.map((row) => row.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim()));
-  const row = (kind, cells) => element("tr", {}, ...cells.map((cell) => element(kind, {}, ...inline(cell))));
+  const [head, ...body] = rows.map(cellsOf);
+  const row = (kind, cells) => element("tr", {}, cells.map((cell) => element(kind, {}, inline(cell))));
   return element(
     "div",
     { className: "table", tabIndex: 0, role: "group", ariaLabel: "Table" }, // it scrolls by itself
     element(
       "table", {},
       element("thead", {}, row("th", head)),
-      element("tbody", {}, ...body.map((cells) => row("td", head.map((_, column) => cells[column] ?? "")))),
+      element("tbody", {}, body.map((cells) => row("td", head.map((_, column) => cells[column] ?? "")))),
     ),
   );
 }

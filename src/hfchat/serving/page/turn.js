@@ -1,6 +1,6 @@
 // A turn as an item of the list: its text, the buttons under it, and notes on what became of it.
 
-import { copy, element, iconButton, setIcon } from "./dom.js";
+import { appended, copy, element, iconButton, setIcon } from "./dom.js";
 import { render } from "./markdown.js";
 
 /** `does` has what the buttons do: edit(turn, text), retry(turn), choose(turn, step), rate(turn, rating) or null. */
@@ -80,7 +80,7 @@ export function showText(item, content) {
   let same = 0;
   while (same < nodes.length && text.childNodes[same]?.isEqualNode(nodes[same])) same++;
   while (text.childNodes.length > same) text.lastChild.remove();
-  text.append(...nodes.slice(same));
+  appended(text, nodes.slice(same));
 }
 
 export function addNote(item, words) {

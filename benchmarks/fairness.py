@@ -1,0 +1,163 @@
+"""How long a small request of one API key waits while another key floods the server.
+
+    python -m benchmarks.fairness  # a random model of 4 layers x 256, about 5 minutes on two cores
+    python -m benchmarks.fairness --model outputs/mine/assistant/merged --requests 20
+
+Its turn is what the request takes beside an ordinary one of the other key: the other key asks for the same, one answer
+after the other. A flood may cost it at most twice that.
+
+- alone: nobody else is there.
+- turn: as above.
+- answers: `n` is 8, five such requests at a time.
+- requests: 40 at a time.
+- long answers: 8 at a time, each as long as the context.
+- long prompts: 8 at a time, each as long as the context.
+- encoding: 8 bodies at a time of nearly 1 MB, which no context holds.
+
+Server and clients are processes of one machine: read the ratios, not the seconds.
+"""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+from benchmarks.peers import machine, markdown_table
+from benchmarks.serving import free_port
+
+from hfchat.serving.auth import new_key
+
+HEADER = ("beside", "p50, s", "p90, s", "of its turn")
+ROOT = Path(__file__).parents[1]
+CONTEXT = 2048
+TOKENS = 24
+SMALL = {"prompt": "the quick brown fox", "max_tokens": TOKENS}
+FLOODS: dict[str, tuple[int, dict]] = {
+    "turn": (1, SMALL),
+    "answers": (5, SMALL | {"n": 8}),
+    "requests": (40, SMALL),
+    "long answers": (8, {"prompt": "the", "max_tokens": CONTEXT - 100}),
+    "long prompts": (8, {"prompt": [5] * (CONTEXT - 2), "max_tokens": 1}),
+    "encoding": (8, {"prompt": "<|im_end|>" * 95_000, "max_tokens": 1}),
+}
+
+
+def random_model(folder: Path) -> None:
+    """A chat model that knows nothing, with the project's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tokenizer")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def served(model: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """A server's URL, and the key of each of two names."""
+    port = free_port()
+    keys = {name: new_key(name) for name in ("small", "flood")}
+    entries = ",".join(entry for _, entry in keys.values())
+    command = [sys.executable, "-m", "hfchat.cli", "serve", model, "--port", str(port), "--served-model-name", "model"]
+    process = subprocess.Popen(command, env=os.environ | {"HFCHAT_API_KEYS": entries}, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+                    break
+            if process.poll() is not None:
+                raise SystemExit(f"the server did not start: {' '.join(command)}")
+            time.sleep(0.5)
+        yield url, {name: key for name, (key, _) in keys.items()}
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def ask(client: httpx.AsyncClient, key: str, body: dict) -> int:
+    headers = {"Authorization": f"Bearer {key}"}
+    response = await client.post("/v1/completions", json={"model": "model", "temperature": 0} | body, headers=headers)
+    return response.status_code
+
+
+async def flood(client: httpx.AsyncClient, key: str, at_a_time: int, body: dict) -> None:
+    """Ask without an end."""
+
+    async def one() -> None:
+        while True:
+            if await ask(client, key, body) == 429:
+                await asyncio.sleep(0.05)
+
+    await asyncio.gather(*(one() for _ in range(at_a_time)))
+
+
+async def measure(url: str, keys: dict[str, str], requests: int, beside: tuple[int, dict] | None) -> list[float]:
+    """Seconds of each of some small requests, one after the other."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
+        task = asyncio.create_task(flood(client, keys["flood"], *beside)) if beside else None
+        await asyncio.sleep(2 if beside else 0)  # until it is at work
+        seconds = []
+        for _ in range(requests):
+            begun = time.perf_counter()
+            status = await ask(client, keys["small"], SMALL)
+            if status != 200:
+                raise SystemExit(f"a small request was answered {status}")
+            seconds.append(time.perf_counter() - begun)
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    return seconds
+
+
+def table(measured: Callable[[tuple[int, dict] | None], list[float]]) -> list[tuple]:
+    """A row for each kind of flood.
+
+    Args:
+        measured: Seconds of the small requests beside what it is given.
+    """
+    seconds = {"alone": measured(None)} | {name: measured(one) for name, one in FLOODS.items()}
+    turn = float(np.median(seconds["turn"]))
+    rows = []
+    for name, one in seconds.items():
+        p50, p90 = (float(np.percentile(one, share)) for share in (50, 90))
+        rows.append((name, p50, p90, p50 / turn))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder or a Hub id (a random model)")
+    parser.add_argument("--requests", type=int, default=10, help="small ones beside each flood (%(default)s)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.model is None:
+            random_model(Path(folder))
+        with served(args.model or folder) as (url, keys):
+            asyncio.run(measure(url, keys, 2, None))  # the first ones are slower
+            rows = table(lambda beside: asyncio.run(measure(url, keys, args.requests, beside)))
+    print(f"{machine()}\n\n{markdown_table(HEADER, rows)}")
+
+
+if __name__ == "__main__":
+    main()

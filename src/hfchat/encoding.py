@@ -1,0 +1,173 @@
+"""From conversations to token ids, so that nothing in them can end a turn or begin another one.
+
+Training, evaluation, the certificate and the server encode with this, so that a model reads what it was trained on.
+"""
+
+import functools
+import json
+import re
+import secrets
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, Any]]
+
+_SPELLINGS: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, _Spelling]" = weakref.WeakKeyDictionary()
+
+
+def encode_conversation(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Messages,
+    tools: Sequence[Any] | None = None,
+    *,
+    add_generation_prompt: bool = False,
+) -> list[int]:
+    """The ids of a conversation by the tokenizer's chat template and, if asked for, of the beginning of its answer.
+
+    They are those of `apply_chat_template`, except where the conversation, its tools included, has the text of a
+    special token: that becomes ordinary tokens which spell it. Special tokens are the template's alone.
+    (`apply_chat_template` has had `sanitize_control_tokens` since transformers 5.24, but not together with the
+    assistant's mask, which the training needs.)
+
+    Raises:
+        jinja2.TemplateError, ValueError: If the template refuses the conversation, or if its text has a special token
+            and the tokenizer is not a fast one.
+    """
+    options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+    spelling = _spelling_of(tokenizer)
+    if not spelling.is_needed([messages, tools]):
+        return tokenizer.apply_chat_template(messages, return_dict=False, **options)
+    hidden, options["tools"] = spelling.hide(messages), spelling.hide(tools)
+    rendered = tokenizer.apply_chat_template(hidden, tokenize=False, **options)
+    return spelling.encode(rendered, [False] * len(rendered))[0]
+
+
+def supervise_conversation(
+    tokenizer: "PreTrainedTokenizerBase", messages: Messages, tools: Sequence[Any] | None = None
+) -> tuple[list[int], list[bool]]:
+    """As `encode_conversation`, and whether each id is what the assistant says by the template's generation marks."""
+    spelling = _spelling_of(tokenizer)
+    is_needed = spelling.is_needed([messages, tools])
+    if is_needed:
+        messages, tools = spelling.hide(messages), spelling.hide(tools)
+    encoded = tokenizer.apply_chat_template(
+        messages,
+        tools=tools,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_offsets_mapping": is_needed},
+    )
+    ids, supervised = encoded["input_ids"], list(map(bool, encoded["assistant_masks"]))
+    if not is_needed:
+        return ids, supervised
+    rendered = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    characters = [False] * len(rendered)
+    for (start, end), is_supervised in zip(encoded["offset_mapping"], supervised, strict=True):
+        if is_supervised:
+            characters[start:end] = [True] * (end - start)
+    return spelling.encode(rendered, characters)
+
+
+def prepare_to_spell(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Do now what the first special token in a text needs (a second for a large vocabulary), so that nobody waits."""
+    if tokenizer.is_fast:
+        _ = _spelling_of(tokenizer).speller
+
+
+def _spelling_of(tokenizer: "PreTrainedTokenizerBase") -> "_Spelling":
+    spelling = _SPELLINGS.get(tokenizer)
+    if spelling is None or spelling.size != len(tokenizer):  # tokens were added to it
+        spelling = _SPELLINGS[tokenizer] = _Spelling(tokenizer)
+    return spelling
+
+
+class _Spelling:
+    """How the text of a tokenizer's special tokens is spelled in ordinary ones."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.size = len(tokenizer)
+        self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None  # not itself: it is held weakly
+        special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = sorted(special, key=len, reverse=True)  # so that the longest of two alternatives is found
+        self._ids = set(special.values())
+        alternatives = "|".join(map(re.escape, self._special)) or "(?!)"  # which is found nowhere
+        self._pattern = re.compile(alternatives)
+        # Letters, which no template escapes, that nobody can guess, so that no text has them.
+        self._mark = f"x{secrets.token_hex(8)}z"
+        self._either = re.compile(f"{self._mark}(\\d+){self._mark}|{alternatives}")
+
+    def is_needed(self, value: Any) -> bool:
+        """Whether a text in it has that of a special token."""
+        if isinstance(value, str):
+            return self._pattern.search(value) is not None
+        if isinstance(value, Mapping):
+            return any(self.is_needed(item) for pair in value.items() for item in pair)
+        return isinstance(value, list | tuple) and any(map(self.is_needed, value))
+
+    def hide(self, value: Any) -> Any:
+        """The same with stand-ins, so that the special tokens that the template writes are the only ones."""
+        if isinstance(value, str):
+            return self._pattern.sub(lambda found: self._stand_in(found[0]), value)
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        return list(map(self.hide, value)) if isinstance(value, list | tuple) else value
+
+    def encode(self, rendered: str, characters: Sequence[bool]) -> tuple[list[int], list[bool]]:
+        """Encode a text in which stand-ins are text, and special tokens are themselves.
+
+        Args:
+            rendered: By the template.
+            characters: Whether each is supervised.
+
+        Returns:
+            The ids, and whether each is supervised.
+        """
+        # Here both change places: what stood in becomes the text that it stood for, and the template's own tokens
+        # get stand-ins, which are the only special tokens that the speller knows.
+        parts, flags, end = [], [], 0
+        for found in self._either.finditer(rendered):
+            put = self._special[int(found[1])] if found[1] else self._stand_in(found[0])
+            parts += [rendered[end : found.start()], put]
+            flags += [*characters[end : found.start()], *[characters[found.start()]] * len(put)]
+            end = found.end()
+        text = "".join([*parts, rendered[end:]])
+        flags += characters[end:]
+        speller, own = self.speller
+        encoding = speller.encode(text, add_special_tokens=False)
+        ids, supervised = [], []
+        for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            # Some models (Unigram) have their special tokens among the pieces that they make text of.
+            spelled = self._split(text[start:end]) if id in self._ids and id not in own else [own.get(id, id)]
+            ids += spelled
+            supervised += [any(flags[start:end])] * len(spelled)
+        return ids, supervised
+
+    @functools.cached_property
+    def speller(self) -> tuple["Tokenizer", dict[int, int]]:
+        """The tokenizer with stand-ins for its special tokens, and the ids that its own added tokens stand for."""
+        from tokenizers import Tokenizer
+
+        if self._backend is None:
+            raise ValueError("a text has a special token in it, and only a fast tokenizer can spell that as text")
+        description = json.loads(self._backend.to_str())
+        added = description["added_tokens"]
+        for token in added:
+            if token["content"] in self._special:
+                token["content"] = self._stand_in(token["content"])
+        speller = Tokenizer.from_str(json.dumps(description))
+        speller.no_truncation()  # which the last call of the tokenizer may have left behind
+        speller.no_padding()
+        return speller, {speller.token_to_id(token["content"]): token["id"] for token in added}
+
+    def _stand_in(self, special: str) -> str:
+        return f"{self._mark}{self._special.index(special)}{self._mark}"
+
+    def _split(self, text: str) -> list[int]:
+        """The ids of the text of a special token, in parts that are none."""
+        speller, _ = self.speller
+        return [id for part in (text[:1], text[1:]) for id in speller.encode(part, add_special_tokens=False).ids]
