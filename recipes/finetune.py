@@ -3,7 +3,8 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml \
         recipes/finetune.py --config recipes/configs/demo/finetune.yaml
 
-Your own model and conversations (rows with `messages`, and `tools` where they are called), on one GPU:
+Your own model and conversations (rows with `messages`, and `tools` where they are called), on one GPU; of one file, a
+twentieth is held out:
 
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/finetune.py \
         --model_name_or_path HuggingFaceTB/SmolLM2-360M-Instruct --dataset_name mine/conversations.jsonl \

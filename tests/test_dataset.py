@@ -224,6 +224,7 @@ def test_a_conversation_may_use_tools_where_they_may_speak(messages):
         ([USER, calls({"name": "time", "arguments": [1]})], "malformed", "that are not a JSON object"),
         ([USER | {"tool_calls": [CALL]}, ANSWER], "bad_role", "turn 0 (user) calls tools; only the assistant may"),
         ([USER, calls()], "empty_turn", "turn 1 (assistant) has no content"),
+        ([USER | {"content": [{"text": "Hi"}]}, ANSWER], "malformed", "turn 0 (user) must have a text for its"),
         ([USER, calls(CALL), RESULT], "no_assistant_turn", "not the tool's"),
     ],
 )  # fmt: skip

@@ -221,7 +221,12 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
             return "bad_role", f"turn {position} ({role}) calls tools; only the assistant may"
         if calls and (fault := _find_fault_of_calls(calls)):
             return "malformed", f"turn {position} ({role}) {fault}"
-        if not calls and not (isinstance(content, str) and content.strip()):
+        if not isinstance(content, str | None):
+            return "malformed", (
+                f"turn {position} ({role}) must have a text for its content, not {content!r:.40}; "
+                "recipes/prepare_conversations.py joins the parts of messages"
+            )
+        if not calls and not (content or "").strip():
             return "empty_turn", f"turn {position} ({role}) has no content"
         if role == "tool" and not called:
             return "not_alternating", f"turn {position} is a tool's result, but no tool was called before it"

@@ -106,16 +106,17 @@ def test_the_removed_document_reaches_its_writer_from_another_process(index, tmp
     assert removed.metadata["filter_score"] == 1.0
 
 
-def test_files_of_every_kind_and_nested_texts_count(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_of_every_kind_and_encoding_and_nested_texts_count(encoding, tmp_path):
     from datasets import Dataset
 
     turns = {"messages": [{"role": "user", "content": QUESTION}], "n": 3}
-    with gzip.open(tmp_path / "packed.jsonl.gz", "wt") as file:
+    with gzip.open(tmp_path / "packed.jsonl.gz", "wt", encoding=encoding) as file:
         file.write(json.dumps({"q": QUESTION}))
-    (tmp_path / "lines.txt").write_text(QUESTION + "\n")
-    (tmp_path / "table.csv").write_text(f'number,q\n1,"{QUESTION}"\n')
+    (tmp_path / "lines.txt").write_text(QUESTION + "\r\n", encoding)
+    (tmp_path / "table.csv").write_text(f'number;q\n1;"{QUESTION}"\n', encoding)
     Dataset.from_list([turns]).to_parquet(tmp_path / "turns.parquet")
-    (tmp_path / "list.json").write_text(json.dumps([{"choices": ["no", QUESTION]}]))
+    (tmp_path / "list.json").write_text(json.dumps([{"choices": ["no", QUESTION]}]), encoding)
     paths = ("packed.jsonl.gz", "lines.txt", "table.csv", "turns.parquet", "list.json")
     sets = [{"name": path, "path": str(tmp_path / path)} for path in paths]
     found = build_index(sets, DataFolder(str(tmp_path / "index")))

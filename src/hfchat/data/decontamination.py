@@ -6,6 +6,7 @@ lighteval can make, and with words that take ten times as long to find.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.data.words import hashed
+from hfchat.dataset_files import readable
 from hfchat.errors import UserError
 from hfchat.storage import as_path, is_remote
 from hfchat.words import runs, words
@@ -144,13 +146,14 @@ def _builder(path: str) -> str | None:
 def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    columns, builder = entry.get("columns"), _builder(entry["path"])
+    columns, local = entry.get("columns"), Path(entry["path"])
     try:
-        if builder:
-            dataset = load_dataset(builder, data_files=entry["path"], split="train", streaming=True)
+        path = str(readable(local)) if local.exists() else entry["path"]
+        if builder := _builder(path):
+            dataset = load_dataset(builder, data_files=path, split="train", streaming=True)
         else:
             dataset = load_dataset(
-                entry["path"],
+                path,
                 entry.get("config"),
                 split=entry.get("split", "test"),
                 revision=entry.get("revision"),
