@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 
@@ -128,10 +128,12 @@ class Reservation:
     Attributes:
         begun: Whether one of its answers has had a place. From then on the others wait without an end, because what
             has been computed would be lost with them.
+        on_charge: Called with the tokens that are charged.
     """
 
     def __init__(self, slots: Slots, share: _Share, places: int):
         self.begun = False
+        self.on_charge: Callable[[int], None] = lambda tokens: None
         self._slots = slots
         self._share = share
         self._places = 0
@@ -140,6 +142,7 @@ class Reservation:
     def charge(self, tokens: int) -> None:
         """Count tokens that were read or generated for it."""
         self._share.served += tokens
+        self.on_charge(tokens)
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[float | None]:
