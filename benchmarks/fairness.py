@@ -1,7 +1,7 @@
 """How long a small request of one API key waits while another key floods the server.
 
     python -m benchmarks.fairness  # a random model of 4 layers x 256, about 5 minutes on two cores
-    python -m benchmarks.fairness --model outputs/mine/assistant/merged --requests 20
+    python -m benchmarks.fairness --model outputs/mine/assistant/merged --rounds 10
 
 Its turn is what the request takes beside an ordinary one of the other key: the other key asks for the same, one answer
 after the other. A flood may cost it at most twice that.
@@ -20,6 +20,7 @@ Server and clients are processes of one machine: read the ratios, not the second
 import argparse
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -40,13 +41,21 @@ ROOT = Path(__file__).parents[1]
 CONTEXT = 2048
 TOKENS = 24
 SMALL = {"prompt": "the quick brown fox", "max_tokens": TOKENS}
-FLOODS: dict[str, tuple[int, dict]] = {
-    "turn": (1, SMALL),
-    "answers": (5, SMALL | {"n": 8}),
-    "requests": (40, SMALL),
-    "long answers": (8, {"prompt": "the", "max_tokens": CONTEXT - 100}),
-    "long prompts": (8, {"prompt": [5] * (CONTEXT - 2), "max_tokens": 1}),
-    "encoding": (8, {"prompt": "<|im_end|>" * 95_000, "max_tokens": 1}),
+
+
+def _long_prompt() -> dict:
+    """Another one each time: the engine knows the beginnings that it has read."""
+    return {"prompt": [random.randrange(5, 500) for _ in range(CONTEXT - 2)], "max_tokens": 1}
+
+
+# How many at a time, and what makes a body.
+FLOODS: dict[str, tuple[int, Callable[[], dict]]] = {
+    "turn": (1, lambda: SMALL),
+    "answers": (5, lambda: SMALL | {"n": 8}),
+    "requests": (40, lambda: SMALL),
+    "long answers": (8, lambda: {"prompt": "the", "max_tokens": CONTEXT - 100}),
+    "long prompts": (8, _long_prompt),
+    "encoding": (8, lambda: {"prompt": "<|im_end|>" * 95_000, "max_tokens": 1}),
 }
 
 
@@ -99,18 +108,18 @@ async def ask(client: httpx.AsyncClient, key: str, body: dict) -> int:
     return response.status_code
 
 
-async def flood(client: httpx.AsyncClient, key: str, at_a_time: int, body: dict) -> None:
+async def flood(client: httpx.AsyncClient, key: str, at_a_time: int, body: Callable[[], dict]) -> None:
     """Ask without an end."""
 
     async def one() -> None:
         while True:
-            if await ask(client, key, body) == 429:
+            if await ask(client, key, body()) == 429:
                 await asyncio.sleep(0.05)
 
     await asyncio.gather(*(one() for _ in range(at_a_time)))
 
 
-async def measure(url: str, keys: dict[str, str], requests: int, beside: tuple[int, dict] | None) -> list[float]:
+async def measure(url: str, keys: dict[str, str], requests: int, beside: tuple[int, Callable] | None) -> list[float]:
     """Seconds of each of some small requests, one after the other."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
@@ -130,13 +139,17 @@ async def measure(url: str, keys: dict[str, str], requests: int, beside: tuple[i
     return seconds
 
 
-def table(measured: Callable[[tuple[int, dict] | None], list[float]]) -> list[tuple]:
+def table(measured: Callable[[tuple[int, Callable] | None], list[float]], rounds: int) -> list[tuple]:
     """A row for each kind of flood.
 
     Args:
         measured: Seconds of the small requests beside what it is given.
+        rounds: How often; all kinds take turns, so that what else the machine does is in all of them.
     """
-    seconds = {"alone": measured(None)} | {name: measured(one) for name, one in FLOODS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ("alone", *FLOODS)}
+    for _ in range(rounds):
+        for name, of_one in seconds.items():
+            of_one += measured(FLOODS.get(name))
     turn = float(np.median(seconds["turn"]))
     rows = []
     for name, one in seconds.items():
@@ -148,14 +161,15 @@ def table(measured: Callable[[tuple[int, dict] | None], list[float]]) -> list[tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder or a Hub id (a random model)")
-    parser.add_argument("--requests", type=int, default=10, help="small ones beside each flood (%(default)s)")
+    parser.add_argument("--requests", type=int, default=4, help="small ones beside each flood (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all floods (%(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.model is None:
             random_model(Path(folder))
         with served(args.model or folder) as (url, keys):
             asyncio.run(measure(url, keys, 2, None))  # the first ones are slower
-            rows = table(lambda beside: asyncio.run(measure(url, keys, args.requests, beside)))
+            rows = table(lambda beside: asyncio.run(measure(url, keys, args.requests, beside)), args.rounds)
     print(f"{machine()}\n\n{markdown_table(HEADER, rows)}")
 
 

@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="limit of each API key; a request for several answers counts as many times (none)",
     )
+    serve.add_argument(
+        "--tokens-per-minute",
+        type=int,
+        metavar="N",
+        help="limit of the tokens of each API key, of prompts and answers together (none)",
+    )
     serve.add_argument("--allow-anyone", action="store_true", help="serve other machines without API keys")
     serve.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may use it; repeatable"
@@ -227,6 +233,7 @@ def _serve(args: argparse.Namespace) -> None:
             adapters=tuple(args.adapter),
             api_keys=args.api_keys,
             requests_per_minute=args.requests_per_minute,
+            tokens_per_minute=args.tokens_per_minute,
             allow_anyone=args.allow_anyone,
             allow_origins=tuple(args.allow_origin),
             allow_frames=tuple(args.allow_frame),

@@ -1,5 +1,7 @@
 """Prompts are the training's, token for token, unless a message spells a special token: then it is only spelled."""
 
+import copy
+
 import pytest
 
 from hfchat.chat_template import END_OF_TEXT, TURN_END, TURN_START
@@ -75,6 +77,15 @@ def test_a_template_that_refuses_is_told(encoder, tiny_tokenizer, monkeypatch):
     for text in ("Hi", TURN_END):
         with pytest.raises(PromptError, match="only one"):
             encoder.conversation([{"role": "user", "content": text}])
+
+
+def test_no_text_becomes_a_token_that_the_model_has_no_embedding_for(tiny_tokenizer):
+    larger = copy.deepcopy(tiny_tokenizer)
+    larger.add_tokens(["<|beyond|>"])
+    encoder = PromptEncoder(larger, len(tiny_tokenizer))
+    for encode, source in ((encoder.text, "x <|beyond|> y"), (encoder.conversation, conversation("<|beyond|>"))):
+        with pytest.raises(PromptError, match="has no token"):
+            encode(source)
 
 
 def test_texts_and_ids(encoder, tiny_tokenizer):

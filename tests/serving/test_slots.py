@@ -172,7 +172,35 @@ def test_an_answer_counts_as_many_times_as_it_is_asked_for():
     assert limit.spend("a", 40) == 0
 
 
+def test_tokens_are_paid_afterwards():
+    now = 0.0
+    limit = RateLimit(per_minute=60, clock=lambda: now)
+    assert limit.spend("a", 0) == 0
+    limit.charge("a", 90)
+    assert limit.spend("a", 0) == pytest.approx(30)
+    now = 29.0
+    limit.charge("a", 0)
+    assert limit.spend("a", 0) == pytest.approx(1)
+    limit.charge("a", 10**9)  # a minute, and no more
+    assert limit.spend("a", 0) == pytest.approx(60)
+    assert limit.spend("b", 0) == 0
+    now = 1e6
+    assert limit.spend("a", 60) == 0
+
+
 # --------------------------------------------------------------------------------------------------- over the server
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rates_count_tokens(serve, scripted, stream):
+    served = serve(scripted(), keys=KEYS, tokens_per_minute=20)  # an answer is 5, its prompt 2
+    for _ in range(2):
+        assert ask(served, "flood", stream=stream).status_code == 200
+    assert ask(served, "flood", n=2, stream=stream).status_code == 200
+    refused = ask(served, "flood", stream=stream)
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert ask(served, "small", stream=stream).status_code == 200
 
 
 def ask(served, key, path="/v1/chat/completions", **fields):

@@ -117,8 +117,9 @@ def create_app(
 
     guarding = Guarding(guards, Slots(*places, settings.max_wait_seconds), on_finding)
     rate_limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
+    token_limit = RateLimit(settings.tokens_per_minute) if settings.tokens_per_minute else None
     on_answered = collector.answered if collector else None
-    generation = Generation(models, slots, guarding, on_answered, rate_limit)
+    generation = Generation(models, slots, guarding, on_answered, rate_limit, token_limit)
     chat = ChatHandler(generation, settings.default_max_tokens)
     completion = CompletionHandler(generation, settings.default_max_tokens)
 

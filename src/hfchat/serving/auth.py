@@ -115,6 +115,12 @@ class RateLimit:
         self._buckets[name] = (left - count if spent else left, now)
         return 0.0 if spent else (count - left) * 60 / self.per_minute
 
+    def charge(self, name: str, count: int) -> None:
+        """Take so many that have been used already, into the red for at most a minute."""
+        self.spend(name, 0)  # what has come since the last time
+        left, now = self._buckets[name]
+        self._buckets[name] = (max(left - count, -self.per_minute), now)
+
     def check(self, name: str, count: int = 1) -> None:
         """Take so many, or raise the 429 that says when there will be as many."""
         seconds = math.ceil(self.spend(name, count))

@@ -116,7 +116,10 @@ class _Process:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path, "USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error"},
         )
-        self._exchange(pickle.dumps((0, "ready", ())), 60)
+        try:
+            self._exchange(pickle.dumps((0, "ready", ())), 60)
+        except EngineError as error:
+            raise EngineError("the process that encodes prompts did not start; the log has its own message") from error
 
     def _exchange(self, message: bytes, seconds: float) -> dict:
         child, timed_out = self._child, threading.Event()

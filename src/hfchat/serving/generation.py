@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from pydantic import BaseModel
@@ -103,12 +104,14 @@ class Generation:
         guarding: Guarding,
         on_answered: OnAnswered | None = None,
         rate_limit: RateLimit | None = None,
+        token_limit: RateLimit | None = None,
     ):
         self.guarding = guarding
         self._models = models
         self._slots = slots
         self._on_answered = on_answered
         self._rate_limit = rate_limit
+        self._token_limit = token_limit
 
     def admit(self, request: GenerationRequest, answers: int) -> tuple[Version, Reservation]:
         """What answers it, and its places, which it has until it is over.
@@ -127,6 +130,9 @@ class Generation:
         record.at_end.callback(reservation.close)
         if limited:  # the request has been counted as one answer when it came
             self._rate_limit.check(record.key_name, answers - 1)
+        if self._token_limit is not None and record.key_name is not None:
+            self._token_limit.check(record.key_name, 0)
+            reservation.on_charge = partial(self._token_limit.charge, record.key_name)
         return version, reservation
 
     async def encode(self, prompt_field: str, encoding: Awaitable[Prompt]) -> Prompt:

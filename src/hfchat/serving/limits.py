@@ -5,7 +5,7 @@ import ipaddress
 import itertools
 import re
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 
@@ -133,10 +133,12 @@ class Reservation:
     Attributes:
         begun: Whether one of its answers has had a place. From then on the others wait without an end, because what
             has been computed would be lost with them.
+        on_charge: Called with the tokens that are charged.
     """
 
     def __init__(self, slots: Slots, share: _Share, places: int):
         self.begun = False
+        self.on_charge: Callable[[int], None] = lambda tokens: None
         self._slots = slots
         self._share = share
         self._places = 0
@@ -145,6 +147,7 @@ class Reservation:
     def charge(self, tokens: int) -> None:
         """Count tokens that were read or generated for it."""
         self._share.served += tokens
+        self.on_charge(tokens)
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[float | None]:

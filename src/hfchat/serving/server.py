@@ -52,6 +52,7 @@ _FOR_FEEDBACK = (
     "feedback_max_gib",
     "trusted_keys",
 )
+_FOR_KEYS = ("requests_per_minute", "tokens_per_minute")
 _FOR_A_MODEL_HERE = ("default_max_tokens", "weights", "adapters", "allow_template_mismatch")
 
 
@@ -79,6 +80,8 @@ class ServerSettings:
         api_keys: A file of API keys (`hfchat.serving.auth.load_keys`); `HFCHAT_API_KEYS` may hold some too.
         requests_per_minute: Requests that one API key may make in a minute, any number if None. One for several
             answers counts as many times.
+        tokens_per_minute: Tokens of prompts and answers that one API key may use in a minute, any number if None. An
+            answer that has begun is not cut; the key's next request waits until the tokens are paid.
         allow_anyone: Serve other machines without API keys.
         allow_origins: The sites whose pages may use the server (CORS), each as `https://host` or `https://host:port`.
         allow_frames: The sites whose pages may show its page in a frame, likewise.
@@ -117,6 +120,7 @@ class ServerSettings:
     allow_template_mismatch: bool = False
     api_keys: str | None = None
     requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     allow_anyone: bool = False
     allow_origins: tuple[str, ...] = ()
     allow_frames: tuple[str, ...] = ()
@@ -137,7 +141,7 @@ class ServerSettings:
     def __post_init__(self):
         if not 0 < self.port < 65536:
             raise UserError(f"--port must be between 1 and 65535, not {self.port}")
-        for name in ("max_concurrent_requests", "default_max_tokens", "requests_per_minute"):
+        for name in ("max_concurrent_requests", "default_max_tokens", *_FOR_KEYS):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{_option(name)} must be at least 1, not {value}")
@@ -261,8 +265,9 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
         if keys is None or name not in keys.names:
             has = ", ".join(keys.names) if keys else "none"
             raise UserError(f"--metrics-key {name}: there is no API key of this name; the keys are: {has}")
-    if keys is None and settings.requests_per_minute is not None:
-        raise UserError(f"--requests-per-minute is for each API key, and there is none; {_HOW_TO_MAKE_A_KEY}")
+    for name in _FOR_KEYS:
+        if keys is None and getattr(settings, name) is not None:
+            raise UserError(f"{_option(name)} is for each API key, and there is none; {_HOW_TO_MAKE_A_KEY}")
     if keys is None and not settings.is_local and not settings.allow_anyone:
         raise UserError(
             f"--host {settings.host}: other machines could use the model without an API key; {_HOW_TO_MAKE_A_KEY} "
