@@ -168,7 +168,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_whatever_names_the_candidate_the_next_good_state_is_followed(served, registry, eventually, caplog, name):
     content = BAD[name]
-    (registry.folder / "candidate.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    written = registry.folder / "written"
+    written.write_bytes(content if isinstance(content, bytes) else content.encode())
+    written.replace(registry.folder / "candidate.json")
     eventually(lambda: "candidate.json cannot be read" in caplog.text)
     assert answering(served) == "v1"
     registry.promote("v2")

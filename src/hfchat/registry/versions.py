@@ -137,8 +137,8 @@ class Registry:
         try:
             candidate = _read_candidate(path)
         except ValueError as error:
-            fix = f"delete it, or name a candidate by `hfchat models try {self.folder} VERSION --share 0.1`"
-            return Deployment(current, problem=f"{path} cannot be read: {error}; {fix}")
+            problem = f"{path} cannot be read: {error}; delete it, or name a candidate by `hfchat models try`"
+            return Deployment(current, problem=problem)
         if candidate is not None and candidate.version == current:  # it was promoted a moment ago
             candidate = None
         return Deployment(current, candidate)

@@ -38,7 +38,7 @@ except ImportError as error:
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 1000  # of a document; texts are better sent as variables
 _MAX_DEPTH = 5
-_MAX_VALUES = 50_000  # of the JSON of a request: each variable becomes an object, and each error in one is looked for
+_MAX_VALUES = 20_000  # of the JSON of a request: each variable becomes an object, and each error in one is looked for
 _INIT_S = 10
 _MAX_SUBSCRIPTIONS = 8  # of a connection at a time
 _MAX_WAITING = 16  # messages of an answer that its client has not read yet

@@ -44,7 +44,9 @@ class RequestFilter(logging.Filter):
 def _without_messages(error: BaseException | None) -> str:
     """A traceback that has the exceptions' types in the place of their messages."""
     parts: list[str] = []
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
         frames = "".join(traceback.format_tb(error.__traceback__))
         parts.append(f"Traceback (most recent call last):\n{frames}{name}")
