@@ -280,6 +280,7 @@ def test_what_is_too_old_is_deleted(serve, tmp_path, eventually):
         ({"keep_conversations": True}, "--keep-conversations is for --feedback"),
         ({"feedback_retention_days": 30}, "--feedback-retention-days is for --feedback"),
         ({"feedback_redact": False}, "--feedback-redact is for --feedback"),
+        ({"trusted_keys": ("web",)}, "--trusted-keys is for --feedback"),
         ({"feedback": "x.db", "feedback_retention_days": 0}, "--feedback-retention-days must be"),
         ({"feedback": "x.db", "feedback_retention_days": float("nan")}, "--feedback-retention-days must be"),
     ],
