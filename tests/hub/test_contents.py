@@ -81,6 +81,24 @@ def test_what_stands_before_it_in_json_hides_nothing(before, again):
     assert found("x.json", text.encode()) == {("", 1, WHAT)}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'a: "x\\n{SECRET}"',  # YAML
+        f'a: "x\\e[1m{SECRET}\\e[0m"',
+        f'1,"{{""text"": ""x\\n{SECRET}""}}"',  # JSON in CSV
+        '{"cells": [{"source": ["print()\\n", "x = 1\\r\\n' + SECRET + '\\n"]}]}',  # a notebook
+        f"token {SECRET.replace('_', chr(92) + '_')}",  # Markdown
+        f"b'\\xe9\\x00{SECRET}'",  # Python
+        '{"a": "\\u0068\\u0066' + SECRET[2:] + '"}',
+        f"**{SECRET}** and `{SECRET}` and _{SECRET}_",
+        f"caché{SECRET}",
+    ],
+)
+def test_no_format_hides_it(text):
+    assert found("x", f"first\n{text}\nlast\n".encode()) == {("", 2, WHAT)}
+
+
 def test_one_in_a_long_text_is_found_wherever_it_lies():
     line = "x" * 99 + "\n"
     for where in (0, (1 << 20) - 20, 1 << 20):

@@ -62,6 +62,7 @@ HARMLESS = (
     "the password: first\\n1. choose, Bearer of 2 rings, a token: any, `auth: required`, login and password forms",
     '"token": "covid19", {"image_token": "<image_0001_of_2>"}, token = tokenizer.convert_ids_to_tokens(ids[0])',
     "https://sid.example/?CFTOKEN=1da5d5e517e7a485-37ABEB4E-25B3, postgresql://user:$PASSWORD@host, http://a:***@b",
+    "https://books.example/?id=x&pg=PA1&sig=ACfU3U0aBcDeFgHiJkLmNoPqRsTuVwXyZ012345&hl=en",
     "sk-learn, task-oriented-dialogue-systems-for-all-of-us",
 )
 

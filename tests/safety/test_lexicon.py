@@ -31,6 +31,12 @@ def found(lexicon, text):
     return [(text[hit.start : hit.end], hit.entry, hit.category) for hit in lexicon.find(text)]
 
 
+@pytest.mark.parametrize("word", ["5h1t", "sh1t", "5hit", "p0rn"])
+def test_half_of_a_word_may_be_digits(word):
+    lexicon = Lexicon()
+    assert len(lexicon.find(f"oh {word}, the A55, 1234, 5555 and b2b4")) == 1
+
+
 def test_words_that_only_look_like_others_are_not_found(lexicon):
     assert found(lexicon, HARMLESS) == []
     assert found(lexicon, HARMLESS.upper()) == []

@@ -379,6 +379,7 @@ def test_a_store_that_is_full_says_so_until_there_is_room(serve, tmp_path, event
         ({"keep_conversations": True}, "--keep-conversations is for --feedback"),
         ({"feedback_retention_days": 30}, "--feedback-retention-days is for --feedback"),
         ({"feedback_redact": False}, "--feedback-redact is for --feedback"),
+        ({"trusted_keys": ("web",)}, "--trusted-keys is for --feedback"),
         ({"feedback": "x.db", "feedback_retention_days": 0}, "--feedback-retention-days must be"),
         ({"feedback": "x.db", "feedback_retention_days": float("nan")}, "--feedback-retention-days must be"),
     ],

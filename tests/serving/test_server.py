@@ -92,6 +92,14 @@ def test_a_registry_of_which_no_version_answers_says_what_would_let_one(tmp_path
     assert not database.exists()
 
 
+def test_a_trusted_key_must_be_one(tmp_path, free_port):
+    settings = ServerSettings(
+        model=str(tmp_path), port=free_port, feedback=str(tmp_path / "f.db"), trusted_keys=("web",)
+    )
+    with pytest.raises(UserError, match="--trusted-keys web: there is no API key of this name"):
+        serve(settings)
+
+
 def test_no_database_is_made_for_a_model_that_is_none(tmp_path, free_port):
     model = tmp_path / "model"
     model.mkdir()

@@ -93,6 +93,7 @@ def report(
     """
     context = {
         "curation": curation,
+        "who": _who(args),
         "datasets": datasets,
         "minimum": minimum,
         "reviews": _with_words(curation.removed_of("review"), REASONS_OF_REVIEWS),
@@ -107,6 +108,14 @@ def report(
         "evaluation_sets": evaluation_sets,
     }
     return _template("curation_report.md.jinja").render(context)
+
+
+def _who(args: CurationArguments) -> str:
+    """Who counts as one person, as a sentence."""
+    if args.person == "user":
+        return "Each user whom requests name counts as one person."
+    trusted = f"; of {', '.join(args.trusted_keys)}, each user does" if args.trusted_keys else ""
+    return f"All that comes with an API key counts as one person, and so does all that comes without one{trusted}."
 
 
 def card(name: str, summary: DatasetSummary) -> str:

@@ -272,7 +272,8 @@ class Store:
         mine = of_key | {"user_id": opinion.user}
         holding = sa.select(Feedback).filter_by(**(of_key if one_of_key else mine), replaced_at=None)
         # There may be several of one key: of before its users were taken for one person.
-        *others, before = [None, *session.scalars(holding.order_by(Feedback.created_at, Feedback.id))]
+        held = session.scalars(holding.order_by(Feedback.created_at, Feedback.id)).all()
+        before = held[-1] if held else None
         if before is None and not opinion.says_something:
             raise NothingSaidError
         said = {
@@ -283,13 +284,12 @@ class Store:
             "preferred_over_key": discarded.id if discarded else None,
         }
         is_known = before is not None and all(getattr(before, name) == value for name, value in said.items())
-        if is_known and not any(others):
+        if is_known and len(held) == 1:
             return Stored(before.id, before.created_at, opinion, is_new=False, model_version=answer.model_version)
         now = datetime.now(UTC)
-        if before is not None:
-            for one in filter(None, (*others, before)):
-                one.replaced_at = now
-            session.flush()  # before the new one is there, as only one may hold
+        for one in held:
+            one.replaced_at = now
+        session.flush()  # before the new one is there, as only one may hold
         row = Feedback(id=f"feedback-{uuid.uuid4().hex}", created_at=now, **mine, **said)
         session.add(row)
         return Stored(row.id, now, opinion, before.id if before else None, model_version=answer.model_version)

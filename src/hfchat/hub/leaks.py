@@ -71,6 +71,12 @@ def _is_private_key(match: re.Match[str]) -> bool:
     return "PRIVATE KEY" in _decoded(match[0][:60])
 
 
+def _is_signature(match: re.Match[str]) -> bool:
+    """Whether it is that of a SAS: with the end of Base64, or other fields beside it. Ids of books have neither."""
+    around = match.string[max(0, match.start() - 500) : match.end() + 500]
+    return match[0].lower().endswith(("=", "%3d")) or _FIELD_OF_SAS.search(around) is not None
+
+
 def _decoded(text: str) -> str:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4)).decode("latin-1")
@@ -78,6 +84,7 @@ def _decoded(text: str) -> str:
         return ""
 
 
+_FIELD_OF_SAS = re.compile(r"[?&;](?:sv|se|sp|sr|skn)=[A-Za-z0-9]")
 # Prose has no digits in the word after "password:", and a placeholder begins with `<`, `$`, `{` or `*`. How far a
 # digit is looked for is bounded, or `password:password:...` would be read to its end at every `password`.
 _VALUE = r"[^\s'\",;<>{}$()\[\]\\`*]"
@@ -131,8 +138,7 @@ _SECRETS = (
     _rule("a token of Databricks", "dapi", "[a-f0-9]{32}(?![a-z0-9])"),
     _rule("a token of Vault", "hvs. hvb. hvr.", f"{_WORD}{{20,}}"),
     _rule("a key of Azure", "AccountKey= SharedAccessKey=", "[A-Za-z0-9+/]{30,}"),
-    # A SHA-256 in Base64; without its end it is the id of a book.
-    _rule("a signed URL", "sig=", "[A-Za-z0-9%+/_-]{40,120}(?:=|%3[Dd])"),
+    replace(_rule("a signed URL", "sig=", "[A-Za-z0-9%+/_-]{30,120}={0,2}"), check=_is_signature),
     _rule("a signed URL", "X-Amz-Signature= X-Goog-Signature=", "[0-9A-Fa-f]{40,}"),
     _rule("a token of PyPI", "pypi-AgE", f"{_WORD}{{50,}}"),
     _rule("a token of npm", "npm_", "[A-Za-z0-9]{36}"),
@@ -190,7 +196,7 @@ _LOCAL_PATH = (
 _DRIVE = re.compile(r"^(?:file://)?(?:[A-Za-z]:[\\/]{1,2}|/)")
 # As JSON, YAML, Python and Markdown write what cannot stand for itself.
 _ESCAPE = re.compile(
-    r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U000([0-9a-fA-F]{5})|([^\w\s])|[abefnrtv]|0[0-7]{0,2})"
+    r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U000([0-9a-fA-F]{5})|([^\w\s]|_)|[abefnrtv]|0[0-7]{0,2})"
 )
 _MAX_ESCAPES = 4  # JSON within JSON within JSON
 _LETTERS = re.compile("[A-Z]+")

@@ -87,9 +87,9 @@ class Lexicon:
             return match
         if "*" in word:
             return self._starred.get(word)
-        # "5h1t", but not the road "A55": most of it are letters still.
+        # "5h1t", but not the road "A55": at least half of it are letters still.
         signs = len(_DISGUISED.findall(word))
-        if 0 < signs < len(word) / 2 and len(word) >= 4:
+        if 0 < signs <= len(word) / 2 and len(word) >= 4:
             return self._forms.get(word.translate(_UNDISGUISE))
         return None
 
