@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from hfchat.safety.finders import LexiconFinder, PIIFinder
-from hfchat.safety.guards import AnswerStream
+from hfchat.safety.guards import AnswerStream, Guards
+from hfchat.safety.guards_file import LexiconGuard
 from hfchat.safety.streams import JudgedStream, SpanStream, Watch
 
 WORDS = ["shit", "s h i t", "s", "h", "i", "t", "ѕ", "һ", "sh", "it", "*", "$", "@", "1", "0", "a", "I ", "wor", "d"]
@@ -281,6 +282,20 @@ def test_the_event_loop_does_not_wait_for_a_long_text(finders):
     assert asyncio.run(stream.whole("a" * 10_000)) == "a" * 10_000
     assert threading.main_thread() not in threads
     assert threads
+
+
+@pytest.mark.parametrize("action", ["flag", "redact", "block"])
+def test_nor_for_many_short_ones(action, monkeypatch):
+    threads = set()
+    find = LexiconFinder.find
+    monkeypatch.setattr(
+        LexiconFinder, "find", lambda self, text: (threads.add(threading.current_thread()), find(self, text))[1]
+    )
+    guard = LexiconGuard(type="lexicon", action=action, applies_to=["prompt"])
+    verdict = asyncio.run(Guards([guard]).prompt(["oh", "shit"] * 100))
+    assert [finding.categories for finding in verdict.findings] == [("obscene",)]
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 class Lengths:

@@ -33,6 +33,7 @@ The file is a list of guards, which work one after the other, each on what the o
 Where nothing is removed, with `flag`, nothing is held back.
 """
 
+import asyncio
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ from hfchat.safety.finders import Finder, LexiconFinder, PIIFinder
 from hfchat.safety.guards import Action, Guard, Guards, Place
 from hfchat.safety.judges import Classifier, Lenient, Moderation, Remembering, key_from_environment
 from hfchat.safety.pii import KINDS
-from hfchat.safety.streams import Judge, JudgedStream, SpanStream, Stream, Watch, without_waiting
+from hfchat.safety.streams import Judge, JudgedStream, SpanStream, Stream, Watch
 
 DEFAULT = "default"  # the file that comes with hfchat
 
@@ -94,7 +95,8 @@ class _SpanGuard(_Guard):
         return SpanStream(self.finder, replace, self.release == "whole")
 
     async def _categories(self, texts: Sequence[str]) -> list[list[str]]:
-        return [[span.category for span in await without_waiting(self.finder.find, text)] for text in texts]
+        found = await asyncio.to_thread(lambda: [self.finder.find(text) for text in texts])
+        return [[span.category for span in spans] for spans in found]
 
     def _replace(self, category: str) -> str:
         return self.replacement.replace("{category}", category)

@@ -24,7 +24,7 @@ _ALWAYS_READ, _GROWTH = 256, 1 / 8
 _T = TypeVar("_T")
 
 
-async def without_waiting(find: Callable[[str], _T], text: str) -> _T:
+async def _without_waiting(find: Callable[[str], _T], text: str) -> _T:
     """What is found in a text; the event loop does not wait for a long one."""
     return await asyncio.to_thread(find, text) if len(text) > _LONG else find(text)
 
@@ -107,14 +107,15 @@ class SpanStream:
     async def push(self, text: str) -> str:
         if not self._unread.add(text) or self._whole:
             return ""
-        return await without_waiting(lambda seen: self._give_out(self._finder.settled(seen)), self._unread.text)
+        return await _without_waiting(lambda seen: self._give_out(self._finder.settled(seen)), self._unread.text)
 
     async def finish(self) -> str:
-        return await without_waiting(lambda seen: self._give_out(len(seen)), self._unread.read_all())
+        return await _without_waiting(lambda seen: self._give_out(len(seen)), self._unread.read_all())
 
     async def whole(self, text: str) -> str:
         self._unread.add(text)
-        return await self.finish()
+        # Always in a thread: a prompt may be of thousands of short texts.
+        return await asyncio.to_thread(self._give_out, len(self._unread.read_all()))
 
     def _give_out(self, end: int) -> str:
         if end <= self._position:
