@@ -149,7 +149,8 @@ class ConversationSource(dict):
             raise UserError(f"sources: {first.place}: {fault}; no other row can be read either")
         if format is None:
             raise UserError(
-                f"sources: {self['path']}: no format has the columns {', '.join(columns)}; rename them, or give 'format'"
+                f"sources: {self['path']}: no format has the columns {', '.join(columns)}; "
+                "rename them, or give 'format'"
             )
         if "instruction" in self and format not in TAKES_INSTRUCTION:
             raise UserError(f"sources: {self['path']}: 'instruction' is no key of the format {format}")
