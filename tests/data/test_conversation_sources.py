@@ -203,6 +203,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
         find_format(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"no format has the columns text, id; rename"):
         find_format(write_jsonl(tmp_path / "a.jsonl", {"text": "x", "id": 1}))
+    rows = ({"question": None, "answer": "b"}, "null", "{", {"question": "a?", "answer": "b"})
+    assert find_format(write_jsonl(tmp_path / "nulls.jsonl", *rows)) == "question-answer"
+    with pytest.raises(UserError, match=r"c.jsonl \(row 1\): not JSON: .*; no other row can be read either"):
+        find_format(write_jsonl(tmp_path / "c.jsonl", "{", "x"))
     with pytest.raises(UserError, match="has no rows"):
         find_format(write_jsonl(tmp_path / "b.jsonl"))
     (tmp_path / "c.json").write_text("[{]")

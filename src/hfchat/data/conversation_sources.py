@@ -30,6 +30,7 @@ _KEYS = {"path", "format", "name", "license", "url", "limit", "storage_options",
 _TYPES = {"limit": int, "storage_options": dict}
 # A million tokens are a twentieth of it. What is written in a few bytes of a compressed file may fill any memory.
 MAX_ROW_BYTES = 20_000_000
+_LOOKED_AT = 100  # rows, for the format
 _BATCH_BYTES = 256_000_000  # of Parquet
 _PIECE = 1 << 16
 _LINE_ENDS = ("\n", "\r")
@@ -124,7 +125,7 @@ class ConversationSource(dict):
         return found[0] | {"sha256": json.dumps([one["sha256"] for one in found])}
 
     def find_format(self) -> str:
-        """The format, seen from the first row's columns where it is not given.
+        """The format, seen from the columns of the first rows where it is not given.
 
         Raises:
             UserError: If there is no row, no format has these columns, or it takes no `instruction`.
@@ -133,13 +134,23 @@ class ConversationSource(dict):
             return "parallel-text"
         if "format" in self:
             return self["format"]
-        first = next((row.value for row in self.rows() if isinstance(row.value, dict)), None)
+        first = next(self.rows(), None)
         if first is None:
             raise UserError(f"sources: {self['path']}: has no rows")
-        format = find_format(first)
+        # A first row may lack a value, or be none: the first that has the columns of a format says which it is.
+        mappings = (row.value for row in self.rows() if isinstance(row.value, dict) and not row.fault)
+        format, columns = None, None
+        for value in itertools.islice(mappings, _LOOKED_AT):
+            format, columns = find_format(value), columns or list(value)
+            if format is not None:
+                break
+        if columns is None:
+            fault = first.fault or "is no mapping of columns"
+            raise UserError(f"sources: {first.place}: {fault}; no other row can be read either")
         if format is None:
             raise UserError(
-                f"sources: {self['path']}: no format has the columns {', '.join(first)}; rename them, or give 'format'"
+                f"sources: {self['path']}: no format has the columns {', '.join(columns)}; "
+                "rename them, or give 'format'"
             )
         if "instruction" in self and format not in TAKES_INSTRUCTION:
             raise UserError(f"sources: {self['path']}: 'instruction' is no key of the format {format}")
