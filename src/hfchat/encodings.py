@@ -32,13 +32,9 @@ def detect(beginning: bytes, encoding: str | None = None) -> tuple[str, int]:
 
 
 def _by_zeros(beginning: bytes) -> str:
-    # No text of another encoding holds a zero. That the first character is ASCII is what JSON assumes, too.
-    zeros = [byte == 0 for byte in beginning[:4]]
-    if len(zeros) < 2 or not any(zeros[:2]):
-        return "utf-8"
-    if zeros[0]:
-        return "utf-32-be" if zeros[1] else "utf-16-be"
-    return "utf-32-le" if zeros[2:] == [True, True] else "utf-16-le"
+    # No text of another encoding holds a zero. That a text begins with ASCII is what JSON's detection assumes, too.
+    zeros = "".join("01"[byte == 0] for byte in beginning[:4])
+    return {"0111": "utf-32-le", "1110": "utf-32-be", "0101": "utf-16-le", "1010": "utf-16-be"}.get(zeros, "utf-8")
 
 
 def decode(content: bytes, encoding: str | None = None) -> str:
@@ -56,11 +52,12 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return decode(path.read_bytes(), encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def as_utf8(stream: IO[bytes], encoding: str | None = None) -> IO[bytes]:
+def as_utf8(stream: IO[bytes], encoding: str | None = None) -> io.BufferedReader:
     """The same text in UTF-8 without a byte order mark, so that it can be split at bytes. It cannot be sought in.
 
     Bytes that are not valid in the encoding become bytes that are not valid in UTF-8: who decodes a part of the
-    stream finds the fault in that part. As text: `io.TextIOWrapper(as_utf8(stream), "utf-8", newline="")`.
+    stream finds the fault in that part. As text: `io.TextIOWrapper(as_utf8(stream), "utf-8", newline="")`. Its
+    `raw.encoding` is the encoding that was found.
 
     Args:
         stream: Open binary file, at its beginning.
@@ -82,7 +79,7 @@ class _Utf8(io.RawIOBase):
             beginning += more
         name, mark = detect(beginning, encoding)
         self._ready = beginning[mark:]
-        name = codecs.lookup(name).name
+        self.encoding = name = codecs.lookup(name).name
         self._decoder = None
         if name != "utf-8":
             # Half a pair of surrogates is the one thing that UTF-16 can hold and UTF-8 cannot.
