@@ -53,6 +53,13 @@ def test_the_interval_of_skewed_scores_reaches_further_to_the_long_side():
     assert result["interval"][1] > scores.mean() + 1.1 * t * error
 
 
+def test_one_outlier_does_not_make_the_interval_absurd():
+    scores = [0.0] * 19 + [0.01] * 20 + [1.0]
+    low, high = estimate(mean(scores, "mean"), 10, seed=0)["interval"]
+    error, t = np.std(scores, ddof=1) / np.sqrt(40), 2.0226909
+    assert (np.mean(scores) - low, high - np.mean(scores)) == pytest.approx((t * error, 2 * t * error))
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 84])
 @pytest.mark.parametrize("right", [0, 1])
 def test_the_interval_of_a_share_is_wilsons_even_if_all_examples_are_alike(n, right):

@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 from hfchat.intervals import CONFIDENCE, paired_interval, sign_test, wilson_interval
 
 _EXACT = 13  # examples up to which all exchanges are tried: half of 2^13, as the other half mirrors it
+_WIDEST = 2  # times Student's; more than that hardly ever holds a mean that this does not
 _BLOCK = 1 << 22  # exchanges times examples that are held at a time
 _UNBOUNDED = (-math.inf, math.inf)
 _ALIKE = 1e-9  # relative; what differs by less is one value, computed in two ways
@@ -216,7 +217,8 @@ def _t_interval(score: float, values: np.ndarray, greatest: float = 0.0) -> list
     error = math.sqrt(variance / (n - 1))
     skewness = float((deviations**3).mean()) / variance**1.5
     far = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    low, high = (max(far, sign * _unskewed(sign * far, skewness, n)) for sign in (1, -1))
+    # Of one great outlier among few values, Hall's transformation goes to where it does not hold.
+    low, high = (min(max(far, sign * _unskewed(sign * far, skewness, n)), _WIDEST * far) for sign in (1, -1))
     return [score - low * error, score + high * error]
 
 
