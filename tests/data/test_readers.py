@@ -244,8 +244,8 @@ def test_what_is_no_text_is_removed_and_named(tmp_path, form):
     assert found.texts == ["good"]
     assert sorted((row["reason"], row["detail"]) for row in found.removed) == [
         *[("empty", "the value of 'text' is null")] * 3,
-        ("unreadable", "the value of 'text' is no text, but a int"),
-        ("unreadable", "the value of 'text' is no text, but a list"),
+        ("unreadable", "the value of 'text' is no text, but of the type int"),
+        ("unreadable", "the value of 'text' is no text, but of the type list"),
     ]
 
 

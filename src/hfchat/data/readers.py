@@ -420,7 +420,9 @@ def _from_row(row: Any, text_key: str) -> Record:
     if text is None:
         return Record("", fault=("empty", f"the value of '{text_key}' is null"))
     if not isinstance(text, str):
-        return Record("", fault=("unreadable", f"the value of '{text_key}' is no text, but a {type(text).__name__}"))
+        return Record(
+            "", fault=("unreadable", f"the value of '{text_key}' is no text, but of the type {type(text).__name__}")
+        )
     metadata = {name: str(row[name]) for name in _OWN_KEYS if row.get(name)}
     for name, value in {text_key: text, **metadata}.items():
         if _LONE_SURROGATE.search(value):
