@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = TRAINERS[args.method](model, args, preferences, tokenizer)
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
     metrics = trainer.evaluate() | preferences.counts.as_metrics("train")
-    comparison = trainer.outcome.compare(trainer.start, args.seed)
+    comparison = trainer.outcome.compare(trainer.start)
     if trainer.is_world_process_zero():
         print(describe_comparison(comparison, metrics))
         label = "held-out pairs whose chosen answer has the higher reward"

@@ -40,7 +40,7 @@ def share_difference(before: tuple[int, int], now: tuple[int, int]) -> tuple[flo
     return rise, rise - math.hypot(new - low, old_high - old), rise + math.hypot(high - new, old - old_low)
 
 
-def paired_interval(gained: int, lost: int, pairs: int) -> tuple[float, float]:
+def paired_interval(gained: float, lost: float, pairs: int) -> tuple[float, float]:
     """Limits of the 95% interval of the difference of two shares of the same trials, `(gained - lost) / pairs`.
 
     T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
@@ -48,14 +48,14 @@ def paired_interval(gained: int, lost: int, pairs: int) -> tuple[float, float]:
     https://doi.org/10.1002/sim.6148). It inverts McNemar's test; of pairs that all changed it is Wilson's interval.
 
     Args:
-        gained: Pairs in which only the second trial succeeded.
+        gained: Pairs in which only the second trial succeeded; halves may count, as of ties.
         lost: Pairs in which only the first one did.
         pairs: All of them, at least one.
     """
     return -_upper_limit(lost, gained, pairs), _upper_limit(gained, lost, pairs)
 
 
-def _upper_limit(gained: int, lost: int, pairs: int) -> float:
+def _upper_limit(gained: float, lost: float, pairs: int) -> float:
     """The greatest difference that the score test does not reject, by bisection."""
     low, high = (gained - lost) / pairs, 1.0
     while high - low > 1e-12:

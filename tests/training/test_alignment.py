@@ -10,6 +10,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
 from hfchat.errors import UserError
+from hfchat.intervals import paired_interval, wilson_interval
 from hfchat.models import load_model
 from hfchat.training import alignment
 from hfchat.training.adapters import ModelArguments, load_trainable
@@ -369,6 +370,13 @@ def test_bad_settings_are_named(arguments, problem):
         parse(AlignArguments, ModelArguments, argv=arguments)
 
 
+def test_a_few_pairs_that_all_agree_show_little():
+    reference = np.zeros((3, 2))
+    comparison = Outcome(np.array([[0.0, -1.0]] * 3), reference, 0.1).compare(Outcome(reference, reference, 0.1))
+    assert comparison["rewards/accuracies"] == pytest.approx([1.0, *wilson_interval(3, 3)])
+    assert comparison["rewards/accuracies"][1] < 0.5
+
+
 def test_the_interval_is_that_of_the_pairs():
     reference = np.zeros((400, 2))
     policy = np.array([[0.0, -1.0]] * 300 + [[-1.0, 0.0]] * 100)
@@ -376,12 +384,11 @@ def test_the_interval_is_that_of_the_pairs():
     end = Outcome(policy, reference, beta=0.1)
     assert start.means()["rewards/accuracies"] == 0.5, "ties are half a one"
     assert end.means()["rewards/margins"] == pytest.approx(0.1 * 0.5)
-    comparison = end.compare(start, seed=0)
-    mean, low, high = comparison["rewards/accuracies"]
-    assert mean == 0.75
-    assert (low, high) == pytest.approx((0.75 - 1.96 * 0.0217, 0.75 + 1.96 * 0.0217), abs=0.006)
-    assert comparison["logps/accuracies_start"] == [0.5, 0.5, 0.5]
-    assert comparison["logps/accuracies_gain"] == pytest.approx([mean - 0.5, low - 0.5, high - 0.5])
+    comparison = end.compare(start)
+    assert comparison["rewards/accuracies"] == pytest.approx([0.75, *wilson_interval(300, 400)])
+    assert comparison["logps/accuracies_start"] == pytest.approx([0.5, 0.4952, 0.5048], abs=1e-4)
+    # All ties became halves of a win or of a loss.
+    assert comparison["logps/accuracies_gain"] == pytest.approx([0.25, *paired_interval(150, 50, 400)])
     text = describe_comparison(comparison, end.means() | {"eval_rewards/margins": 0.05, "eval_kl": 0.01})
     assert "50.0% by construction -> 75.0% [" in text
     assert "0 -> 0.0100 nats per token" in text

@@ -8,9 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from hfchat.feedback.tables import Answer, Feedback
-from hfchat.intervals import share_difference, wilson_interval
-
-__all__ = ["Statistics", "Tally", "model_name", "share_difference", "statistics", "wilson_interval"]
+from hfchat.intervals import wilson_interval
 
 
 @dataclass

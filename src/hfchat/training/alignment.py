@@ -19,6 +19,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
+from hfchat.intervals import paired_interval
 from hfchat.models import trains_faster_in_bf16
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 # (arXiv:2310.16944) train 8 and 7 billion weights at. An adapter wants ten times that, see `training/finetuning.py`.
 _FULL, _LORA = 1e-6, 1e-5
 _LOSSES = {"dpo": "sigmoid", "kto": "kto"}
-_RESAMPLES = 2000
 
 
 @dataclass
@@ -430,26 +430,30 @@ class Outcome:
             "logps/accuracies": float(self.more_probable.mean()),
         }
 
-    def compare(self, start: "Outcome", seed: int) -> dict[str, list[float]]:
-        """This outcome against that before the training.
+    def compare(self, start: "Outcome") -> dict[str, list[float]]:
+        """This outcome against that before the training, on the same pairs.
 
         Returns:
-            `[mean, low, high]` with the 95% interval of a bootstrap over the pairs, the same resamples for all
-            (Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation"): reward accuracy, the
-            accuracy by probability before and after, and the difference of these two.
+            `[mean, low, high]` with the 95% interval (`hfchat.intervals.paired_interval`): reward accuracy, the accuracy
+            by probability before and after, and the difference of these two.
         """
-        shares = {
-            "rewards/accuracies": self.preferred,
-            "logps/accuracies_start": start.more_probable,
-            "logps/accuracies": self.more_probable,
-            "logps/accuracies_gain": self.more_probable - start.more_probable,
-        }
-        pairs = len(self.policy)
-        draws = np.random.default_rng(seed).integers(pairs, size=(_RESAMPLES, pairs))
+        gain = self.more_probable - start.more_probable
         return {
-            name: [float(share.mean()), *np.quantile(share[draws].mean(1), (0.025, 0.975)).tolist()]
-            for name, share in shares.items()
+            "rewards/accuracies": _share(self.preferred),
+            "logps/accuracies_start": _share(start.more_probable),
+            "logps/accuracies": _share(self.more_probable),
+            "logps/accuracies_gain": [float(gain.mean()), *_limits(gain)],
         }
+
+
+def _limits(outcomes: np.ndarray) -> tuple[float, float]:
+    """The interval of a mean of outcomes between -1 and 1, of which halves count as such."""
+    return paired_interval(outcomes.clip(min=0).sum(), -outcomes.clip(max=0).sum(), len(outcomes))
+
+
+def _share(won: np.ndarray) -> list[float]:
+    """The share of wins, of which a tie is half a one: wins less losses, moved from -1 and 1 to 0 and 1."""
+    return [float(won.mean()), *((1 + limit) / 2 for limit in _limits(2 * won - 1))]
 
 
 def describe_comparison(comparison: Mapping[str, list[float]], metrics: Mapping[str, float]) -> str:
@@ -460,7 +464,7 @@ def describe_comparison(comparison: Mapping[str, list[float]], metrics: Mapping[
         return f"{mean:.1%} [{low:.1%}, {high:.1%}]"
 
     lines = [
-        "on held-out pairs (95% intervals of a bootstrap over the pairs):",
+        "on held-out pairs (95% intervals):",
         f"  the chosen answer has the higher reward: 50.0% by construction -> {share('rewards/accuracies')}",
         f"  it is the more probable one: {share('logps/accuracies_start')} -> {share('logps/accuracies')}, "
         f"difference {share('logps/accuracies_gain')}",
