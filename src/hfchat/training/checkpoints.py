@@ -84,7 +84,7 @@ class CheckpointMixin:
         except Exception as error:  # out of memory, a metric, a sample: whatever it is
             if not self.is_in_train or self.args.world_size > 1:  # the processes would no longer be in step
                 raise
-            self._warn("the evaluation failed, training goes on", error)
+            tqdm.write(f"warning: the evaluation failed, training goes on: {_in_a_line(error)}")
             return {}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -101,12 +101,10 @@ class CheckpointMixin:
         try:
             return self.evaluate()
         except Exception as error:  # as in `evaluate`
-            self._warn("the last evaluation failed, the model is kept without its metrics", error)
+            tqdm.write(
+                f"warning: the last evaluation failed, the model is kept without its metrics: {_in_a_line(error)}"
+            )
             return {}
-
-    def _warn(self, what: str, error: Exception) -> None:
-        message = (str(error).strip().splitlines() or [""])[0]
-        tqdm.write(f"warning: {what}: {type(error).__name__}: {message}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`, but the model of a run that keeps its checkpoints in shards is saved too, in one piece.
@@ -167,6 +165,10 @@ class CheckpointMixin:
             if int(other.name.rpartition("-")[2]) > self.state.global_step:  # passed over when this run was resumed
                 shutil.rmtree(other, ignore_errors=True)
         rotate_checkpoints(str(aside.parent), save_total_limit=self.args.save_total_limit)
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
