@@ -434,8 +434,8 @@ class Outcome:
         """This outcome against that before the training, on the same pairs.
 
         Returns:
-            `[mean, low, high]` with the 95% interval of `hfchat.intervals`: reward accuracy, the accuracy by probability
-            before and after, and the difference of these two.
+            `[mean, low, high]` with the 95% interval of `hfchat.intervals`: reward accuracy, the accuracy by
+            probability before and after, and the difference of these two.
         """
         gain = self.more_probable - start.more_probable
         return {
