@@ -33,6 +33,11 @@ TEXTS = [
 ]
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Tests are not named by bytes: gzip writes the time into them, and all workers must give a test the same name."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """The project's tokenizer with a small vocabulary, saved and reloaded."""

@@ -15,7 +15,7 @@ from typing import IO
 
 import fsspec
 
-from hfchat.encodings import as_utf8, detect
+from hfchat.character_encodings import as_utf8, detect
 
 # Builder of `datasets` for each kind of file, which may be compressed.
 BUILDERS = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from hfchat.encodings import detect
+from hfchat.character_encodings import detect
 
 _NAMES = {
     "x-gzip": "gzip",

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 from fsspec.core import has_magic
 
+from hfchat.character_encodings import as_utf8
 from hfchat.data.conversation_formats import FORMATS, TAKES_INSTRUCTION, Row, find_format
 from hfchat.data.readers import EXCERPT_CHARACTERS
 from hfchat.dataset_files import find_delimiter, readable
-from hfchat.encodings import as_utf8
 from hfchat.errors import UserError
 
 _READERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}

@@ -22,8 +22,8 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers import HuggingFaceDatasetReader
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.character_encodings import as_utf8
 from hfchat.data.extraction import Extraction
-from hfchat.encodings import as_utf8
 from hfchat.errors import UserError
 
 # What of a document that is too large is kept among the removed ones.
@@ -293,7 +293,7 @@ def parse_text(
         max_bytes: Of a document.
         mine: Which documents are wanted, by their number.
         separator: A line end in it stands for any, that of Windows, too.
-        encoding: See `hfchat.encodings`.
+        encoding: See `hfchat.character_encodings`.
     """
     text = as_utf8(stream, encoding)
     for number, part in enumerate(_parts(text, _line_ends_as_any(separator) if separator else None, max_bytes)):

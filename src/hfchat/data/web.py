@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
 
+from hfchat.character_encodings import detect
 from hfchat.data.codings import CodingError, undo_codings
 from hfchat.data.readers import EXCERPT_CHARACTERS, OF_ANOTHER_TASK, Record, Skipped, every_record
 from hfchat.data.warc import DamageError, WarcRecord, header_lines, parse_headers, read_records
-from hfchat.encodings import detect
 
 if TYPE_CHECKING:
     from warcio.statusandheaders import StatusAndHeaders

@@ -20,9 +20,9 @@ from hfchat.doctor.plan import (
 )
 from hfchat.doctor.recipes import Recipe, find_recipe
 from hfchat.doctor.report import Report, Verdict, size, time
-from hfchat.encoding import encode_conversation, encode_texts
 from hfchat.errors import UserError
 from hfchat.models import add_special_tokens, load_tokenizer
+from hfchat.token_ids import encode_conversation, encode_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,9 +4,9 @@ import unicodedata
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from hfchat.encoding import encode_conversation, encode_texts
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Prompt
+from hfchat.token_ids import encode_conversation, encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfchat.dataset import ROLES_WITH_TOOLS, find_fault
-from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
 from hfchat.generation import answering, generate_answers
+from hfchat.token_ids import encode_conversation
 
 if TYPE_CHECKING:
     from peft import PeftModel

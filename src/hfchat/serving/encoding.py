@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from hfchat.encoding import encode_conversation, prepare_to_spell
 from hfchat.serving.engine import PromptError
+from hfchat.token_ids import encode_conversation, prepare_to_spell
 
 NOTHING_RENDERED = "the chat template makes nothing of this conversation"
 
@@ -25,7 +25,7 @@ class PromptEncoder:
         prepare_to_spell(tokenizer)
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The ids of a conversation and the beginning of its answer, as in the training (`hfchat.encoding`).
+        """The ids of a conversation and the beginning of its answer, as in the training (`hfchat.token_ids`).
 
         Raises:
             PromptError: If the chat template refuses the conversation, or makes nothing of it.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from hfchat.dataset import find_fault
-from hfchat.encoding import encode_conversation
 from hfchat.generation import answering, generate_answers, stop_token_ids
+from hfchat.token_ids import encode_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

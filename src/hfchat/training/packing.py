@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
-from hfchat.encoding import encode_texts
+from hfchat.token_ids import encode_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.dataset import check_learned, has_split, load_split
-from hfchat.encoding import encode_conversation
 from hfchat.errors import UserError
+from hfchat.token_ids import encode_conversation
 
 if TYPE_CHECKING:
     from datasets import Dataset

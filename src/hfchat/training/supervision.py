@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
 from hfchat.dataset import ROLES_WITH_TOOLS, check_learned, load_conversation_splits, parse_tools
-from hfchat.encoding import supervise_conversation
 from hfchat.errors import UserError
 from hfchat.models import load_tokenizer
+from hfchat.token_ids import supervise_conversation
 from hfchat.training.packing import IGNORE
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def supervise(
 ) -> tuple["Dataset", Supervision]:
     """Tokenize conversations with the tokenizer's chat template; its generation marks say what is supervised.
 
-    Text that spells a special token stays text, see `hfchat.encoding`.
+    Text that spells a special token stays text, see `hfchat.token_ids`.
 
     Args:
         dataset: Rows with `messages`, each a list of `{"role", "content"}` and `tool_calls`, and maybe with `tools`,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import yaml
 
-from hfchat.encodings import read_text
+from hfchat.character_encodings import read_text
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean

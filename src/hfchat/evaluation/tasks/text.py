@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hfchat.character_encodings import read_text
 from hfchat.dataset import load_split
-from hfchat.encodings import read_text
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.models import Model

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from hfchat.encodings import as_utf8, decode, read_text
+from hfchat.character_encodings import as_utf8, decode, read_text
 
 TEXT = "Größe 10 €\nКошка и 猫 🐈\n"
 FORMS = {

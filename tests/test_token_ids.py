@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hfchat.chat_template import END_OF_TEXT, PAD, SPECIAL_TOKENS, TURN_END, TURN_START, set_chat_template
-from hfchat.encoding import encode_conversation, supervise_conversation
+from hfchat.token_ids import encode_conversation, supervise_conversation
 from hfchat.tokenization.sentencepiece import train_sentencepiece_bpe, train_unigram
 from tests.conftest import TEXTS
 
