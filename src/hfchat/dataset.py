@@ -82,7 +82,7 @@ def load_split(
 def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Dataset"]:
     """The documents of a corpus to learn from and to measure on; those without a text are counted and left out.
 
-    Of a corpus without a split for validation the first tenth, at most 1,000, are held out. Fewer than 10 documents
+    Without a validation split, the first tenth, at most 1,000, is held out. Fewer than 10 documents
     are both, and that is said.
 
     Raises:
@@ -154,7 +154,7 @@ def load_conversation_splits(
 
 
 def _first_asked(messages: Any) -> str:
-    """The first user turn, or all that there is of what is no conversation, which is named when it is tokenized."""
+    """The first user turn, or the whole row where that is not a conversation, which is named when it is tokenized."""
     turns = messages if isinstance(messages, list) else []
     asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
     return str(next(asked, messages))
@@ -311,7 +311,7 @@ def parse_tools(value: Any) -> list[dict[str, Any]]:
     """Tools as OpenAI's API has them, of a column that has them so, as JSON in a text, or as functions alone.
 
     Raises:
-        ValueError: If they are none of this.
+        ValueError: If they are anything else.
     """
     if isinstance(value, str):
         try:

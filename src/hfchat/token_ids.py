@@ -197,6 +197,6 @@ class _Spelling:
         return f"{self._mark}{self._special.index(special)}{self._mark}"
 
     def _split(self, text: str) -> list[int]:
-        """The ids of the text of a special token, in parts that are none."""
+        """The ids of the text of a special token, in parts that are not special tokens."""
         speller, _ = self.speller
         return [id for part in (text[:1], text[1:]) for id in speller.encode(part, add_special_tokens=False).ids]

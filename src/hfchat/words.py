@@ -52,7 +52,7 @@ def runs(found: Sequence[str], n: int) -> Iterator[tuple[int, int]]:
     a name, and no quotation.
 
     Args:
-        found: Of `words`.
+        found: What `words` returned.
         n: At least one.
     """
     sizes = word_sixths(found)

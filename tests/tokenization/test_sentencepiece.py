@@ -7,7 +7,7 @@ from tokenizers import normalizers
 from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.errors import UserError
 from hfchat.tokenization.chat_tokenizer import save_tokenizer
-from hfchat.tokenization.check import SAMPLES, check_saved_tokenizer, encode_as_text, lost_texts, unicode_blocks
+from hfchat.tokenization.check import SAMPLES, check_saved_tokenizer, lost_texts, unicode_blocks
 from hfchat.tokenization.sentencepiece import (
     COMPARED,
     common_characters,
@@ -117,7 +117,7 @@ def test_an_imported_model_gives_the_ids_of_sentencepiece(model_type, options, t
     assert capsys.readouterr().out == ""
     blocks = {name: text for name, text in unicode_blocks().items() if name not in NEWER}
     texts = [*PLAIN, *COMPARED.values(), *random_texts(), *blocks.values()]
-    for text, ids in zip(texts, encode_as_text(tokenizer, texts), strict=True):
+    for text, ids in zip(texts(tokenizer, texts), strict=True):
         assert ids == processor.encode(text), text
         if "byte_fallback" in options:  # sentencepiece writes <unk> as " ⁇ "
             assert tokenizer.decode(ids) == processor.decode(ids)
@@ -140,7 +140,7 @@ def test_symbols_of_an_imported_model_are_found_where_sentencepiece_finds_them(m
     tokenizer = import_sentencepiece(file)
     said = capsys.readouterr().out
     texts = [text for text in random_texts(*SEPARATORS) if text not in SEPARATORS]
-    for text, ids in zip(texts, encode_as_text(tokenizer, texts), strict=True):
+    for text, ids in zip(texts(tokenizer, texts), strict=True):
         assert ids == processor.encode(text), text
     # The one difference that is left is that a text which is one symbol gets no space before it.
     for symbol in SEPARATORS if options.get("add_dummy_prefix", True) else ():

@@ -39,7 +39,7 @@ def undo_codings(
     Args:
         content: As it was sent.
         transfer: Values of the `Transfer-Encoding` headers, `content_encoding` of the `Content-Encoding` ones.
-        max_bytes: Of what comes out.
+        max_bytes: Largest size of what comes out.
         truncated: Whether the crawler cut the page off, so that it may end within a coding.
 
     Raises:

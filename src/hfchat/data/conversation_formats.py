@@ -228,7 +228,7 @@ class Format(NamedTuple):
     """One format.
 
     Attributes:
-        kind: Of the dataset that it makes.
+        kind: What kind of dataset it makes.
         convert: Makes an example of a row and an instruction, and counts what it does not use.
         columns: Those that it reads; `_CONTEXT` is read in each.
     """

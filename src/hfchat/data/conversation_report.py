@@ -72,7 +72,7 @@ class Summary:
     def add_kept(
         self, example: dict[str, Any], digest: bytes, split: str, notes: Mapping[str, int] = _NO_NOTES
     ) -> None:
-        """Count an example with what is to be said of it, and show it if its hash is among the smallest."""
+        """Count an example with its remarks, and show it if its hash is among the smallest."""
         answer = "messages" if self.kind == "messages" else "chosen" if self.kind == "preference" else "completion"
         messages = [*example.get("prompt", []), *example[answer]]
         self.kept[split] += 1

@@ -308,7 +308,7 @@ _IN_TEXT, _OUTSIDE = re.compile(r'["\\]'), re.compile(r'[\[\]{},"]')
 def _items(pieces: Iterator[str]) -> Iterator[str]:
     """The items of a list in JSON, as they are written; of one longer than `MAX_ROW_BYTES`, its beginning.
 
-    The list is never whole in memory. What is no JSON becomes an item that is none.
+    The list is never whole in memory. Text that is not valid JSON becomes a faulty item.
     """
     item: list[str] = []
     length, depth, in_text, escaped, is_first = 0, 0, False, False, True

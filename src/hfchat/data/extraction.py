@@ -83,7 +83,7 @@ class Extraction:
 
 
 def _address_space(name: str) -> int:
-    """Of this process, in bytes; `name` as in proc(5), `/proc/pid/status`. 0 where that is not there."""
+    """A size of this process, in bytes; `name` as in proc(5), `/proc/pid/status`. 0 where that is not there."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -29,7 +29,7 @@ _HEADING = re.compile(r"^(=+)\s*(.+?)\s*\1\s*$")
 # that every wiki knows beside those in its language.
 _MEDIA, _FILE, _CATEGORY = "-2", "6", "14"
 _SHOW_NOTHING = frozenset({"file", "image", "media", "category"})
-# Of a file, by its ending: wikis know more names for that namespace than the one that a dump tells.
+# The ending tells a file: wikis know more names for that namespace than the one that a dump tells.
 _MEDIA_FILE = re.compile(
     r"\.(?:jpe?g|png|svg|gif|tiff?|webp|xcf|djvu|pdf|og[agv]|oga|web[am]|mid|mp[34]|mpe?g|wav|flac|opus|stl)\s*$",
     re.IGNORECASE,
@@ -184,7 +184,7 @@ def wikitext_to_text(markup: str) -> str:
     `= Title =` stays as the title.
 
     Args:
-        markup: Of a page. `parse_dump` puts a comment with the wiki's own names for files and categories before it.
+        markup: A page's text. `parse_dump` puts a comment with the wiki's names for files and categories before it.
     """
     import mwparserfromhell
 

@@ -290,7 +290,7 @@ def parse_text(
 
     Args:
         stream: Open file.
-        max_bytes: Of a document.
+        max_bytes: Largest size of a document.
         mine: Which documents are wanted, by their number.
         separator: A line end in it stands for any, that of Windows, too.
         encoding: See `hfchat.character_encodings`.
@@ -380,7 +380,7 @@ def parse_parquet(
                     number += 1
 
 
-# Of a row group: what is unpacked of it at a time, and how much larger than in the file it may be beyond that.
+# How much of a row group is unpacked at a time, and how much larger than in the file it may be beyond that.
 _MOST_UNPACKED = 1 << 26
 _MOST_RATIO = 100
 

@@ -22,7 +22,7 @@ _BEGINNING = re.compile(rb"WARC/\d+\.\d+\s", re.IGNORECASE)
 _WARC = b"WARC/"
 _ARC_FILE = b"filedesc://"
 _ARC_BEGINNING = re.compile(rb"[a-z][a-z0-9+.-]*:.* \d{14} \S* \d+\s*\Z", re.IGNORECASE)
-# Of a gzip member: its flags, any time, and the values that are given to the level and the operating system.
+# The head of a gzip member: its flags, any time, and the values that are given to the level and the operating system.
 _MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
 _MEMBER_HEAD = 1 << 12  # enough of one to see how what is packed in it begins
 
@@ -166,7 +166,7 @@ class _Reader:
         """The record that begins with the line that was found.
 
         Raises:
-            DamageError: If there is none.
+            DamageError: If there is no record.
         """
         line, self._line = self._line, b""
         self._record_began = self._offset - len(line)
@@ -350,7 +350,7 @@ class _Gzip(io.RawIOBase):
 
 
 def _beginning(member: bytes) -> bytes:
-    """Of what is packed, as much as `_WARC` has; nothing if it is broken."""
+    """The beginning of what is packed, as much as `_WARC` has; nothing if it is broken."""
     try:
         unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
         return unpacker.decompress(member[:_MEMBER_HEAD], len(_WARC)).upper()

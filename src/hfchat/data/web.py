@@ -72,7 +72,7 @@ def parse_warc(
 
     Args:
         stream: Open file; its gzip, of records or as a whole, is unpacked here.
-        max_bytes: Of a page. Of one that is larger, no more is unpacked or kept; the rest is passed over.
+        max_bytes: Largest size of a page. Of a larger one, no more is unpacked or kept; the rest is passed over.
         mine: Whether the record of a number is wanted; of others, only the place is found.
     """
     for number, found in enumerate(read_records(stream)):

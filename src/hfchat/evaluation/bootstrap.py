@@ -73,9 +73,9 @@ def estimate(statistics: Statistics, resamples: int, seed: int) -> dict[str, Any
     """Score a corpus.
 
     Args:
-        statistics: Of at least one example.
-        resamples: Of the bootstrap, for scores with kinks.
-        seed: Of them.
+        statistics: Those of at least one example.
+        resamples: Number of resamples of the bootstrap, for scores with kinks.
+        seed: Seed of the resamples.
 
     Returns:
         `{"score", "interval": [low, high], "n", "scored", "signature"}`, the interval at 95% over the examples that
@@ -112,10 +112,10 @@ def difference(statistics: Statistics, baseline: Statistics, resamples: int, see
     Of means, only the examples count that have a score of both.
 
     Args:
-        statistics: Of the model.
-        baseline: Of the baseline.
+        statistics: The model's.
+        baseline: The baseline's.
         resamples: Exchanges of the test, and resamples of the bootstrap for scores with kinks.
-        seed: Of both.
+        seed: Seed of both.
 
     Returns:
         `{"difference", "interval": [low, high], "p_value", "n", "scored"}`, the last how many examples count. The
@@ -205,7 +205,7 @@ def _t_interval(score: float, values: np.ndarray, greatest: float = 0.0) -> list
     Args:
         score: Its middle.
         values: `[n]`, of the examples.
-        greatest: Of what they were computed from: beside it, what rounding leaves is no difference.
+        greatest: The largest value that they were computed from: beside it, what rounding leaves is no difference.
     """
     n = len(values)
     if not np.isfinite(values).all():
@@ -237,7 +237,7 @@ def _never_a_point(interval: list[float], score: float, below: float, above: flo
 
     Args:
         interval: Low and high.
-        score: Of the corpus.
+        score: The score of the corpus.
         below: How much less the score of an example may be that was not seen.
         above: And how much more.
         n: Examples.

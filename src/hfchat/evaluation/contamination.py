@@ -228,7 +228,7 @@ class _Compared:
         """The examples of which, or of whose question, one document has more than half of the runs.
 
         Args:
-            runs: Of each pair of a run and a document that has it.
+            runs: The run of each pair of a run and a document that has it.
             documents: The documents of these pairs.
         """
         counts = self._parts_from[runs + 1] - self._parts_from[runs]

@@ -143,7 +143,7 @@ def left_out(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, str
     """The models that get no bits per byte, because their tokenizers lose a part of some text.
 
     Args:
-        records: Of each model.
+        records: Each model's records.
 
     Returns:
         For `details` of a task: empty, or `{"no bits per byte": {model: {"why"}}}`.

@@ -74,7 +74,7 @@ class CurationArguments:
         default="api_key",
         metadata={
             "help": "Who counts as one person: all that comes with an api_key, and all that comes without one; or "
-            "each user whom requests name, only for a server that nobody else reaches, because anybody can name many."
+            "each user that requests name, only for a server that nobody else reaches, because anybody can name many."
         },
     )
     trusted_keys: list[str] = field(

@@ -113,7 +113,7 @@ def report(
 def _who(args: CurationArguments) -> str:
     """Who counts as one person, as a sentence."""
     if args.person == "user":
-        return "Each user whom requests name counts as one person."
+        return "Each user that requests name counts as one person."
     trusted = f"; of {', '.join(args.trusted_keys)}, each user does" if args.trusted_keys else ""
     return f"All that comes with an API key counts as one person, and so does all that comes without one{trusted}."
 

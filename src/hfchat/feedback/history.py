@@ -78,7 +78,7 @@ class History:
         answers: Also `model` (with its version), `characters`, `finish_reason`, `refused` (by the model, no guard).
         findings: Of guards: also `guard`, `place`, `action`, `category`.
         feedback: Opinions that say something and hold: also `model`, `rating`, `corrected`, `author` (a person, see
-            `hfchat.feedback.reviews`, or where there are no keys whom the request names; None for nobody).
+            `hfchat.feedback.reviews`, or, without keys, the user that the request names; None for nobody).
         tags: Also `tag`.
         comments: The newest first.
         openings: A random sample of those of the earlier period, and of the later one.

@@ -14,7 +14,7 @@ from hfchat.feedback.exchange import Rating
 from hfchat.feedback.reading import Selection, rows
 
 Who = Literal["user", "api_key"]
-# The API key, and of a trusted one the user whom it names. No key is one person: anybody could have any name there.
+# The API key, and for a trusted key the user that it names. Without keys all are one person: nobody can tell names.
 Person = tuple[str | None, ...]
 
 

@@ -63,7 +63,7 @@ def too_many(reviews: Sequence[Review], max_share: float, by: Callable[[Review],
 
     Args:
         reviews: All that are left.
-        max_share: Of these.
+        max_share: Largest share of these.
         by: Whose share is looked at, in place of the person's.
     """
     by_person: dict[Person, list[str]] = defaultdict(list)

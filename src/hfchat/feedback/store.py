@@ -107,7 +107,7 @@ class Store:
         Args:
             opinion: What is said.
             exchanges: The answers that it is about, as far as they may not be in the database yet.
-            one_of_key: The person is the `api_key`, whichever `user` it names: of all who may name whom they like.
+            one_of_key: The person is the `api_key`, whichever `user` it names, because it may name anybody.
 
         Raises:
             UnknownAnswerError: If it is about an answer that is not there, or that another API key got.
@@ -298,7 +298,7 @@ class Store:
         return None if text is None else self._redact(text)
 
     def _redacted_value(self, value: Any) -> Any:
-        """Of JSON: all texts in it, such as stop strings."""
+        """JSON with all texts in it redacted, such as stop strings."""
         if isinstance(value, Mapping):
             return {key: self._redacted_value(item) for key, item in value.items()}
         if isinstance(value, list | tuple):

@@ -305,7 +305,7 @@ def check_leaks(repositories: Sequence[Repository], allowed: Sequence[str] = ())
         shown = "; ".join(f"{place}: {what}" for place, what in leaks[:5])
         more = f", and {len(leaks) - 5} more" if len(leaks) > 5 else ""
         raise UserError(
-            f"{shown}{more}; nothing was published: take it out, or if it is none, pass "
+            f"{shown}{more}; nothing was published: take it out or, if it is not a secret, pass "
             f"--allowed_findings {shlex.quote(leaks[0][0])}"
         )
 

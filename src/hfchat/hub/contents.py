@@ -86,7 +86,7 @@ def pieces(name: str, file: Path | bytes) -> Iterator[Piece]:
     be in any encoding: bytes that are no UTF-8 become lone surrogates, around which everything in ASCII is as it was.
 
     Args:
-        name: Of the file; of a `tokenizer.json` all is read but the vocabulary, which has pieces of paths, and words
+        name: The file's; of a `tokenizer.json` all is read but the vocabulary, which has pieces of paths, and words
             like "password", with numbers beside them.
         file: Where it is, or what is in it.
 
@@ -101,7 +101,7 @@ def pieces(name: str, file: Path | bytes) -> Iterator[Piece]:
 
 
 def _of_stream(name: str, stream: BinaryIO, inside: str, depth: int) -> Iterator[Piece]:
-    """Of a file, or of one within an archive."""
+    """The content of a file, or of one within an archive."""
     if depth > _MAX_DEPTH:
         raise UnreadableError(f"is packed more than {_MAX_DEPTH} times", inside)
     stream = io.BufferedReader(cast(io.RawIOBase, stream), _HEAD)
@@ -191,7 +191,7 @@ def _of_parquet(stream: BinaryIO, inside: str) -> Iterator[Piece]:
 
 
 def _of_arrow(stream: BinaryIO, inside: str, is_file: bool) -> Iterator[Piece]:
-    """Of the file that Arrow calls one, or of a stream, which is what `datasets` writes."""
+    """The tables of an Arrow file, or of a stream, which is what `datasets` writes."""
     import pyarrow as pa
 
     if is_file:

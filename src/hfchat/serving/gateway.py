@@ -219,7 +219,7 @@ class WatchedUpstream:
 
 
 def _for_the_log(error: EngineError) -> str:
-    """What went wrong; what the upstream said of it may quote the request, so only `--log-content` lets it in."""
+    """What went wrong; the upstream's words may quote the request, so only `--log-content` lets it in."""
     if not isinstance(error, UpstreamError) or current_record().with_content:
         return str(error)
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OSError) else ""

@@ -386,8 +386,8 @@ class WebSocketLimit:
     A client is a key, or an address where there are no keys.
 
     Args:
-        max_each: Of one client, more are refused.
-        max_all: Of all clients.
+        max_each: Most connections of one client; more are refused.
+        max_all: Most connections of all clients.
         idle_s: Seconds without a message in either direction, after which a connection is closed.
     """
 

@@ -77,7 +77,7 @@ class ModelSampling:
             name: The model's, for the message.
 
         Raises:
-            UserError: If it asks for what this engine does not do. Names the field.
+            UserError: If it asks for something that this engine cannot do. Names the field.
         """
         refused = _UNSUPPORTED | (_UNSUPPORTED_SAMPLING if config.do_sample else {})
         for field_, harmless in refused.items():

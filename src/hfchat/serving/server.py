@@ -267,7 +267,7 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
             raise UserError(f"--metrics-key {name}: there is no API key of this name; the keys are: {has}")
     for name in _FOR_KEYS:
         if keys is None and getattr(settings, name) is not None:
-            raise UserError(f"{_option(name)} is for each API key, and there is none; {_HOW_TO_MAKE_A_KEY}")
+            raise UserError(f"{_option(name)} is for each API key, but there are no keys; {_HOW_TO_MAKE_A_KEY}")
     if keys is None and not settings.is_local and not settings.allow_anyone:
         raise UserError(
             f"--host {settings.host}: other machines could use the model without an API key; {_HOW_TO_MAKE_A_KEY} "

@@ -35,7 +35,7 @@ class UpstreamError(EngineError):
     """An upstream failed. Another one may do better.
 
     Attributes:
-        summary: What went wrong, without what the upstream said of it: some quote the request.
+        summary: What went wrong, without the upstream's words: some quote the request.
     """
 
     def __init__(self, summary: str, said: str = ""):

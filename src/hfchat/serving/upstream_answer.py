@@ -157,7 +157,7 @@ def parsed(content: bytes) -> Any:
     """The JSON of an upstream.
 
     Raises:
-        ValueError: If it is none, or too deep for Python.
+        ValueError: If it is not valid JSON, or too deep for Python.
     """
     try:
         return json.loads(content)

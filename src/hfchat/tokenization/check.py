@@ -8,6 +8,7 @@ from fontTools.unicodedata import Blocks
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfchat.chat_template import check_chat_template
+from hfchat.token_ids import encode_texts
 
 # Each has broken a tokenizer of some project: normalisation, byte fallback, whitespace clean-up, surrogates.
 SAMPLES = {
@@ -53,14 +54,9 @@ def check_saved_tokenizer(
 
 def lost_texts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> dict[str, str]:
     """What became of those that do not come back exactly when their ids are decoded, by their names."""
-    ids = encode_as_text(tokenizer, list(texts.values()))
+    ids = encode_texts(tokenizer, list(texts.values()))
     decoded = (tokenizer.decode(row, skip_special_tokens=True) for row in ids)
     return {name: after for (name, before), after in zip(texts.items(), decoded, strict=True) if after != before}
-
-
-def encode_as_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of texts in which what spells a special token is text, as it is in training and in the server."""
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def unicode_blocks() -> dict[str, str]:
@@ -79,5 +75,5 @@ def unicode_blocks() -> dict[str, str]:
 
 def bytes_per_token(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
     """UTF-8 bytes of `texts` per token: how strongly the tokenizer compresses them."""
-    tokens = sum(map(len, encode_as_text(tokenizer, texts)))
+    tokens = sum(map(len(tokenizer, texts)))
     return sum(len(text.encode()) for text in texts) / tokens

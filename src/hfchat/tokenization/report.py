@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from hfchat.errors import UserError
 from hfchat.models import BUNDLED, cache_dir, load_tokenizer
 from hfchat.templates import template_environment
-from hfchat.tokenization.check import SAMPLES, bytes_per_token, encode_as_text, lost_texts, unicode_blocks
+from hfchat.token_ids import encode_texts
+from hfchat.tokenization.check import SAMPLES, bytes_per_token, lost_texts, unicode_blocks
 from hfchat.tokenization.sampling import TextSample, first_bytes
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def describe(
     }
     ids = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     texts = first_bytes(sample, USAGE_BYTES)
-    used = Counter(id for row in encode_as_text(tokenizer, texts) for id in row)
+    used = Counter(id for row in encode_texts(tokenizer, texts) for id in row)
     plain = [id for id in range(len(tokenizer)) if id not in ids]
     unused = [id for id in plain if not used[id]]
     blocks = unicode_blocks()

@@ -18,9 +18,10 @@ from transformers.convert_slow_tokenizer import generate_merges
 from hfchat.chat_template import SPECIAL_TOKENS
 from hfchat.errors import UserError
 from hfchat.models import VOCABULARY_MULTIPLE
+from hfchat.token_ids import encode_texts
 from hfchat.tokenization.bpe import SPLIT_PATTERNS, SplitPattern
 from hfchat.tokenization.chat_tokenizer import as_chat_tokenizer
-from hfchat.tokenization.check import SAMPLES, encode_as_text
+from hfchat.tokenization.check import SAMPLES
 from hfchat.tokenization.sampling import break_long_runs, first_bytes
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def find_differences(tokenizer: PreTrainedTokenizerFast, model: bytes, texts: Ma
     from sentencepiece import SentencePieceProcessor
 
     expected = SentencePieceProcessor(model_proto=model).encode(list(texts.values()))
-    ids = encode_as_text(tokenizer, list(texts.values()))
+    ids = encode_texts(tokenizer, list(texts.values()))
     return [name for name, ours, theirs in zip(texts, ids, expected, strict=True) if ours != theirs]
 
 
@@ -238,7 +239,7 @@ def _normalizers(proto: "ModelProto", symbols: Sequence[str]) -> list[normalizer
 def _character_map(proto: "ModelProto") -> list[normalizers.Normalizer]:
     """The model's map of characters as sentencepiece applies it, if it is NFKC with rules for single characters.
 
-    Such are all of sentencepiece's own. `Precompiled` of tokenizers does not do: it maps a grapheme by the first
+    Such are all of sentencepiece's own. `Precompiled` of tokenizers is different: it maps a grapheme by the first
     character of it that has a rule, so marks are lost, and panics at a text that begins with a character that is taken
     away (tokenizers 0.23). 66 letters and digits beyond U+FFFF that tokenizers' tables do not have yet, as the digits
     of old computers at U+1FBF0, are left as they are.
@@ -264,8 +265,8 @@ def _character_map(proto: "ModelProto") -> list[normalizers.Normalizer]:
         kept += [(c, c) for c in _assigned() if c.lower() != c == mapped(c)]
     if len(kept) > len(_KEPT):
         raise UserError(
-            f"sentencepiece_model: its map of characters ({proto.normalizer_spec.name or 'without a name'}) is none "
-            "of sentencepiece's own forms of NFKC, and tokenizers cannot apply another; train the model with "
+            f"sentencepiece_model: its map of characters ({proto.normalizer_spec.name or 'without a name'}) is not "
+            "one of sentencepiece's own forms of NFKC, and tokenizers cannot apply another; train the model with "
             "normalization_rule_name nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf or identity"
         )
     marks = dict(zip(_KEPT, kept, strict=False))  # which stand for what is kept meanwhile
