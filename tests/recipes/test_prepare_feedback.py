@@ -132,7 +132,7 @@ def test_the_report_has_reasons_but_no_names_and_no_texts_of_what_was_removed(da
     for hidden in ("fuck", "joe@", "im\\_end", "<|im_end|>", "troll", "user 1"):
         assert hidden not in page
     assert "5 people were read" in page
-    assert "Each user whom requests name counts as one person." in page
+    assert "Each user that requests name counts as one person." in page
 
 
 def test_too_little_is_said_and_reported(database, tmp_path, capsys):

@@ -75,5 +75,5 @@ def unicode_blocks() -> dict[str, str]:
 
 def bytes_per_token(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
     """UTF-8 bytes of `texts` per token: how strongly the tokenizer compresses them."""
-    tokens = sum(map(len(tokenizer, texts)))
+    tokens = sum(map(len, encode_texts(tokenizer, texts)))
     return sum(len(text.encode()) for text in texts) / tokens
