@@ -12,9 +12,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from hfchat.errors import UserError
-from hfchat.serving import app, connections, generation
+from hfchat.serving import app, connections, generation, limits
 from hfchat.serving.auth import ApiKeys, hash_key
 from hfchat.serving.limits import WebSocketOrigin
+from hfchat.serving.record import RequestRecord
 from hfchat.serving.server import ServerSettings
 
 MODEL = "tiny-chat"
@@ -402,3 +403,37 @@ def test_websockets_of_other_sites_are_refused(origin, passes):
     asyncio.run(WebSocketOrigin(inner, [SITE])(scope, None, send))
     assert bool(reached) == passes
     assert sent == ([] if passes else ["websocket.close"])
+
+
+def test_large_bodies_of_a_key_take_turns_and_those_of_another_do_not_wait(monkeypatch):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    async def read(scope, receive, send):
+        assert (await receive())["body"]
+
+    async def post(limit, key, size):
+        monkeypatch.setattr(limits, "current_record", lambda: RequestRecord(key_name=key))
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
+
+        async def receive():
+            return {"type": "http.request", "body": b" " * size, "more_body": False}
+
+        await limit({"type": "http", "headers": headers}, receive, None)
+
+    async def flood():
+        limit = limits.BodyLimit(read, max_bytes=2**20, max_s=60, bytes_per_s=1000)
+        for key, size in (
+            ("mine", 300_000),
+            ("mine", 300_000),
+            ("mine", 300_000),
+            ("yours", 300_000),
+            ("mine", 30_000),
+        ):
+            await post(limit, key, size)
+
+    monkeypatch.setattr(limits.asyncio, "sleep", sleep)
+    asyncio.run(flood())
+    assert waits == [pytest.approx(300, abs=5), pytest.approx(600, abs=5)]

@@ -58,6 +58,7 @@ _PAGE = Path(__file__).with_name("page")
 _MAX_HEAD_BYTES = 32 * 1024
 _MAX_BODY_BYTES = 1024 * 1024
 _MAX_BODY_S = 30.0
+_BODY_BYTES_PER_S = 64 * 2**20  # of one API key: a quarter of what a core reads and checks, or less
 _MAX_WEBSOCKETS = 32  # of one key
 _MAX_ALL_WEBSOCKETS = 256
 _IDLE_WEBSOCKET_S = 300.0
@@ -174,7 +175,7 @@ def create_app(
     _answer_errors(app)
 
     # From the innermost layer to the outermost.
-    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S)
+    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S, bytes_per_s=_BODY_BYTES_PER_S)
     app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"}, max_inside=MAX_REQUESTS)
     limits = {"max_each": _MAX_WEBSOCKETS, "max_all": _MAX_ALL_WEBSOCKETS, "idle_s": _IDLE_WEBSOCKET_S}
     app.add_middleware(WebSocketLimit, **limits)

@@ -18,6 +18,7 @@ from hfchat.serving.record import current_record
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d*)?", re.IGNORECASE)  # RFC 3986, 3.2.2, and a port
 
+_LARGE_BODY_BYTES = 2**16  # the smaller ones take less time than a step of a model
 EXTRA_PLACES = 1  # to generate in, for keys that have none
 
 
@@ -278,16 +279,21 @@ class HeadLimit:
 class BodyLimit:
     """Takes only JSON, at most `max_bytes` of it, and waits at most `max_s` seconds for the whole.
 
+    Large bodies are read no faster than `bytes_per_s` from one API key, and from all who have none: reading and
+    checking them takes the time of everybody's answers, also where they are refused then.
+
     The size is bounded also where the body comes in chunks that declare no length. A browser sends JSON to another
     site only after it has asked whether it may (CORS), so no page can make its visitor's browser post here.
 
     Answers with 413, 408 and 415.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float):
+    def __init__(self, app: ASGIApp, max_bytes: int, max_s: float, bytes_per_s: float):
         self._app = app
         self._max_bytes = max_bytes
         self._max_s = max_s
+        self._bytes_per_s = bytes_per_s
+        self._read_until: dict[str | None, float] = {}  # API key to when its bodies so far are paid for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -318,9 +324,19 @@ class BodyLimit:
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise HTTPException(413, self._too_large().message, headers={"Connection": "close"})
+            if complete and received > _LARGE_BODY_BYTES:
+                await self._take_turn(received)
             return message
 
         await self._app(scope, bounded_receive, send)
+
+    async def _take_turn(self, size: int) -> None:
+        """Wait until what the key sent before has had its time."""
+        now, key = asyncio.get_running_loop().time(), current_record().key_name
+        begin = max(now, self._read_until.get(key, now))
+        self._read_until[key] = begin + size / self._bytes_per_s
+        if begin > now:
+            await asyncio.sleep(begin - now)
 
     def _too_large(self) -> ApiError:
         message = f"The request is too large: at most {self._max_bytes} bytes."
