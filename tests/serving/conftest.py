@@ -24,6 +24,7 @@ MODEL = "tiny-chat"
 @dataclass(frozen=True)
 class ScriptedPrompt:
     tokens: int | None
+    source: object = None
 
 
 @dataclass
@@ -46,6 +47,7 @@ class ScriptedEngine:
         self.started = 0
         self.samplings = []
         self.prompts = []
+        self.answered = []
         self._gate = threading.Event()
 
     def release(self):
@@ -68,16 +70,17 @@ class ScriptedEngine:
         if messages[0]["content"] == "refuse me":
             raise PromptError("the template wants something else")
         self.prompts.append(messages)
-        return ScriptedPrompt(sum(len(message["content"]) for message in messages))
+        return ScriptedPrompt(sum(len(message["content"]) for message in messages), messages)
 
     async def encode_text(self, text):
         if text in ("refuse me", [999]):
             raise PromptError("there is no such token")
         self.prompts.append(text)
-        return ScriptedPrompt(len(text))
+        return ScriptedPrompt(len(text), text)
 
     async def stream(self, prompt, sampling):
         self.samplings.append(sampling)
+        self.answered.append(prompt.source)
         self.active += 1
         self.started += 1
         try:

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from hfchat.safety import guards_file
+from hfchat.safety.guards import Guards
 from hfchat.safety.guards_file import load_guards
 from hfchat.safety.judges import Moderation
 from tests.serving.conftest import MODEL
@@ -90,10 +91,19 @@ def test_every_turn_of_a_prompt_is_guarded(guarded, role):
     assert answer.choices[0].finish_reason == "content_filter"
 
 
+def test_guards_do_not_read_what_the_model_cannot(guarded, monkeypatch):
+    read = []
+    monkeypatch.setattr(Guards, "prompt", lambda self, texts: read.append(texts))
+    served = guarded(BLOCK % "prompt")
+    assert served.chat(messages=[{"role": "user", "content": "refuse me"}]).status_code == 400
+    assert served.complete(prompt="refuse me").status_code == 400
+    assert read == []
+
+
 def test_the_model_sees_a_redacted_prompt(guarded):
     served = guarded(REDACT % "prompt")
     served.openai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "shit happens"}])
-    assert served.engine.prompts == [[{"role": "user", "content": "*** happens"}]]
+    assert served.engine.answered == [[{"role": "user", "content": "*** happens"}]]
 
 
 def test_a_stop_string_ends_an_answer_where_it_does_without_guards(guarded):

@@ -80,6 +80,24 @@ def test_a_flood_does_not_keep_anothers_request_waiting(running, answers, reques
     asyncio.run(work())
 
 
+def test_a_place_that_is_given_counts_once():
+    async def work():
+        slots = Slots(2, 1)
+
+        async def answer():
+            async with slots.take():
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(answer()) for _ in range(2)]
+        await asyncio.sleep(0)  # both have been given their places, and not gone on yet
+        assert (slots.running, slots.waiting) == (2, 0)
+        slots.reserve().close()
+        await asyncio.gather(*tasks)
+        assert (slots.running, slots.waiting) == (0, 0)
+
+    asyncio.run(work())
+
+
 def test_keys_that_have_as_many_places_come_in_turn_by_their_tokens():
     async def work():
         clients = Clients(Slots(1, 40, extra=0))

@@ -33,9 +33,13 @@ class ChatHandler:
         version, reservation = generation.admit(request, answers=request.n or 1)
         generation.guarding.check_logprobs(bool(request.logprobs))
         messages = [message.plain() for message in request.messages]
-        verdict = await generation.guarding.check_prompt([message["content"] for message in messages])
-        messages = [{**message, "content": text} for message, text in zip(messages, verdict.texts, strict=True)]
+        texts = [message["content"] for message in messages]
+        # Before the guards, which would read all of what no context can hold.
         prompt = await generation.encode("messages", version.engine.encode(messages))
+        verdict = await generation.guarding.check_prompt(texts)
+        if verdict.texts != texts:
+            messages = [{**message, "content": text} for message, text in zip(messages, verdict.texts, strict=True)]
+            prompt = await generation.encode("messages", version.engine.encode(messages))
         max_tokens = generation.max_tokens(version.engine, prompt, "messages", request.limit, self._default_max_tokens)
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         sampling = generation.sampling(version.engine, request, max_tokens, logprobs)

@@ -31,8 +31,11 @@ class CompletionHandler:
         generation.guarding.check_logprobs(request.logprobs is not None)
         prompts = []
         for text in request.prompts:
-            text, message = await self._guarded(text)
+            # Before the guards, which would read all of what no context can hold.
             prompt = await generation.encode("prompt", version.engine.encode_text(text))
+            guarded, message = await self._guarded(text)
+            if guarded != text:
+                prompt = await generation.encode("prompt", version.engine.encode_text(guarded))
             limit = "max_tokens", request.max_tokens
             max_tokens = generation.max_tokens(version.engine, prompt, "prompt", limit, self._default_max_tokens)
             sampling = generation.sampling(version.engine, request, max_tokens, request.logprobs)

@@ -30,13 +30,13 @@ class _Share:
         waiting: Places reserved and not taken.
         running: Places taken.
         served: Tokens so far, by which keys that have as many places come in turn.
-        queue: Those who wait for a place, in order of arrival.
+        queue: Who waits for a place, in order of arrival, and what they reserved.
     """
 
     waiting: int = 0
     running: int = 0
     served: float = 0.0
-    queue: deque[asyncio.Future[None]] = field(default_factory=deque)
+    queue: deque[tuple[asyncio.Future[None], "Reservation"]] = field(default_factory=deque)
 
     @property
     def held(self) -> int:
@@ -120,9 +120,12 @@ class Slots:
             if not in_turn:
                 return
             share = min(in_turn, key=lambda share: (share.running, share.served))
+            turn, reservation = share.queue.popleft()
+            # At once, and not when the task goes on: a place that counted twice would keep a request out.
+            reservation.change(-1)
             share.running += 1
             self.running += 1
-            share.queue.popleft().set_result(None)
+            turn.set_result(None)
 
     def _may_run(self, share: _Share) -> bool:
         return self.running < self._max_running + (0 if share.running else self._extra)
@@ -143,7 +146,7 @@ class Reservation:
         self._slots = slots
         self._share = share
         self._places = 0
-        self._change(places)
+        self.change(places)
 
     def charge(self, tokens: int) -> None:
         """Count tokens that were read or generated for it."""
@@ -162,7 +165,6 @@ class Reservation:
         """
         await self._wait()
         self.begun = True
-        self._change(-1)
         hold = self._slots.max_hold_s
         try:
             yield None if hold is None else asyncio.get_running_loop().time() + hold
@@ -171,7 +173,8 @@ class Reservation:
 
     async def _wait(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._share.queue.append(turn)
+        place = turn, self
+        self._share.queue.append(place)
         self._slots.serve_next()
         try:
             await asyncio.wait({turn}, timeout=self._slots.max_wait_s)
@@ -183,8 +186,8 @@ class Reservation:
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self._free()
-            elif turn in self._share.queue:
-                self._share.queue.remove(turn)
+            elif place in self._share.queue:
+                self._share.queue.remove(place)
             raise
 
     def _free(self) -> None:
@@ -194,9 +197,10 @@ class Reservation:
 
     def close(self) -> None:
         """Give back the places that have not been taken."""
-        self._change(-self._places)
+        self.change(-self._places)
 
-    def _change(self, places: int) -> None:
+    def change(self, places: int) -> None:
+        """Have so many more places that have not been taken."""
         self._places += places
         self._share.waiting += places
         self._slots.waiting += places
