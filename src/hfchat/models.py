@@ -77,6 +77,19 @@ def load_config(name: str, **kwargs: Any) -> "PreTrainedConfig":
     return _load(AutoConfig.from_pretrained, name, "config", **kwargs)
 
 
+def check_kernels(name: str, revision: str | None = None) -> None:
+    """Refuse a model whose configuration names a repository for its kernels, before transformers fetches them.
+
+    Raises:
+        UserError: Names the key.
+        OSError, ValueError: If there is no configuration.
+    """
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    refuse_kernels(config, name)
+
+
 def check_fits(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", block_size: int) -> None:
     """Refuse sequences or tokens that a model has no embeddings for.
 
@@ -161,13 +174,10 @@ def trains_faster_in_bf16() -> bool:
 
 
 def _load(from_pretrained, name: str, what: str, **kwargs):
-    from transformers import PreTrainedConfig
-
     resolved = resolve(name)
     try:
         if what != "tokenizer":
-            config, _ = PreTrainedConfig.get_config_dict(resolved, revision=kwargs.get("revision"))
-            refuse_kernels(config, name)
+            check_kernels(resolved, kwargs.get("revision"))
         # Left unset, transformers would ask on a terminal whether to run the model's code.
         return from_pretrained(resolved, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:

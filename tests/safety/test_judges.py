@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 
 import httpx
 import pytest
@@ -82,6 +83,11 @@ def test_a_classifier_that_cannot_be_used_is_named(classifier_folder, tmp_path):
         Classifier(classifier_folder, "rude", 0.5)
     with pytest.raises(ValueError, match=r"model: .*nothing cannot be loaded"):
         Classifier(str(tmp_path / "nothing"), "toxic", 0.5)
+    folder = shutil.copytree(classifier_folder, tmp_path / "kernels")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "mallory/kernel"}))
+    with pytest.raises(ValueError, match=r"model: .*kernels: attn_implementation names code of a repository"):
+        Classifier(str(folder), "toxic", 0.5)
 
 
 def result(flagged=(), **scores):

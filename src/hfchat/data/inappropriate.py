@@ -8,6 +8,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.errors import UserError
+from hfchat.models import check_kernels
 from hfchat.safety.lexicon import Lexicon
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _labels(model_name_or_path: str, revision: str) -> list[str]:
     from transformers import AutoConfig
 
     try:
+        check_kernels(model_name_or_path, revision)
         config: Any = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unloadable(model_name_or_path, error) from error

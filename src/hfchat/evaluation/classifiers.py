@@ -8,6 +8,7 @@ import torch
 
 from hfchat.errors import UserError
 from hfchat.lineage import describe
+from hfchat.models import check_kernels
 
 _BATCH_SIZE = 32
 
@@ -29,6 +30,7 @@ class TextClassifier:
         self.name = name
         self.label = label
         try:
+            check_kernels(name)
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"classifier {name}: cannot be loaded: {str(error).splitlines()[0]}") from error

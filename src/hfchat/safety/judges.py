@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from hfchat.errors import UserError
+from hfchat.models import check_kernels
 from hfchat.safety.streams import Judge
 
 _LOGGER = logging.getLogger("hfchat.safety")
@@ -37,6 +39,7 @@ class Classifier:
         from transformers import AutoConfig, pipeline
 
         try:
+            check_kernels(model)
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             labels = list(config.id2label.values())
             if label not in labels:
@@ -44,6 +47,8 @@ class Classifier:
             self._pipeline = pipeline(
                 "text-classification", model=model, trust_remote_code=False, model_kwargs={"use_safetensors": True}
             )
+        except UserError as error:
+            raise ValueError(f"model: {error}") from error
         except OSError as error:
             raise ValueError(f"model: {model} cannot be loaded: {str(error).splitlines()[0]}") from error
         self._label = label
