@@ -40,3 +40,12 @@ def test_what_cannot_be_is_one_line(models, tmp_path, capsys):
         models("promote", "v7")
     assert exit.value.code == 2
     assert "has no version v7" in capsys.readouterr().err
+
+
+def test_a_damaged_candidate_is_said_and_stops_nothing(models, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    models("add", tmp_path / "a", "--promote")
+    (tmp_path / "registry" / "candidate.json").mkdir()
+    assert "candidate.json cannot be read: it is not a file; delete it" in models("list")
+    assert models("promote", "v1") == "v1 answers\n"

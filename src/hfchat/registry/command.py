@@ -47,6 +47,8 @@ def _list(args: argparse.Namespace) -> None:
         if deployment.candidate is not None and deployment.candidate.version == version:
             marks.append(f"answers {deployment.candidate.share:.0%} of the requests")
         print(f"{registry.folder / version}  {''.join(marks)}".rstrip())
+    if deployment.problem is not None:
+        print(f"warning: {deployment.problem}")
     if not registry.versions():
         print(f"{registry.folder} has no versions yet; `hfchat models add {registry.folder} MODEL` makes one")
 

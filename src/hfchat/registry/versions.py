@@ -290,7 +290,8 @@ class Registry:
         link.symlink_to(version)
         with self._noted(action, version, reason):
             link.replace(self.current)
-            (self.folder / _CANDIDATE).unlink(missing_ok=True)  # it was compared with what answered until now
+            if (candidate := self.folder / _CANDIDATE).is_file():
+                candidate.unlink()  # it was compared with what answered until now
 
     @contextmanager
     def _noted(self, action: str, version: str, reason: str, **more: Any) -> Iterator[None]:
