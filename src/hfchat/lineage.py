@@ -104,21 +104,25 @@ class Stage:
         self._lock = None
 
         if _is_main_process():
-            self.output_dir.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(_lock_file(self.output_dir))
-            try:
-                self._lock.acquire(timeout=0)
-            except filelock.Timeout as error:
-                raise UserError(f"output_dir {self.output_dir}: another run is writing there; wait for it") from error
-            self._put_back()
-            if (self.work_dir / LINEAGE).exists() and not self._is_complete():  # it stopped before the rename
-                self._move_into_place()
+            self._settle_what_was_begun()
         self.complete = self._is_complete()
         if self.complete:
             self._release()
             return
         self._ask_to_replace()
         self.work_dir.mkdir(parents=True, exist_ok=True)
+
+    def _settle_what_was_begun(self) -> None:
+        """Keep other runs out, undo a move that was cut off, and end this run's own if only its move is missing."""
+        self.output_dir.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(_lock_file(self.output_dir))
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise UserError(f"output_dir {self.output_dir}: another run is writing there; wait for it") from error
+        self._put_back()
+        if (self.work_dir / LINEAGE).exists() and not self._is_complete():  # it stopped before the rename
+            self._move_into_place()
 
     def finish(
         self,
