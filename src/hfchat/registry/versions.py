@@ -53,7 +53,7 @@ class Deployment:
 
     Attributes:
         current: None before the first promotion.
-        candidate: None if there is none.
+        candidate: The version that answers beside it; None without one.
         problem: Why the file that names the candidate cannot be used; None if it can, or is not there.
     """
 

@@ -87,7 +87,7 @@ class ServerSettings:
         allow_frames: The sites whose pages may show its page in a frame, likewise.
         allow_hosts: Names by which the server may be addressed, beside its own and, where other machines reach it, its
             addresses; checked where there are no keys, or if there are any of these.
-        metrics_keys: The names of the API keys that may read `/metrics`; all if there are none.
+        metrics_keys: The names of the API keys that may read `/metrics`; by default all may.
         log_content: Also log what was asked and answered.
         feedback: The database for feedback, an SQLite file or a URL (`hfchat.feedback.database`); None takes none.
         keep_conversations: Also store the chats of which nobody says anything, but for those with `store: false`.

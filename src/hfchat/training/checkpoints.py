@@ -93,7 +93,7 @@ class CheckpointMixin:
     def final_metrics(self) -> dict[str, float]:
         """Those of the last evaluation of the training if it was made after the last step; else of one made now.
 
-        Where that fails, there are none: what was trained is not given up for them.
+        Where that fails, the model is kept without them.
         """
         for entry in reversed(self.state.log_history):
             if "eval_loss" in entry and entry["step"] == self.state.global_step:
