@@ -16,7 +16,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.data.words import hashed
-from hfchat.dataset_files import readable
+from hfchat.dataset_files import readable, suffix_of
 from hfchat.errors import UserError
 from hfchat.storage import as_path, is_remote
 from hfchat.words import runs, words
@@ -138,9 +138,7 @@ def _among(hashes: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def _builder(path: str) -> str | None:
-    for suffix in (".gz", ".bz2", ".xz", ".zst"):
-        path = path.removesuffix(suffix)
-    return _BUILDERS.get(path[path.rfind(".") :])
+    return _BUILDERS.get(suffix_of(Path(path)))
 
 
 def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Record
+from hfchat.storage import write_whole
 
 
 def read_records(file: Path) -> list[Record]:
@@ -38,9 +39,7 @@ def append_records(file: Path, records: Iterable[Record]) -> None:
 def write_records(file: Path, records: Iterable[Record]) -> None:
     """Replace a file whole, or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text("".join(map(_line, records)), encoding="utf-8")
-    scratch.replace(file)
+    write_whole(file, "".join(map(_line, records)))
 
 
 def _line(record: Record) -> str:

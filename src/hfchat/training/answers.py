@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from hfchat.dataset import find_fault
 from hfchat.generation import answering, generate_answers, stop_token_ids
+from hfchat.storage import write_whole
 from hfchat.token_ids import encode_conversation
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ class HeldOutAnswers(TrainerCallback):
         if state.is_world_process_zero and self.number and not self.file.exists():
             answers = self._answer(model)
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            writing = self.file.with_suffix(".writing")
-            writing.write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
-            writing.rename(self.file)
+            write_whole(self.file, json.dumps(answers, ensure_ascii=False))
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if not state.is_world_process_zero or not self.number or state.global_step < state.max_steps:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list
 
+from hfchat.storage import write_whole
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -29,9 +31,7 @@ def keep_precision(args: "TrainingArguments") -> None:
         decided = [json.loads(record.read_text(encoding="utf-8"))["bf16"]]
     elif args.process_index == 0:
         record.parent.mkdir(parents=True, exist_ok=True)
-        writing = record.with_suffix(".writing")
-        writing.write_text(json.dumps({"bf16": args.bf16}), encoding="utf-8")
-        writing.rename(record)
+        write_whole(record, json.dumps({"bf16": args.bf16}))
     broadcast_object_list(decided)
     (args.bf16,) = decided
     args.mixed_precision = "bf16" if args.bf16 else os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
