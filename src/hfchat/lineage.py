@@ -74,6 +74,18 @@ def read_lineage(folder: str | Path) -> Lineage | None:
         raise UserError(f"{folder}/{LINEAGE}: not valid JSON; delete the folder and run its stage again") from error
 
 
+def metrics_of(folder: str | Path) -> dict[str, Any]:
+    """What a finished stage measured.
+
+    Raises:
+        UserError: If the folder holds no finished stage.
+    """
+    lineage = read_lineage(folder)
+    if lineage is None:
+        raise UserError(f"{folder}: has no {LINEAGE}, so its stage has not finished; run it again")
+    return lineage["metrics"]
+
+
 def ancestry(folder: str | Path) -> list[Ancestor]:
     """The lineages of what made a folder, from its own back to the raw data, as far as their folders are here.
 
