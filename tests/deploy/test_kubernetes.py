@@ -9,7 +9,7 @@ import yaml
 
 from hfchat.config import parse
 from hfchat.serving import feedback, server
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import ROOT
 from tests.deploy.conftest import taken
 
