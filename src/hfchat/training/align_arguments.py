@@ -29,7 +29,10 @@ class AlignArguments(TuningArguments, DPOConfig, KTOConfig):
     )
     dataset_name: str = field(
         default="outputs/conversations/hh-rlhf",
-        metadata={"help": "Rows with `chosen` and `rejected`, or for KTO with `label`: a folder, file or Hub id."},
+        metadata={
+            "help": "Rows with `chosen` and `rejected`, or for KTO with `label`: a folder, file or Hub id.",
+            "identity": False,
+        },
     )
     min_thumbs: int = field(
         default=100,

@@ -32,7 +32,8 @@ class FinetuneArguments(TuningArguments, SFTConfig):
     """`SFTConfig` with the defaults of this recipe, and the conversations to learn from."""
 
     dataset_name: str = field(
-        default="recipes/data/assistant", metadata={"help": "Rows with `messages`: a folder, file or Hub id."}
+        default="recipes/data/assistant",
+        metadata={"help": "Rows with `messages`: a folder, file or Hub id.", "identity": False},
     )
     sample_answers: int = field(
         default=16, metadata={"help": "Held-out prompts that are answered before and after; 0 for none."}

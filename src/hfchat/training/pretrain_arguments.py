@@ -24,7 +24,9 @@ class PretrainArguments(RunArguments, TrainingArguments):
     What is None is derived: from the depth by `hfchat.training.dial`, or from the machine.
     """
 
-    dataset_name: str = field(default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id."})
+    dataset_name: str = field(
+        default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id.", "identity": False}
+    )
     text_column: str = field(default="text", metadata={"help": "Column of the corpus that holds the text."})
     streaming: bool = field(
         default=False, metadata={"help": "Tokenize while training, for a corpus that no disk holds."}
@@ -34,12 +36,15 @@ class PretrainArguments(RunArguments, TrainingArguments):
         metadata={"help": "Documents to hold out from the front of a corpus that has no validation split."},
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer; with model_name_or_path, by default the model's own."}
+        default=None,
+        metadata={"help": "Tokenizer; with model_name_or_path, by default the model's own.", "identity": False},
     )
     add_tokens: list[str] = field(
         default_factory=list, metadata={"help": "Special tokens to add, e.g. those of the chat template."}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Start from this model, not from scratch."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Start from this model, not from scratch.", "identity": False}
+    )
     depth: int = field(
         default=4, metadata={"help": "From scratch: number of layers. What is not set follows from it."}
     )

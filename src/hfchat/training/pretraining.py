@@ -1,5 +1,6 @@
 """The `Trainer` of pretraining: checkpoints that hold, and what is measured."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, default_data_collator
+from transformers import (
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from hfchat.errors import UserError
 from hfchat.training.bits_per_byte import (
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from hfchat.training.pretrain_arguments import PretrainArguments
 
 
-class PretrainTrainer(CheckpointMixin, Trainer):
+class PretrainTrainer(CheckpointMixin):
     """`Trainer` for the packed sequences of a corpus.
 
     Args:
@@ -70,6 +78,8 @@ class PretrainTrainer(CheckpointMixin, Trainer):
             self.add_callback(PrintSamples(tokenizer, args.sample_prompts))
         self.throughput = Throughput(model, args.block_size, args.tokens_per_step, args.device, args.world_size)
         self.add_callback(self.throughput)
+        if args.streaming:
+            self.add_callback(_StreamProgress(self))
         if self.pop_callback(ProgressCallback):
             self.add_callback(PretrainProgress())
         unknown, total = unknown_tokens(corpus.validation.tokens, tokenizer), len(corpus.validation.tokens)
@@ -103,23 +113,16 @@ class PretrainTrainer(CheckpointMixin, Trainer):
         return f"stream-{self.args.process_index}-of-{self.args.world_size}.json"
 
     @property
-    def _blocks_trained(self) -> int:
+    def blocks_trained(self) -> int:
+        """Blocks of this process, all runs together."""
         return self.state.global_step * self.args.gradient_accumulation_steps * self.args.train_batch_size
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
+    def pausing(self) -> contextlib.AbstractContextManager[None]:
+        return self.throughput.paused()
+
+    def save_beside(self, checkpoint: Path) -> None:
         if self.args.streaming:
-            self.train_dataset.save(Path(output_dir) / self._stream_file, self._blocks_trained)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self.throughput.paused():
-            super()._save_checkpoint(*args, **kwargs)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.args.streaming:  # `Trainer` counts from where it was resumed
-            self.state.epoch = self.state.global_step / self.state.max_steps
-            self.train_dataset.forget(self._blocks_trained)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+            self.train_dataset.save(checkpoint / self._stream_file, self.blocks_trained)
 
     def create_optimizer(self, model: "PreTrainedModel | None" = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.args.optimizer == "muon":
@@ -167,7 +170,15 @@ class PretrainTrainer(CheckpointMixin, Trainer):
                 sums = negative_log_likelihood(model(**inputs).logits, labels)
         return None, sums, sums[:, 1:]
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `CheckpointMixin`; its time is not the training's."""
-        with self.throughput.paused():
-            return super().evaluate(*args, **kwargs)
+
+class _StreamProgress(TrainerCallback):
+    """Says how far a training on a stream is, which `Trainer` counts from where it was resumed."""
+
+    def __init__(self, trainer: PretrainTrainer):
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        state.epoch = state.global_step / state.max_steps
+        self.trainer.train_dataset.forget(self.trainer.blocks_trained)

@@ -25,7 +25,8 @@ class RunArguments:
         default=None, metadata={"help": "Configuration of the dataset, if it has several."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an output that was made from other inputs or settings."}
+        default=False,
+        metadata={"help": "Replace an output that was made from other inputs or settings.", "identity": False},
     )
     bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
