@@ -129,7 +129,7 @@ def _converter(kind: type) -> Callable[[Any], Any]:
 
     def convert(value: Any) -> Any:
         try:
-            return kind.parse(value) if issubclass(kind, Entry) else kind(value)
+            return kind.parse(value) if issubclass(kind, Entry) else kind(value)  # type: ignore[call-arg]
         except ValueError as error:
             raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
 
@@ -188,7 +188,8 @@ class _Parser(TrlParser):
         return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
     def _check_entry(self, path: str, action: argparse.Action, value: Any) -> None:
-        if value is None or action.type is None:
+        convert: Any = action.type
+        if value is None or convert is None:
             return
         is_list = isinstance(value, list)
         if is_list != (action.nargs == "+"):
@@ -203,7 +204,7 @@ class _Parser(TrlParser):
                 continue  # a union with `dict`; its library checks it
             expected = getattr(action.type, "__name__", "value").replace("string_to_bool", "true or false")
             try:
-                converted = action.type(item if takes_mapping else str(item))
+                converted = convert(item if takes_mapping else str(item))
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
                 problem = str(error) if takes_mapping else f"must be {expected}, not {item!r}"
                 raise UserError(f"{path}: key '{action.dest}': {problem}") from error

@@ -55,7 +55,7 @@ class Stage:
         complete: The output is there, and was made by this stage from these inputs with these settings.
         output_dir: Where the finished output is.
         work_dir: Where to write it; files of an interrupted run of the same command may already be there.
-        resumed: Whether they are.
+        resumed: Whether files of an interrupted run were there.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Stage:
         return stage
 
     def _settle_what_was_begun(self) -> None:
-        """Keep other runs out, undo a move that was cut off, and end this run's own if only its move is missing."""
+        """Lock out other runs, undo a move that was interrupted, and finish this run if only its move is missing."""
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(_lock_file(self.output_dir))
         try:
@@ -149,7 +149,7 @@ class Stage:
         Args:
             metrics: What the stage measured; must be JSON.
             licenses: Licences of the output, by default all those of the inputs.
-            config: The settings as they were used, where the recipe derived some after the stage began.
+            config: The settings as they were used, if the recipe derived some after the stage began.
             private: Nobody but its owner may read the output (`make_private`).
         """
         if not _is_main_process():
@@ -223,7 +223,7 @@ class Stage:
         remove_tree(self._replaced)
 
     def _put_back(self) -> None:
-        """Undo a move into place, of whatever run, that was cut off: nobody's finished output is lost by it."""
+        """Undo an interrupted move into place of any run, so that no finished output is lost."""
         if not self._replaced.exists():
             return
         # A local rename is one step, but an object store may have copied only a part: its lineage tells.
@@ -277,7 +277,7 @@ def _describe_input(role: str, source: str | Path | Input) -> Input:
 
 
 def _lock_file(output_dir: Path) -> Path:
-    if is_remote(output_dir):  # no locks there: two runs of the same user and machine are all that can be told apart
+    if is_remote(output_dir):  # there are no locks there: only runs of the same user on this machine can be kept apart
         name = hashlib.sha256(str(output_dir).encode()).hexdigest()[:16]
         locks = Path(HF_HOME) / "hfchat" / "locks"  # not the folder for temporary files, where others may write
         locks.mkdir(parents=True, exist_ok=True)
