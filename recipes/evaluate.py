@@ -24,10 +24,9 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 from hfchat.config import StageArguments, parse
 from hfchat.errors import run
-from hfchat.evaluation.models import open_model
 from hfchat.evaluation.report import table, verdict, write_report
 from hfchat.evaluation.results import collect_results, metrics_of, write_results
-from hfchat.evaluation.suite import TaskEntry, prepare_suite, run_suite
+from hfchat.evaluation.suite import TaskEntry, open_model, prepare_suite, run_suite
 from hfchat.evaluation.task import Bootstrap
 from hfchat.hub.model_card import Footprint, write_cards
 from hfchat.lineage import Stage

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
 from hfchat.evaluation.task import Bootstrap, Record, result

@@ -22,7 +22,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import estimate
 from hfchat.evaluation.harness_scores import statistics
-from hfchat.evaluation.models import Answer, LocalModel, RemoteModel
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import Reply
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.suite import TaskEntry
 from hfchat.evaluation.task import Bootstrap, Record, result
@@ -432,7 +434,7 @@ class Server(RemoteModel):
 
     def answer(self, prompts, max_new_tokens, stop=()):
         self.asked.append((prompts, max_new_tokens, stop))
-        return [Answer(f"#### {len(prompts)}", 3, True) for _ in prompts]
+        return [Reply(f"#### {len(prompts)}", 3, True) for _ in prompts]
 
 
 def test_a_server_is_asked_in_turns(data, tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, RemoteModel
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.probes import load_probe
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry

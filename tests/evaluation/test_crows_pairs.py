@@ -3,7 +3,8 @@ import csv
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, RemoteModel
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
 from hfchat.evaluation.task import Bootstrap, Record, result

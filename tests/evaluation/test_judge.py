@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry, prepare_suite, run_suite
 from hfchat.evaluation.task import Bootstrap, Record, result

@@ -6,7 +6,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, RemoteModel, open_model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.openai_model import RemoteModel
+from hfchat.evaluation.suite import open_model
 from tests.servers.chat_api import chat_api, error
 
 QUESTION = [{"role": "user", "content": "Why?"}]
@@ -29,7 +31,7 @@ def test_a_stop_ends_an_answer_and_is_no_part_of_it(tiny):
 def test_an_answer_that_is_cut_has_not_ended(tiny, monkeypatch):
     ids = tiny.tokenizer("of files").input_ids
     monkeypatch.setattr(
-        "hfchat.evaluation.models.generate_answers", lambda *_: [ids, [*ids, tiny.tokenizer.eos_token_id]]
+        "hfchat.evaluation.local_model.generate_answers", lambda *_: [ids, [*ids, tiny.tokenizer.eos_token_id]]
     )
     cut, ended = tiny.answer([QUESTION, QUESTION], 8)
     assert (cut.text, cut.tokens, cut.ended) == ("of files", len(ids), False)

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, Model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
 from hfchat.evaluation.task import Bootstrap, Record, result
@@ -80,7 +81,7 @@ def test_what_are_no_pairs_is_refused(make_task, rows, words):
 
 
 def test_a_server_is_left_out(make_task):
-    class Server(Model):
+    class Server(EvaluatedModel):
         gives_losses = False
 
     assert "no likelihoods" in make_task().refusal(Server("server", "http://there/v1", 1))

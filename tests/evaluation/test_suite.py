@@ -8,7 +8,7 @@ import pytest
 from hfchat.errors import UserError
 from hfchat.evaluation import suite
 from hfchat.evaluation.bootstrap import mean
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import prepare_suite, run_suite
 from hfchat.evaluation.task import Bootstrap, Measured, Metric, Record, Task

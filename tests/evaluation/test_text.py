@@ -3,7 +3,8 @@ import json
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, Model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.perplexity import text_losses
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.suite import TaskEntry
@@ -128,7 +129,7 @@ def test_a_window_that_a_model_cannot_read_is_refused_before_it_is_loaded(tiny, 
 
 
 def test_a_server_is_left_out(texts):
-    class Server(Model):
+    class Server(EvaluatedModel):
         gives_losses = False
 
     assert _task(texts).refusal(Server("server", "http://there/v1", 1)) == "a server gives no likelihoods of texts"
@@ -143,7 +144,7 @@ def test_a_model_whose_tokenizer_loses_a_part_of_a_text_gets_no_bits_per_byte(ti
         of_model.name = name
         if name == "lossy":
             monkeypatch.setattr(
-                "hfchat.evaluation.models.what_is_lost",
+                "hfchat.evaluation.local_model.what_is_lost",
                 lambda _, text: "2 tokens of 9 are <unk>" if "汉" in text else None,
             )
         task.collect(of_model, tmp_path / "records")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.task import Bootstrap
 from hfchat.evaluation.usage import hardware
@@ -22,7 +22,7 @@ _OF_A_STAGE = (
 
 def collect_results(
     scores: Mapping[str, Mapping[str, Any]],
-    models: Sequence[Model],
+    models: Sequence[EvaluatedModel],
     usage: Mapping[str, Mapping[str, Any]],
     bootstrap: Bootstrap,
     folder: Path,
@@ -75,7 +75,7 @@ def metrics_of(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, floa
     }
 
 
-def _speed(model: Model, folder: Path) -> dict[str, Any] | None:
+def _speed(model: EvaluatedModel, folder: Path) -> dict[str, Any] | None:
     """Generated tokens per second of generation, over all tasks in which the model generated."""
     records = [
         record

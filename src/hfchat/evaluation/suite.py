@@ -13,7 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from hfchat.errors import UserError
 from hfchat.evaluation.contamination import find_contamination
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.task import Bootstrap, Task, result
 from hfchat.evaluation.usage import peak_memory, reset_peak_memory
 from hfchat.processes import launched
@@ -75,7 +77,16 @@ class TaskEntry(dict):
 _USAGE = "usage.json"  # beside the records: what a run that goes on with them does not measure again
 
 
-def prepare_suite(tasks: Sequence[Task], models: Sequence[Model]) -> None:
+def open_model(
+    name: str, path: str, batch_size: int, dtype: str, allow_template_mismatch: bool = False
+) -> EvaluatedModel:
+    """Open a URL as a `RemoteModel`, and anything else as a `LocalModel`."""
+    if re.match(r"https?://", path):
+        return RemoteModel(name, path, batch_size)
+    return LocalModel(name, path, batch_size, dtype, allow_template_mismatch)
+
+
+def prepare_suite(tasks: Sequence[Task], models: Sequence[EvaluatedModel]) -> None:
     """Read what the tasks ask, and check it with every model; no weights are loaded.
 
     Raises:
@@ -93,7 +104,7 @@ def prepare_suite(tasks: Sequence[Task], models: Sequence[Model]) -> None:
 
 
 def run_suite(
-    tasks: Sequence[Task], models: Sequence[Model], folder: Path, bootstrap: Bootstrap
+    tasks: Sequence[Task], models: Sequence[EvaluatedModel], folder: Path, bootstrap: Bootstrap
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Put every task to every model, one model in memory at a time, and score them.
 
@@ -146,7 +157,7 @@ def _read_usage(folder: Path) -> dict[str, dict[str, Any]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _write_usage(folder: Path, model: Model) -> None:
+def _write_usage(folder: Path, model: EvaluatedModel) -> None:
     usage = _read_usage(folder) | {
         model.name: {"parameters": model.parameters, "peak_memory_bytes": peak_memory()},
     }

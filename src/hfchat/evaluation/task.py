@@ -7,16 +7,12 @@ a run that was stopped goes on where it was, and one that is finished is scored 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from hfchat.dataset import load_split
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
+from hfchat.evaluation.model import EvaluatedModel, Prompt
 from hfchat.lineage import describe
-
-if TYPE_CHECKING:
-    from hfchat.evaluation.models import Model
-
-Prompt = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -158,14 +154,14 @@ class Task:
         split = {} if self.split is None else {"split": self.split}
         return {**describe(self.source), **split, "n": len(self.examples)}
 
-    def refusal(self, model: "Model") -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         """Why a model cannot take part (a server gives no likelihoods): it is left out, and the report says so."""
         return None
 
-    def check(self, model: "Model") -> None:
+    def check(self, model: EvaluatedModel) -> None:
         """Refuse a model that cannot be asked, before any is: see `prepare`."""
 
-    def check_suite(self, tasks: Sequence["Task"], models: Sequence["Model"], folder: Path) -> None:
+    def check_suite(self, tasks: Sequence["Task"], models: Sequence[EvaluatedModel], folder: Path) -> None:
         """Refuse a suite that lacks what it needs of other tasks, or of models. All tasks are prepared by then.
 
         Args:
@@ -174,7 +170,7 @@ class Task:
             folder: Its own, see `collect`.
         """
 
-    def collect(self, model: "Model", folder: Path) -> None:
+    def collect(self, model: EvaluatedModel, folder: Path) -> None:
         """Ask one model what `folder/<model.name>.jsonl` does not hold yet. Runs in every process of a launch."""
 
     def collect_jointly(self, models: Sequence[str], folder: Path) -> None:

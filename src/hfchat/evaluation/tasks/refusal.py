@@ -11,7 +11,7 @@ from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.classifiers import TextClassifier
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.probes import describe_probe, load_probe
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Metric, Record
@@ -118,7 +118,7 @@ class Refusal(AskingTask):
     def dataset(self) -> dict[str, Any]:
         return super().dataset() or {**describe_probe("refusal"), "n": len(self.examples)}
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(self.max_new_tokens)
 
     def measure(self, model: str, folder: Path) -> Measured:
