@@ -17,6 +17,7 @@ from hfchat.evaluation.perplexity import continuation_losses, text_losses
 from hfchat.generation import generate_answers, set_greedy
 from hfchat.lineage import ancestry, describe
 from hfchat.models import load_config, load_model, load_tokenizer, resolve
+from hfchat.results import ModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,16 +78,11 @@ class LocalModel(EvaluatedModel):
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelIdentity:
         kind = "adapter" if self.is_adapter else "folder" if Path(self.folder).is_dir() else "hub"
         template = fingerprint(self.tokenizer) if self.tokenizer.chat_template else None
-        return {
-            **describe(self.folder),
-            "path": self.path,
-            "kind": kind,
-            "dtype": self.dtype,
-            "chat_template": template,
-        }
+        content = {**describe(self.folder), "path": self.path}
+        return ModelIdentity(**content, kind=kind, dtype=self.dtype, chat_template=template)
 
     def ancestry(self) -> list[dict[str, Any]]:
         return ancestry(self.folder)

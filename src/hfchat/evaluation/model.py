@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfchat.results import ModelIdentity
+
 Prompt = str | list[dict[str, str]]
 
 
@@ -52,8 +54,8 @@ class EvaluatedModel:
         self.path = path
         self.batch_size = batch_size
 
-    def describe(self) -> dict[str, Any]:
-        """Identify it, for the lineage and `results.json`: `{"path", "kind", "sha256", "licenses", ...}`."""
+    def describe(self) -> ModelIdentity:
+        """Identify it, for the lineage and `results.json`."""
         raise NotImplementedError
 
     def ancestry(self) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfchat.errors import UserError
 from hfchat.evaluation.model import EvaluatedModel, Loss, Prompt, Reply
+from hfchat.results import ModelIdentity
 
 _TIMEOUT = 600.0  # seconds for one answer
 
@@ -29,15 +30,9 @@ class RemoteModel(EvaluatedModel):
         if not self._model_name:
             self._model_name = only_model(self._client, url)
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "kind": "remote",
-            "sha256": f"remote:{self.path.partition('#')[0]}#{self._model_name}",
-            "licenses": ["unknown"],
-            "dtype": None,
-            "chat_template": None,
-        }
+    def describe(self) -> ModelIdentity:
+        identity = f"remote:{self.path.partition('#')[0]}#{self._model_name}"
+        return ModelIdentity(self.path, identity, ["unknown"], "remote", dtype=None, chat_template=None)
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
         if isinstance(prompt, str):

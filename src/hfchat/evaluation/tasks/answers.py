@@ -15,7 +15,8 @@ from hfchat.evaluation.metrics import TextMetric, load_metric
 from hfchat.evaluation.model import EvaluatedModel, Prompt
 from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric
+from hfchat.evaluation.task import Example, Measured
+from hfchat.results import Metric
 
 _OVERLAP = {
     "bleu": Metric("BLEU", form=".1f"),

@@ -21,9 +21,10 @@ from hfchat.evaluation.harness_scores import GENERATE, example, make_records, me
 from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Measured, Metric, Record, Task
+from hfchat.evaluation.task import Measured, Record, Task
 from hfchat.lineage import describe
 from hfchat.processes import launched
+from hfchat.results import AskedData, Metric
 
 LOCAL_TASKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -158,11 +159,11 @@ class Benchmark(Task):
     def source(self) -> str | None:
         return self.data
 
-    def dataset(self) -> dict[str, Any]:
+    def dataset(self) -> AskedData:
         hub = ", ".join(sorted({task.config.dataset_path for task in self._leaves if task.config.dataset_path}))
         described = {"path": hub, "sha256": f"hub:{hub}", "licenses": ["see the Hub"]} if hub else describe(self.data)
         splits = sorted({task.config.test_split or task.config.validation_split for task in self._leaves})
-        return {**described, "split": ", ".join(splits), "n": len(self.examples)}
+        return AskedData(**described, n=len(self.examples), split=", ".join(splits))
 
     def refusal(self, model: EvaluatedModel) -> str | None:
         if model.gives_losses:

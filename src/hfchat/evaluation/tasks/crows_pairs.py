@@ -12,8 +12,9 @@ from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record, read_rows
+from hfchat.evaluation.task import Example, Measured, Record, read_rows
 from hfchat.intervals import wilson_interval
+from hfchat.results import Metric
 
 _COLUMNS = ("sent_more", "sent_less", "bias_type")
 

@@ -17,8 +17,9 @@ from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.model import EvaluatedModel, Prompt
 from hfchat.evaluation.openai_model import chat, only_model, openai_client
 from hfchat.evaluation.records import append_records, read_records, write_records
-from hfchat.evaluation.task import Measured, Metric, Record, Task
+from hfchat.evaluation.task import Measured, Record, Task
 from hfchat.evaluation.tasks.answers import Answers
+from hfchat.results import Metric
 
 _COMPARE = """\
 Two assistants were given the same conversation, and each wrote the next answer. Judge which answer serves the user \

@@ -9,7 +9,8 @@ from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
 from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record, read_rows
+from hfchat.evaluation.task import Example, Measured, Record, read_rows
+from hfchat.results import Metric
 
 _COLUMNS = ("prompt", "chosen", "rejected")
 

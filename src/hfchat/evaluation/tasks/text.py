@@ -12,7 +12,8 @@ from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity, text_setting, window_and_stride
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Task
+from hfchat.evaluation.task import Example, Measured, Task
+from hfchat.results import Metric
 
 
 @dataclasses.dataclass
