@@ -1,7 +1,9 @@
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import random
 import tracemalloc
 
@@ -80,6 +82,54 @@ def test_text_is_read_in_each_encoding_and_layout(name, encoding, tmp_path):
     assert [(row.value, row.fault) for row in source.rows()] == [(row, None) for row in ROWS]
 
 
+PACK = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "comma.csv"])
+def test_files_may_be_packed_in_any_way(name, ending, tmp_path):
+    packed = PACK[ending](FILES[name].encode())
+    (tmp_path / f"{name}.{ending}").write_bytes(packed)
+    (tmp_path / f"cut.{name}.{ending.upper()}").write_bytes(packed[: len(packed) // 2])
+    assert [row.value for row in ConversationSource({"path": f"{tmp_path}/{name}.{ending}"}).rows()] == ROWS
+    *_, last = ConversationSource({"path": f"{tmp_path}/cut.{name}.{ending.upper()}"}).rows()
+    assert "the rest of the file cannot be read" in last.fault
+
+
+def test_a_row_costs_itself_where_it_would_fill_the_memory(tmp_path):
+    many = '{"question": "a?", "answer": "b", "x": [' + "[]," * 2_000_000 + "0]}"
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS[0], many, ROWS[1])
+    assert [row.reason if row.fault else row.value for row in ConversationSource({"path": path}).rows()] == [
+        ROWS[0],
+        "too_large",
+        ROWS[1],
+    ]
+    # A text that all messages share is in the file once.
+    said = [{"role": "user", "content": "x" * 1_000_000}] * 64
+    pq.write_table(pa.Table.from_pylist([{"messages": said}, {"messages": said[:2]}]), tmp_path / "a.parquet")
+    large, small = ConversationSource({"path": f"{tmp_path}/a.parquet"}).rows()
+    assert (large.reason, large.fault) == ("too_large", "has 64,000,256 bytes, more than 20,000,000")
+    assert small.value == {"messages": said[:2]}
+
+
+def test_bytes_that_are_not_utf_8_cost_a_row_only_where_they_are_used(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"question": "a?", "answer": "b", "id": "\xff"}\n{"question": "\xff"}\n')
+    first, second = ConversationSource({"path": f"{tmp_path}/a.jsonl"}).rows()
+    assert first.value["question"] == "a?"
+    assert second.value == {"question": "\udcff"}
+    offsets = pa.array([0, 2, 4, 6], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"ab\xff\xfecd")])
+    pq.write_table(pa.table({"question": texts}), tmp_path / "a.parquet")
+    rows = list(ConversationSource({"path": f"{tmp_path}/a.parquet"}).rows())
+    assert [row.value for row in rows if not row.fault] == [{"question": "ab"}, {"question": "cd"}]
+    assert rows[1].fault.startswith("UnicodeDecodeError")
+
+
 def test_a_list_is_taken_apart_at_its_items(tmp_path):
     def read(text, name="a.json"):
         (tmp_path / name).write_text(text)
@@ -116,7 +166,7 @@ def test_a_row_that_is_too_large_is_one_that_is_removed(name, tmp_path, monkeypa
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     first, large, *more = ConversationSource({"path": f"{tmp_path}/{name}"}).rows()
     assert first.value == rows[0]
-    assert "more than 20,000,000 bytes" in large.fault
+    assert "more than 1,000" in large.fault
     assert len(str(large.value)) < 101_000
     # Where the next row of a CSV begins is in what was not read.
     assert [row.value for row in more] == ([] if name == "a.csv.gz" else rows[2:])

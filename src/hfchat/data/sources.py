@@ -16,16 +16,8 @@ from hfchat.data.books import parse_book
 from hfchat.data.extraction import Extraction
 from hfchat.data.installed_docs import InstalledDocsReader, describe_installation
 from hfchat.data.mediawiki import parse_dump, wikitext_to_text
-from hfchat.data.readers import (
-    UNPACK,
-    FileReader,
-    HubReader,
-    SourceStep,
-    one_line,
-    parse_json_lines,
-    parse_parquet,
-    parse_text,
-)
+from hfchat.data.readers import FileReader, HubReader, SourceStep, parse_json_lines, parse_parquet, parse_text
+from hfchat.data.rows import UNPACK, one_line
 from hfchat.data.web import html_to_text, parse_warc
 from hfchat.errors import UserError
 from hfchat.lineage import describe
