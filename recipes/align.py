@@ -25,7 +25,7 @@ from transformers import set_seed
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
 from hfchat.errors import run
-from hfchat.hub.certificate import export
+from hfchat.export.certificate import export
 from hfchat.lineage import CHECKPOINTS, Stage
 from hfchat.models import resolve
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable

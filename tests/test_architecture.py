@@ -16,10 +16,7 @@ ALLOWED = {
     ("data", "safety"),
     ("feedback", "safety"),
     ("doctor", "training"),
-    ("doctor", "data"),
     ("evaluation", "safety"),
-    ("evaluation", "hub"),  # an adapter is put on its base in one way
-    ("serving", "hub"),  # an adapter knows its base in one way
 }
 
 

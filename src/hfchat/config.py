@@ -3,14 +3,15 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from trl import TrlParser
 
+from hfchat.entries import Entry
 from hfchat.errors import UserError
 
 
@@ -42,7 +43,7 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
     argv = list(sys.argv[1:] if argv is None else argv)
     # TrlParser knows only `--config FILE`.
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    parser = _Parser(dataclass_types, allow_abbrev=False)
+    parser = _Parser(dataclass_types)
     if "--config" in argv:
         position = argv.index("--config") + 1
         if position == len(argv):
@@ -61,30 +62,57 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
     return parsed
 
 
+def _entry_fields(dataclass_type: type) -> Iterator[tuple[str, type]]:
+    """The fields that hold an entry, or a list of entries, each with the class of the entries."""
+    for name, hint in get_type_hints(dataclass_type).items():
+        for kind in _parts(hint):
+            if isinstance(kind, type) and issubclass(kind, Entry | dict) and kind is not dict:
+                yield name, kind
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """A type and those that it is made of: `list[X] | None` has `X`."""
+    yield hint
+    for part in get_args(hint):
+        yield from _parts(part)
+
+
+def _converter(kind: type) -> Callable[[Any], Any]:
+    """What makes an entry of its YAML or text; argparse shows no messages but those of its own error."""
+
+    def convert(value: Any) -> Any:
+        try:
+            return kind.parse(value) if issubclass(kind, Entry) else kind(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
+
+    return convert
+
+
 class _Parser(TrlParser):
     """TrlParser that checks the file's keys and types, and answers bad input in one line."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, dataclass_types: Sequence[type]):
+        super().__init__(dataclass_types, allow_abbrev=False)
         self._unchanged = {action.dest: action.default for action in self._actions}
+        self._entries = {name: _converter(kind) for part in dataclass_types for name, kind in _entry_fields(part)}
+        for action in self._actions:
+            action.type = self._entries.get(action.dest, action.type)
         self.asked: dict[str, Any] = {}
 
-    def error(self, message: str):
-        raise UserError(f"command line: {message}")
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message.removeprefix('argument ')}")
 
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if isinstance(action.type, type) and issubclass(action.type, dict):
-            try:
-                return action.type(arg_string)
-            except ValueError as error:  # argparse would say only that the value is not valid
-                raise UserError(f"command line: --{action.dest}: {' '.join(str(error).split())}") from error
-        return super()._get_value(action, arg_string)
-
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             raise UserError(f"command line: {self._unknown(unknown[0].split('=')[0].lstrip('-'))}")
-        self.asked = {key: value for key, value in vars(namespace).items() if value != self._unchanged.get(key)}
+        changed = [key for key, value in vars(namespace).items() if value != self._unchanged.get(key)]
+        # argparse converts texts alone; what a YAML says is a mapping still.
+        for key, convert in self._entries.items():
+            value = getattr(namespace, key)
+            setattr(namespace, key, [convert(item) for item in value] if isinstance(value, list) else convert(value))
+        self.asked = {key: getattr(namespace, key) for key in changed}
         return namespace, unknown
 
     def check_file(self, path: str) -> None:
@@ -108,8 +136,7 @@ class _Parser(TrlParser):
         close = difflib.get_close_matches(key, [action.dest for action in self._actions], n=1)
         return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
-    @staticmethod
-    def _check_entry(path: str, action: argparse.Action, value: Any) -> None:
+    def _check_entry(self, path: str, action: argparse.Action, value: Any) -> None:
         if value is None or action.type is None:
             return
         is_list = isinstance(value, list)
@@ -118,7 +145,7 @@ class _Parser(TrlParser):
         for item in value if is_list else [value]:
             if isinstance(action.type, type) and isinstance(item, action.type) and not isinstance(item, bool):
                 continue
-            takes_mapping = isinstance(action.type, type) and issubclass(action.type, dict)
+            takes_mapping = action.dest in self._entries or action.type is dict
             if isinstance(item, dict) and not takes_mapping:
                 if isinstance(action.type, type):
                     raise UserError(f"{path}: key '{action.dest}': must be {action.type.__name__}, not a mapping")

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfchat.config import StageArguments, parse
 from hfchat.errors import UserError
-from hfchat.hub.behaviour import Prompts
-from hfchat.hub.checks import Certificate
+from hfchat.export.behaviour import Prompts
+from hfchat.export.checks import Certificate
 from hfchat.lineage import Stage, describe
 from recipes.publish import main
 from tests.servers.hub import TOKEN, serve
