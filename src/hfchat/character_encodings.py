@@ -5,6 +5,7 @@ A byte order mark is never part of a text. Line ends stay as they are, except in
 
 import codecs
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +53,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return decode(path.read_bytes(), encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
+def reader_of(stream: IO[bytes]) -> Callable[[int], bytes]:
+    """`read1` where there is one: it gives what comes before the place where a compressed file breaks."""
+    return getattr(stream, "read1", stream.read)
+
+
 class Utf8Reader(io.BufferedReader):
     """A text in UTF-8 without a byte order mark, so that it can be split at bytes. It cannot be sought in.
 
@@ -83,8 +89,7 @@ def as_utf8(stream: IO[bytes], encoding: str | None = None) -> Utf8Reader:
 class _Utf8(io.RawIOBase):
     def __init__(self, stream: IO[bytes], encoding: str | None):
         super().__init__()
-        # read1 gives what there is before the place where a compressed file breaks; read would lose it.
-        self._read = getattr(stream, "read1", stream.read)
+        self._read = reader_of(stream)
         beginning = b""
         while len(beginning) < 4 and (more := self._read(4 - len(beginning))):
             beginning += more

@@ -154,7 +154,7 @@ FORMATS = [
 
 @pytest.mark.parametrize(("row", "format", "expected"), FORMATS)
 def test_each_format_is_known_by_its_columns_and_becomes_messages(row, format, expected, tmp_path):
-    source = ConversationSource({"path": write_jsonl(tmp_path / "rows.jsonl", row)})
+    source = ConversationSource.parse({"path": write_jsonl(tmp_path / "rows.jsonl", row)})
     assert source.find_format() == format
     (read,) = source.rows()
     example = convert(format, read)

@@ -6,46 +6,45 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Self
 
 import pyarrow as pa
+import pydantic
 from fsspec.core import has_magic
 
 from hfchat.character_encodings import as_utf8
 from hfchat.data.conversation_formats import FORMATS, TAKES_INSTRUCTION, find_format
+from hfchat.data.files import UNPACK, digest_of_files, find_files, open_unpacked
 from hfchat.data.rows import (
     EXCERPT_CHARACTERS,
     LINE_END,
-    UNPACK,
     LazyRow,
     Row,
     csv_rows,
     json_rows,
     one_line,
-    open_unpacked,
     parquet_rows,
     parts,
 )
 from hfchat.dataset_files import readable
+from hfchat.entries import Entry
 from hfchat.errors import UserError
+from hfchat.lineage import Input, describe
 
 _READERS: dict[str, Callable[[IO[bytes], str, int], Iterator[LazyRow]]] = {
     ".jsonl": json_rows, ".ndjson": json_rows, ".json": json_rows, ".parquet": parquet_rows, ".csv": csv_rows,
     ".tsv": csv_rows,
 }  # fmt: skip
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
-_HUB_KEYS = {"config", "split", "revision"}
-_KEYS = {"path", "format", "name", "license", "url", "limit", "storage_options", "target_path", "instruction"}
-_TYPES = {"limit": int, "storage_options": dict}
 # A million tokens are a twentieth of it. What is written in a few bytes of a compressed file may fill any memory.
 MAX_ROW_BYTES = 20_000_000
 _LOOKED_AT = 100  # rows, for the format
 
 
-class ConversationSource(dict):
+class ConversationSource(Entry):
     """One source of conversations.
 
     `path` is a file or glob (`.jsonl`, `.ndjson`, `.json`, `.parquet`, `.csv`, `.tsv`), on this machine or as a URL of
@@ -69,68 +68,69 @@ class ConversationSource(dict):
 
     `limit` takes the first so many rows. `license`, `url` and `name` go into the dataset card, `name` into each row;
     `storage_options` go to fsspec.
-
-    Raises:
-        ValueError: For a format that there is not, or a key that it does not take.
     """
 
-    def __init__(self, value: dict[str, Any] | str):
-        value = json.loads(value) if isinstance(value, str) else value
-        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise ValueError("each of sources must be a mapping with a 'path'")
-        super().__init__(value)
-        place = f"source {self['path']}"
-        known = _KEYS | (_HUB_KEYS if self.is_hub else set())
-        if unknown := self.keys() - known:
-            raise ValueError(f"{place}: unknown key '{min(unknown)}'; it takes {', '.join(sorted(known))}")
-        for key, item in self.items():
-            expected = _TYPES.get(key, str)
-            if not isinstance(item, expected) or isinstance(item, bool):
-                raise ValueError(f"{place}: '{key}' must be a {expected.__name__}, not {item!r}")
-        if self.get("limit", 1) < 1:
-            raise ValueError(f"{place}: 'limit' must be at least 1, not {self['limit']}")
-        format = self.get("format", "parallel-text" if "target_path" in self else None)
+    path: str
+    format: str | None = None
+    name: str | None = None
+    license: str = "unknown"
+    url: str = ""
+    limit: int | None = pydantic.Field(default=None, ge=1)
+    storage_options: dict[str, object] = pydantic.Field(default_factory=dict)
+    target_path: str | None = None
+    instruction: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def title(cls, fields: Mapping[str, object]) -> str:
+        return f"source {fields['path']}" if "path" in fields else "each of sources"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        format = self.format or ("parallel-text" if self.target_path else None)
         if format not in (None, *FORMATS):
-            raise ValueError(f"{place}: format must be one of {', '.join(FORMATS)}, not {format!r}")
-        if format == "parallel-text" and not {"target_path", "instruction"} <= self.keys():
-            raise ValueError(f"{place}: parallel-text needs 'target_path' and 'instruction'")
-        if "target_path" in self and format != "parallel-text":
-            raise ValueError(f"{place}: 'target_path' is a key of parallel-text, not of {format}")
-        if "instruction" in self and format not in (None, *TAKES_INSTRUCTION):
-            raise ValueError(f"{place}: 'instruction' is a key of {' and '.join(TAKES_INSTRUCTION)}, not of {format}")
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+        if format == "parallel-text" and not (self.target_path and self.instruction):
+            raise ValueError("parallel-text needs 'target_path' and 'instruction'")
+        if self.target_path and format != "parallel-text":
+            raise ValueError(f"'target_path' is a key of parallel-text, not of {format}")
+        if self.instruction and format not in (None, *TAKES_INSTRUCTION):
+            raise ValueError(f"'instruction' is a key of {' and '.join(TAKES_INSTRUCTION)}, not of {format}")
+        for key in ("config", "split", "revision"):
+            if getattr(self, key) and not self.is_hub:
+                raise ValueError(f"unknown key '{key}'; files do not take it, only datasets do")
+        return self
 
     @property
-    def name(self) -> str:
-        return self.get("name", self["path"])
-
-    @property
-    def license(self) -> str:
-        return self.get("license", "unknown")
+    def label(self) -> str:
+        """Its name, or its path."""
+        return self.name or self.path
 
     @property
     def is_hub(self) -> bool:
-        return "target_path" not in self and self._reader is None
+        return not self.target_path and self._reader is None
 
     @property
     def _reader(self) -> Callable[[IO[bytes], str, int], Iterator[LazyRow]] | None:
-        name = self["path"].lower()
+        name = self.path.lower()
         for suffix in UNPACK:
             name = name.removesuffix(suffix)
         return _READERS.get(name[name.rfind(".") :])
 
-    def describe(self) -> dict[str, Any]:
-        """The source as an input of the stage: `{"path", "sha256", "licenses"}`.
+    def describe(self) -> Input:
+        """The source as an input of the stage.
 
         Raises:
             UserError: If it names files and there are none.
         """
-        from hfchat.data.sources import Source
-
-        common = {key: self[key] for key in ("license", "revision", "storage_options") if key in self}
-        kind = "hub" if self.is_hub else "text"  # for files, all that counts of the kind is that they are files
-        paths = [self[key] for key in ("path", "target_path") if key in self]
-        found = [Source({"path": path, "kind": kind, **common}).describe() for path in paths]
-        return found[0] | {"sha256": json.dumps([one["sha256"] for one in found])}
+        if self.is_hub:
+            digests = [f"{describe(self.path)['sha256']}@{self.revision or 'main'}"]
+        else:
+            paths = filter(None, (self.path, self.target_path))
+            digests = [digest_of_files(path, self.storage_options) for path in paths]
+        return {"path": self.path, "sha256": json.dumps(digests), "licenses": [self.license]}
 
     def find_format(self) -> str:
         """The format, seen from the columns of the first rows where it is not given.
@@ -138,13 +138,13 @@ class ConversationSource(dict):
         Raises:
             UserError: If there is no row, no format has these columns, or it takes no `instruction`.
         """
-        if "target_path" in self:
+        if self.target_path:
             return "parallel-text"
-        if "format" in self:
-            return self["format"]
+        if self.format:
+            return self.format
         first = next(self.rows(), None)
         if first is None:
-            raise UserError(f"sources: {self['path']}: has no rows")
+            raise UserError(f"sources: {self.path}: has no rows")
         # A first row may lack a value, or be none: the first that has the columns of a format says which it is.
         mappings = (row.value for row in self.rows() if isinstance(row.value, dict) and not row.fault)
         format, columns = None, None
@@ -157,11 +157,10 @@ class ConversationSource(dict):
             raise UserError(f"sources: {first.place}: {fault}; no other row can be read either")
         if format is None:
             raise UserError(
-                f"sources: {self['path']}: no format has the columns {', '.join(columns)}; "
-                "rename them, or give 'format'"
+                f"sources: {self.path}: no format has the columns {', '.join(columns)}; rename them, or give 'format'"
             )
-        if "instruction" in self and format not in TAKES_INSTRUCTION:
-            raise UserError(f"sources: {self['path']}: 'instruction' is no key of the format {format}")
+        if self.instruction and format not in TAKES_INSTRUCTION:
+            raise UserError(f"sources: {self.path}: 'instruction' is no key of the format {format}")
         return format
 
     def rows(self) -> Iterator[Row]:
@@ -170,16 +169,16 @@ class ConversationSource(dict):
         Raises:
             UserError: If the source cannot be opened, or if parallel texts have different numbers of lines.
         """
-        if "target_path" in self:
-            rows = self._parallel_rows()
+        if self.target_path:
+            rows = self._parallel_rows(self.target_path)
         elif read := self._reader:
             rows = self._file_rows(read)
         else:
             rows = self._hub_rows()
-        return itertools.islice(rows, self.get("limit"))
+        return itertools.islice(rows, self.limit)
 
     def _file_rows(self, read: Callable[[IO[bytes], str, int], Iterator[LazyRow]]) -> Iterator[Row]:
-        for name, open_file in self._files(self["path"]):
+        for name, open_file in self._files(self.path):
             number = 0
             try:
                 with open_file() as stream:
@@ -193,11 +192,11 @@ class ConversationSource(dict):
                     raise UserError(f"sources: {name}: {error}") from error
                 yield Row("", f"{name} (row {number + 1})", f"the rest of the file cannot be read: {error}")
 
-    def _parallel_rows(self) -> Iterator[Row]:
-        (name, open_source), *more = self._files(self["path"])
-        (target_name, open_target), *more_targets = self._files(self["target_path"])
+    def _parallel_rows(self, target_path: str) -> Iterator[Row]:
+        (name, open_source), *more = self._files(self.path)
+        (target_name, open_target), *more_targets = self._files(target_path)
         if more or more_targets:
-            raise UserError(f"sources: {self['path']}: parallel-text takes one file and its translation, not several")
+            raise UserError(f"sources: {self.path}: parallel-text takes one file and its translation, not several")
         counts = [0, 0]
         try:
             with open_source() as source, open_target() as target:
@@ -220,30 +219,28 @@ class ConversationSource(dict):
     def _hub_rows(self) -> Iterator[Row]:
         from datasets import load_dataset
 
-        split = self.get("split", "train")
+        split = self.split or "train"
         try:
-            path = Path(self["path"])
+            path = Path(self.path)
             dataset = load_dataset(
-                str(readable(path)) if path.is_dir() else self["path"],
-                self.get("config"),
+                str(readable(path)) if path.is_dir() else self.path,
+                self.config,
                 split=split,
-                revision=self.get("revision"),
+                revision=self.revision,
                 streaming=True,
             )
             for number, value in enumerate(dataset, start=1):
-                yield Row(value, f"{self['path']} (row {number})")
+                yield Row(value, f"{self.path} (row {number})")
         except Exception as error:  # the errors of the builders have no common base
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"sources: {self['path']}: cannot load split '{split}' of a dataset: {reason} "
+                f"sources: {self.path}: cannot load split '{split}' of a dataset: {reason} "
                 f"(a file must end in {', '.join(_READERS)})"
             ) from error
 
     def _files(self, path: str) -> list[tuple[str, Callable[[], AbstractContextManager[IO[bytes]]]]]:
         """Name and opener of each file that the path names."""
-        from hfchat.data.sources import find_files
-
-        folder, files = find_files(path, self.get("storage_options", {}))
+        folder, files = find_files(path, self.storage_options)
         above = "/".join(itertools.takewhile(lambda part: not has_magic(part), path.split("/")[:-1]))
         prefix = above and f"{above}/"
         return [(f"{prefix}{file}", functools.partial(open_unpacked, folder, file)) for file in files]

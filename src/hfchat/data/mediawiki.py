@@ -8,8 +8,9 @@ from importlib.resources import files
 from typing import IO, TYPE_CHECKING
 from xml.parsers import expat
 
+from hfchat.character_encodings import reader_of
 from hfchat.data.readers import OF_ANOTHER_TASK, Record, Skipped, every_record
-from hfchat.data.rows import EXCERPT_CHARACTERS, reader_of
+from hfchat.data.rows import EXCERPT_CHARACTERS
 
 if TYPE_CHECKING:
     from mwparserfromhell.nodes import Node, Wikilink

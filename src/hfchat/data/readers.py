@@ -18,13 +18,13 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.character_encodings import as_utf8
 from hfchat.data.extraction import Extraction
+from hfchat.data.files import open_unpacked
 from hfchat.data.rows import (
     BYTE_ORDER_MARK,
     EXCERPT_CHARACTERS,
     LazyRow,
     json_lines,
     one_line,
-    open_unpacked,
     parquet_rows,
     parts,
 )

@@ -4,17 +4,13 @@ A row takes no more memory than its reader is told, however few bytes of a compr
 in UTF-8, UTF-16 or UTF-32.
 """
 
-import bz2
 import csv
-import gzip
 import io
 import itertools
 import json
-import lzma
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -22,9 +18,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datatrove.io import DataFolder
 
-from hfchat.character_encodings import as_utf8
+from hfchat.character_encodings import as_utf8, reader_of
 from hfchat.dataset_files import find_delimiter
 from hfchat.errors import UserError
 
@@ -33,13 +28,6 @@ EXCERPT_CHARACTERS = 100_000
 LINE_END = re.compile(rb"\r\n?|\n")
 BYTE_ORDER_MARK = "\ufeff".encode()
 _PIECE = 1 << 16
-# Endings of names, to what unpacks them: all bounded in memory, and none takes a file that is cut off for a whole one.
-UNPACK: dict[str, Callable[[Any], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": partial(pa.CompressedInputStream, compression="zstd"),
-}
 
 
 @dataclass
@@ -61,19 +49,6 @@ class Row:
 
 # A row is made when it is called: tasks that share a file make only their own.
 LazyRow = Callable[[], Row]
-
-
-@contextmanager
-def open_unpacked(folder: DataFolder, file: str, packed: Collection[str] = UNPACK.keys()) -> Iterator[IO[bytes]]:
-    """A file of a folder for reading, unpacked if its name has one of the endings."""
-    ending = next((ending for ending in packed if file.lower().endswith(ending)), None)
-    with folder.open(file, "rb") as stream:
-        yield UNPACK[ending](stream) if ending else stream
-
-
-def reader_of(stream: IO[bytes]) -> Callable[[int], bytes]:
-    """`read1` where there is one: it gives what comes before the place where a compressed file breaks."""
-    return getattr(stream, "read1", stream.read)
 
 
 def one_line(error: Exception) -> str:
