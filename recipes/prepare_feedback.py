@@ -32,10 +32,11 @@ from urllib.parse import urlsplit
 
 from hfchat.config import StageArguments, parse
 from hfchat.data.conversation_checks import Cleaner
-from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, Row, convert
+from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, convert
 from hfchat.data.conversation_report import as_text, card_header
 from hfchat.data.conversations import SPLITS, parquet_writer, split_of
 from hfchat.data.decontamination import EvaluationSet, build_index, check_evaluation_sets
+from hfchat.data.rows import Row
 from hfchat.dataset import load_split
 from hfchat.errors import UserError, run
 from hfchat.feedback.curation import CurationArguments, Example, Removed, curate
