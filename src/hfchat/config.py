@@ -4,11 +4,12 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -32,6 +33,7 @@ _NO_IDENTITY = {
     "KTOConfig": {"dataset_num_proc"},
     "ModelConfig": {"model_name_or_path"},  # the model is an input, which counts by its content
 }  # fmt: skip
+Settings = TypeVar("Settings")
 
 
 @dataclass
@@ -65,10 +67,36 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
         UserError: For a file that is missing or is not a YAML mapping, an unknown key, or a value of a wrong type.
             The message names the key and where it stands. Also for `trust_remote_code`, if it is true.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    return _fill(_Parser(dataclass_types, allow_abbrev=False), sys.argv[1:] if argv is None else argv)
+
+
+def parse_command(
+    dataclass_type: Callable[..., Settings], argv: Sequence[str], *, program: str, positional: str
+) -> Settings:
+    """Fill the dataclass of a command as `parse` does, from options that are spelled as those of other programs are.
+
+    `--some-key VALUE` is one value, also where the key is a list: the option is then repeated, and what the command
+    line says replaces the list of the file. `--flag` and `--no-flag` take no value.
+
+    Args:
+        dataclass_type: A dataclass whose fields have a `help` in their metadata.
+        argv: The command line without the name of the program.
+        program: What the help calls the program, e.g. `hfchat serve`.
+        positional: The field that is given without an option. It takes one value or several.
+
+    Raises:
+        UserError: As `parse` does.
+    """
+    description = "Every option can also be a key of a YAML file, e.g. `port: 8080`, that `--config FILE.yaml` reads."
+    # The spelling of keys is that of the file, and users may paste it.
+    argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), arg) for arg in argv]
+    parser = _CommandParser([dataclass_type], positional, prog=program, description=description)
+    return _fill(parser, argv)[0]
+
+
+def _fill(parser: "_Parser", argv: Sequence[str]) -> tuple[Any, ...]:
     # TrlParser knows only `--config FILE`.
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    parser = _Parser(dataclass_types)
     if "--config" in argv:
         position = argv.index("--config") + 1
         if position == len(argv):
@@ -139,8 +167,8 @@ def _converter(kind: type) -> Callable[[Any], Any]:
 class _Parser(TrlParser):
     """TrlParser that checks the file's keys and types, and answers bad input in one line."""
 
-    def __init__(self, dataclass_types: Sequence[type]):
-        super().__init__(dataclass_types, allow_abbrev=False)
+    def __init__(self, dataclass_types: Sequence[type], **options: Any):
+        super().__init__(dataclass_types, **options)
         self._unchanged = {action.dest: action.default for action in self._actions}
         self._entries = {name: _converter(kind) for part in dataclass_types for name, kind in _entry_fields(part)}
         for action in self._actions:
@@ -192,7 +220,8 @@ class _Parser(TrlParser):
         if value is None or convert is None:
             return
         is_list = isinstance(value, list)
-        if is_list != (action.nargs == "+"):
+        takes_list = action.nargs == "+" or isinstance(action, _Repeated)
+        if is_list != takes_list and action.option_strings:  # what is no option takes one value or several
             raise UserError(f"{path}: key '{action.dest}': must be {'one value' if is_list else 'a list'}")
         for item in value if is_list else [value]:
             if isinstance(action.type, type) and isinstance(item, action.type) and not isinstance(item, bool):
@@ -210,3 +239,43 @@ class _Parser(TrlParser):
                 raise UserError(f"{path}: key '{action.dest}': {problem}") from error
             if action.choices is not None and converted not in action.choices:
                 raise UserError(f"{path}: key '{action.dest}': must be one of {list(action.choices)}, not {item!r}")
+
+
+class _CommandParser(_Parser):
+    """Makes of a dataclass the options of a command: see `parse_command`."""
+
+    def __init__(self, dataclass_types: Sequence[Any], positional: str, **options: Any):
+        self._positional = positional
+        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=argparse.HelpFormatter, **options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add what `HfArgumentParser` makes of a field, in the form that it has on the command line of a command."""
+        if names == (f"--{self._positional}",):
+            options.pop("required", None)
+            return super().add_argument(self._positional, **options)
+        if names[0] == "-h":
+            return super().add_argument(*names, **options)
+        # The last name is that of the help: an alias, or else the one with hyphens.
+        names, options = tuple(name for name in reversed(names) if "_" not in name), {"dest": names[0][2:]} | options
+        if options.get("nargs") == "+":
+            return super().add_argument(*names, **options | {"nargs": None, "action": _Repeated})
+        if options.get("action") == "store_false":
+            return super().add_argument(*names, **options | {"help": "the opposite"})
+        if options.get("nargs") != "?":
+            return super().add_argument(*names, **options)
+        kind, default = options["type"], options["default"]
+        shared = {"dest": options["dest"], "default": default, "help": options["help"]}
+        flag = super().add_argument(*names, action="store_true", **shared)
+        flag.type = kind  # for the value in a file
+        if not default:  # `HfArgumentParser` itself adds `--no-...` to those that are true
+            hidden = shared | {"help": argparse.SUPPRESS}
+            super().add_argument(*(f"--no-{name[2:]}" for name in names), action="store_false", **hidden).type = kind
+        return flag
+
+
+class _Repeated(argparse.Action):
+    """An option that is given once for each value of a list."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is self.default else before), values])

@@ -63,8 +63,9 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
         port: Port of the chat.
     """
     if serve:
-        from hfchat.serving.server import ServerSettings, bind
+        from hfchat.serving.server import bind
         from hfchat.serving.server import serve as serve_model
+        from hfchat.serving.settings import ServerSettings
 
         model = f"{output_dir}/assistant/merged"
         settings = ServerSettings(model=model, port=port, served_model_name="hfchat-assistant")
