@@ -1,7 +1,9 @@
 """Configuration of a recipe: dataclasses, filled from a YAML file and the command line by TRL's parser."""
 
 import argparse
+import dataclasses
 import difflib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +16,37 @@ from trl import TrlParser
 from hfchat.entries import Entry
 from hfchat.errors import UserError
 
+# Settings of the libraries' dataclasses that say where, how often or how fast, but not what comes out. Ours declare
+# it themselves: `field(metadata={"identity": False})`.
+_NO_IDENTITY = {
+    "TrainingArguments": {
+        "output_dir", "run_name", "project", "trackio_space_id", "report_to", "disable_tqdm",
+        "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_level_replica",
+        "save_steps", "save_strategy", "save_total_limit", "save_on_each_node", "push_to_hub", "hub_model_id",
+        "hub_token", "hub_private_repo", "hub_strategy", "hub_always_push", "dataloader_num_workers",
+        "dataloader_pin_memory", "local_rank", "deepspeed", "fsdp", "fsdp_config", "accelerator_config",
+        "batch_eval_metrics", "resume_from_checkpoint",
+    },
+    "SFTConfig": {"dataset_num_proc"},
+    "DPOConfig": {"dataset_num_proc"},
+    "KTOConfig": {"dataset_num_proc"},
+    "ModelConfig": {"model_name_or_path"},  # the model is an input, which counts by its content
+}  # fmt: skip
+
 
 @dataclass
 class StageArguments:
     """What every stage that does not train takes; the training stages get `output_dir` from `TrainingArguments`."""
 
-    output_dir: str = field(metadata={"help": "Folder of the finished stage. Written beside it, renamed at the end."})
+    output_dir: str = field(
+        metadata={"help": "Folder of the finished stage. Written beside it, renamed at the end.", "identity": False}
+    )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace a finished output that was made from other inputs or settings."}
+        default=False,
+        metadata={
+            "help": "Replace a finished output that was made from other inputs or settings.",
+            "identity": False,
+        },
     )
 
 
@@ -62,6 +87,28 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
     return parsed
 
 
+def settings_of(part: Any) -> dict[str, Any]:
+    """All settings of a dataclass as JSON has them, but for the keys that open the Hub."""
+    names = (field.name for field in dataclasses.fields(part) if field.init)
+    return {name: _as_json(getattr(part, name)) for name in names if "token" not in name.split("_")}
+
+
+def identity_of(part: Any) -> dict[str, Any]:
+    """The settings that a run was asked for and that shape its result, as JSON has them.
+
+    Args:
+        part: One of those that `parse` returned.
+    """
+    declared = {field.name for field in dataclasses.fields(part) if not field.metadata.get("identity", True)}
+    inherited = (_NO_IDENTITY.get(base.__name__, set()) for base in type(part).__mro__)
+    ignored = declared.union(*inherited)
+    return {key: _as_json(value) for key, value in part.asked.items() if key not in ignored}
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda item: item.given() if isinstance(item, Entry) else str(item)))
+
+
 def _entry_fields(dataclass_type: type) -> Iterator[tuple[str, type]]:
     """The fields that hold an entry, or a list of entries, each with the class of the entries."""
     for name, hint in get_type_hints(dataclass_type).items():
@@ -99,6 +146,10 @@ class _Parser(TrlParser):
         for action in self._actions:
             action.type = self._entries.get(action.dest, action.type)
         self.asked: dict[str, Any] = {}
+
+    def add_argument(self, *names: Any, identity: bool = True, **options: Any) -> argparse.Action:
+        """As argparse has it; `identity` is metadata of a field, which `identity_of` reads from the dataclass."""
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message.removeprefix('argument ')}")

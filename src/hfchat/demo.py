@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfchat.lineage import read_lineage
+from hfchat.lineage import metrics_of
 from hfchat.pipeline import recipe_command, run_recipe
 
 
@@ -93,7 +93,7 @@ def command(step: Step, run_name: str, output_dir: str) -> list[str]:
 
 def summary(output_dir: Path, seconds: float) -> str:
     """What the stages measured, from their lineages."""
-    metrics = {step.recipe: read_lineage(output_dir / step.output)["metrics"] for step in STEPS}
+    metrics = {step.recipe: metrics_of(output_dir / step.output) for step in STEPS}
     corpus, tokenizer = metrics["prepare_data"], metrics["train_tokenizer"]
     history = json.loads((output_dir / "base" / "loss_curve.json").read_text(encoding="utf-8"))
     curve = [entry["eval_bits_per_byte"] for entry in history if "eval_bits_per_byte" in entry]

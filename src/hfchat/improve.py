@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfchat.lineage import read_lineage
+from hfchat.lineage import metrics_of
 from hfchat.pipeline import recipe_command, run_recipe
 from hfchat.registry.versions import Registry
 
@@ -73,7 +73,7 @@ def _improve(settings: Improvement, registry: Registry, output: Path) -> None:
     current = registry.answering()
     model = str(registry.path(current))
     _run(settings, "prepare_feedback", "feedback", feedback=settings.feedback)
-    enough = read_lineage(output / "feedback")["metrics"]["enough"]
+    enough = metrics_of(output / "feedback")["enough"]
     if "preferences" not in enough:  # those that are held out are what shows that a candidate is better
         return _end(output, f"Too few pairs are left of the feedback; {current} stays.", ["feedback/report.md"])
 
@@ -86,7 +86,7 @@ def _improve(settings: Improvement, registry: Registry, output: Path) -> None:
     _run(settings, "evaluate", "evaluation", models=[f"current={model}", f"candidate={candidate}"])
     _run(settings, "gate", "verdict")
 
-    passed = read_lineage(output / "verdict")["metrics"]["passed"]
+    passed = metrics_of(output / "verdict")["passed"]
     version = registry.add(candidate, reason=f"improved from {current} by {settings.output_dir}")
     reports = ["verdict/verdict.md", "evaluation/report.html", "feedback/report.md"]
     if not passed:

@@ -37,12 +37,17 @@ def template_environment(package: str, **options: Any) -> "jinja2.Environment":
     )
     environment.filters |= {
         "number": lambda value: f"{value:,}",
-        "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 50_000 else f"{value / 1e3:,.1f} kB",
+        "megabytes": megabytes,
         "place": place,
         "as_typed": as_typed,
         "shown_paths": shown_paths,
     }
     return environment
+
+
+def megabytes(size: float) -> str:
+    """A number of bytes in MB, or in kB where that would be less than 0.05 MB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} kB"
 
 
 def add_figures(environment: "jinja2.Environment") -> "jinja2.Environment":
