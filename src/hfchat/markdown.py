@@ -29,6 +29,12 @@ class _Converter(MarkdownConverter):
     def escape(self, text: str, parent_tags: set[str]) -> str:
         return escaped(text)
 
+    def convert_a(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        """A link within the page has no target in Markdown."""
+        if str(el.get("href")).startswith("#"):
+            return text
+        return super().convert_a(el, text, parent_tags)  # type: ignore[misc]  # its stub leaves out the converters
+
     def convert_pre(self, el: Tag, text: str, parent_tags: set[str]) -> str:
         return f"\n\n{fenced(el.get_text(), str(el.get('data-language') or 'text'))}\n\n"
 
@@ -51,7 +57,7 @@ class _Converter(MarkdownConverter):
         return ""
 
     def convert_tr(self, el: Tag, text: str, parent_tags: set[str]) -> str:
-        row: str = super().convert_tr(el, text, parent_tags)
+        row: str = super().convert_tr(el, text, parent_tags)  # type: ignore[misc]
         # Columns of numbers have the class `n`, and are set to the right.
         marks = ["---:" if "n" in (cell.get("class") or ()) else "---" for cell in el.find_all("th")]
         return row.replace(f"| {' | '.join(['---'] * len(marks))} |", f"| {' | '.join(marks)} |") if marks else row
