@@ -115,13 +115,13 @@ def _fill(parser: "_Parser", argv: Sequence[str]) -> tuple[Any, ...]:
     return parsed
 
 
-def settings_of(part: Any) -> dict[str, Any]:
+def settings_of(part: Any) -> dict[str, object]:
     """All settings of a dataclass as JSON has them, but for the keys that open the Hub."""
     names = (field.name for field in dataclasses.fields(part) if field.init)
     return {name: _as_json(getattr(part, name)) for name in names if "token" not in name.split("_")}
 
 
-def identity_of(part: Any) -> dict[str, Any]:
+def identity_of(part: Any) -> dict[str, object]:
     """The settings that a run was asked for and that shape its result, as JSON has them.
 
     Args:
@@ -173,7 +173,7 @@ class _Parser(TrlParser):
         self._entries = {name: _converter(kind) for part in dataclass_types for name, kind in _entry_fields(part)}
         for action in self._actions:
             action.type = self._entries.get(action.dest, action.type)
-        self.asked: dict[str, Any] = {}
+        self.asked: dict[str, object] = {}
 
     def add_argument(self, *names: Any, identity: bool = True, **options: Any) -> argparse.Action:
         """As argparse has it; `identity` is metadata of a field, which `identity_of` reads from the dataclass."""

@@ -1,7 +1,7 @@
 """The Markdown of a report, made from its HTML page, so that each fact is in one template.
 
-What a page draws (`<figure>`, `<svg>`, any element with `data-drawn`) is left out, so the numbers behind it belong in a
-table. The rest becomes what GitHub and the Hub show: headings, tables, lists, code, folded parts.
+What a page draws (`<figure>`, `<svg>`, any element with `data-drawn`) is left out, so the numbers behind it belong in
+a table. The rest becomes what GitHub and the Hub show: headings, tables, lists, code, folded parts.
 """
 
 import html

@@ -44,7 +44,7 @@ class Identity(TypedDict):
 
     stage: str
     version: int
-    config: dict[str, Any]
+    config: dict[str, object]
     inputs: dict[str, str]
 
 
@@ -62,7 +62,7 @@ class Stage:
         self,
         output_dir: Path,
         identity: Identity,
-        config: dict[str, Any],
+        config: dict[str, object],
         inputs: dict[str, Input],
         overwrite: bool = False,
     ):
@@ -139,7 +139,7 @@ class Stage:
 
     def finish(
         self,
-        metrics: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, object] | None = None,
         licenses: Iterable[str] | None = None,
         config: Iterable[Any] | None = None,
         private: bool = False,
@@ -159,6 +159,7 @@ class Stage:
         if licenses is None:
             licenses = (license for source in self.inputs.values() for license in source["licenses"])
         outputs = hash_files(self.work_dir)
+        seed = self.config.get("seed")
         record: Lineage = {
             "stage": self.identity["stage"],
             "fingerprint": self.fingerprint,
@@ -169,7 +170,7 @@ class Stage:
             "inputs": self.inputs,
             "licenses": sorted(set(licenses)),
             "config": self.config,
-            "seed": self.config.get("seed"),
+            "seed": seed if isinstance(seed, int) else None,
             "metrics": dict(metrics or {}),
             "versions": versions(_PACKAGES) | {"python": platform.python_version()},
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
