@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hfchat {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    # Making and serving models.
     demo = commands.add_parser("demo", help="run every stage on this machine, then chat with the result")
     _add_demo_arguments(demo)
     serve = commands.add_parser(
@@ -34,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     api_key = commands.add_parser("api-key", help="make an API key for `hfchat serve`, which keeps only its hash")
     api_key.add_argument("name", metavar="NAME", help="who will use it, as the log will say: letters, digits, `._-`")
     api_key.set_defaults(handler=_api_key)
+    # Versions of a model, and better ones from feedback.
     models = commands.add_parser("models", help="versions of a model: add, promote, try on a share, roll back")
     hfchat.registry.command.add_arguments(models)
     improve = commands.add_parser("improve", help="learn from feedback, and promote the result if it is better")
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     feedback = commands.add_parser("feedback", help="export, delete, redact or count the feedback on answers")
     hfchat.feedback.command.add_arguments(feedback)
     feedback.set_defaults(handler=hfchat.feedback.command.handler)
+    # What examines runs and servers.
     doctor = commands.add_parser("doctor", help="say before a run whether it will go well here", allow_abbrev=False)
     hfchat.doctor.command.add_arguments(doctor)
     doctor.set_defaults(handler=_doctor, takes_other_arguments=True)

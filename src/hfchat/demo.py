@@ -69,6 +69,7 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
         model = f"{output_dir}/assistant/merged"
         settings = ServerSettings(model=model, port=port, served_model_name="hfchat-assistant")
         bind(settings.host, port).close()  # a port that is taken is reported now, not at the end
+    # Each recipe skips what is finished already.
     run_name = "demo-quick" if quick else "demo"
     started = time.monotonic()
     for number, step in enumerate(STEPS, start=1):

@@ -105,6 +105,7 @@ class Stage:
                 another run is writing there now.
         """
         parts = list(config)
+        # The identity decides which work folder is this run's, and whether a finished output is what would come out.
         described = {role: _describe_input(role, source) for role, source in inputs.items()}
         identity: Identity = {
             "stage": name,
@@ -115,6 +116,7 @@ class Stage:
         }
         settings = {key: value for part in parts for key, value in settings_of(part).items()}
         stage = cls(as_path(output_dir), identity, settings, described, overwrite)
+        # Of a launch, one process puts the folders in order; all of them look at what it left.
         if _is_main_process():
             stage._settle_what_was_begun()
         stage.complete = stage._is_complete()
@@ -158,6 +160,7 @@ class Stage:
             self.config |= settings_of(part)
         if licenses is None:
             licenses = (license for source in self.inputs.values() for license in source["licenses"])
+        # What is in the folder now is the output; the lineage names each file with its hash.
         outputs = hash_files(self.work_dir)
         seed = self.config.get("seed")
         record: Lineage = {
@@ -177,6 +180,7 @@ class Stage:
             "outputs": outputs,
             "sha256": digest(outputs),
         }
+        # The lineage is the sign that the output is complete, so it is written last, and never by halves.
         text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
         if is_remote(self.work_dir):  # an object appears whole
             (self.work_dir / LINEAGE).write_text(text, encoding="utf-8")
