@@ -203,7 +203,7 @@ class _Parser(TrlParser):
             raise UserError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict):
             raise UserError(f"--config {path}: must be a YAML mapping of keys to values")
-        # Only now is it known to be a mapping; each key must be one that the dataclasses have, with a value of its type.
+        # Each key must be one that the dataclasses have, with a value of its type.
         actions = {action.dest: action for action in self._actions}
         for key, value in config.items():
             if key == "env":
