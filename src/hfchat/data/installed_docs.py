@@ -11,6 +11,8 @@ from typing import Any
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.readers.base import BaseReader
 
+from hfchat.lineage import Input
+
 _DOC_SUFFIXES = {".md", ".rst"}
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "vendored", "__pycache__"}
 _LICENSE_CLASSIFIER = "License :: OSI Approved :: "
@@ -59,7 +61,7 @@ def installed_distributions() -> list[metadata.Distribution]:
     return [found[name] for name in sorted(name for name in found if name)]
 
 
-def describe_installation() -> dict[str, Any]:
+def describe_installation() -> Input:
     """The installed packages as an input of a stage: identified by their names and versions."""
     packages = installed_distributions()
     names = [f"{package.metadata['Name']}=={package.version}" for package in packages]
