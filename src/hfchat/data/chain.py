@@ -70,7 +70,10 @@ class Step(Entry):
             raise ValueError(f"must be a mapping of parameters, not {parameters!r}")
         block = _load(name)
         checked = _checked(name, block, parameters)
-        block(**checked)  # what the block itself has to say of its parameters
+        try:
+            block(**checked)  # what the block itself has to say of its parameters
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f"{name}: ")) from error
         return {"name": name, "parameters": checked}
 
     def given(self) -> dict[str, Any]:

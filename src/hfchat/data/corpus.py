@@ -10,6 +10,7 @@ from typing import Any
 from datatrove.data import DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
+from upath import UPath
 
 from hfchat.data.card import write_card
 from hfchat.data.chain import Step
@@ -21,7 +22,7 @@ from hfchat.data.report import ranked, summarize, write_report
 from hfchat.data.shards import DocumentWriter
 from hfchat.data.sources import Source, TextFiles
 from hfchat.errors import UserError
-from hfchat.storage import is_remote, remove_tree
+from hfchat.storage import remove_tree
 
 SPLITS = ("train", "validation")
 
@@ -62,7 +63,7 @@ def build_corpus(
     Raises:
         UserError: If a split comes out empty, or for unreadable input when `strict`.
     """
-    corpus = DataFolder(folder.path, fs=folder.fs) if is_remote(folder) else DataFolder(str(folder.absolute()))
+    corpus = DataFolder(folder.path, fs=folder.fs) if isinstance(folder, UPath) else DataFolder(str(folder.absolute()))
     phases = plan(sources, steps, corpus, validation_fraction, tasks, strict, max_document_bytes)
     if not execute(phases, corpus, executor, workers):
         return None
