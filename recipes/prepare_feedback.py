@@ -110,7 +110,7 @@ class PrepareFeedbackArguments(StageArguments):
     )
 
     def __post_init__(self):
-        self.evaluation_sets = check_evaluation_sets([EvaluationSet(entry) for entry in self.evaluation_sets])
+        self.evaluation_sets = check_evaluation_sets(self.evaluation_sets)
         if "://" in self.feedback and urlsplit(self.feedback).password:
             raise ValueError("feedback: the lineage keeps it, so it must hold no password; set PGPASSWORD instead")
         if self.since is not None:
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     source = {"path": args.feedback, "sha256": digest_of_answers(rows), "licenses": [args.license]}
     # What is kept out gives the output no licence.
-    kept_out = {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
+    kept_out = {f"evaluation set {e.name}": describe(e.path) | {"licenses": []} for e in args.evaluation_sets}
     replayed = {f"replay {dataset}": describe(dataset) for dataset in [*args.replay, *args.replay_preferences]}
     stage = Stage.begin(
         "prepare_feedback",

@@ -119,7 +119,7 @@ def test_pages_are_extracted_in_the_workers_of_a_pool(tmp_path):
 
     write_warc(tmp_path / "a.warc.gz", *((f"https://a.org/{i}", page(f"{i} {ARTICLE}")) for i in range(6)))
     writer = partial(RemovedWriter, DataFolder(str(tmp_path / "out")), "00", "source0")
-    step = Source({"path": f"{tmp_path}/a.warc.gz"}).step(writer)
+    step = Source.parse({"path": f"{tmp_path}/a.warc.gz"}).step(writer)
     pipeline = [step, JsonlWriter(str(tmp_path / "written"), compression=None)]
     LocalPipelineExecutor(pipeline, tasks=2, workers=2, logging_dir=str(tmp_path / "logs")).run()
     lines = [line for file in (tmp_path / "written").iterdir() for line in file.read_text().splitlines()]
