@@ -1,12 +1,13 @@
 """Crawled pages: those of WARC and WET files, their encodings, and the text of HTML."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from hfchat.character_encodings import detect
 from hfchat.data.codings import CodingError, undo_codings
-from hfchat.data.readers import OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.data.readers import LazyRecord, Record, Skipped
 from hfchat.data.rows import EXCERPT_CHARACTERS
 from hfchat.data.warc import DamageError, WarcRecord, header_lines, parse_headers, read_records
 
@@ -66,25 +67,25 @@ _LABELS = {
 }
 
 
-def parse_warc(
-    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record
-) -> Iterator[Record | Skipped]:
+def parse_warc(stream: IO[bytes], max_bytes: int) -> Iterator[LazyRecord]:
     """The pages of a WARC file (`response` records, text, status 200) or the texts of a WET file (`conversion`).
 
     Args:
         stream: Open file; its gzip, of records or as a whole, is unpacked here.
         max_bytes: Largest size of a page. Of a larger one, no more is unpacked or kept; the rest is passed over.
-        mine: Whether the record of a number is wanted; of others, only the place is found.
     """
-    for number, found in enumerate(read_records(stream)):
-        if isinstance(found, DamageError):
-            yield Record("", fault=("unreadable", str(found)))
-            continue
-        page = _page(found, max_bytes) if mine(number) else OF_ANOTHER_TASK
-        if damage := found.damage():
-            page = page if isinstance(page, Record) else Record("")
-            page.fault = page.fault or ("unreadable", damage)
-        yield page
+    for found in read_records(stream):
+        yield partial(_whole_page, found, max_bytes)
+
+
+def _whole_page(found: WarcRecord | DamageError, max_bytes: int) -> Record | Skipped:
+    if isinstance(found, DamageError):
+        return Record("", fault=("unreadable", str(found)))
+    page = _page(found, max_bytes)
+    if damage := found.damage():
+        page = page if isinstance(page, Record) else Record("")
+        page.fault = page.fault or ("unreadable", damage)
+    return page
 
 
 def _page(record: WarcRecord, max_bytes: int) -> Record | Skipped:
@@ -102,11 +103,12 @@ def _page(record: WarcRecord, max_bytes: int) -> Record | Skipped:
 
 
 def _text_of(record: WarcRecord, metadata: dict[str, str], max_bytes: int) -> Record | Skipped:
+    charset: str | None = "utf-8"
     if record.kind == "conversion":
         kind = _media_type(record.headers) or _PLAIN_TEXT
         if kind != _PLAIN_TEXT:
             return _skipped_type(kind)
-        content, charset = record.read(max_bytes + 1), "utf-8"
+        content = record.read(max_bytes + 1)
     elif record.kind == "response":
         begin = record.readline(1 << 12)
         if not begin.upper().startswith(b"HTTP/"):
@@ -160,11 +162,11 @@ def _charset(content_type: str) -> str | None:
 
 def _content(record: WarcRecord, http: "StatusAndHeaders", max_bytes: int) -> bytes:
     """What is read and unpacked of a page: up to `max_bytes + 1`."""
-    codings = {name: _values(http, name) for name in ("Transfer-Encoding", "Content-Encoding")}
     most = 2 * max_bytes + (1 << 16)  # lengths stand between the chunks
     content = record.read(most)
-    truncated = bool(record.headers.get_header("WARC-Truncated"))
-    return undo_codings(content, *codings.values(), max_bytes, truncated or len(content) == most)
+    truncated = bool(record.headers.get_header("WARC-Truncated")) or len(content) == most
+    transfer, encoding = (_values(http, name) for name in ("Transfer-Encoding", "Content-Encoding"))
+    return undo_codings(content, transfer, encoding, max_bytes, truncated)
 
 
 def decode(content: bytes, charset: str | None = None, is_markup: bool = True) -> str | None:
