@@ -221,7 +221,5 @@ class CountLimit:
         return "pair of bytes" if self.adjacent else "byte"
 
     def _count(self, texts: Iterable[str]) -> np.ndarray:
-        values = np.frombuffer("\0".join(texts).encode(), dtype=np.uint8)
-        if self.adjacent:
-            values = values[:-1].astype(np.uint16) << 8 | values[1:]
-        return np.bincount(values, minlength=2**16)
+        values = np.frombuffer("\0".join(texts).encode(), dtype=np.uint8).astype(np.uint16)
+        return np.bincount(values[:-1] << 8 | values[1:] if self.adjacent else values, minlength=2**16)
