@@ -61,7 +61,7 @@ def undo_codings(
 
 
 def _listed(values: Sequence[str]) -> list[str]:
-    names = [name.split(";")[0].strip(" \t\"'").lower() for value in values for name in value.split(",")]
+    names = [name.split(";")[0].strip(" \t\"'").lower() for name in ",".join(values).split(",")]
     return [_NAMES.get(name, name) for name in names if name not in _IS_NO_CODING]
 
 

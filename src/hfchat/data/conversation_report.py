@@ -41,8 +41,8 @@ class Summary:
         examples: The first removed ones for each reason, as they are written.
         notes: What of the kept conversations is not used, or not as it stood there, and how many times.
         personal_data: Replacements per kind, in the kept conversations.
-        evaluation_sets: What `build_index` said of them.
-        turns: Number of turns, without the system's, to conversations. A pair counts by its chosen answer.
+        evaluation_sets: What `build_index` returned.
+        turns: How many conversations have so many turns, without the system's. A pair counts by its chosen answer.
         characters: How many each kept conversation has.
         samples: Kept conversations drawn by their hash: `(hash, example)`.
     """

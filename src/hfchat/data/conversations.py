@@ -202,7 +202,7 @@ class _Outputs:
             stream.close()
 
     def write_kept(self, example: Example, source: str, split: str) -> None:
-        fields = {field for turn in all_messages(example) for field in turn}
+        fields = set().union(*all_messages(example))
         self.has_weights |= "weight" in fields
         self.has_tools |= bool(example.get("tools")) or bool(fields - {"role", "content", "weight"})
         self._kept[split].write(json.dumps({**example, "source": source}, ensure_ascii=False) + "\n")

@@ -286,7 +286,8 @@ def _sections(lines: list[str]) -> str:
             if not dropped_below:
                 headings.append((level, line))
         elif not dropped_below and line:
-            kept += [part for _, entry in headings for part in ("", entry, "")]
+            for _, above in headings:
+                kept += ["", above, ""]
             headings = []
             kept.append(line)
         elif not dropped_below and kept and kept[-1]:

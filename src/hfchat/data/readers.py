@@ -39,7 +39,7 @@ class Record:
     Attributes:
         text: Its text, or what of it could be read.
         metadata: Its `url`, `date`, `license` and so on, where it has them; and its `id`.
-        fault: Why it is no document: `(reason, detail)`.
+        fault: Why it cannot be a document: `(reason, detail)`.
     """
 
     text: str
@@ -49,11 +49,11 @@ class Record:
 
 @dataclass
 class Skipped:
-    """A record that is no document, and is only counted.
+    """A record that is not a document, and is only counted.
 
     Attributes:
         reason: What it is, in one of a few ways.
-        fault: None, as of a document.
+        fault: Always None, as for a document.
     """
 
     reason: str
@@ -78,8 +78,8 @@ class FileReader(PipelineStep):
     than its own records of it.
 
     Args:
-        folder: Of the files.
-        files: Paths in it.
+        folder: The folder of the files.
+        files: Their paths in it.
         parse: What takes a file apart.
         packed: Endings of names of files that are unpacked here, of `UNPACK`; `parse` sees to any others.
         provenance: `source`, `license` and `url` of every document whose record does not have its own.
@@ -195,7 +195,7 @@ class HubReader(HuggingFaceDatasetReader):
 
 
 class SourceStep(PipelineStep):
-    """Adds the documents of one source to the pipeline, and writes those that are none to the removed ones.
+    """Adds the documents of one source to the pipeline, and writes what cannot be one to the removed ones.
 
     Every document read is passed on or removed, as `unreadable`, `too_large`, `empty`, or by the extraction; the
     statistic `read` counts them all.
@@ -314,7 +314,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cann
 
 def _from_row(row: object, text_key: str) -> Record:
     if not isinstance(row, dict) or text_key not in row:
-        keys = f"only {sorted(row)}" if isinstance(row, dict) else "because it is no mapping"
+        keys = f"only {sorted(row)}" if isinstance(row, dict) else "because it is not a mapping"
         return Record("", fault=("unreadable", f"no text under the key '{text_key}', {keys}"[:300]))
     text = row[text_key]
     if text is None:

@@ -31,40 +31,38 @@ _DECLARED_WITHIN = 4096
 _NOT_IN_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\ufffd]")
 # Labels of https://encoding.spec.whatwg.org/#names-and-labels, of which those of `iso-8859-N` and `windows-N` are left
 # to a rule, without their punctuation. Pages that name an encoding of 1990 come in its superset.
-_LABELS = {
-    label: encoding
-    for encoding, labels in {
-        "utf-8": "utf8 unicode11utf8 unicode20utf8 xunicode20utf8",
-        "utf-16-le": "utf16 utf16le ucs2 iso10646ucs2 unicode unicodefeff csunicode",
-        "utf-16-be": "utf16be unicodefffe",
-        "utf-32-le": "utf32 utf32le",
-        "utf-32-be": "utf32be",
-        "cp1252": "ascii usascii ansix341968 cp819 ibm819 isoir100 l1 latin1 csisolatin1",
-        "iso8859-2": "l2 latin2 csisolatin2 isoir101",
-        "iso8859-3": "l3 latin3 csisolatin3 isoir109",
-        "iso8859-4": "l4 latin4 csisolatin4 isoir110",
-        "iso8859-5": "cyrillic csisolatincyrillic isoir144",
-        "iso8859-6": "arabic csisolatinarabic isoir127 asmo708 ecma114",
-        "iso8859-7": "greek greek8 suneugreek csisolatingreek isoir126 elot928 ecma118",
-        "iso8859-8": "hebrew visual logical csisolatinhebrew csiso88598e csiso88598i isoir138",
-        "cp1254": "l5 latin5 csisolatin5 isoir148",
-        "iso8859-10": "l6 latin6 csisolatin6 isoir157",
-        "iso8859-15": "l9 csisolatin9",
-        "cp874": "dos874 tis620 windows874",
-        "cp866": "866 cp866 ibm866 csibm866",
-        "koi8-r": "koi koi8 koi8r cskoi8r",
-        "koi8-u": "koi8u koi8ru",
-        "mac-roman": "mac macintosh xmacroman csmacintosh",
-        "mac-cyrillic": "xmaccyrillic xmacukrainian",
-        "gb18030": "gb18030 gbk xgbk gb2312 gb231280 csgb2312 csiso58gb231280 isoir58 chinese cp936 euccn",
-        "big5hkscs": "big5 big5hkscs cnbig5 csbig5 xxbig5",
-        "euc-jp": "eucjp xeucjp cseucpkdfmtjapanese",
-        "iso2022-jp": "iso2022jp csiso2022jp",
-        "cp932": "shiftjis sjis xsjis ms932 mskanji windows31j csshiftjis cp932",
-        "cp949": "euckr cseuckr ksc5601 ksc56011987 ksc56011989 csksc56011987 korean isoir149 windows949 cp949",
-    }.items()
-    for label in labels.split()
-}
+_LABELS: dict[str, str] = {}
+for _encoding_name, _labels in {
+    "utf-8": "utf8 unicode11utf8 unicode20utf8 xunicode20utf8",
+    "utf-16-le": "utf16 utf16le ucs2 iso10646ucs2 unicode unicodefeff csunicode",
+    "utf-16-be": "utf16be unicodefffe",
+    "utf-32-le": "utf32 utf32le",
+    "utf-32-be": "utf32be",
+    "cp1252": "ascii usascii ansix341968 cp819 ibm819 isoir100 l1 latin1 csisolatin1",
+    "iso8859-2": "l2 latin2 csisolatin2 isoir101",
+    "iso8859-3": "l3 latin3 csisolatin3 isoir109",
+    "iso8859-4": "l4 latin4 csisolatin4 isoir110",
+    "iso8859-5": "cyrillic csisolatincyrillic isoir144",
+    "iso8859-6": "arabic csisolatinarabic isoir127 asmo708 ecma114",
+    "iso8859-7": "greek greek8 suneugreek csisolatingreek isoir126 elot928 ecma118",
+    "iso8859-8": "hebrew visual logical csisolatinhebrew csiso88598e csiso88598i isoir138",
+    "cp1254": "l5 latin5 csisolatin5 isoir148",
+    "iso8859-10": "l6 latin6 csisolatin6 isoir157",
+    "iso8859-15": "l9 csisolatin9",
+    "cp874": "dos874 tis620 windows874",
+    "cp866": "866 cp866 ibm866 csibm866",
+    "koi8-r": "koi koi8 koi8r cskoi8r",
+    "koi8-u": "koi8u koi8ru",
+    "mac-roman": "mac macintosh xmacroman csmacintosh",
+    "mac-cyrillic": "xmaccyrillic xmacukrainian",
+    "gb18030": "gb18030 gbk xgbk gb2312 gb231280 csgb2312 csiso58gb231280 isoir58 chinese cp936 euccn",
+    "big5hkscs": "big5 big5hkscs cnbig5 csbig5 xxbig5",
+    "euc-jp": "eucjp xeucjp cseucpkdfmtjapanese",
+    "iso2022-jp": "iso2022jp csiso2022jp",
+    "cp932": "shiftjis sjis xsjis ms932 mskanji windows31j csshiftjis cp932",
+    "cp949": "euckr cseuckr ksc5601 ksc56011987 ksc56011989 csksc56011987 korean isoir149 windows949 cp949",
+}.items():
+    _LABELS |= dict.fromkeys(_labels.split(), _encoding_name)
 
 
 def parse_warc(stream: IO[bytes], max_bytes: int) -> Iterator[LazyRecord]:
@@ -237,7 +235,7 @@ def _if_text(text: str) -> str | None:
 
 
 def html_to_text(html: str) -> str | None:
-    """The main text of a page, by Trafilatura with FineWeb's options (arXiv:2406.17557); None if there is none.
+    """The main text of a page, by Trafilatura with FineWeb's options (arXiv:2406.17557); None if it has no text.
 
     What follows the tag `<plaintext>` stays as it is.
     """

@@ -24,7 +24,7 @@ from hfchat.tokenization.sentencepiece import SPACE
 # A noncharacter that keeps characters apart from each other; and what stands for some that are not to be changed:
 # other noncharacters, then the last for private use.
 _APART = "\ufdd1"
-_PLANE_ENDS = [plane << 16 | last for plane in range(17) for last in (0xFFFE, 0xFFFF)]
+_PLANE_ENDS = sorted([*range(0xFFFE, 0x110000, 0x10000), *range(0xFFFF, 0x110000, 0x10000)])
 _KEPT = "".join(map(chr, [*range(0xFDD2, 0xFDF0), *_PLANE_ENDS, *range(0x10FFC0, 0x10FFFE)]))
 
 # Each is encoded otherwise by some import of some model.
