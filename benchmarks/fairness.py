@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks.peers import machine, markdown_table
 from benchmarks.serving import free_port
 
-from hfchat.serving.auth import new_key
+from hfchat.serving.http.auth import new_key
 
 HEADER = ("beside", "p50, s", "p90, s", "of its turn")
 ROOT = Path(__file__).parents[1]

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from hfchat.config import StageArguments, parse
 from hfchat.errors import run
 from hfchat.evaluation.gate import MIN_N, Gate, judge, write_verdict
-from hfchat.lineage import Stage
 from hfchat.results import Results
+from hfchat.stage import Stage
 
 
 @dataclass
 class GateArguments(StageArguments):
     """What was measured, and what is asked of it."""
 
-    results: str = field(default="", metadata={"help": "Evaluation of the current model and a candidate."})
+    results: str = field(
+        default="", metadata={"help": "Evaluation of the current model and a candidate.", "identity": False}
+    )
     gates: list[Gate] = field(
         default_factory=list,
         metadata={"help": "Mappings with `task`, `metric` and a condition (see hfchat.evaluation.gate)."},
@@ -42,7 +44,7 @@ class GateArguments(StageArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(GateArguments, argv=argv)
     verdict = judge(Results.read("results", args.results), args.gates, args.min_n)
-    stage = Stage(
+    stage = Stage.begin(
         "gate", args.output_dir, config=[args], inputs={"results": args.results}, overwrite=args.overwrite_output_dir
     )
     if stage.complete:

@@ -253,7 +253,7 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _api_key(args: argparse.Namespace) -> None:
-    from hfchat.serving.auth import new_key
+    from hfchat.serving.http.auth import new_key
 
     key, entry = new_key(args.name)
     print(f"key, for {args.name}, shown only now:  {key}")
@@ -275,7 +275,7 @@ def _improve(args: argparse.Namespace) -> None:
 
 
 def _certify(args: argparse.Namespace) -> None:
-    from hfchat.hub.certificate import handler
+    from hfchat.export.certificate import handler
 
     handler(args)
 

@@ -1,26 +1,52 @@
 """Configuration of a recipe: dataclasses, filled from a YAML file and the command line by TRL's parser."""
 
 import argparse
+import dataclasses
 import difflib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from trl import TrlParser
 
+from hfchat.entries import Entry
 from hfchat.errors import UserError
+
+# Settings of the libraries' dataclasses that say where, how often or how fast, but not what comes out. Ours declare
+# it themselves: `field(metadata={"identity": False})`.
+_NO_IDENTITY = {
+    "TrainingArguments": {
+        "output_dir", "run_name", "project", "trackio_space_id", "report_to", "disable_tqdm",
+        "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_level_replica",
+        "save_steps", "save_strategy", "save_total_limit", "save_on_each_node", "push_to_hub", "hub_model_id",
+        "hub_token", "hub_private_repo", "hub_strategy", "hub_always_push", "dataloader_num_workers",
+        "dataloader_pin_memory", "local_rank", "deepspeed", "fsdp", "fsdp_config", "accelerator_config",
+        "batch_eval_metrics", "resume_from_checkpoint",
+    },
+    "SFTConfig": {"dataset_num_proc"},
+    "DPOConfig": {"dataset_num_proc"},
+    "KTOConfig": {"dataset_num_proc"},
+    "ModelConfig": {"model_name_or_path"},  # the model is an input, which counts by its content
+}  # fmt: skip
 
 
 @dataclass
 class StageArguments:
     """What every stage that does not train takes; the training stages get `output_dir` from `TrainingArguments`."""
 
-    output_dir: str = field(metadata={"help": "Folder of the finished stage. Written beside it, renamed at the end."})
+    output_dir: str = field(
+        metadata={"help": "Folder of the finished stage. Written beside it, renamed at the end.", "identity": False}
+    )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace a finished output that was made from other inputs or settings."}
+        default=False,
+        metadata={
+            "help": "Replace a finished output that was made from other inputs or settings.",
+            "identity": False,
+        },
     )
 
 
@@ -42,7 +68,7 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
     argv = list(sys.argv[1:] if argv is None else argv)
     # TrlParser knows only `--config FILE`.
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    parser = _Parser(dataclass_types, allow_abbrev=False)
+    parser = _Parser(dataclass_types)
     if "--config" in argv:
         position = argv.index("--config") + 1
         if position == len(argv):
@@ -61,30 +87,83 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
     return parsed
 
 
+def settings_of(part: Any) -> dict[str, Any]:
+    """All settings of a dataclass as JSON has them, but for the keys that open the Hub."""
+    names = (field.name for field in dataclasses.fields(part) if field.init)
+    return {name: _as_json(getattr(part, name)) for name in names if "token" not in name.split("_")}
+
+
+def identity_of(part: Any) -> dict[str, Any]:
+    """The settings that a run was asked for and that shape its result, as JSON has them.
+
+    Args:
+        part: One of those that `parse` returned.
+    """
+    declared = {field.name for field in dataclasses.fields(part) if not field.metadata.get("identity", True)}
+    inherited = (_NO_IDENTITY.get(base.__name__, set()) for base in type(part).__mro__)
+    ignored = declared.union(*inherited)
+    return {key: _as_json(value) for key, value in part.asked.items() if key not in ignored}
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda item: item.given() if isinstance(item, Entry) else str(item)))
+
+
+def _entry_fields(dataclass_type: type) -> Iterator[tuple[str, type]]:
+    """The fields that hold an entry, or a list of entries, each with the class of the entries."""
+    for name, hint in get_type_hints(dataclass_type).items():
+        for kind in _parts(hint):
+            if isinstance(kind, type) and issubclass(kind, Entry | dict) and kind is not dict:
+                yield name, kind
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """A type and those that it is made of: `list[X] | None` has `X`."""
+    yield hint
+    for part in get_args(hint):
+        yield from _parts(part)
+
+
+def _converter(kind: type) -> Callable[[Any], Any]:
+    """What makes an entry of its YAML or text; argparse shows no messages but those of its own error."""
+
+    def convert(value: Any) -> Any:
+        try:
+            return kind.parse(value) if issubclass(kind, Entry) else kind(value)  # type: ignore[call-arg]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
+
+    return convert
+
+
 class _Parser(TrlParser):
     """TrlParser that checks the file's keys and types, and answers bad input in one line."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, dataclass_types: Sequence[type]):
+        super().__init__(dataclass_types, allow_abbrev=False)
         self._unchanged = {action.dest: action.default for action in self._actions}
+        self._entries = {name: _converter(kind) for part in dataclass_types for name, kind in _entry_fields(part)}
+        for action in self._actions:
+            action.type = self._entries.get(action.dest, action.type)
         self.asked: dict[str, Any] = {}
 
-    def error(self, message: str):
-        raise UserError(f"command line: {message}")
+    def add_argument(self, *names: Any, identity: bool = True, **options: Any) -> argparse.Action:
+        """As argparse has it; `identity` is metadata of a field, which `identity_of` reads from the dataclass."""
+        return super().add_argument(*names, **options)
 
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if isinstance(action.type, type) and issubclass(action.type, dict):
-            try:
-                return action.type(arg_string)
-            except ValueError as error:  # argparse would say only that the value is not valid
-                raise UserError(f"command line: --{action.dest}: {' '.join(str(error).split())}") from error
-        return super()._get_value(action, arg_string)
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message.removeprefix('argument ')}")
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             raise UserError(f"command line: {self._unknown(unknown[0].split('=')[0].lstrip('-'))}")
-        self.asked = {key: value for key, value in vars(namespace).items() if value != self._unchanged.get(key)}
+        changed = [key for key, value in vars(namespace).items() if value != self._unchanged.get(key)]
+        # argparse converts texts alone; what a YAML says is a mapping still.
+        for key, convert in self._entries.items():
+            value = getattr(namespace, key)
+            setattr(namespace, key, [convert(item) for item in value] if isinstance(value, list) else convert(value))
+        self.asked = {key: getattr(namespace, key) for key in changed}
         return namespace, unknown
 
     def check_file(self, path: str) -> None:
@@ -108,9 +187,9 @@ class _Parser(TrlParser):
         close = difflib.get_close_matches(key, [action.dest for action in self._actions], n=1)
         return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
-    @staticmethod
-    def _check_entry(path: str, action: argparse.Action, value: Any) -> None:
-        if value is None or action.type is None:
+    def _check_entry(self, path: str, action: argparse.Action, value: Any) -> None:
+        convert: Any = action.type
+        if value is None or convert is None:
             return
         is_list = isinstance(value, list)
         if is_list != (action.nargs == "+"):
@@ -118,14 +197,14 @@ class _Parser(TrlParser):
         for item in value if is_list else [value]:
             if isinstance(action.type, type) and isinstance(item, action.type) and not isinstance(item, bool):
                 continue
-            takes_mapping = isinstance(action.type, type) and issubclass(action.type, dict)
+            takes_mapping = action.dest in self._entries or action.type is dict
             if isinstance(item, dict) and not takes_mapping:
                 if isinstance(action.type, type):
                     raise UserError(f"{path}: key '{action.dest}': must be {action.type.__name__}, not a mapping")
                 continue  # a union with `dict`; its library checks it
             expected = getattr(action.type, "__name__", "value").replace("string_to_bool", "true or false")
             try:
-                converted = action.type(item if takes_mapping else str(item))
+                converted = convert(item if takes_mapping else str(item))
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
                 problem = str(error) if takes_mapping else f"must be {expected}, not {item!r}"
                 raise UserError(f"{path}: key '{action.dest}': {problem}") from error

@@ -8,12 +8,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hfchat.cli import _parser
 from hfchat.safety.guards import Finding
-from hfchat.serving.gateway import Gateway
-from hfchat.serving.limits import Slots
-from hfchat.serving.metrics import Metrics
-from hfchat.serving.record import AnswerRecord, RequestRecord
+from hfchat.serving.engines.gateway import Gateway
+from hfchat.serving.engines.upstream import Upstream
+from hfchat.serving.http.limits import Slots
+from hfchat.serving.http.metrics import Metrics
+from hfchat.serving.http.record import AnswerRecord, RequestRecord
 from hfchat.serving.server import ServerSettings
-from hfchat.serving.upstream import Upstream
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from hfchat.config import parse
-from hfchat.serving import feedback, server
+from hfchat.serving import server
+from hfchat.serving.collecting import feedback
 from hfchat.training.pretraining import PretrainArguments
 from tests.conftest import ROOT
 from tests.deploy.conftest import taken

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfchat.serving.auth import load_keys
+from hfchat.serving.http.auth import load_keys
 from tests.conftest import ROOT
 from tests.deploy.conftest import taken
 

@@ -8,7 +8,7 @@ import pytest
 
 from hfchat.probe.suite import run
 from hfchat.probe.target import reach
-from hfchat.serving.engine import EngineError, Logprob, Piece, TokenLogprobs
+from hfchat.serving.engines.engine import EngineError, Logprob, Piece, TokenLogprobs
 from tests.serving.conftest import MODEL, ScriptedEngine, running
 
 WORDS = ["one ", "two ", "trois ", "vier ", "fünf ", "六 ", "семь ", "👩‍👩‍👧 "]

@@ -8,7 +8,7 @@ import pytest
 
 from hfchat.probe.registry import checks
 from hfchat.probe.suite import run
-from hfchat.serving.auth import ApiKeys, hash_key
+from hfchat.serving.http.auth import ApiKeys, hash_key
 from tests.probe.conftest import probed
 from tests.probe.faults import FAULTS, header, unaware
 from tests.probe.raw_servers import RAW, raw_server

@@ -12,7 +12,8 @@ from tests.probe.faults import header
 
 # The server's own limits for slow clients, shortened: they are waited for.
 SERVE = """
-from hfchat.serving import app, connections
+from hfchat.serving.http import app
+from hfchat.serving.http import connections
 app._MAX_BODY_S = connections._HEADERS_S = 5
 from hfchat.cli import main
 main()

@@ -3,7 +3,7 @@
 import json
 import re
 
-from hfchat.dataset import check_messages
+from hfchat.messages import check_messages
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "recipes" / "data" / "assistant"

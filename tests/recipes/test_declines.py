@@ -5,7 +5,7 @@ import re
 
 import yaml
 
-from hfchat.dataset import check_messages
+from hfchat.messages import check_messages
 from hfchat.safety.refusals import is_refusal
 from tests.conftest import ROOT
 

@@ -11,11 +11,11 @@ import httpx
 import openai
 import pytest
 
-from hfchat.serving.app import create_app
-from hfchat.serving.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
-from hfchat.serving.feedback import open_collector
-from hfchat.serving.models import ServedModels
+from hfchat.serving.collecting.feedback import open_collector
+from hfchat.serving.engines.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
+from hfchat.serving.http.app import create_app
 from hfchat.serving.server import Server, ServerSettings
+from hfchat.serving.versions.models import ServedModels
 from tests.conftest import random_llama
 
 MODEL = "tiny-chat"
@@ -209,7 +209,7 @@ def tiny_model(tiny_tokenizer):
 @pytest.fixture(scope="session")
 def tiny_server(tiny_model, tiny_tokenizer):
     """The real engine over the tiny model, behind a real server."""
-    from hfchat.serving.transformers_engine import TransformersEngine
+    from hfchat.serving.engines.transformers_engine import TransformersEngine
 
     with running(TransformersEngine(tiny_model, tiny_tokenizer, max_concurrent_requests=4)) as served:
         yield served

@@ -8,7 +8,7 @@ from websockets.sync.client import connect
 
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import Selection, rows
-from hfchat.serving.auth import ApiKeys, hash_key
+from hfchat.serving.http.auth import ApiKeys, hash_key
 
 CHAT = """mutation ($text: String!, $options: ChatOptions) {
   chat(model: "tiny-chat", messages: [{role: USER, content: $text}], options: $options) {

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from hfchat.serving.auth import ApiKeys, hash_key
+from hfchat.serving.http.auth import ApiKeys, hash_key
 from tests.serving.conftest import ScriptedEngine, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")

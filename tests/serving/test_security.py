@@ -113,7 +113,7 @@ def test_an_adapter_in_a_pickle_is_refused(chat_model, tmp_path):
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
 
-    from hfchat.hub.merging import load_adapter
+    from hfchat.adapters import load_adapter
 
     model = get_peft_model(load_model(str(chat_model)), LoraConfig(target_modules="all-linear"))
     model.save_pretrained(tmp_path)
@@ -127,7 +127,7 @@ def test_an_adapter_in_a_pickle_is_refused(chat_model, tmp_path):
 
 def test_adapters_are_loaded_in_one_place():
     places = [path.name for path in SOURCES for name, _ in calls(path) if name == "PeftModel.from_pretrained"]
-    assert places == ["merging.py"]
+    assert places == ["adapters.py"]
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/etc/secret", "./secret"])
@@ -146,7 +146,7 @@ def test_nothing_is_unpacked():
 
 
 def test_only_the_hash_of_a_key_is_kept():
-    from hfchat.serving.auth import new_key
+    from hfchat.serving.http.auth import new_key
 
     key, entry = new_key("me")
     other, _ = new_key("me")
@@ -175,9 +175,9 @@ def test_no_url_of_a_request_is_opened(serve, scripted):
 
 
 def test_an_upstream_cannot_send_the_server_elsewhere():
-    from hfchat.serving.engine import EngineError
+    from hfchat.serving.engines.engine import EngineError
     from tests.servers.streams import stream_server
-    from tests.serving.test_upstream import answer, upstream, whole
+    from tests.serving.engines.test_upstream import answer, upstream, whole
 
     async def run():
         async with stream_server(whole(200, {})) as target:

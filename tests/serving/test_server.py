@@ -15,10 +15,11 @@ import pytest
 from hfchat.cli import main
 from hfchat.errors import UserError
 from hfchat.registry.versions import Registry
-from hfchat.serving import loading, server
-from hfchat.serving.app import create_app
-from hfchat.serving.models import ServedModels
+from hfchat.serving import server
+from hfchat.serving.http.app import create_app
 from hfchat.serving.server import ServerSettings, serve
+from hfchat.serving.versions import loading
+from hfchat.serving.versions.models import ServedModels
 
 
 @pytest.fixture

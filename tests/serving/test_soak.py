@@ -9,8 +9,8 @@ import itertools
 
 import httpx
 
-from hfchat.serving.generation import Answer
-from hfchat.serving.record import RequestRecord
+from hfchat.serving.http.record import RequestRecord
+from hfchat.serving.openai.generation import Answer
 
 MODEL = "tiny-chat"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}

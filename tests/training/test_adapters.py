@@ -7,10 +7,10 @@ from peft import AutoPeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from hfchat.adapters import put_adapter
 from hfchat.chat_template import TURN_END, TURN_START, fingerprint, set_chat_template
 from hfchat.config import parse
 from hfchat.errors import UserError
-from hfchat.hub.merging import put_adapter
 from hfchat.models import load_model
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
 from hfchat.training.supervision import load_chat_tokenizer

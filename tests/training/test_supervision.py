@@ -11,9 +11,9 @@ from hfchat.chat_template import (
     record_fingerprint,
     set_chat_template,
 )
-from hfchat.dataset import check_messages
 from hfchat.errors import UserError
-from hfchat.serving.encoding import PromptEncoder
+from hfchat.messages import check_messages
+from hfchat.serving.engines.encoding import PromptEncoder
 from hfchat.training.finetuning import FinetuneArguments
 from hfchat.training.supervision import load_chat_tokenizer, load_conversations, show_supervised, supervise
 

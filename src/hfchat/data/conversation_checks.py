@@ -8,7 +8,7 @@ from datatrove.data import Document
 
 from hfchat.data.conversation_formats import KINDS, ConversationError, Message
 from hfchat.data.decontamination import ContaminationFilter
-from hfchat.dataset import ROLES_WITH_TOOLS, digest_of, find_fault
+from hfchat.messages import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
 
 

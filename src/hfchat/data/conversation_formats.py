@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from hfchat.dataset import REASONING, parse_tools, trim
+from hfchat.messages import REASONING, parse_tools, trim
 
 # Kind of dataset to its columns; in all but the last, lists of messages.
 KINDS = {

@@ -19,8 +19,8 @@ from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, 
 from hfchat.data.conversation_report import Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.decontamination import build_index
-from hfchat.dataset import digest_of
 from hfchat.errors import UserError
+from hfchat.messages import digest_of
 from hfchat.storage import remove_tree
 
 SPLITS = ("train", "validation")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # What a process comes to hold, beyond its imports and its tensors, by its first step: compiled kernels, buffers of
 # its threads. Measured on a CPU, with SmolLM2-135M and torch 2.13; a guess for the context of a GPU.
 _RUNTIME_BYTES = {"cpu": 65 * 2**20, "cuda": 550 * 2**20}
-# What `hfchat.hub.certificate.export` comes to hold, in copies of the base in float32. Measured: the end of the demo's
-# fine-tuning, 4.04 GiB with its second process.
+# What `hfchat.export.certificate.export` comes to hold, in copies of the base in float32. Measured: the end of the
+# demo's fine-tuning, 4.04 GiB with its second process.
 _EXPORTED_COPIES = 5
 _TOKENIZER_BYTES = 4 * 2**20  # beside a model or a checkpoint
 

@@ -65,7 +65,7 @@ class LocalModel(EvaluatedModel):
         dtype = getattr(torch, self.dtype)
         if not self.is_adapter:
             return load_model(self.folder, dtype=dtype)
-        from hfchat.hub.merging import load_base_of, put_adapter, round_weights
+        from hfchat.adapters import load_base_of, put_adapter, round_weights
 
         adapter = Path(self.folder)
         merged = put_adapter(load_base_of(adapter), adapter, self.tokenizer).merge_and_unload()
@@ -95,7 +95,7 @@ class LocalModel(EvaluatedModel):
     def context(self) -> int | None:
         name = self.folder
         if self.is_adapter:
-            from hfchat.hub.merging import read_base
+            from hfchat.adapters import read_base
 
             name = read_base(Path(self.folder))["model_name_or_path"]
         return getattr(load_config(name).get_text_config(), "max_position_embeddings", None)

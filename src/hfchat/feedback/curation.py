@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from hfchat.dataset import digest_of
 from hfchat.feedback.reviews import Review, ReviewedAnswer, Who, reviews_of
 from hfchat.feedback.spam import fault_of_correction, same_everywhere, too_fast, too_many
 from hfchat.feedback.votes import (
@@ -27,6 +26,7 @@ from hfchat.feedback.votes import (
     side_of_others,
     verdict,
 )
+from hfchat.messages import digest_of
 
 DATASETS = ("conversations", "preferences", "thumbs")
 # Of whole reviews, in the order in which they are looked for.

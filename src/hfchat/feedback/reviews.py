@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from hfchat.dataset import digest_of
 from hfchat.feedback.exchange import Rating
 from hfchat.feedback.reading import Selection, rows
+from hfchat.messages import digest_of
 
 Who = Literal["user", "api_key"]
 # The API key, and for a trusted key the user that it names. Without keys all are one person: nobody can tell names.

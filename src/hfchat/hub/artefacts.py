@@ -12,10 +12,10 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hfchat.adapters import BASE_RECORD
 from hfchat.errors import UserError
 from hfchat.hub.contents import UnreadableError, pieces
 from hfchat.hub.leaks import Leak, clean_paths, find_leaks
-from hfchat.hub.merging import BASE_RECORD
 from hfchat.lineage import CERTIFICATE, LINEAGE, describe, digest, lineage_of
 from hfchat.model_code import refuse_code
 from hfchat.models import BUNDLED, BUNDLED_ON_HUB

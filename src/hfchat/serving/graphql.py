@@ -23,9 +23,9 @@ from starlette.requests import HTTPConnection
 from starlette.types import Message
 
 from hfchat.errors import UserError
-from hfchat.serving.protocol import ApiError
-from hfchat.serving.record import current_record
-from hfchat.serving.sse import EventReader
+from hfchat.serving.engines.sse import EventReader
+from hfchat.serving.http.record import current_record
+from hfchat.serving.openai.protocol import ApiError
 
 try:
     import strawberry

@@ -23,17 +23,17 @@ from hfchat.registry.versions import Registry
 try:
     import uvicorn
 
-    from hfchat.serving.auth import ENVIRONMENT_VARIABLE, ApiKeys, load_keys
-    from hfchat.serving.connections import Connection
-    from hfchat.serving.logs import configure_logs
+    from hfchat.serving.http.auth import ENVIRONMENT_VARIABLE, ApiKeys, load_keys
+    from hfchat.serving.http.connections import Connection
+    from hfchat.serving.http.logs import configure_logs
 except ImportError as error:
     raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[serving]'`") from error
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from hfchat.serving.limits import Gate
-    from hfchat.serving.models import ServedModels
+    from hfchat.serving.http.limits import Gate
+    from hfchat.serving.versions.models import ServedModels
 
 _LAST_WORDS_S = 2  # for the error events of the answers that did not end in time
 _HOW_TO_MAKE_A_KEY = (
@@ -77,7 +77,7 @@ class ServerSettings:
         guards: A YAML file of guards for prompts and answers (`hfchat.safety.guards_file`), or `default`.
         adapters: Adapters of the model that answer beside it, `NAME=FOLDER` each; NAME is theirs in the API.
         allow_template_mismatch: Serve although the chat template is not the trained one.
-        api_keys: A file of API keys (`hfchat.serving.auth.load_keys`); `HFCHAT_API_KEYS` may hold some too.
+        api_keys: A file of API keys (`hfchat.serving.http.auth.load_keys`); `HFCHAT_API_KEYS` may hold some too.
         requests_per_minute: Requests that one API key may make in a minute, any number if None. One for several
             answers counts as many times.
         tokens_per_minute: Tokens of prompts and answers that one API key may use in a minute, any number if None. An
@@ -239,13 +239,13 @@ def serve(settings: ServerSettings) -> None:
         from hfchat.safety.guards_file import load_guards
 
         guards = load_guards(settings.guards) if settings.guards else None
-        from hfchat.serving.app import create_app
-        from hfchat.serving.feedback import open_collector
+        from hfchat.serving.collecting.feedback import open_collector
+        from hfchat.serving.http.app import create_app
 
         if folder is None:
             settings, models = _upstream_models(settings)
         else:
-            from hfchat.serving.loading import served_models
+            from hfchat.serving.versions.loading import served_models
 
             models = served_models(folder, settings)
         collector = open_collector(settings) if settings.feedback else None
@@ -281,8 +281,8 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
 
 def _upstream_models(settings: ServerSettings) -> tuple[ServerSettings, "ServedModels"]:
     """The models of the upstreams, and the settings with their name."""
-    from hfchat.serving.gateway import open_gateway
-    from hfchat.serving.models import ServedModels
+    from hfchat.serving.engines.gateway import open_gateway
+    from hfchat.serving.versions.models import ServedModels
 
     variable = settings.upstream_api_key_env
     if variable is not None and not os.environ.get(variable):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from hfchat.dataset import find_fault
 from hfchat.generation import answering, generate_answers, stop_token_ids
+from hfchat.messages import find_fault
 from hfchat.storage import write_whole
 from hfchat.token_ids import encode_conversation
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfchat.dataset import check_learned, has_split, load_split
+from hfchat.dataset import has_split, load_split
 from hfchat.errors import UserError
+from hfchat.messages import check_learned
 from hfchat.token_ids import encode_conversation
 
 if TYPE_CHECKING:

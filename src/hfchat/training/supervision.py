@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import ROLES_WITH_TOOLS, check_learned, load_conversation_splits, parse_tools
+from hfchat.dataset import load_conversation_splits
 from hfchat.errors import UserError
+from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
 from hfchat.token_ids import supervise_conversation
 from hfchat.training.packing import IGNORE

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, ClassVar
 
-from hfchat.dataset import check_messages, load_split
+from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
@@ -16,6 +16,7 @@ from hfchat.evaluation.model import EvaluatedModel, Prompt
 from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured
+from hfchat.messages import check_messages
 from hfchat.results import Metric
 
 _OVERLAP = {

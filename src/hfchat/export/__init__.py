@@ -1,0 +1,1 @@
+"""The export stage: a trained model merged, certified and converted. It never talks to the Hub."""

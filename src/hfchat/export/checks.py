@@ -1,0 +1,283 @@
+"""What is checked of an exported model, and the certificate that says so."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfchat import __version__
+from hfchat.errors import UserError
+from hfchat.export.behaviour import MAX_NEW_TOKENS, Difference, Prompts
+from hfchat.lineage import CERTIFICATE, describe
+from hfchat.models import is_tied
+from hfchat.storage import write_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_ROWS = 4096  # of the output layer that are compared at a time
+_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
+
+# Limits of the mean KL divergence of a step, in nats per token. In brackets, what it is on SmolLM2-135M-Instruct with
+# random adapters that move the model by 5e-4 to 0.1 nats.
+MAX_DRIFT = 0.02  # a base that computes in bfloat16 (2e-3)
+MAX_QUANTIZATION_DRIFT = 1.0  # a base in 4 bits (0.3; another base is far beyond)
+MAX_MERGE_DRIFT = 1e-9  # the order of sums (1e-11); without one matrix of the adapter, it is 6e-8 or more
+MAX_ROUNDING_DRIFT = 0.02  # weights in bfloat16 (3e-4 at most)
+MAX_RELOAD_DRIFT = 1e-9  # nothing (0)
+# Two tokens are one to a model whose output layer has the same row for both. New tokens start so, as the mean of the
+# others, and differ by what rounding to bfloat16 did (0.003 of their length) if they are not trained.
+MIN_ROW_DISTANCE = 0.01
+# Greedy answers may part where two tokens are no further apart than this, in nats (0.2): rounding decides there.
+MAX_GAP = 0.5
+
+
+class NotCertifiedError(UserError):
+    """A check failed.
+
+    Attributes:
+        certificate: All that were made.
+    """
+
+    def __init__(self, message: str, certificate: "Certificate"):
+        super().__init__(message)
+        self.certificate = certificate
+
+
+@dataclass
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: Of what.
+        ok: Whether it is as it must be.
+        found: The figure, or what was seen.
+        wanted: The limit, or what must be seen.
+        advice: What to do where it is not.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    wanted: str
+    advice: str
+
+
+@dataclass
+class Certificate:
+    """What was checked of an exported model.
+
+    Attributes:
+        folder: The model.
+        prompts: What it was asked.
+        base: What its adapter was trained on (`model_name_or_path`, `revision`, `weights_sha256`), if it has one.
+        checks: In the order in which they were made.
+        differences: By step (`trained`, `rounded`, `saved`), see `hfchat.export.behaviour.Difference`.
+        merge_kl_nats: Mean KL divergence of merging alone, in float32; None for a model that was not merged.
+    """
+
+    folder: Path
+    prompts: Prompts
+    base: dict[str, Any] | None = None
+    checks: list[Check] = field(default_factory=list)
+    differences: dict[str, Difference] = field(default_factory=dict)
+    merge_kl_nats: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def check(self, name: str, ok: bool, found: object, wanted: object, advice: str) -> None:
+        """Add a check."""
+        self.checks.append(Check(name, bool(ok), str(found), str(wanted), advice))
+
+    def check_difference(self, step: str, difference: Difference, limit: float, advice: str) -> None:
+        """Add the checks of a step: how far logits moved, and whether answers part only where tokens are as likely."""
+        self.differences[step] = difference
+        self.check(
+            f"{step}: logits", difference.mean_kl_nats <= limit, f"{difference.mean_kl_nats:.1e} nats", limit, advice
+        )
+        self.check(
+            f"{step}: answers",
+            difference.max_gap_nats <= MAX_GAP or limit > MAX_DRIFT,
+            f"{difference.identical_answers:.0%} identical, tokens at most {difference.max_gap_nats:.2f} nats apart",
+            f"{MAX_GAP} nats" if limit <= MAX_DRIFT else "reported",
+            advice,
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures for a lineage."""
+        figures = {f"{step}_kl_nats": difference.mean_kl_nats for step, difference in self.differences.items()}
+        answers = {
+            f"{step}_identical_answers": difference.identical_answers for step, difference in self.differences.items()
+        }
+        return figures | answers | ({} if self.merge_kl_nats is None else {"merge_kl_nats": self.merge_kl_nats})
+
+    def table(self) -> str:
+        """A line per check."""
+        width = max(len(check.name) for check in self.checks)
+        return "\n".join(
+            f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<{width}}  {check.found}  ({check.wanted})"
+            for check in self.checks
+        )
+
+    def issue(self) -> None:
+        """Write `certificate.json` beside the model, if every check passed.
+
+        Raises:
+            NotCertifiedError: If one did not. No certificate is left then.
+        """
+        path = self.folder / CERTIFICATE
+        path.unlink(missing_ok=True)
+        failed = [check for check in self.checks if not check.ok]
+        if failed:
+            first, *more = failed
+            also = f"; also failed: {', '.join(check.name for check in more)}" if more else ""
+            raise NotCertifiedError(
+                f"{self.folder}: not certified: {first.name}: {first.found}, must be {first.wanted}; "
+                f"{first.advice}{also}",
+                self,
+            )
+        record = {
+            "certified": datetime.now(UTC).isoformat(timespec="seconds"),
+            "duration_s": round(time.monotonic() - self.started, 1),
+            "base": self.base,
+            "prompts": {
+                "conversations": len(self.prompts.messages),
+                "tokens": sum(map(len, self.prompts.sequences)),
+                "max_new_tokens": MAX_NEW_TOKENS,
+                "sha256": self.prompts.sha256(),
+            },
+            "merge_kl_nats": self.merge_kl_nats,
+            "differences": {step: difference.as_dict() for step, difference in self.differences.items()},
+            "checks": [
+                {key: value for key, value in asdict(check).items() if key != "advice"} for check in self.checks
+            ],
+            "files": files_sha256(self.folder),
+            "versions": {"hfchat": __version__, **{name: metadata.version(name) for name in _installed()}},
+        }
+        write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_tokens(
+    certificate: Certificate,
+    report: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    model: "PreTrainedModel",
+) -> None:
+    """Template, special tokens, embeddings."""
+    folder, prompts = certificate.folder, certificate.prompts
+    again = "restore the tokenizer of the training, or export again"
+    forms = _stored_templates(folder) | {
+        "as loaded": report["chat_template"],
+        "in the training": tokenizer.chat_template,
+    }
+    differing = [name for name, template in forms.items() if template != tokenizer.chat_template]
+    certificate.check(
+        "chat template", not differing, f"differs {' and '.join(differing)}" if differing else "the same in all forms",
+        "the same in all forms", again,
+    )  # fmt: skip
+    problem = report["template_problem"]
+    certificate.check("template fingerprint", problem is None, problem or "as recorded", "as recorded", again)
+    same = (report["sequences"], report["prompts"]) == (prompts.sequences, prompts.prompts)
+    certificate.check("token ids", same, "the same" if same else "the prompts become others", "the same", again)
+    for role, ids in report["special_tokens"].items():
+        configured = [ids["config"], ids["generation_config"]]
+        known = ids["tokenizer"] is None or all(
+            ids["tokenizer"] in (id if isinstance(id, list) else [id]) or (id is None and role == "bos")
+            for id in configured
+        )
+        certificate.check(
+            f"{role} token",
+            known,
+            ", ".join(f"{place} {id}" for place, id in ids.items()),
+            "the same in all",
+            f"set {role}_token_id in config.json and generation_config.json to that of the tokenizer",
+        )
+    eos, pad = (report["special_tokens"][role]["tokenizer"] for role in ("eos", "pad"))
+    certificate.check(
+        "pad is not eos",
+        eos != pad,
+        f"eos {eos}, pad {pad}",
+        "two tokens",
+        "set another pad_token: see set_chat_template",
+    )
+    distance, nearest = nearest_row(model, tokenizer.eos_token_id)
+    certificate.check(
+        "end of turn",
+        distance >= MIN_ROW_DISTANCE,
+        f"its row in the output layer is {distance:.2g} of its length from the next ({nearest})",
+        f"at least {MIN_ROW_DISTANCE}",
+        "the model cannot tell the end of a turn from another token, so it never stops: train its row in the output "
+        "layer, as recipes/finetune.py does",
+    )
+    tied = "tied" if report["tied"] else "not tied"
+    wanted = "tied" if is_tied(model) else "not tied"
+    configured = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    certificate.check(
+        "embeddings and head",
+        tied == wanted and configured in (None, report["tied"]),
+        f"{tied}, tie_word_embeddings {configured}",
+        wanted,
+        "the head was saved apart from the embeddings, or lost: export again with tie_word_embeddings as in the base",
+    )
+    certificate.check(
+        "embeddings", min(report["embeddings"]) >= report["tokens"],
+        f"{min(report['embeddings'])} rows for {report['tokens']} tokens", "one for each",
+        "the tokenizer has tokens that the model does not know: use the tokenizer of the training",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def nearest_row(model: "PreTrainedModel", token: int) -> tuple[float, int]:
+    """How far a token's row of the output layer is from the nearest other one, relative to its length, and whose."""
+    head = model.get_output_embeddings()
+    rows = head.weight if getattr(head, "bias", None) is None else torch.cat([head.weight, head.bias[:, None]], dim=1)
+    row = rows[token].double()
+    squares = torch.cat([(part.double() - row).square().sum(1) for part in rows.split(_ROWS)])
+    squares[token] = torch.inf
+    nearest = int(squares.argmin())
+    return float((squares[nearest] / row.square().sum()).sqrt()), nearest
+
+
+def check_files(certificate: Certificate) -> None:
+    folder = certificate.folder
+    names = {path.name for path in folder.iterdir()}
+    missing = sorted({"config.json", "generation_config.json", "tokenizer_config.json"} - names)
+    if not any(name.endswith(".safetensors") for name in names):
+        missing.append("*.safetensors")
+    if missing:
+        raise UserError(f"{folder}: not certified: it has no {', no '.join(missing)}; export it again")
+    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in _PICKLES)
+    certificate.check(
+        "weights' format", not pickles, ", ".join(pickles) or "safetensors", "safetensors",
+        "pickles run code when they are loaded: delete them",
+    )  # fmt: skip
+
+
+def _stored_templates(folder: Path) -> dict[str, str]:
+    forms = {}
+    if (folder / "chat_template.jinja").is_file():
+        forms["in chat_template.jinja"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if "chat_template" in config:
+        forms["in tokenizer_config.json"] = config["chat_template"]
+    return forms
+
+
+def files_sha256(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): describe(path)["sha256"]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != CERTIFICATE
+    }
+
+
+def _installed() -> list[str]:
+    present = {distribution.metadata["Name"] for distribution in metadata.distributions()}
+    return [name for name in _PACKAGES if name in present]

@@ -1,0 +1,118 @@
+"""Loads a saved model in a process that knows nothing of its training: `python -m hfchat.export.reloading REQUEST`."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfchat.errors import UserError
+from hfchat.export.behaviour import Behaviour, Prompts, behaviour
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_REQUEST, _REPORT, _LOGITS = "request.json", "report.json", "logits.safetensors"
+
+
+def reload(folder: Path, prompts: Prompts, device: "torch.device") -> tuple[Behaviour, dict[str, Any]]:
+    """Load a saved model in a fresh process and ask it.
+
+    Args:
+        folder: A model with its tokenizer.
+        prompts: Their messages are rendered anew, with the saved tokenizer.
+        device: Where to run, in float32 and with as many threads as here, so that sums are added in the same order.
+
+    Returns:
+        What it says, and a report: `weights` (digest by name), `loading` (what loading complained of), `tied`,
+        `embeddings` (rows of the input and of the output), `sequences` and `prompts` (token ids), `tokens` (of the
+        tokenizer), `special_tokens` (by role, in the tokenizer, the config and the generation config), `chat_template`
+        and `template_problem` (see `hfchat.chat_template.check_chat_template`; None if there is none).
+
+    Raises:
+        UserError: If the folder does not load.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory(prefix="hfchat-certify-") as scratch:
+        request = {
+            "folder": str(folder.resolve()),
+            "messages": prompts.messages,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+        }
+        (Path(scratch) / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
+        try:
+            _in_fresh_process(Path(scratch))
+        except UserError as error:
+            raise UserError(f"{folder}: does not load in a fresh process: {error}; export it again") from error
+        report = json.loads((Path(scratch) / _REPORT).read_text(encoding="utf-8"))
+        logits = load_file(Path(scratch) / _LOGITS)
+        return Behaviour([logits[str(i)] for i in range(len(logits))], report.pop("answers")), report
+
+
+def _in_fresh_process(scratch: Path) -> None:
+    command = [sys.executable, "-m", "hfchat.export.reloading", str(scratch)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        *_, last = finished.stderr.strip().splitlines() or ["it ended without a word"]
+        raise UserError(last.removeprefix("error: "))
+
+
+def answer(scratch: Path) -> None:
+    """What the fresh process does: read the request in a folder, and write the report and the logits into it."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from hfchat.adapters import weight_digests
+    from hfchat.chat_template import check_chat_template
+    from hfchat.models import is_tied, load_tokenizer
+
+    request = json.loads((scratch / _REQUEST).read_text(encoding="utf-8"))
+    torch.set_num_threads(request["threads"])
+    tokenizer = load_tokenizer(request["folder"])
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        request["folder"], dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
+    )
+    try:
+        check_chat_template(tokenizer, model)
+        problem = None
+    except UserError as error:
+        problem = str(error)
+    report = {
+        "weights": weight_digests(model),
+        "loading": {name: sorted(map(str, keys)) for name, keys in loading.items() if keys},
+        "tied": is_tied(model),
+        "embeddings": [len(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())],
+        "tokens": len(tokenizer),
+        "special_tokens": {
+            role: {
+                "tokenizer": getattr(tokenizer, f"{role}_token_id"),
+                "config": getattr(model.config, f"{role}_token_id", None),
+                "generation_config": getattr(model.generation_config, f"{role}_token_id", None),
+            }
+            for role in ("eos", "pad", "bos")
+        },
+        "chat_template": tokenizer.chat_template,
+        "template_problem": problem,
+    }
+    prompts = Prompts.render(request["messages"], tokenizer, context_length(model))
+    said = behaviour(model.float().to(request["device"]), prompts, tokenizer)
+    report |= {"sequences": prompts.sequences, "prompts": prompts.prompts, "answers": said.answers}
+    save_file({str(i): logits.contiguous() for i, logits in enumerate(said.logits)}, scratch / _LOGITS)
+    (scratch / _REPORT).write_text(json.dumps(report), encoding="utf-8")
+
+
+def context_length(model: "PreTrainedModel") -> int:
+    """Tokens that a model can take; without a limit, as many as anyone asks."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+if __name__ == "__main__":
+    from hfchat.errors import run
+
+    run(lambda: answer(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""What people say about answers, from the endpoint to the database."""

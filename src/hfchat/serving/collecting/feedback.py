@@ -1,0 +1,291 @@
+"""`POST /v1/feedback`: what people say of answers. Nothing is stored without `hfchat serve --feedback`."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from hfchat.feedback.database import open_database
+from hfchat.feedback.exchange import Exchange, Opinion
+from hfchat.feedback.redaction import redact
+from hfchat.feedback.store import NothingSaidError, OtherPromptError, Store, Stored, StoreError, UnknownAnswerError
+from hfchat.serving.collecting.recent import RecentAnswers
+from hfchat.serving.http.record import current_record
+from hfchat.serving.openai.generation import Answered
+from hfchat.serving.openai.protocol import ApiError, Feedback, FeedbackRequest, FeedbackSettings, error_responses
+
+if TYPE_CHECKING:
+    from hfchat.serving.server import ServerSettings
+
+_LOGGER = logging.getLogger("hfchat.serving")
+_MAX_WAITING = 100  # writes; more would only wait longer for the same disk
+_MAX_CLOSING_S = 10.0  # for the writes that wait when the server stops
+_BETWEEN_LOOKS_S = 60.0  # for held answers whose time is over
+_BETWEEN_DELETIONS_S = 3600.0
+_A_DAY = timedelta(days=1)
+_LONG_S = 1.0  # for a write that fails: it has waited for the database
+
+
+class Collector:
+    """Holds answers for a while, and stores those that somebody gives feedback on, with their conversations.
+
+    What waits for the disk does so in a thread, one write after the other; the event loop never does.
+
+    Attributes:
+        keeps_conversations: Whether it stores what nobody says anything of.
+
+    Args:
+        store: Is closed with the collector.
+        keep_conversations: Also store each chat answer as soon as it is whole, but for those with `store: false`.
+        retention_days: Delete answers that were asked for before that, and what was said of them; never if None.
+        recent: Holds the answers.
+        trusted_keys: API keys of which each `user` is a person with an opinion of their own; of all others, and where
+            there are no keys, one opinion of an answer holds, whomever it names.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keep_conversations: bool = False,
+        retention_days: float | None = None,
+        recent: RecentAnswers | None = None,
+        trusted_keys: Collection[str] = (),
+    ):
+        self.keeps_conversations = keep_conversations
+        self._store = store
+        self._retention_days = retention_days
+        self._recent = recent or RecentAnswers()
+        self._trusted_keys = frozenset(trusted_keys)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feedback")
+        self._waiting: set[asyncio.Future] = set()
+        self._now: datetime | None = None  # for deletions: the clock's, as far as it can be believed
+        self._locked_out: tuple[float, StoreError] | None = None  # when a write had waited in vain, and why
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Forgets what is too old, now and from time to time. At the end, writes that wait get some time."""
+        forgetting = asyncio.create_task(self._forget_old())
+        try:
+            yield
+        finally:
+            forgetting.cancel()
+            await asyncio.wait({forgetting, *self._waiting}, timeout=_MAX_CLOSING_S)
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._store.close()
+
+    def answered(self, answered: Answered) -> None:
+        """Hold the answers of a chat, unless its request says `store: false`."""
+        if not answered.messages or answered.request.store is False:
+            return
+        exchanges = _exchanges(answered)
+        for exchange in exchanges:
+            self._recent.add(exchange)
+        whole = [exchange for exchange in exchanges if exchange.finish_reason is not None]
+        if self.keeps_conversations and whole:
+            self._keep(whole)
+
+    async def say(self, opinion: Opinion) -> Stored:
+        """Store what somebody says of an answer; it returns when that is on the disk.
+
+        Raises:
+            ApiError: 404 for an answer that is not known, or not any more; 400 if the feedback makes no sense; 503 if
+                it cannot be stored now.
+        """
+        named = [(opinion.answer_id, opinion.choice), (opinion.preferred_over, 0)]
+        held = [exchange for key in named if (exchange := self._recent.find(*key)) is not None]
+        try:
+            one_of_key = opinion.api_key not in self._trusted_keys
+            return await self._in_thread(self._store.say, opinion, held, one_of_key)
+        except UnknownAnswerError as error:
+            message = f"{error.field}: this server does not know the answer, or not any more."
+            raise ApiError(404, message, param=error.field, code="answer_not_found") from error
+        except OtherPromptError as error:
+            message = "preferred_over: must be another answer to the same prompt."
+            raise ApiError(400, message, param="preferred_over") from error
+        except NothingSaidError as error:
+            message = (
+                "rating: the feedback says nothing; it needs a rating, correction, comment, tags or preferred_over."
+            )
+            raise ApiError(400, message, param="rating") from error
+        except StoreError as error:
+            _LOGGER.error("feedback could not be stored: %s", error)
+            message = "The feedback could not be stored now. Please send it again later."
+            raise ApiError(503, message, code="feedback_unavailable", headers={"Retry-After": "30"}) from error
+
+    def _keep(self, exchanges: list[Exchange]) -> None:
+        try:
+            writing = self._in_thread(self._store.keep, *exchanges)
+        except StoreError as error:
+            return _LOGGER.error("a conversation could not be kept: %s", error)
+        writing.add_done_callback(_log_failure)
+
+    def _in_thread(self, write: Callable[..., Any], *args: Any) -> asyncio.Future:
+        if len(self._waiting) >= _MAX_WAITING:
+            raise StoreError(f"{_MAX_WAITING} others wait for the database")
+        writing = asyncio.get_running_loop().run_in_executor(self._thread, self._write, time.monotonic(), write, *args)
+        self._waiting.add(writing)
+        writing.add_done_callback(self._waiting.discard)
+        return writing
+
+    def _write(self, queued: float, write: Callable[..., Any], *args: Any) -> Any:
+        """Write, in the thread. What was queued while another write waited in vain fails with that one: it would wait
+        as long for the same lock, and so would the next, one after the other."""
+        if self._locked_out is not None and queued < self._locked_out[0]:
+            raise StoreError(str(self._locked_out[1]))
+        began = time.monotonic()
+        try:
+            return write(*args)
+        except StoreError as error:
+            if time.monotonic() - began > _LONG_S:
+                self._locked_out = time.monotonic(), error
+            raise
+
+    async def _forget_old(self) -> None:
+        clock = asyncio.get_running_loop().time
+        next_deletion = clock()
+        while True:
+            self._recent.drop_old()
+            if self._retention_days is not None and clock() >= next_deletion:
+                await self._delete_older_than(timedelta(days=self._retention_days))
+                next_deletion = clock() + _BETWEEN_DELETIONS_S
+            await asyncio.sleep(_BETWEEN_LOOKS_S)
+
+    async def _delete_older_than(self, age: timedelta) -> None:
+        try:
+            now = await self._believable_now(age)
+            if (await self._in_thread(self._store.delete_before, now - age)).answers:
+                await self._in_thread(self._store.forget_deleted)
+        except StoreError as error:
+            _LOGGER.error("old feedback could not be deleted: %s", error)
+
+    async def _believable_now(self, age: timedelta) -> datetime:
+        """The time by which to delete: the clock's, if it is near to the last answer or to the last time.
+
+        A clock that is years ahead would have everything deleted at once, and for good. So the time that counts goes
+        on by at most a day each time, and the log says so meanwhile: somebody can put the clock right. A server that
+        was off for long deletes what is too old in the same steps.
+        """
+        clock = datetime.now(UTC)
+        before = self._now or await self._in_thread(self._store.last_moment, max(age, _A_DAY)) or clock
+        self._now = min(clock, before + _A_DAY)
+        if self._now < clock:
+            message = "the clock is %d days after the last known time; old feedback is deleted a day at a time"
+            _LOGGER.warning(message, (clock - before).days)
+        return self._now
+
+
+class FeedbackHandler:
+    """Turns feedback into what is kept of it, or raises the `ApiError` that says why not.
+
+    Args:
+        collector: None takes no feedback.
+        logs_content: Whether the server's log has what is asked and answered.
+        on_rating: Called for each rating that is stored, with the version of the model: for metrics.
+    """
+
+    def __init__(
+        self, collector: Collector | None, on_rating: Callable[[str, str | None], None], logs_content: bool = False
+    ):
+        self._collector = collector
+        self._logs_content = logs_content
+        self._on_rating = on_rating
+
+    @property
+    def settings(self) -> FeedbackSettings:
+        return FeedbackSettings(
+            enabled=self._collector is not None,
+            keeps_conversations=self._collector is not None and self._collector.keeps_conversations,
+            logs_content=self._logs_content,
+        )
+
+    async def __call__(self, request: FeedbackRequest) -> Feedback:
+        if self._collector is None:
+            message = "This server takes no feedback: it was started without --feedback."
+            raise ApiError(404, message, code="feedback_disabled")
+        stored = await self._collector.say(
+            Opinion(
+                answer_id=request.answer_id,
+                choice=request.choice,
+                rating=request.rating,
+                correction=request.correction,
+                comment=request.comment,
+                tags=tuple(request.tags),
+                preferred_over=request.preferred_over,
+                user=request.user or "",
+                api_key=current_record().key_name or "",
+            )
+        )
+        if stored.is_new and request.rating is not None:
+            self._on_rating(request.rating, stored.model_version)
+        said = asdict(stored.opinion)
+        del said["api_key"]
+        said |= {"tags": list(stored.opinion.tags), "user": request.user}
+        return Feedback(id=stored.id, created=int(stored.created_at.timestamp()), replaces=stored.replaces, **said)
+
+
+def open_collector(settings: "ServerSettings") -> Collector:
+    """A collector over the database of the settings, which is made if it is an SQLite file that is not there.
+
+    Raises:
+        UserError: If the database cannot be opened.
+    """
+    database = open_database(settings.feedback, create=True, max_bytes=int(settings.feedback_max_gib * 2**30))
+    store = Store(database, redact if settings.feedback_redact else str)
+    return Collector(
+        store, settings.keep_conversations, settings.feedback_retention_days, trusted_keys=settings.trusted_keys
+    )
+
+
+def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:
+    """Add the routes."""
+
+    @app.post("/v1/feedback", responses=error_responses(400, 404, 408, 413, 415, 503))
+    async def feedback(request: FeedbackRequest) -> Feedback:
+        return await handler(request)
+
+    @app.get("/v1/feedback/settings", responses=error_responses())
+    async def feedback_settings() -> FeedbackSettings:
+        return handler.settings
+
+
+def _exchanges(answered: Answered) -> list[Exchange]:
+    record = current_record()
+    findings = [asdict(finding) for finding in record.findings]
+    return [
+        Exchange(
+            answer_id=answered.identity["id"],
+            choice=choice,
+            created_at=datetime.fromtimestamp(answered.identity["created"], UTC),
+            model=answered.identity["model"],
+            messages=answered.messages,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            sampling={
+                "max_tokens": sampling.max_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "seed": sampling.seed,
+                "presence_penalty": sampling.presence_penalty,
+                "frequency_penalty": sampling.frequency_penalty,
+                "stop": answered.request.stops,
+            },
+            findings=findings,
+            user=answered.request.user or "",
+            api_key=record.key_name or "",
+            model_version=answered.identity["system_fingerprint"],
+            template_fingerprint=answered.template_fingerprint,
+        )
+        for choice, (answer, sampling) in enumerate(answered.answers)
+    ]
+
+
+def _log_failure(writing: asyncio.Future) -> None:
+    if not writing.cancelled() and (error := writing.exception()) is not None:
+        _LOGGER.error("a conversation could not be kept: %s", error)

@@ -1,0 +1,1 @@
+"""What generates: an engine in this process, or other servers behind it."""

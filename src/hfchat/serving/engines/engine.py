@@ -1,0 +1,150 @@
+"""What the server asks of an engine: a prompt that the engine made itself goes in, text comes out, piece by piece."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "content_filter"]  # the last one: a guard cut the answer
+
+
+class EngineError(Exception):
+    """The engine could not go on; the request is not to blame."""
+
+
+class PromptError(ValueError):
+    """The chat template, or the tokenizer, refuses this prompt. The message says why."""
+
+
+class PromptTooLongError(PromptError):
+    """The context cannot hold this prompt, however it is encoded."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the tokens of one answer. What is None is the engine's own choice.
+
+    Attributes:
+        max_tokens: Length of the answer in tokens, the end-of-turn token included; None: all that the context holds.
+        temperature: 0 always takes the likeliest token.
+        top_p: Probability mass to sample from, in [0, 1].
+        seed: Makes the draws of this answer repeatable, whatever runs beside it.
+        presence_penalty: Taken off the logit of every token that the answer has already, in [-2, 2].
+        frequency_penalty: Taken off it once for each time that the answer has it, in [-2, 2].
+        logprobs: How many of the likeliest tokens to name beside each chosen one; None: no log probabilities at all.
+        stop: Strings before which the answer is cut anyway. An engine may use them to end it itself.
+    """
+
+    max_tokens: int | None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """A token and its log probability by the model's own distribution, before temperature, penalties and top_p.
+
+    `token` is what its bytes are by themselves, with U+FFFD where they are no whole character.
+    """
+
+    token: str
+    logprob: float
+    bytes: bytes
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token of an answer, and the likeliest ones at its place, likeliest first."""
+
+    chosen: Logprob
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer.
+
+    Attributes:
+        text: Whole characters; may be empty.
+        tokens: Number of tokens since the part before.
+        finish_reason: Why the answer ends here; only the last part has one.
+        logprobs: Of the tokens that became `text`, if they were asked for. The end-of-turn token has none.
+        prompt_tokens: On the last part of an answer to a prompt that was not counted here (`Prompt.tokens` is None).
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_tokens: int | None = None
+
+
+class Prompt(Protocol):
+    """A prompt as its engine wants it; only `tokens` is for others: its length, None where an upstream counts."""
+
+    @property
+    def tokens(self) -> int | None: ...
+
+
+class Engine(Protocol):
+    """Generates answers, many at a time, for one event loop.
+
+    Attributes:
+        context_length: Tokens that a prompt and its answer may take together; None if only an upstream knows.
+        temperature: What an answer is sampled with when its request does not say; None leaves it to an upstream.
+        top_p: Likewise.
+        template_fingerprint: Of its chat template (`hfchat.chat_template`); None where an upstream applies one.
+        error: Why the engine cannot answer now, None while it can. It may recover.
+        restarts: How often it was started again after a crash.
+    """
+
+    context_length: int | None
+    temperature: float | None
+    top_p: float | None
+    template_fingerprint: str | None
+    restarts: int
+
+    @property
+    def error(self) -> str | None: ...
+
+    async def start(self) -> None:
+        """Get ready to answer. Returns when a first token has really been generated."""
+
+    async def stop(self) -> None:
+        """Free what `start` took. Answers that are still running end with an `EngineError`."""
+
+    def abort(self, reason: str) -> None:
+        """End all running answers, and any that starts later, with an `EngineError`."""
+
+    async def ready(self) -> None:
+        """Generate one token, really; the caller sets the time limit.
+
+        Raises:
+            EngineError: If that is not possible now.
+        """
+
+    async def encode(self, messages: Sequence[dict[str, str]]) -> Prompt:
+        """The prompt of a conversation, `[{"role", "content"}]`.
+
+        Raises:
+            PromptError: If the chat template refuses the conversation.
+        """
+
+    async def encode_text(self, text: str | Sequence[int]) -> Prompt:
+        """A prompt without a template: a text, or the ids of its tokens.
+
+        Raises:
+            PromptError: If an id is not in the vocabulary.
+        """
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece]:
+        """The answer to a prompt, piece by piece; closing the generator frees its place in the batch at once.
+
+        Raises:
+            EngineError: If the engine fails.
+            ApiError: If an upstream refuses the request; the client gets the error as it is.
+        """

@@ -1,0 +1,339 @@
+"""An engine that is another server: anything that speaks OpenAI's API, such as vLLM, TGI, llama.cpp or hfchat."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from hfchat.serving.engines.engine import EngineError, Piece, Sampling
+from hfchat.serving.engines.sse import EventError
+from hfchat.serving.engines.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
+from hfchat.serving.http.record import current_record
+from hfchat.serving.openai.protocol import ApiError
+
+_CONNECT_S = 5.0
+_CHECK_S = 5.0  # for an answer that takes no computation
+_SILENCE_S = 120.0  # a long prompt in a full queue takes its time to the first byte
+_USAGE_S = 2.0  # from the end of the text to the usage
+_END_S = 0.1  # from the last event to the end of the stream
+_IDLE_S = 4.0  # uvicorn closes idle connections after 5 s, and a request that is sent at that moment is lost
+_MAX_BODY_BYTES = 256 * 1024  # of what is no stream
+_MAX_MESSAGE = 1000  # characters of an upstream's message
+_CODE = re.compile(r"[\w.-]{1,64}")  # it is logged
+# Not the client's fault, whatever they say: it has not chosen the address, the key, or the model's name there.
+_NOT_THE_CLIENTS = frozenset({401, 403, 404, 405, 407, 408})
+
+_T = TypeVar("_T")
+
+
+class UpstreamError(EngineError):
+    """An upstream failed. Another one may do better.
+
+    Attributes:
+        summary: What went wrong, without the upstream's words: some quote the request.
+    """
+
+    def __init__(self, summary: str, said: str = ""):
+        super().__init__(f"{summary}: {said}" if said else summary)
+        self.summary = summary
+
+
+class UpstreamBusyError(ApiError):
+    """An upstream has no place for a request (429). Another one may have."""
+
+
+class _DisconnectedError(UpstreamError):
+    """It closed the connection before it said anything."""
+
+
+@dataclass(frozen=True)
+class UpstreamPrompt:
+    """A `Prompt` that only the upstream can count: the path to ask at, and the prompt's own field."""
+
+    path: str
+    field: Mapping[str, Any]
+    tokens: None = None
+
+
+class Upstream:
+    """An `Engine` (see `hfchat.serving.engines.engine`) over one server.
+
+    It asks for streams with usage, and sends what a request has set and nothing else, so the upstream's defaults are
+    its own. Where no usage comes, because the answer was cut before its end, the prompt counts no tokens.
+
+    Attributes:
+        url: Of the server, up to and including `/v1`.
+    """
+
+    context_length = None
+    temperature = None
+    top_p = None
+    restarts = 0
+    template_fingerprint = None
+
+    def __init__(self, url: str, model: str | None = None, api_key: str | None = None):
+        """
+        Args:
+            url: As `http://host:8000/v1`, which `http://host:8000` also means.
+            model: The model's name there; None takes the only one that it lists.
+            api_key: Sent as a bearer token.
+
+        Raises:
+            ValueError: If the URL is not the address of a server. Says why.
+        """
+        self.url = _checked(url)
+        self._model = model
+        self._headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        self._session: aiohttp.ClientSession | None = None
+        self._aborted: str | None = None
+        self._waits: set[asyncio.Timeout] = set()
+
+    @property
+    def error(self) -> str | None:
+        return self._aborted
+
+    async def start(self) -> None:
+        self.open()
+        await self.ready()
+
+    def open(self) -> None:
+        """Be able to ask, without finding out whether someone answers."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+            auto_decompress=False,
+        )
+
+    async def stop(self) -> None:
+        self.abort("the server has stopped")
+        if self._session is not None:
+            await self._session.close()
+
+    def abort(self, reason: str) -> None:
+        self._aborted = reason
+        now = asyncio.get_running_loop().time()
+        for wait in self._waits:
+            wait.reschedule(now)
+
+    async def check(self) -> None:
+        """Ask whether it is alive: at `/health`, or for its models where that does not exist.
+
+        Raises:
+            UpstreamError: If it is not.
+        """
+        status, _ = await self._get(self.url.removesuffix("/v1") + "/health")
+        if status in (404, 405, 501):
+            status, _ = await self._get(f"{self.url}/models")
+        if status != 200:
+            raise UpstreamError(f"it answered {status} when it was asked whether it is alive")
+
+    async def models(self) -> list[str]:
+        """The names of the models that it lists.
+
+        Raises:
+            UpstreamError: If it lists none.
+        """
+        status, body = await self._get(f"{self.url}/models")
+        names = []
+        with suppress(ValueError, LookupError, TypeError):
+            names = [model["id"] for model in parsed(body)["data"] if isinstance(model["id"], str)]
+        if status != 200 or not names:
+            raise UpstreamError(f"it answered {status}, and without names, when it was asked for its models")
+        return names
+
+    async def ready(self) -> None:
+        prompt = await self.encode([{"role": "user", "content": "Hi"}])
+        try:
+            async for _ in self.stream(prompt, Sampling(max_tokens=1)):
+                pass
+        except ApiError as error:
+            raise UpstreamError("it refuses to say anything", error.message) from error
+
+    async def encode(self, messages: Sequence[dict[str, str]]) -> UpstreamPrompt:
+        return UpstreamPrompt("/chat/completions", {"messages": list(messages)})
+
+    async def encode_text(self, text: str | Sequence[int]) -> UpstreamPrompt:
+        return UpstreamPrompt("/completions", {"prompt": text if isinstance(text, str) else list(text)})
+
+    async def stream(self, prompt: UpstreamPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
+        """The answer, as of any engine; text that has come together is one piece.
+
+        Raises:
+            UpstreamError: If the server cannot be reached, fails, answers with what is no stream of OpenAI's API, or
+                breaks one off.
+            UpstreamBusyError: If it has no place for the request.
+            ApiError: If it refuses the request.
+        """
+        response = await self._ask(prompt, sampling)
+        answer = StreamedAnswer(sampling.max_tokens)
+        try:
+            while answer.finish_reason is None:
+                packet = await self._within(_SILENCE_S, response.content.readany())
+                if not packet or answer.done:
+                    raise UpstreamError("it broke an answer off")
+                for piece in answer.push(packet):
+                    yield piece
+            if not answer.is_cut:
+                await self._read_to_the_end(answer, response)
+            yield answer.last()
+        except ErrorEvent as event:
+            raise _failure(event.body) from event
+        except (EventError, AnswerError) as error:
+            raise UpstreamError(f"it sent {error}") from error
+        finally:
+            response.release()  # closes the connection, which ends the work for it, unless the end has been read
+
+    async def _read_to_the_end(self, answer: StreamedAnswer, response: aiohttp.ClientResponse) -> None:
+        """Read the usage, which comes after the text, and the end, so that the connection can be used again.
+
+        The text is whole by now, so whatever goes wrong here is no failure.
+        """
+        with suppress(UpstreamError, EventError, AnswerError, ErrorEvent):
+            end = asyncio.get_running_loop().time() + _USAGE_S
+            while not answer.done:
+                left = end - asyncio.get_running_loop().time()
+                packet = await self._within(left, response.content.readany())
+                if not packet:
+                    return
+                answer.push(packet)
+            await self._within(_END_S, response.content.readany())
+
+    async def _ask(self, prompt: UpstreamPrompt, sampling: Sampling) -> aiohttp.ClientResponse:
+        """The response whose body is the stream."""
+        if self._model is None:
+            models = await self.models()
+            if len(models) > 1:
+                raise UpstreamError("it has several models, and none was chosen")
+            self._model = models[0]
+        body = {"model": self._model, **prompt.field, **_fields(prompt, sampling)}
+        url = self.url + prompt.path
+        try:
+            response = await self._request("POST", url, _SILENCE_S, body)
+        except _DisconnectedError:  # an idle connection, perhaps, whose time was over: a new one will tell
+            response = await self._request("POST", url, _SILENCE_S, body)
+        if response.status == 200 and response.content_type == "text/event-stream":
+            return response
+        content = await self._body(response)
+        if response.status == 200:
+            raise UpstreamError(f"it answered with {response.content_type} instead of a stream")
+        try:
+            said = parsed(content)
+        except ValueError:
+            said = content.decode(errors="replace")
+        raise _failure(said, response.status, response.headers.get("Retry-After"))
+
+    async def _get(self, url: str) -> tuple[int, bytes]:
+        response = await self._request("GET", url, _CHECK_S)
+        return response.status, await self._body(response)
+
+    async def _request(self, method: str, url: str, seconds: float, body: Any = None) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise EngineError("it has not been started")
+        request_id = current_record().request_id
+        headers = {"X-Request-ID": request_id} if request_id else None
+        request = self._session.request(method, url, json=body, headers=headers, allow_redirects=False)
+        return await self._within(seconds, request)
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        """Of a response that is no stream, as much as a sane one has."""
+        body = b""
+        try:
+            while len(body) < _MAX_BODY_BYTES and (packet := await self._within(_CHECK_S, response.content.readany())):
+                body += packet
+        finally:
+            response.release()
+        return body
+
+    async def _within(self, seconds: float, step: Awaitable[_T]) -> _T:
+        """Take one step of a conversation with the server, or say why it cannot be taken."""
+        try:
+            async with asyncio.timeout(seconds) as wait:
+                if self._aborted is not None:
+                    wait.reschedule(0)
+                self._waits.add(wait)
+                try:
+                    return await step
+                finally:
+                    self._waits.discard(wait)
+        except aiohttp.ServerDisconnectedError as error:
+            raise _DisconnectedError("it closed the connection") from error
+        except TimeoutError as error:
+            if self._aborted is not None:
+                raise EngineError(self._aborted) from None
+            raise UpstreamError(f"it said nothing for {seconds:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamError(f"there is no connection to it ({type(error).__name__})") from error
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        port_is_valid = parts.port != 0
+    except ValueError:
+        port_is_valid = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
+        raise ValueError("must be as http://host:8000/v1")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must have no user, no query and no fragment")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+def _fields(prompt: UpstreamPrompt, sampling: Sampling) -> dict[str, Any]:
+    """The request's fields beside the model and the prompt."""
+    is_chat = prompt.path == "/chat/completions"
+    logprobs = {"logprobs": sampling.logprobs}
+    if is_chat and sampling.logprobs is not None:
+        logprobs = {"logprobs": True, "top_logprobs": sampling.logprobs}
+    chosen = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty or None,
+        "frequency_penalty": sampling.frequency_penalty or None,
+        "stop": list(sampling.stop) or None,
+        **logprobs,
+    }
+    asked = {name: value for name, value in chosen.items() if value is not None}
+    return {"stream": True, "stream_options": {"include_usage": True}, **asked}
+
+
+def _failure(said: Any, status: int | None = None, retry_after: str | None = None) -> Exception:
+    """What an error means for the request.
+
+    Args:
+        said: The body: OpenAI's, TGI's, FastAPI's and vLLM's older shapes are known.
+        status: None if it came in the middle of a stream; some put it into the body.
+        retry_after: The header.
+    """
+    said = said if isinstance(said, dict) else {"message": said}
+    error = said.get("error") or said
+    error = error if isinstance(error, dict) else {"message": error}
+    message = _in_words(error.get("message") or error.get("detail"))[:_MAX_MESSAGE]
+    code = error.get("code")
+    if status is None:
+        status = code if isinstance(code, int) else 500
+    if status == 429:
+        seconds = retry_after if retry_after and retry_after.isascii() and retry_after.isdigit() else "5"
+        message = "The server is busy. Please try again in a few seconds."
+        headers = {"Retry-After": seconds}
+        return UpstreamBusyError(429, message, type="rate_limit_error", code="server_busy", headers=headers)
+    if 400 <= status < 500 and status not in _NOT_THE_CLIENTS:
+        param, code = error.get("param"), code if isinstance(code, str) and _CODE.fullmatch(code) else None
+        param = param[:_MAX_MESSAGE] if isinstance(param, str) else None
+        return ApiError(status, message or "The upstream refuses this request.", param=param, code=code)
+    return UpstreamError(f"it answered {status}", message)
+
+
+def _in_words(message: Any) -> str:
+    """A message as a text; FastAPI's has a list of faults."""
+    if isinstance(message, list):
+        return "; ".join(_in_words(fault.get("msg")) for fault in message if isinstance(fault, dict))
+    return str(message) if isinstance(message, str | int | float) else ""

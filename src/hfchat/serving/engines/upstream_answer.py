@@ -1,0 +1,230 @@
+"""What an upstream streams, as an engine's pieces (https://platform.openai.com/docs/api-reference/chat/streaming)."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hfchat.serving.engines.engine import FinishReason, Logprob, Piece, TokenLogprobs
+from hfchat.serving.engines.sse import EventReader
+
+_DONE = b"[DONE]"
+# In lower case: OpenAI's own, and the words of TGI, Mistral, Cohere, Together and Gemini for the same.
+_FINISH_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "end_turn": "stop",
+    "complete": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "max_length": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+}
+_WORD = re.compile(r"[\w.-]{1,40}")
+_MAX_CHARACTERS = 16 * 2**20  # of an answer
+_MAX_TOKENS = 2**18
+_MORE_CHUNKS = 16  # than twice the tokens that were asked for
+_LONGEST_TOKEN = 256  # characters; those of known tokenizers have up to 128
+_MAX_COUNT = 2**31
+_MIN_LOGPROB = -9999.0  # OpenAI's for a token that is as good as impossible; JSON has no infinity
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class AnswerError(Exception):
+    """What came is no answer in OpenAI's shape."""
+
+
+class ErrorEvent(Exception):  # noqa: N818 - it is what came, and not what went wrong here
+    """The upstream gave up in the middle of its stream, and said why; `body` is the JSON of that."""
+
+    def __init__(self, body: Any):
+        super().__init__("the upstream gave up")
+        self.body = body
+
+
+class StreamedAnswer:
+    """Reads one answer, of a chat or a completion, from the packets of its stream.
+
+    Attributes:
+        finish_reason: Why it ended, once it has.
+        done: Whether the stream has said that nothing else comes.
+        is_cut: Whether it was ended here, as its upstream did not end it.
+
+    Args:
+        max_tokens: As asked for; an answer that goes far beyond is cut, as a too long one. None asks for no limit.
+    """
+
+    def __init__(self, max_tokens: int | None = None):
+        self.finish_reason: FinishReason | None = None
+        self.done = False
+        self.is_cut = False
+        self._max_tokens = max_tokens
+        self._characters_read = 0
+        self._events = EventReader()
+        self._tokens = 0
+        self._usage: dict[str, int] = {}
+        self._half = ""  # of a surrogate pair, whose other half is in the next chunk
+
+    def push(self, packet: bytes) -> list[Piece]:
+        """The pieces that this packet completes; text that came without log probabilities is one.
+
+        Raises:
+            AnswerError: If something in it is no chunk of an answer.
+            ErrorEvent: If it is an error.
+            EventError: If it is no stream of events.
+        """
+        pieces: list[Piece] = []
+        text, chunks = "", 0
+        for event in self._events.push(packet):
+            if event == _DONE:
+                self.done = True
+                break
+            try:
+                more, logprobs = self._read(parsed(event))
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+                raise AnswerError("an event that is no chunk of an answer") from error
+            count = len(logprobs) or bool(more)
+            if self._is_too_long(len(more), count):
+                self.finish_reason, self.is_cut = "length", True
+                break
+            self._count(more, count)
+            if logprobs:
+                pieces += _pieces(more, logprobs)
+            elif more:
+                text += more
+                chunks += 1
+        if text:
+            pieces.append(Piece(text, chunks))
+        return pieces
+
+    def last(self) -> Piece:
+        """The piece that ends the answer, with what the usage tells of its tokens.
+
+        Chunks were counted as tokens until now. If there were more chunks than tokens, this takes the difference back.
+        """
+        counted = self._max_tokens if self.is_cut else self._usage.get("completion_tokens", self._tokens)
+        tokens = counted - self._tokens
+        prompt_tokens = self._usage.get("prompt_tokens")
+        return Piece("\ufffd" if self._half else "", tokens, self.finish_reason, (), prompt_tokens)
+
+    def _is_too_long(self, characters: int, tokens: int) -> bool:
+        """Whether so much more is too much. A chunk counts as a token, but some servers send less than that in one."""
+        if self._max_tokens is None:
+            return False
+        most = 2 * self._max_tokens + _MORE_CHUNKS
+        return self._tokens + tokens > most or self._characters_read + characters > most * _LONGEST_TOKEN
+
+    def _count(self, text: str, tokens: int) -> None:
+        self._tokens += tokens
+        self._characters_read += len(text)
+        if self._tokens > _MAX_TOKENS or self._characters_read > _MAX_CHARACTERS:
+            raise AnswerError("an answer without an end")
+
+    def _read(self, chunk: Any) -> tuple[str, Sequence[TokenLogprobs]]:
+        """The text of a chunk, and the log probabilities of its tokens."""
+        if chunk.get("error") or chunk.get("object") == "error":  # the latter is vLLM's older shape
+            raise ErrorEvent(chunk)
+        counts = chunk.get("usage") or {}
+        self._usage |= {
+            name: counts[name] for name in ("prompt_tokens", "completion_tokens") if _is_count(counts, name)
+        }
+        text, logprobs = "", ()
+        for choice in chunk.get("choices") or ():
+            if choice.get("index"):  # only one was asked for
+                continue
+            text = self._characters(_text(choice))
+            logprobs = list(_logprobs(choice.get("logprobs") or {}))
+            self.finish_reason = _finish_reason(choice) or self.finish_reason
+        return text, logprobs
+
+    def _characters(self, text: str) -> str:
+        """Whole characters: JSON can spell them in two halves, which may come apart."""
+        text = self._half + text
+        self._half = ""
+        if not _SURROGATE.search(text):
+            return text
+        if "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return _joined(text)
+
+
+def parsed(content: bytes) -> Any:
+    """The JSON of an upstream.
+
+    Raises:
+        ValueError: If it is not valid JSON, or too deep for Python.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def _is_count(counts: Mapping[str, Any], name: str) -> bool:
+    count = counts.get(name)
+    return isinstance(count, int) and 0 <= count < _MAX_COUNT
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    """The text of a choice: a string, a list of parts, or null for none."""
+    if "text" in choice:
+        text = choice["text"]
+    elif "delta" in choice:
+        text = (choice["delta"] or {}).get("content")
+    elif "finish_reason" in choice:  # the last chunk of some has nothing else
+        text = ""
+    else:
+        raise KeyError("delta")
+    if isinstance(text, list):
+        text = "".join(part["text"] for part in text if part.get("type") == "text")
+    if not isinstance(text, str | None):
+        raise TypeError("a text that is none")
+    return text or ""
+
+
+def _finish_reason(choice: Mapping[str, Any]) -> FinishReason | None:
+    """Why the answer ends with this choice; None, and for several servers an empty text, while it goes on."""
+    reason = choice.get("finish_reason")
+    if not reason:
+        return None
+    if not isinstance(reason, str) or reason.lower() not in _FINISH_REASONS:
+        word = repr(reason) if isinstance(reason, str) and _WORD.fullmatch(reason) else "what is no word"
+        raise AnswerError(f"an answer that ended with {word}")
+    return _FINISH_REASONS[reason.lower()]
+
+
+def _joined(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _logprobs(logprobs: Mapping[str, Any]) -> Iterator[TokenLogprobs]:
+    for token in logprobs.get("content") or ():  # of a chat
+        yield TokenLogprobs(_logprob(token), tuple(_logprob(top) for top in token.get("top_logprobs") or ()))
+    tokens = logprobs.get("tokens") or ()  # of a completion
+    tops = logprobs.get("top_logprobs") or [None] * len(tokens)
+    for token, logprob, top in zip(tokens, logprobs.get("token_logprobs") or (), tops, strict=True):
+        named = sorted((top or {}).items(), key=lambda item: -item[1])
+        others = tuple(_logprob({"token": name, "logprob": value}) for name, value in named)
+        yield TokenLogprobs(_logprob({"token": token, "logprob": logprob}), others)
+
+
+def _logprob(token: Mapping[str, Any]) -> Logprob:
+    text, logprob, code = _joined(token["token"]), float(token["logprob"]), token.get("bytes")
+    if math.isnan(logprob) or logprob == math.inf:
+        raise AnswerError("a log probability that is no number")
+    if not isinstance(code, list | None):
+        raise AnswerError("a token whose bytes are no list")
+    return Logprob(text, max(logprob, _MIN_LOGPROB), text.encode() if code is None else bytes(code))
+
+
+def _pieces(text: str, logprobs: Sequence[TokenLogprobs]) -> list[Piece]:
+    """A piece for each token, so that each has its own place in the text, if the tokens are the text."""
+    tokens = [token.chosen.token for token in logprobs]
+    if "".join(tokens) != text:
+        return [Piece(text, len(logprobs), logprobs=tuple(logprobs))]
+    return [Piece(token, 1, logprobs=(logprob,)) for token, logprob in zip(tokens, logprobs, strict=True)]

@@ -1,0 +1,1 @@
+"""OpenAI's API: the shapes of requests and answers, and the endpoints that generate."""
