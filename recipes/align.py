@@ -31,8 +31,9 @@ from hfchat.models import resolve
 from hfchat.stage import Stage
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
 from hfchat.training.align_arguments import AlignArguments
-from hfchat.training.alignment import TRAINERS, describe_comparison
+from hfchat.training.alignment import TRAINERS
 from hfchat.training.checkpoints import last_checkpoint
+from hfchat.training.held_out_pairs import describe_comparison
 from hfchat.training.loss_curve import save_loss_curve
 from hfchat.training.precision import keep_precision
 from hfchat.training.preferences import load_preferences
