@@ -28,131 +28,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=int, default=8000, help="port of the chat (%(default)s)")
     demo.set_defaults(handler=_demo)
 
-    serve = commands.add_parser("serve", help="serve a model as an OpenAI-compatible chat endpoint with a chat page")
-    serve.add_argument(
-        "model",
-        nargs="+",
-        metavar="MODEL",
-        help="a folder or a Hub id, e.g. outputs/demo/assistant/merged; or servers with an OpenAI-compatible API that "
-        "have it, e.g. http://host:8000/v1",
+    serve = commands.add_parser(
+        "serve", help="serve a model as an OpenAI-compatible chat endpoint with a chat page", add_help=False
     )
-    serve.add_argument("--upstream-model", metavar="NAME", help="the model's name at these URLs (the only one there)")
-    serve.add_argument("--upstream-api-key-env", metavar="VARIABLE", help="where the environment has their API key")
-    serve.add_argument("--host", default="127.0.0.1", help="address to bind; other machines cannot reach %(default)s")
-    serve.add_argument("--port", type=int, default=8000, help="port (%(default)s)")
-    serve.add_argument("--served-model-name", help="the model's name in the API (its folder's name)")
-    serve.add_argument(
-        "--max-concurrent-requests", type=int, default=8, help="answers generated at a time (%(default)s)"
-    )
-    serve.add_argument(
-        "--max-waiting-requests",
-        type=int,
-        default=32,
-        help="answers of each API key that may wait; more get 429 (%(default)s)",
-    )
-    serve.add_argument(
-        "--max-wait-seconds", type=float, default=60, help="how long; then a request gets 503 (%(default)s)"
-    )
-    serve.add_argument(
-        "--max-generation-seconds", type=float, default=600, help="after which an answer is cut (%(default)s)"
-    )
-    serve.add_argument(
-        "--default-max-tokens", type=int, default=1024, help="of an answer, if its request says none (%(default)s)"
-    )
-    serve.add_argument(
-        "--drain-seconds", type=float, default=30, help="for running answers after Ctrl-C or SIGTERM (%(default)s)"
-    )
-    serve.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="an adapter of the model that answers beside it, under this name; repeatable",
-    )
-    serve.add_argument("--guards", metavar="FILE.yaml", help="guards of prompts and answers, or `default` (none)")
-    serve.add_argument(
-        "--api-keys",
-        metavar="FILE",
-        help="answer only who shows one of these keys, lines of `hfchat api-key`; also read from HFCHAT_API_KEYS",
-    )
-    serve.add_argument(
-        "--requests-per-minute",
-        type=int,
-        metavar="N",
-        help="limit of each API key; a request for several answers counts as many times (none)",
-    )
-    serve.add_argument(
-        "--tokens-per-minute",
-        type=int,
-        metavar="N",
-        help="limit of the tokens of each API key, of prompts and answers together (none)",
-    )
-    serve.add_argument("--allow-anyone", action="store_true", help="serve other machines without API keys")
-    serve.add_argument(
-        "--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may use it; repeatable"
-    )
-    serve.add_argument(
-        "--allow-frame", action="append", default=[], metavar="URL", help="a site that may frame the page; repeatable"
-    )
-    serve.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another name of this server, such as chat.example.org; repeatable. Without API keys, requests that were "
-        "addressed to a name that is not its own are refused",
-    )
-    serve.add_argument(
-        "--metrics-key",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="the API key of this name may read /metrics; repeatable (all may)",
-    )
-    serve.add_argument("--log-content", action="store_true", help="log what is asked and answered, not only how much")
-    serve.add_argument(
-        "--feedback", metavar="DATABASE", help="store feedback with its conversations: an SQLite file or a URL (no)"
-    )
-    serve.add_argument(
-        "--keep-conversations", action="store_true", help="also store the chats of which nobody says anything"
-    )
-    serve.add_argument(
-        "--feedback-redact",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take personal data, such as addresses, out of what is stored (yes)",
-    )
-    serve.add_argument(
-        "--feedback-retention-days", type=float, metavar="DAYS", help="delete what is stored after that (never)"
-    )
-    serve.add_argument(
-        "--feedback-max-gib",
-        type=float,
-        default=10,
-        metavar="GIB",
-        help="size to which the SQLite file may grow; then nothing more is stored (%(default)s)",
-    )
-    serve.add_argument(
-        "--trusted-keys",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="an API key of a front end that knows its users: each `user` that it names may say something of an "
-        "answer, while of other keys one opinion of each answer holds; repeatable",
-    )
-    serve.add_argument("--graphql", action="store_true", help="also answer GraphQL, at /graphql")
-    serve.add_argument(
-        "--weights",
-        default="auto",
-        metavar="TYPE",
-        help="float32, bfloat16 or, for CPUs, int8: faster, but not quite the model that was evaluated (%(default)s)",
-    )
-    serve.add_argument(
-        "--allow-template-mismatch",
-        action="store_true",
-        help="serve although the chat template is not the trained one",
-    )
-    serve.set_defaults(handler=_serve)
+    serve.set_defaults(handler=_serve, takes_other_arguments=True)
 
     api_key = commands.add_parser("api-key", help="make an API key for `hfchat serve`, which keeps only its hash")
     api_key.add_argument("name", metavar="NAME", help="who will use it, as the log will say: letters, digits, `._-`")
@@ -193,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say before a run whether it will go well here", allow_abbrev=False)
     add_doctor_arguments(doctor)
-    doctor.set_defaults(handler=_doctor, takes_recipe_arguments=True)
+    doctor.set_defaults(handler=_doctor, takes_other_arguments=True)
 
     probe = commands.add_parser("probe", help="test an OpenAI-compatible server: how it conforms, and what it bears")
     add_probe_arguments(probe)
@@ -208,48 +87,11 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from hfchat.serving.server import ServerSettings, serve
+    from hfchat.config import parse_command
+    from hfchat.serving.server import serve
+    from hfchat.serving.settings import ServerSettings
 
-    are_urls = {model.startswith(("http://", "https://")) for model in args.model}
-    if are_urls == {True, False} or (are_urls == {False} and len(args.model) > 1):
-        raise UserError("MODEL must be one model, or one or more URLs of servers that have it")
-    serve(
-        ServerSettings(
-            model=args.model[0],
-            graphql=args.graphql,
-            upstreams=tuple(args.model) if are_urls == {True} else (),
-            upstream_model=args.upstream_model,
-            upstream_api_key_env=args.upstream_api_key_env,
-            host=args.host,
-            port=args.port,
-            served_model_name=args.served_model_name,
-            max_concurrent_requests=args.max_concurrent_requests,
-            max_waiting_requests=args.max_waiting_requests,
-            max_wait_seconds=args.max_wait_seconds,
-            max_generation_seconds=args.max_generation_seconds,
-            drain_seconds=args.drain_seconds,
-            default_max_tokens=args.default_max_tokens,
-            guards=args.guards,
-            adapters=tuple(args.adapter),
-            api_keys=args.api_keys,
-            requests_per_minute=args.requests_per_minute,
-            tokens_per_minute=args.tokens_per_minute,
-            allow_anyone=args.allow_anyone,
-            allow_origins=tuple(args.allow_origin),
-            allow_frames=tuple(args.allow_frame),
-            allow_hosts=tuple(args.allow_host),
-            metrics_keys=tuple(args.metrics_key),
-            log_content=args.log_content,
-            feedback=args.feedback,
-            keep_conversations=args.keep_conversations,
-            feedback_redact=args.feedback_redact,
-            feedback_retention_days=args.feedback_retention_days,
-            feedback_max_gib=args.feedback_max_gib,
-            trusted_keys=tuple(args.trusted_keys),
-            weights=args.weights,
-            allow_template_mismatch=args.allow_template_mismatch,
-        )
-    )
+    serve(parse_command(ServerSettings, args.other_arguments, program="hfchat serve", positional="model"))
 
 
 def _api_key(args: argparse.Namespace) -> None:
@@ -295,7 +137,7 @@ def _feedback(args: argparse.Namespace) -> None:
 def _doctor(args: argparse.Namespace) -> None:
     from hfchat.doctor.command import handler
 
-    handler(args, args.recipe_arguments)
+    handler(args, args.other_arguments)
 
 
 def _probe(args: argparse.Namespace) -> None:
@@ -307,9 +149,9 @@ def _probe(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     def body() -> None:
         args, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-        if rest and not hasattr(args, "takes_recipe_arguments"):
+        if rest and not hasattr(args, "takes_other_arguments"):
             raise UserError(f"unrecognized arguments: {' '.join(rest)} (see `hfchat --help`)")
-        args.recipe_arguments = rest
+        args.other_arguments = rest
         args.handler(args)
 
     run(body)

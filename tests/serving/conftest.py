@@ -14,7 +14,8 @@ import pytest
 from hfchat.serving.collecting.feedback import open_collector
 from hfchat.serving.engines.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
 from hfchat.serving.http.app import create_app
-from hfchat.serving.server import Server, ServerSettings
+from hfchat.serving.server import Server
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.models import ServedModels
 from tests.conftest import random_llama
 

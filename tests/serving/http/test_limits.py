@@ -17,7 +17,7 @@ from hfchat.serving.http.auth import ApiKeys, hash_key
 from hfchat.serving.http.limits import WebSocketOrigin
 from hfchat.serving.http.record import RequestRecord
 from hfchat.serving.openai import generation
-from hfchat.serving.server import ServerSettings
+from hfchat.serving.settings import ServerSettings
 
 MODEL = "tiny-chat"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}).encode()

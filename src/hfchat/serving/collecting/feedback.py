@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -20,9 +20,7 @@ from hfchat.serving.collecting.recent import RecentAnswers
 from hfchat.serving.http.record import current_record
 from hfchat.serving.openai.generation import Answered
 from hfchat.serving.openai.protocol import ApiError, Feedback, FeedbackRequest, FeedbackSettings, error_responses
-
-if TYPE_CHECKING:
-    from hfchat.serving.server import ServerSettings
+from hfchat.serving.settings import ServerSettings
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_WAITING = 100  # writes; more would only wait longer for the same disk
@@ -230,7 +228,7 @@ class FeedbackHandler:
         return Feedback(id=stored.id, created=int(stored.created_at.timestamp()), replaces=stored.replaces, **said)
 
 
-def open_collector(settings: "ServerSettings") -> Collector:
+def open_collector(settings: ServerSettings) -> Collector:
     """A collector over the database of the settings, which is made if it is an SQLite file that is not there.
 
     Raises:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -48,11 +47,9 @@ from hfchat.serving.openai.protocol import (
     error_responses,
     invalid_request,
 )
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.models import ServedModels
 from hfchat.serving.versions.readiness import Readiness
-
-if TYPE_CHECKING:
-    from hfchat.serving.server import ServerSettings
 
 _PAGE = Path(__file__).parents[1] / "page"
 _MAX_HEAD_BYTES = 32 * 1024
@@ -72,7 +69,7 @@ _HEADERS = {
 
 
 def create_app(
-    settings: "ServerSettings",
+    settings: ServerSettings,
     models: ServedModels,
     guards: Guards | None = None,
     keys: ApiKeys | None = None,
