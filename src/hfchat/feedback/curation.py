@@ -31,6 +31,7 @@ from hfchat.feedback.votes import (
 )
 from hfchat.messages import digest_of
 
+Columns = Mapping[str, list[Turn] | bool]  # of a dataset's row
 _Said = TypeVar("_Said")  # a rating, a correction, or what an answer was preferred over
 
 DATASETS = ("conversations", "preferences", "thumbs")
@@ -172,7 +173,7 @@ class Example:
     """
 
     source: str
-    row: Mapping[str, list[Turn] | bool]
+    row: Columns
     answer_id: str
     feedback_id: str
     prompt: str
@@ -301,7 +302,7 @@ class _Statements:
         rated = sorted(self._rated, key=lambda statement: statement[0].id)
         for review, rating in {review.answer.key: (review, rating) for review, rating in rated}.values():
             answer = review.answer
-            row = {"messages": _answered(answer, answer.text), "label": rating == "up"}
+            row: Columns = {"messages": _answered(answer, answer.text), "label": rating == "up"}
             yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt_hash, (answer.key[1],))
             if rating == "up" and self._args.learn_from_praise:
                 yield "conversations", _conversation("praise", review, answer.text)
@@ -416,7 +417,7 @@ def _choose(
 
 def _conversation(source: str, review: Review, text: str) -> Example:
     answer = review.answer
-    row = {"messages": _answered(answer, text)}
+    row: Columns = {"messages": _answered(answer, text)}
     return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, (digest_of(text, typed=True),))
 
 
