@@ -95,7 +95,8 @@ def explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) ->
         error: What pydantic raised.
         model: The model that was validated.
     """
-    fault = error.errors()[0]
+    # A misspelt key is often why another one is missing.
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = ".".join(map(str, fault["loc"]))
     match fault["type"]:
         case "extra_forbidden":

@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from hfchat.safety.folding import fold_invisible
 from hfchat.safety.phones import find_phones
 
-KINDS = ("email", "ip", "phone", "card")
+Kind = Literal["email", "ip", "phone", "card"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 # Nobody's: reserved by RFC 2606, RFC 5737 and RFC 3849; 555-0100 is for fiction, and no area code is 555. They are
 # never found as personal data. IPv6 addresses, of the kind `ip` too, have a replacement of their own.
 REPLACEMENTS = {
