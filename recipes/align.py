@@ -26,8 +26,9 @@ from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
 from hfchat.errors import run
 from hfchat.export.certificate import export
-from hfchat.lineage import CHECKPOINTS, Stage
+from hfchat.lineage import CHECKPOINTS
 from hfchat.models import resolve
+from hfchat.stage import Stage
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
 from hfchat.training.alignment import TRAINERS, AlignArguments, describe_comparison
 from hfchat.training.checkpoints import last_checkpoint
@@ -40,7 +41,7 @@ from hfchat.training.supervision import load_chat_tokenizer
 def main(argv: Sequence[str] | None = None) -> None:
     args, model_args = parse(AlignArguments, ModelArguments, argv=argv)
     base, revision = resolve(model_args.model_name_or_path), model_args.model_revision
-    stage = Stage(
+    stage = Stage.begin(
         "align",
         args.output_dir,
         config=[args, model_args],

@@ -30,8 +30,8 @@ from hfchat.evaluation.results import collect_results, metrics_of, write_results
 from hfchat.evaluation.suite import TaskEntry, prepare_suite, run_suite
 from hfchat.evaluation.task import Bootstrap
 from hfchat.hub.model_card import Footprint, write_cards
-from hfchat.lineage import Stage
 from hfchat.models import supports_bf16
+from hfchat.stage import Stage
 
 
 @dataclass
@@ -46,7 +46,11 @@ class EvaluateArguments(StageArguments):
         default_factory=list, metadata={"help": "What they are asked: mappings with `kind`, `name` and its keys."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "In place of tasks: a folder, JSON-lines file or Hub id with `messages`."}
+        default=None,
+        metadata={
+            "help": "In place of tasks: a folder, JSON-lines file or Hub id with `messages`.",
+            "identity": False,
+        },
     )
     dataset_split: str = field(default="validation", metadata={"help": "Its split of held-out conversations."})
     max_samples: int | None = field(default=None, metadata={"help": "Take only the first so many conversations."})
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepare_suite(tasks, models)  # whatever is wrong with them is said before minutes of generation
     inputs = {f"model {model.name}": model.describe() for model in models}
     inputs |= {f"data of {task.name}": task.source for task in tasks if task.source is not None}
-    stage = Stage("evaluate", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
+    stage = Stage.begin("evaluate", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
     if stage.complete:
         return stage.report_complete()
 

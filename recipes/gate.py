@@ -16,14 +16,16 @@ from pathlib import Path
 from hfchat.config import StageArguments, parse
 from hfchat.errors import UserError, run
 from hfchat.evaluation.gate import MIN_N, Gate, judge, write_verdict
-from hfchat.lineage import Stage
+from hfchat.stage import Stage
 
 
 @dataclass
 class GateArguments(StageArguments):
     """What was measured, and what is asked of it."""
 
-    results: str = field(default="", metadata={"help": "Evaluation of the current model and a candidate."})
+    results: str = field(
+        default="", metadata={"help": "Evaluation of the current model and a candidate.", "identity": False}
+    )
     gates: list[Gate] = field(
         default_factory=list,
         metadata={"help": "Mappings with `task`, `metric` and a condition (see hfchat.evaluation.gate)."},
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not file.is_file():
         raise UserError(f"results {args.results}: has no results.json; recipes/evaluate.py makes it")
     verdict = judge(json.loads(file.read_text(encoding="utf-8")), args.gates, args.min_n)
-    stage = Stage(
+    stage = Stage.begin(
         "gate", args.output_dir, config=[args], inputs={"results": args.results}, overwrite=args.overwrite_output_dir
     )
     if stage.complete:

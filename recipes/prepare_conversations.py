@@ -20,8 +20,9 @@ from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.conversations import prepare
 from hfchat.data.decontamination import EvaluationSet, check_evaluation_sets
 from hfchat.errors import run
-from hfchat.lineage import Stage, describe
+from hfchat.lineage import describe
 from hfchat.safety.pii import KINDS, PII
+from hfchat.stage import Stage
 
 
 @dataclass
@@ -48,7 +49,7 @@ class PrepareConversationsArguments(StageArguments):
     validation_fraction: float = field(
         default=0.05, metadata={"help": "Share of the validation split, chosen by a hash of the first user turn."}
     )
-    strict: bool = field(default=False, metadata={"help": "Make a malformed row an error."})
+    strict: bool = field(default=False, metadata={"help": "Make a malformed row an error.", "identity": False})
 
     def __post_init__(self):
         self.sources = [ConversationSource(source) for source in self.sources]
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
     # What is kept out gives the output no licence.
     inputs |= {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
-    stage = Stage(
+    stage = Stage.begin(
         "prepare_conversations", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
     )
     if stage.complete:

@@ -23,7 +23,7 @@ from hfchat.data.corpus import build_corpus
 from hfchat.data.execution import Executor
 from hfchat.data.sources import Source
 from hfchat.errors import run
-from hfchat.lineage import Stage
+from hfchat.stage import Stage
 
 DEFAULT_STEPS = ("fix_text", "clean_text", "quality", "pii", "exact_dedup", "near_dedup")
 
@@ -47,12 +47,17 @@ class PrepareDataArguments(StageArguments):
     max_document_bytes: int = field(
         default=50_000_000, metadata={"help": "Larger documents are removed; bounds the memory of a worker."}
     )
-    strict: bool = field(default=False, metadata={"help": "Make input that cannot be read an error."})
+    strict: bool = field(
+        default=False, metadata={"help": "Make input that cannot be read an error.", "identity": False}
+    )
     tasks: int = field(default=16, metadata={"help": "Pieces of the work, and files per split."})
-    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks run at a time."})
+    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks run at a time.", "identity": False})
     executor: Executor = field(
         default="local",
-        metadata={"help": "local, ray or slurm, or a mapping with its options (hfchat.data.execution)."},
+        metadata={
+            "help": "local, ray or slurm, or a mapping with its options (hfchat.data.execution).",
+            "identity": False,
+        },
     )
 
     def __post_init__(self):
@@ -71,7 +76,9 @@ class PrepareDataArguments(StageArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(PrepareDataArguments, argv=argv)
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
-    stage = Stage("prepare_data", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
+    stage = Stage.begin(
+        "prepare_data", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
+    )
     if stage.complete:
         return stage.report_complete()
 

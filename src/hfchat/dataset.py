@@ -17,7 +17,7 @@ HELD_OUT_SHARE = 0.05  # of one file of conversations
 def load_split(
     dataset_name: str, split: str, *columns: str, config_name: str | None = None, streaming: bool = False
 ) -> "Dataset | IterableDataset":
-    """`datasets.load_dataset` for one split, its failures as one line.
+    """Call `datasets.load_dataset` for one split, and turn its failures into one line.
 
     A local file has no splits of its own: it is loaded whole, whatever `split` is asked for.
 
@@ -26,12 +26,12 @@ def load_split(
             Text may be in UTF-8, UTF-16 or UTF-32, and a CSV have semicolons, tabs or bars. In a `.txt` file, what
             stands between empty lines is a row's `text`, or each line if there is no empty one.
         split: Name of the split.
-        columns: Those that must be there; one at least.
+        columns: Columns that must be there, at least one.
         config_name: Configuration of a dataset that has several.
-        streaming: Rows are read when they are iterated over.
+        streaming: Read rows only when they are iterated over.
 
     Raises:
-        UserError: If there is no such dataset, split or column, or no row.
+        UserError: If the dataset, the split or a column is missing, or there are no rows.
     """
     from datasets import config, load_dataset
 
@@ -67,13 +67,13 @@ def load_split(
 
 
 def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Dataset"]:
-    """The documents of a corpus to learn from and to measure on; those without a text are counted and left out.
+    """The documents of a corpus to learn from and to measure on. Those without a text are counted and left out.
 
-    Without a validation split, the first tenth, at most 1,000, is held out. Fewer than 10 documents
-    are both, and that is said.
+    Without a validation split, the first tenth of the documents, at most 1,000, is held out. If there are fewer than
+    10 documents, a message says that they serve for both.
 
     Raises:
-        UserError: As of `load_split`, or if the column does not hold texts.
+        UserError: For the reasons of `load_split`, or if the column does not hold texts.
     """
     train = without_nulls(load_split(dataset_name, "train", column), column, dataset_name)
     if has_split(dataset_name, "validation"):
@@ -86,7 +86,7 @@ def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Datase
 
 
 def without_nulls(rows: "Dataset", column: str, dataset_name: str) -> "Dataset":
-    """The rows that have a text; how many have none is printed.
+    """The rows that have a text; the number of the others is printed.
 
     Raises:
         UserError: If the column holds something else, or no text at all.
@@ -116,11 +116,11 @@ def load_conversation_splits(
 ) -> tuple["Dataset", "Dataset"]:
     """The splits of a dataset of `messages` to learn from and to measure on.
 
-    A local file has none: a twentieth of its conversations, one at least, is held out, chosen by a hash of the first
-    user turn. Those that begin alike, but for white space, are on one side.
+    A local file has no splits, so a twentieth of its conversations, at least one, is held out, chosen by a hash of the
+    first user turn. Conversations that begin alike, except for white space, are on the same side.
 
     Raises:
-        UserError: As of `load_split`, or if all conversations of a file begin alike.
+        UserError: For the reasons of `load_split`, or if all conversations of a file begin alike.
     """
     if not Path(dataset_name).is_file():
         train, test = (
@@ -141,14 +141,14 @@ def load_conversation_splits(
 
 
 def _first_asked(messages: Any) -> str:
-    """The first user turn, or the whole row where that is not a conversation, which is named when it is tokenized."""
+    """The first user turn, or the whole row if it is not a conversation; tokenizing will name it."""
     turns = messages if isinstance(messages, list) else []
     asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
     return str(next(asked, messages))
 
 
 def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:
-    """Whether a dataset has a split of this name. A local file has none.
+    """Whether a dataset has a split of this name. A local file has no splits.
 
     Raises:
         UserError: If there is no such dataset.

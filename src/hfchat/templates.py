@@ -22,8 +22,8 @@ def template_environment(package: str, **options: Any) -> "jinja2.Environment":
     """An environment in which a name that is not there is an error, with filters for numbers, sizes and paths.
 
     Args:
-        package: Whose folder `templates` has them.
-        options: Further ones of `jinja2.Environment`.
+        package: The package whose folder `templates` has them.
+        options: Further options of `jinja2.Environment`.
     """
     import jinja2
 
@@ -35,18 +35,24 @@ def template_environment(package: str, **options: Any) -> "jinja2.Environment":
         keep_trailing_newline=True,
         **options,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "number": lambda value: f"{value:,}",
-        "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 50_000 else f"{value / 1e3:,.1f} kB",
+        "megabytes": megabytes,
         "place": place,
         "as_typed": as_typed,
         "shown_paths": shown_paths,
     }
+    environment.filters |= filters
     return environment
 
 
+def megabytes(size: float) -> str:
+    """A number of bytes in MB, or in kB where that would be less than 0.05 MB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} kB"
+
+
 def add_figures(environment: "jinja2.Environment") -> "jinja2.Environment":
-    """Add the filters `figure`, `interval` and `change`; nothing in their results needs to be escaped."""
+    """Add the filters `figure`, `interval` and `change`, whose results need no escaping."""
     from markupsafe import Markup
 
     def as_markup(show: Callable[..., str]) -> Callable[..., Markup]:
@@ -57,7 +63,7 @@ def add_figures(environment: "jinja2.Environment") -> "jinja2.Environment":
 
 
 def figure(value: float, form: str) -> str:
-    """A number by a format specification; what is none is a dash."""
+    """A number by a format specification, or a dash for NaN and infinity."""
     return format(value, form).replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "–"
 
 
@@ -67,7 +73,7 @@ def interval(ends: Sequence[float], form: str) -> str:
 
 
 def change(difference: Mapping[str, Any], form: str) -> str:
-    """A difference with its interval, `"+0.19 [+0.12, +0.26]"`; that of shares in percentage points.
+    """A difference with its interval, `"+0.19 [+0.12, +0.26]"`. Differences of shares are in percentage points.
 
     Args:
         difference: `{"difference", "interval"}`.

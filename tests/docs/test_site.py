@@ -50,7 +50,7 @@ def test_the_reference_comes_from_the_code(site):
     assert ("adam_beta2", "0.95", "As in GPT-3 (arXiv:2005.14165).") in rows  # a library's, with our default
     assert not any(row and row[0] == "adam_epsilon" for row in rows)  # a library's own
     core = (site / "reference/core.html").read_text(encoding="utf-8")
-    assert 'id="hfchat.lineage.Stage.finish"' in core
+    assert 'id="hfchat.stage.Stage.finish"' in core
 
 
 def test_built_pages_load_nothing_from_other_hosts(site):

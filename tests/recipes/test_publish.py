@@ -16,7 +16,8 @@ from hfchat.config import StageArguments, parse
 from hfchat.errors import UserError
 from hfchat.export.behaviour import Prompts
 from hfchat.export.checks import Certificate
-from hfchat.lineage import Stage, describe
+from hfchat.lineage import describe
+from hfchat.stage import Stage
 from recipes.publish import main
 from tests.servers.hub import TOKEN, serve
 
@@ -25,7 +26,7 @@ SECRET = "hf_" + "s3cReT" * 6
 
 def a_stage(name: str, folder: Path, inputs: dict, fill) -> Path:
     args = parse(StageArguments, argv=["--output_dir", str(folder)])
-    stage = Stage(name, folder, config=args, inputs=inputs)
+    stage = Stage.begin(name, folder, config=args, inputs=inputs)
     fill(stage.work_dir)
     stage.finish(metrics={"validation_bytes_per_token": 3.5}, licenses=["cc0-1.0"])
     return folder

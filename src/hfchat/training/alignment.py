@@ -49,7 +49,10 @@ class AlignArguments(DPOConfig, KTOConfig):
     )
     dataset_name: str = field(
         default="outputs/conversations/hh-rlhf",
-        metadata={"help": "Rows with `chosen` and `rejected`, or (KTO) with `label`: a folder, file or Hub id."},
+        metadata={
+            "help": "Rows with `chosen` and `rejected`, or (KTO) with `label`: a folder, file or Hub id.",
+            "identity": False,
+        },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})

@@ -32,7 +32,8 @@ class FinetuneArguments(SFTConfig):
     """`SFTConfig` with the defaults of this recipe, and the conversations to learn from."""
 
     dataset_name: str = field(
-        default="recipes/data/assistant", metadata={"help": "Rows with `messages`: a folder, file or Hub id."}
+        default="recipes/data/assistant",
+        metadata={"help": "Rows with `messages`: a folder, file or Hub id.", "identity": False},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})

@@ -42,7 +42,9 @@ class PretrainArguments(TrainingArguments):
     What is None is derived: from the depth by `hfchat.training.dial`, or from the machine.
     """
 
-    dataset_name: str = field(default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id."})
+    dataset_name: str = field(
+        default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id.", "identity": False}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, for a Hub id."})
     text_column: str = field(default="text", metadata={"help": "Its column of text."})
     streaming: bool = field(default=False, metadata={"help": "Tokenize while training, for what no disk holds."})
@@ -50,12 +52,15 @@ class PretrainArguments(TrainingArguments):
         default=1000, metadata={"help": "Held out from the front of a corpus that has no validation split."}
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer; with model_name_or_path, by default the model's own."}
+        default=None,
+        metadata={"help": "Tokenizer; with model_name_or_path, by default the model's own.", "identity": False},
     )
     add_tokens: list[str] = field(
         default_factory=list, metadata={"help": "Special tokens to add, e.g. those of the chat template."}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Start from this model, not from scratch."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Start from this model, not from scratch.", "identity": False}
+    )
     depth: int = field(default=4, metadata={"help": "From scratch: layers. All that is not set follows from it."})
     architecture: Literal["llama", "gpt2"] = field(default="llama", metadata={"help": "From scratch: which."})
     tie_word_embeddings: bool = field(default=True, metadata={"help": "From scratch: one matrix for both ends."})
