@@ -52,7 +52,6 @@ class PrepareConversationsArguments(StageArguments):
     strict: bool = field(default=False, metadata={"help": "Make a malformed row an error.", "identity": False})
 
     def __post_init__(self):
-        self.sources = [ConversationSource(source) for source in self.sources]
         self.evaluation_sets = check_evaluation_sets([EvaluationSet(entry) for entry in self.evaluation_sets])
         PII(self.pii, self.pii_regions)
         if not self.sources:

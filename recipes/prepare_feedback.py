@@ -32,17 +32,18 @@ from urllib.parse import urlsplit
 
 from hfchat.config import StageArguments, parse
 from hfchat.data.conversation_checks import Cleaner
-from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, Row, convert
+from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, convert
 from hfchat.data.conversation_report import as_text, card_header
 from hfchat.data.conversations import SPLITS, parquet_writer, split_of
 from hfchat.data.decontamination import EvaluationSet, build_index, check_evaluation_sets
+from hfchat.data.rows import Row
 from hfchat.dataset import load_split
 from hfchat.errors import UserError, run
 from hfchat.feedback.curation import CurationArguments, Example, Removed, curate
 from hfchat.feedback.curation_report import DatasetSummary, card, counts, missing, report
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import parse_moment
-from hfchat.feedback.reviews import digest_of_rows, read_rows
+from hfchat.feedback.reviews import digest_of_answers, read_reviewed
 from hfchat.lineage import describe, make_private, read_lineage
 from hfchat.safety.guards import Guards
 from hfchat.safety.guards_file import load_guards
@@ -125,13 +126,13 @@ class PrepareFeedbackArguments(StageArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     args, curation_args = parse(PrepareFeedbackArguments, CurationArguments, argv=argv)
     engine = open_database(args.feedback)
-    rows = read_rows(engine, None if args.since is None else parse_moment(args.since, "since"))
+    rows = read_reviewed(engine, None if args.since is None else parse_moment(args.since, "since"))
     engine.dispose()
     if not rows:
         raise UserError(
             f"feedback {args.feedback}: there is no feedback{f' since {args.since}' if args.since else ''}"
         )
-    source = {"path": args.feedback, "sha256": digest_of_rows(rows), "licenses": [args.license]}
+    source = {"path": args.feedback, "sha256": digest_of_answers(rows), "licenses": [args.license]}
     # What is kept out gives the output no licence.
     kept_out = {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
     replayed = {f"replay {dataset}": describe(dataset) for dataset in [*args.replay, *args.replay_preferences]}

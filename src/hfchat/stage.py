@@ -155,7 +155,7 @@ class Stage:
         if not _is_main_process():
             return
         for part in config or ():
-            self.config |= settings_of(part) | {"output_dir": str(self.output_dir)}
+            self.config |= settings_of(part)
         if licenses is None:
             licenses = (license for source in self.inputs.values() for license in source["licenses"])
         outputs = hash_files(self.work_dir)

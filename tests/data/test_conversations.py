@@ -22,7 +22,7 @@ def run(tmp_path):
         options |= {"validation_fraction": 0.0, "strict": False}
         folder = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
         folder.mkdir()
-        return prepare([ConversationSource(source) for source in sources], folder, **options | changes), folder
+        return prepare([ConversationSource.parse(source) for source in sources], folder, **options | changes), folder
 
     return run
 
@@ -255,6 +255,8 @@ def test_a_dataset_that_is_made_again_is_loaded_as_it_is_now(tmp_path):
     folder.mkdir()
     for answers in (["one", "two"], ["three hundred and forty-five", "six"]):
         write_jsonl(tmp_path / "a.jsonl", [{"messages": [user(f"Ask {a}?"), assistant(a)]} for a in answers])
-        prepare([ConversationSource({"path": f"{tmp_path}/a.jsonl"})], folder, validation_fraction=0.0, **options)
+        prepare(
+            [ConversationSource.parse({"path": f"{tmp_path}/a.jsonl"})], folder, validation_fraction=0.0, **options
+        )
         found = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
         assert sorted(row[-1]["content"] for row in found["messages"]) == sorted(answers)

@@ -257,6 +257,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_corpus(documents, tmp_path)
     assert len(stages) >= 3, "the moments were not spread over the phases"
 
 
+def test_a_document_that_cleaning_leaves_empty_is_kept_or_removed_as_any_other(tmp_path):
+    texts = ["\x01", document(0), "\x02", document(1), document(1)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    source = Source({"path": f"{tmp_path}/a.jsonl"})
+    counts = build_corpus([source], [Step("clean_text"), Step("exact_dedup")], tmp_path / "out", **OPTIONS)
+    assert (counts["read"], counts["removed"]) == (5, {"exact_duplicate": 2})
+
+
 def test_what_is_passed_over_and_a_separator_that_is_nowhere_are_told(tmp_path):
     http = b"HTTP/1.1 404 Not Found\r\n\r\n"
     record = (

@@ -10,6 +10,7 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
 from hfchat.data.decontamination import ContaminationFilter, build_index, check_evaluation_sets
+from hfchat.data.removal import Removal
 from hfchat.errors import UserError
 from tests.conftest import SHARED_DATA
 
@@ -45,9 +46,9 @@ def index(tmp_path):
 def test_a_quotation_is_found_inside_other_text(index, text):
     document = Document(f"{CLEAN}. {text} {CLEAN}", "1")
     assert ContaminationFilter(index).filter(document) == (False, "contaminated")
-    assert document.metadata["filter_detail"] == ("exam: a train leaves the old station at 0 with 0 people and at")
+    assert Removal.of(document).detail == ("exam: a train leaves the old station at 0 with 0 people and at")
     n_grams = len(document.text.split()) - 12
-    assert document.metadata["filter_score"] == pytest.approx((len(QUESTION.split()) - 12) / n_grams)
+    assert Removal.of(document).score == pytest.approx((len(QUESTION.split()) - 12) / n_grams)
 
 
 def test_clean_text_is_kept(index):
@@ -75,7 +76,7 @@ def test_the_set_that_shares_most_is_named(tmp_path):
     build_index(sets, folder)
     document = Document(f"{other} {CLEAN} {QUESTION}", "1")
     assert ContaminationFilter(folder).filter(document) == (False, "contaminated")
-    assert document.metadata["filter_detail"].startswith("two: ")
+    assert Removal.of(document).detail.startswith("two: ")
 
 
 def test_hashes_at_both_ends_of_the_index_are_found_and_others_are_not(tmp_path):
@@ -102,8 +103,8 @@ def test_the_removed_document_reaches_its_writer_from_another_process(index, tmp
     assert [document.id for document in kept] == ["clean"]
     (removed,) = JsonlReader(str(tmp_path / "removed")).run()
     assert removed.id == "quoted"
-    assert removed.metadata["filter_reason"] == "contaminated"
-    assert removed.metadata["filter_score"] == 1.0
+    assert removed.metadata["removal"]["reason"] == "contaminated"
+    assert removed.metadata["removal"]["score"] == 1.0
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -171,7 +172,7 @@ def test_a_page_that_quotes_gsm8k_is_removed(tmp_path):
         question = json.loads(file.readline())["question"]
     page = Document(f"My homework today was this. {question.lower()} I could not do it.", "1")
     assert ContaminationFilter(folder).filter(page) == (False, "contaminated")
-    assert page.metadata["filter_detail"].startswith("gsm8k: natalia sold clips to 0 of her friends")
+    assert Removal.of(page).detail.startswith("gsm8k: natalia sold clips to 0 of her friends")
     assert ContaminationFilter(folder).filter(Document(CLEAN, "2")) is True
 
 

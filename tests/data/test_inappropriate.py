@@ -9,6 +9,7 @@ from datatrove.data import Document
 
 from hfchat.data.chain import Step
 from hfchat.data.inappropriate import ClassifierFilter, LexiconFilter
+from hfchat.data.removal import Removal
 from hfchat.errors import UserError
 from tests.conftest import SHARED_DATA
 
@@ -47,8 +48,8 @@ def document(text):
 def test_an_abusive_page_is_removed_with_its_words(text):
     page = document(text)
     assert LexiconFilter().filter(page) == (False, "inappropriate")
-    assert page.metadata["filter_score"] > 50  # hits per 1,000 words
-    words = page.metadata["filter_detail"].split(", ")
+    assert Removal.of(page).score > 50  # hits per 1,000 words
+    words = Removal.of(page).detail.split(", ")
     assert words == sorted(set(words))
     assert 3 <= len(words) <= 10
 
@@ -156,8 +157,8 @@ def test_a_classifier_removes_what_has_its_label(model, batch_size):
     assert kept == [str(i) for i, removed in enumerate(VERDICTS) if not removed]
     assert step.stats["dropped_classifier"].total == sum(VERDICTS)
     for text, removed in zip(documents, VERDICTS, strict=True):
-        assert text.metadata.get("filter_detail") == ("toxic" if removed else None)
-        assert text.metadata.get("filter_score") == (pytest.approx(0.9, abs=1e-3) if removed else None)
+        score = pytest.approx(0.9, abs=1e-3)
+        assert Removal.of(text) == (Removal("classifier", score, "toxic") if removed else None)
 
 
 def test_the_threshold_is_a_probability_of_the_label(model):

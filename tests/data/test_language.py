@@ -4,6 +4,7 @@ from datatrove.data import Document
 
 from hfchat.data.chain import Step
 from hfchat.data.language import LanguageFilter
+from hfchat.data.removal import Removal
 from hfchat.language import identify
 from tests.test_language import SENTENCES
 
@@ -16,9 +17,9 @@ def test_unwanted_languages_are_removed_with_their_score():
     assert step.filter(french) == (False, "language")
     assert english.metadata["language"] == "en"
     assert 0.65 <= english.metadata["language_score"] <= 1
-    assert "filter_detail" not in english.metadata
-    assert french.metadata["filter_detail"] == french.metadata["language"] == "fr"
-    assert french.metadata["filter_score"] == french.metadata["language_score"] > 0.65
+    assert Removal.of(english) is None
+    assert Removal.of(french).detail == french.metadata["language"] == "fr"
+    assert Removal.of(french).score == french.metadata["language_score"] > 0.65
 
 
 def test_a_document_must_reach_the_threshold():

@@ -7,6 +7,7 @@ from datatrove.executor import LocalPipelineExecutor
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from hfchat.data.removal import Removal
 from hfchat.data.web import decode, html_to_text, parse_warc
 from tests.conftest import SHARED_DATA
 from tests.data.reading import read_all
@@ -42,8 +43,7 @@ def test_pages_become_text_with_their_address_and_date(tmp_path):
     assert about.id.startswith("<urn:uuid:")
     assert about.metadata["date"].endswith("Z")
     assert about.metadata["source"] == "crawl"
-    assert "filter_reason" not in about.metadata
-    assert "step" not in about.metadata
+    assert Removal.of(about) is None
 
 
 def test_what_is_no_page_is_skipped(tmp_path):

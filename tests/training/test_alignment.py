@@ -14,11 +14,10 @@ from hfchat.intervals import paired_interval, wilson_interval
 from hfchat.models import load_model
 from hfchat.training import alignment
 from hfchat.training.adapters import ModelArguments, load_trainable
+from hfchat.training.align_arguments import AlignArguments, balance
 from hfchat.training.alignment import (
     TRAINERS,
-    AlignArguments,
     Outcome,
-    balance,
     describe_comparison,
     score_completions,
 )
@@ -65,7 +64,7 @@ def make_trainer(pairs, chat_model, tokenizer, tmp_path):
         model_args = ModelArguments(model_name_or_path=str(base), lora_r=4, lora_alpha=8, **dict(model))
         tokenizer, new_tokens = load_chat_tokenizer(str(base), model_args.model_revision, allow_mismatch=False)
         preferences = load_preferences(args, tokenizer)
-        args.derive(model_args, preferences)
+        args, model_args = args.derive(model_args, preferences.thumbs)
         torch.manual_seed(0)
         trained = load(model_args, str(base), tokenizer, new_tokens)
         record_fingerprint(tokenizer, trained)
@@ -171,7 +170,7 @@ def test_the_divergence_is_that_of_the_policy_from_the_reference(make_trainer, m
 @pytest.mark.parametrize(("use_peft", "rate"), [(False, 1e-6), (True, 1e-5)])
 def test_the_learning_rate_follows_from_what_is_trained(tmp_path, use_peft, rate):
     args = AlignArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    args.derive(ModelArguments(use_peft=use_peft), None)
+    args, _ = args.derive(ModelArguments(use_peft=use_peft), (1, 1))
     assert args.learning_rate == rate
 
 
@@ -342,11 +341,7 @@ def test_unbalanced_thumbs_are_weighted_in_the_loss(make_trainer):
 
 def test_weights_follow_from_the_data(tmp_path):
     args = AlignArguments(output_dir=str(tmp_path), method="kto", use_cpu=True, bf16=False)
-
-    class Preferences:
-        thumbs = (50, 200)
-
-    args.derive(ModelArguments(), Preferences())
+    args, _ = args.derive(ModelArguments(), (50, 200))
     assert (args.desirable_weight, args.undesirable_weight) == (4.0, 1.0)
     assert "a thumb up weighs 4, a thumb down 1" in args.describe()
 

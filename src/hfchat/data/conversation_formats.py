@@ -8,9 +8,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from hfchat.data.rows import Row
 from hfchat.messages import REASONING, parse_tools, trim
 
 # Kind of dataset to its columns; in all but the last, lists of messages.
@@ -46,23 +46,6 @@ class ConversationError(Exception):
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
-
-
-@dataclass
-class Row:
-    """One row of a source.
-
-    Attributes:
-        value: The row, or the text of one that cannot be read.
-        place: Where it stands: `"chats.jsonl (row 12)"`, counted from 1; lines in JSON lines.
-        fault: Why it cannot be read.
-        reason: What that is called among the removed ones.
-    """
-
-    value: Any
-    place: str
-    fault: str | None = None
-    reason: str = "malformed"
 
 
 def expand(format: str, row: Row) -> Iterator[Row]:

@@ -89,7 +89,7 @@ def prepare(
         RuntimeError: If the numbers of conversations read, kept and removed do not agree.
     """
     formats = [source.find_format() for source in sources]
-    kinds = {FORMATS[format].kind: source["path"] for format, source in zip(formats, sources, strict=True)}
+    kinds = {FORMATS[format].kind: source.path for format, source in zip(formats, sources, strict=True)}
     if len(kinds) > 1:
         each = ", ".join(f"{path} makes {kind}" for kind, path in kinds.items())
         raise UserError(f"sources: one run makes one kind of dataset, but {each}; give each kind a run of its own")
@@ -101,7 +101,7 @@ def prepare(
         evaluation = build_index(evaluation_sets, index_folder, n_grams) if evaluation_sets else {}
         cleaner = Cleaner(kind, pii, pii_regions, index_folder, n_grams)
         about = [
-            {"name": source.name, "license": source.license, "url": source.get("url", ""), "format": format}
+            {"name": source.label, "license": source.license, "url": source.url, "format": format}
             | {"rows": 0, "conversations": 0, "kept": 0}
             for format, source in zip(formats, sources, strict=True)
         ]
@@ -135,13 +135,13 @@ def _clean_source(
     strict: bool,
 ) -> None:
     format = of_source["format"]
-    for row in tqdm(source.rows(), desc=source.name, unit=" rows", disable=None):
+    for row in tqdm(source.rows(), desc=source.label, unit=" rows", disable=None):
         of_source["rows"] += 1
         for conversation in expand(format, row):
             of_source["conversations"] += 1
             notes: Counter[str] = Counter()
             try:
-                example = convert(format, conversation, source.get("instruction"), notes)
+                example = convert(format, conversation, source.instruction, notes)
                 example, digest = cleaner.clean(example)
             except (ConversationError, RecursionError) as error:
                 deep = ConversationError("malformed", "is nested too deeply")
@@ -152,12 +152,12 @@ def _clean_source(
                 detail, _ = cleaner.pii.replace(_encodable(rejected.detail))
                 removed = {"row": text, "reason": rejected.reason, "detail": detail, "place": conversation.place}
                 summary.add_removed(removed)
-                outputs.write_removed({**removed, "source": source.name})
+                outputs.write_removed({**removed, "source": source.label})
             else:
                 split = splits.of(example)
                 of_source["kept"] += 1
                 summary.add_kept(example, digest, split, notes)
-                outputs.write_kept(example | {"source": source.name}, split)
+                outputs.write_kept(example | {"source": source.label}, split)
 
 
 def _row_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from datatrove.io import DataFolderLike, get_datafolder
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.data.removal import Removal
 from hfchat.data.words import hashed
 from hfchat.dataset_files import readable, suffix_of
 from hfchat.errors import UserError
@@ -100,8 +101,8 @@ class ContaminationFilter(BaseFilter):
     Args:
         folder: What `build_index` wrote.
         n_grams: Of the index.
-        exclusion_writer: Gets the removed documents; `filter_detail` is the set and the first n-gram that it shares,
-            `filter_score` the share of the document's n-grams that the sets have.
+        exclusion_writer: Gets the removed documents; the detail is the set and the first n-gram that it shares, the
+            score the share of the document's n-grams that the sets have.
     """
 
     name = "🦠 Contamination"
@@ -122,9 +123,8 @@ class ContaminationFilter(BaseFilter):
         if name is None or not hits[name].any():
             return True
         start, end = spans[int(hits[name].argmax())]
-        doc.metadata["filter_detail"] = f"{name}: {' '.join(found[start:end])}"
-        doc.metadata["filter_score"] = float(np.logical_or.reduce(list(hits.values())).mean())
-        return False, "contaminated"
+        score = float(np.logical_or.reduce(list(hits.values())).mean())
+        return Removal("contaminated", score, f"{name}: {' '.join(found[start:end])}").note(doc)
 
     def _load(self, file: str) -> np.ndarray:
         with self.folder.open(file, "rb") as stream:

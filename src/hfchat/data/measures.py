@@ -24,9 +24,11 @@ from datatrove.pipeline.filters.gopher_repetition_filter import (
 from datatrove.utils.stats import Stats
 from datatrove.utils.text import PUNCTUATION_SET, split_into_sentences, split_into_words
 
+from hfchat.data.removal import Removal
+
 
 class _Measured:
-    """Sets `filter_score` where a filter removes a document. Mixed in before one of datatrove's filters."""
+    """Notes the value for which a filter removes a document. Mixed in before one of datatrove's filters."""
 
     language: str
 
@@ -35,7 +37,7 @@ class _Measured:
         if isinstance(result, tuple) and not result[0]:
             value = self.measure(result[1], doc.text)
             if value is not None:
-                doc.metadata["filter_score"] = float(value)
+                return Removal(result[1], score=float(value)).note(doc)
         return result
 
     def measure(self, reason: str, text: str) -> float | None:

@@ -8,7 +8,9 @@ from importlib.resources import files
 from typing import IO, TYPE_CHECKING
 from xml.parsers import expat
 
-from hfchat.data.readers import EXCERPT_CHARACTERS, OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.character_encodings import reader_of
+from hfchat.data.readers import OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.data.rows import EXCERPT_CHARACTERS
 
 if TYPE_CHECKING:
     from mwparserfromhell.nodes import Node, Wikilink
@@ -58,8 +60,8 @@ def parse_dump(
     Raises:
         ValueError: For XML that is not well formed, or is no dump.
     """
-    dump, number = _Dump(max_bytes), 0
-    while chunk := stream.read(1 << 16):
+    dump, number, read = _Dump(max_bytes), 0, reader_of(stream)
+    while chunk := read(1 << 16):
         dump.feed(chunk)
         while dump.pages:
             page = dump.pages.popleft()

@@ -16,6 +16,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.binaryio import read_tuples_from_file
 
+from hfchat.data.removal import Removal
 from hfchat.data.words import hashed_n_grams
 
 # Of the pairs whose similarity is just the one asked for, the share that is found.
@@ -147,7 +148,7 @@ class NearDuplicateFilter(BaseFilter):
 
     Args:
         folder: What `NearDuplicateClusters` wrote.
-        exclusion_writer: Gets the removed ones, the number of their cluster as `filter_detail`.
+        exclusion_writer: Gets the removed ones, with the number of their cluster as the detail.
     """
 
     name = "🎯 Near-duplicates"
@@ -171,8 +172,7 @@ class NearDuplicateFilter(BaseFilter):
         if entry is None:
             return True
         if entry["removed"]:
-            doc.metadata["filter_detail"] = str(entry["cluster"])
-            return False, "near_duplicate"
+            return Removal("near_duplicate", detail=str(entry["cluster"])).note(doc)
         doc.metadata["cluster"], doc.metadata["cluster_size"] = int(entry["cluster"]), int(entry["size"])
         return True
 

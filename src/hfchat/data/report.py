@@ -21,6 +21,7 @@ from datatrove.io import DataFolder
 from tqdm import tqdm
 
 from hfchat import templates
+from hfchat.markdown import markdown_of
 
 if TYPE_CHECKING:
     import jinja2
@@ -352,8 +353,9 @@ def write_report(
         "settings": settings_as_yaml(config),
         "evaluation_sets": evaluation_sets,
     }
-    for name, environment in (("report.html", _html_environment()), ("report.md", markdown_environment())):
-        write_page(folder, name, environment.get_template(f"{name}.jinja").render(context))
+    page = _html_environment().get_template("report.html.jinja").render(context)
+    write_page(folder, "report.html", page)
+    write_page(folder, "report.md", markdown_of(page))
 
 
 def write_page(folder: DataFolder, name: str, page: str) -> None:

@@ -10,26 +10,15 @@ from typing import Any
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from fsspec.core import has_magic
 
 from hfchat.data.books import parse_book
 from hfchat.data.extraction import Extraction
+from hfchat.data.files import UNPACK, digest_of_files, find_files
 from hfchat.data.installed_docs import InstalledDocsReader, describe_installation
 from hfchat.data.mediawiki import parse_dump, wikitext_to_text
-from hfchat.data.readers import (
-    UNPACK,
-    FileReader,
-    HubReader,
-    SourceStep,
-    one_line,
-    parse_json_lines,
-    parse_parquet,
-    parse_text,
-)
+from hfchat.data.readers import FileReader, HubReader, SourceStep, parse_json_lines, parse_parquet, parse_text
 from hfchat.data.web import html_to_text, parse_warc
-from hfchat.errors import UserError
 from hfchat.lineage import describe
-from hfchat.storage import is_remote
 
 INSTALLED_DOCS = "installed-docs"
 _SUFFIXES = {
@@ -147,12 +136,7 @@ class Source(dict):
             found = describe(self["path"])
             found["sha256"] += f"@{self.get('revision', 'main')}"
         else:
-            folder, files = self._files()
-            if is_remote(self["path"]):
-                keys = sorted(str(folder.ukey(file)) for file in files)
-            else:
-                keys = sorted(describe(Path(folder.path) / file)["sha256"] for file in files)
-            found = {"path": self["path"], "sha256": json.dumps(keys)}
+            found = {"path": self["path"], "sha256": digest_of_files(self["path"], self.get("storage_options", {}))}
         found["licenses"] = [self.get("license", "unknown")]
         return found
 
@@ -214,32 +198,6 @@ class Source(dict):
 
     def _files(self) -> tuple[DataFolder, list[str]]:
         return find_files(self["path"], self.get("storage_options", {}))
-
-
-def find_files(path: str, storage_options: dict[str, Any]) -> tuple[DataFolder, list[str]]:
-    """The folder above the first part of a path that has a wildcard, and the files that the path names in it.
-
-    Args:
-        path: A file or glob, here or as an fsspec URL.
-        storage_options: For fsspec.
-
-    Raises:
-        UserError: If there are none, or the storage cannot be reached.
-    """
-    parts = path.split("/")
-    fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
-    above, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
-    if not is_remote(path):
-        above = str(Path(above or ("/" if path.startswith("/") else ".")).absolute())
-    try:
-        folder = DataFolder(above, **storage_options)
-        files = folder.list_files(glob_pattern=pattern) if has_magic(pattern) else [pattern]
-        found = [file for file in files if folder.isfile(file)]
-    except Exception as error:  # a protocol without a driver, no credentials, no network: each driver has its own
-        raise UserError(f"sources: {path}: {one_line(error)}") from error
-    if not found:
-        raise UserError(f"sources: {path}: no such file")
-    return folder, found
 
 
 def _may_be_dataset(path: str) -> bool:

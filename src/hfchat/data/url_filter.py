@@ -8,6 +8,8 @@ from datatrove.data import Document
 from datatrove.pipeline.filters import URLFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.data.removal import Removal
+
 if TYPE_CHECKING:
     from tldextract import TLDExtract
 
@@ -57,7 +59,7 @@ class UrlFilter(URLFilter):
         if result is True and self.with_integrated_lists:
             result = _integrated(self.soft_word_threshold).filter(doc)
         if isinstance(result, tuple):
-            doc.metadata["filter_detail"] = url
+            return Removal(result[1], detail=url).note(doc)
         return result
 
 

@@ -4,7 +4,9 @@ warcio parses their headers. Its iterator is not used: it reads lines of any len
 a whole, takes what cannot be unpacked for the end of a record, and ends at the first record that is damaged.
 """
 
+import bz2
 import io
+import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -243,7 +245,8 @@ class _Plain(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return self._stream.seekable()
+        # To go back in a packed file is to unpack it again
+        return self._stream.seekable() and not isinstance(self._stream, bz2.BZ2File | lzma.LZMAFile)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._ready = b""

@@ -6,7 +6,8 @@ from typing import IO, TYPE_CHECKING
 
 from hfchat.character_encodings import detect
 from hfchat.data.codings import CodingError, undo_codings
-from hfchat.data.readers import EXCERPT_CHARACTERS, OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.data.readers import OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.data.rows import EXCERPT_CHARACTERS
 from hfchat.data.warc import DamageError, WarcRecord, header_lines, parse_headers, read_records
 
 if TYPE_CHECKING:

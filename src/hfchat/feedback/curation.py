@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from hfchat.feedback.reviews import Review, ReviewedAnswer, Who, reviews_of
+from hfchat.feedback.reviews import Review, Who, reviews_of
 from hfchat.feedback.spam import fault_of_correction, same_everywhere, too_fast, too_many
+from hfchat.feedback.tables import AnswerRow
 from hfchat.feedback.votes import (
     Agreement,
     Ballot,
@@ -221,16 +222,16 @@ class Curation:
 
 
 def curate(
-    found: Sequence[Mapping[str, Any]], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
+    answers: Sequence[AnswerRow], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
 ) -> Curation:
     """Decide what is learned from.
 
     Args:
-        found: What `hfchat.feedback.reviews.read_rows` returned.
+        answers: What `hfchat.feedback.reviews.read_reviewed` returned.
         args: The thresholds.
         find_unsafe: What is found in a text that should not be learned; nothing in one that may be.
     """
-    reviews, replaced = reviews_of(found, args.person, args.trusted_keys)
+    reviews, replaced = reviews_of(answers, args.person, args.trusted_keys)
     removed = [Removed(id, "review", "replaced") for id in replaced]
     everybody = reviews
 
@@ -295,10 +296,10 @@ class _Statements:
         for review in {review.answer.key: review for review in sorted(self._rated, key=attrgetter("id"))}.values():
             answer = review.answer
             row = {"messages": _answered(answer, answer.text), "label": review.rating == "up"}
-            yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt, (answer.key[1],))
+            yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt_hash, (answer.key[1],))
             if review.rating == "up" and self._args.learn_from_praise:
                 yield "conversations", _conversation("praise", review, answer.text)
-            by_prompt[answer.prompt][review.rating].append(review)
+            by_prompt[answer.prompt_hash][review.rating].append(review)
         for rated in by_prompt.values():
             for up, down in _couples(rated["up"], rated["down"]):
                 texts = (up.answer.key[1], down.answer.key[1])
@@ -347,7 +348,7 @@ class _Statements:
         limits = (self._args.max_correction_ratio, self._args.max_repeated_prompt)
         if fault := fault_of_correction(correction, answer.text, asked, *limits):
             return fault
-        key = (answer.prompt, digest_of(correction, typed=True))
+        key = (answer.prompt_hash, digest_of(correction, typed=True))
         if key == answer.key:
             return "same_answer"
         if self._verdicts.get(key) == "down":
@@ -356,7 +357,7 @@ class _Statements:
             return "outvoted"
         return "unsafe" if self._is_unsafe(correction) else None
 
-    def _fault_of_good(self, answer: ReviewedAnswer) -> str | None:
+    def _fault_of_good(self, answer: AnswerRow) -> str | None:
         """What keeps an answer from being learned, however good it is said to be."""
         if answer.finish_reason != "stop":
             return "unfinished"
@@ -407,32 +408,32 @@ def _choose(
 def _conversation(source: str, review: Review, text: str) -> Example:
     answer = review.answer
     row = {"messages": _answered(answer, text)}
-    return Example(source, row, answer.answer_id, review.id, answer.prompt, (digest_of(text, typed=True),))
+    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, (digest_of(text, typed=True),))
 
 
-def _pair(source: str, review: Review, text: str, worse: ReviewedAnswer, texts: tuple[bytes, bytes]) -> Example:
+def _pair(source: str, review: Review, text: str, worse: AnswerRow, texts: tuple[bytes, bytes]) -> Example:
     answer = review.answer
     row = {
         "prompt": list(answer.messages),
         "chosen": [{"role": "assistant", "content": text}],
         "rejected": [{"role": "assistant", "content": worse.text}],
     }
-    return Example(source, row, answer.answer_id, review.id, answer.prompt, texts)
+    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, texts)
 
 
-def _answered(answer: ReviewedAnswer, text: str) -> list[Mapping[str, str]]:
+def _answered(answer: AnswerRow, text: str) -> list[Mapping[str, str]]:
     return [*answer.messages, {"role": "assistant", "content": text}]
 
 
-def _is_of_model(answer: ReviewedAnswer, model: str | None) -> bool:
-    return model is None or answer.model == model or answer.model.startswith(f"{model}@")
+def _is_of_model(answer: AnswerRow, model: str | None) -> bool:
+    return model in (None, answer.model, answer.full_model)
 
 
-def _has_template(answer: ReviewedAnswer, args: CurationArguments) -> bool:
+def _has_template(answer: AnswerRow, args: CurationArguments) -> bool:
     return args.template_fingerprint in (None, answer.template_fingerprint)
 
 
-def _is_blocked(answer: ReviewedAnswer) -> bool:
+def _is_blocked(answer: AnswerRow) -> bool:
     return any(finding["action"] == "block" for finding in answer.findings)
 
 

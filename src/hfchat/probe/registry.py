@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it needs the extra `probe`, and the command's options are wanted without it
     from hfchat.probe.target import Target
 
 # Each is a module of `checks`. In the order in which they run: what may break a server comes last.
@@ -21,14 +21,6 @@ GROUPS = (
     "context",
     "shutdown",
 )
-
-
-class FailedError(Exception):
-    """The server did what it must not; the message is what was seen."""
-
-
-class SkippedError(Exception):
-    """The check does not apply to this server; the message is why."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import re
 
-from hfchat.probe.registry import FailedError
+from hfchat.probe.verdicts import FailedError
 
 _FIELDS = {"data", "event", "id", "retry"}
 

@@ -9,8 +9,9 @@ from typing import Literal
 
 import httpx
 
-from hfchat.probe.registry import Check, FailedError, SkippedError
+from hfchat.probe.registry import Check
 from hfchat.probe.target import Target
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _CHECK_S = 180.0  # those inside of the checks say more
 

@@ -13,8 +13,8 @@ import httpx
 
 from hfchat.errors import UserError
 from hfchat.probe.process import ServerProcess
-from hfchat.probe.registry import FailedError, SkippedError
 from hfchat.probe.sse import parse_events
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 QUESTION = "Count from 1 to 500, one number per line."
 LONG = 400  # tokens of an answer that is not to be over before something is done to it

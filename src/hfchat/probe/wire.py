@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import h11
 import httpx
 
-from hfchat.probe.registry import FailedError
 from hfchat.probe.target import Target
+from hfchat.probe.verdicts import FailedError
 
 _ANSWER_S = 15.0
 

@@ -4,8 +4,8 @@ import contextlib
 import copy
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from torch.nn.functional import logsigmoid, pad
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl import DPOTrainer, KTOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from hfchat.intervals import paired_interval
-from hfchat.models import trains_faster_in_bf16
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
 
@@ -28,160 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfchat.training.adapters import ModelArguments
+    from hfchat.training.align_arguments import AlignArguments
     from hfchat.training.preferences import Preferences
-
-# All weights: the default of TRL's `DPOConfig` and `KTOConfig`, twice what Tulu 3 (arXiv:2411.15124) and Zephyr
-# (arXiv:2310.16944) train 8 and 7 billion weights at. An adapter wants ten times that, see `training/finetuning.py`.
-_FULL, _LORA = 1e-6, 1e-5
-_LOSSES = {"dpo": "sigmoid", "kto": "kto"}
-
-
-@dataclass
-class AlignArguments(DPOConfig, KTOConfig):
-    """The settings of TRL's `DPOConfig` and `KTOConfig` with the defaults of this recipe, and the preferences.
-
-    What is None is derived: from the method, the kind of training and the data, or from the machine.
-    """
-
-    method: Literal["dpo", "kto"] = field(
-        default="dpo", metadata={"help": "DPO learns from pairs of answers, KTO from single ones with a thumb."}
-    )
-    dataset_name: str = field(
-        default="outputs/conversations/hh-rlhf",
-        metadata={
-            "help": "Rows with `chosen` and `rejected`, or (KTO) with `label`: a folder, file or Hub id.",
-            "identity": False,
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="validation", metadata={"help": "Split to measure on."})
-    min_thumbs: int = field(
-        default=100,
-        metadata={
-            "help": "KTO: refuse fewer thumbs of either sign. Of 100, the 95%% interval of a share is +-10 points."
-        },
-    )
-    sampled_prompts: int = field(
-        default=16, metadata={"help": "Held-out prompts that are answered to measure the divergence; 0 for none."}
-    )
-    sampled_tokens: int = field(default=48, metadata={"help": "Longest of these answers, in tokens."})
-    allow_template_mismatch: bool = field(
-        default=False, metadata={"help": "Go on although the model was trained with another template of hfchat's."}
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an output made otherwise."})
-
-    loss_type: list[str] | None = field(
-        default=None, metadata={"help": "By default sigmoid for DPO and kto for KTO; see TRL for others."}
-    )
-    desirable_weight: float | None = field(
-        default=None, metadata={"help": "KTO: weight of thumbs up; by default balances them, see `balance`."}
-    )
-    undesirable_weight: float | None = field(
-        default=None, metadata={"help": "KTO: weight of thumbs down; by default balances them, see `balance`."}
-    )
-    train_sampling_strategy: str | None = field(
-        default=None,
-        metadata={
-            "help": "By default random for DPO; KTO, whose data are shuffled once, needs sequential.",
-            "choices": ["random", "sequential", "group_by_length"],
-        },
-    )
-    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})
-    learning_rate: float | None = field(
-        default=None, metadata={"help": f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights."}
-    )
-    max_length: int = field(
-        default=512, metadata={"help": "Tokens of prompt and completion; longer rows are left out, none is cut."}
-    )
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs, or thumbs, per device and step."})
-    num_train_epochs: float = field(default=1, metadata={"help": "Preferences are overfitted early."})
-    gradient_checkpointing: bool | None = field(  # unset, as transformers 5.24 warns of any value
-        default=None, metadata={"help": "Less memory for about a third more time."}
-    )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a share of them."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure on the test split."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-
-    def __post_init__(self):
-        if self.output_dir is None:
-            raise ValueError("output_dir: say where the model goes, e.g. --output_dir outputs/mine/aligned")
-        if self.max_length is None or self.max_length < 2:
-            raise ValueError("max_length: must be at least 2 tokens; longer rows are left out")
-        if self.min_thumbs < 1 or self.sampled_prompts < 0 or self.sampled_tokens < 1:
-            raise ValueError("min_thumbs and sampled_tokens must be at least 1, and sampled_prompts at least 0")
-        self.loss_type = self.loss_type or [_LOSSES[self.method]]
-        if self.method == "kto":
-            self._check_kto()
-        elif (self.desirable_weight, self.undesirable_weight) != (None, None):
-            raise ValueError(
-                "desirable_weight and undesirable_weight are of KTO; leave them out, or pass --method kto"
-            )
-        self.train_sampling_strategy = self.train_sampling_strategy or (
-            "sequential" if self.method == "kto" else "random"
-        )
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and trains_faster_in_bf16()
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
-        if self.method == "kto":
-            self.loss_type = self.loss_type[0]  # `KTOTrainer` takes one
-
-    def _check_kto(self) -> None:
-        losses = KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]
-        if len(self.loss_type) != 1 or self.loss_type[0] not in losses:
-            raise ValueError(f"loss_type: KTO's is one of {', '.join(losses)}, not {' '.join(self.loss_type)}")
-        if self.per_device_train_batch_size < 2:
-            raise ValueError(
-                "per_device_train_batch_size: KTO estimates the divergence from a batch, which needs 2 thumbs at least"
-            )
-
-    def derive(self, model: "ModelArguments", preferences: "Preferences") -> None:
-        """Fill what is not set, here and in `model`, from how the model is trained and from the data."""
-        if self.learning_rate is None:
-            self.learning_rate = _LORA if model.use_peft else _FULL
-        if model.dtype is None:
-            model.dtype = "bfloat16" if self.bf16 else "float32"
-        if self.method == "kto":
-            self.desirable_weight, self.undesirable_weight = balance(
-                *preferences.thumbs, self.desirable_weight, self.undesirable_weight
-            )
-
-    def describe(self) -> str:
-        """The method and what it weighs, in a line."""
-        text = f"{self.method.upper()} with beta {self.beta:g} and learning rate {self.learning_rate:g}"
-        if self.method == "kto":
-            text += f"; a thumb up weighs {self.desirable_weight:.3g}, a thumb down {self.undesirable_weight:.3g}"
-        return text
-
-
-def balance(
-    up: int, down: int, desirable: float | None = None, undesirable: float | None = None
-) -> tuple[float, float]:
-    """Weights of thumbs up and down with which both signs count the same.
-
-    KTO asks for `desirable * up / (undesirable * down)` between 1 and 4/3 (arXiv:2402.01306, equation 8); this is 1,
-    with a weight of 1 for the more frequent sign.
-
-    Args:
-        up: Thumbs up.
-        down: Thumbs down.
-        desirable: Weight of a thumb up, if it is set; that of a thumb down then follows.
-        undesirable: Weight of a thumb down, if it is set.
-
-    Returns:
-        The weights of a thumb up and of a thumb down.
-    """
-    if desirable is None and undesirable is None:
-        return max(1.0, down / up), max(1.0, up / down)
-    return (
-        undesirable * down / up if desirable is None else desirable,
-        desirable * up / down if undesirable is None else undesirable,
-    )
 
 
 class _PreferenceTrainer(CheckpointMixin):
@@ -209,7 +56,7 @@ class _PreferenceTrainer(CheckpointMixin):
     def __init__(
         self,
         model: "PreTrainedModel",
-        args: AlignArguments,
+        args: "AlignArguments",
         preferences: "Preferences",
         tokenizer: "PreTrainedTokenizerBase",
     ):

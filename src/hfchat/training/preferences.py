@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hfchat.training.alignment import AlignArguments
+    from hfchat.training.align_arguments import AlignArguments
 
 _SHOWN = 2  # pairs
 _COMPARED = 8  # conversations

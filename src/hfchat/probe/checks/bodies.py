@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import httpx
 
-from hfchat.probe.registry import FailedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import Target, refusal, summary, text_of
+from hfchat.probe.verdicts import FailedError
 from hfchat.probe.wire import chat_head, wire
 
 _MEBIBYTE = 1024 * 1024

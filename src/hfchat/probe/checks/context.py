@@ -2,8 +2,9 @@
 
 import asyncio
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import Target, body_of, refusal, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _WORDS = 150_000  # 750 kB, and more than the 131,072 tokens of the longest common context
 _QUICK_S = 15.0

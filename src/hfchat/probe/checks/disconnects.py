@@ -10,8 +10,9 @@ import json
 import time
 from collections.abc import AsyncIterator
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import LONG, Target, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 from hfchat.probe.wire import Wire, chat_head, wire
 
 _FREE_S = 1.0

@@ -7,8 +7,9 @@ from collections import Counter
 import httpx
 
 from hfchat.probe.checks.disconnects import forgotten
-from hfchat.probe.registry import FailedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import Target, refusal, text_of
+from hfchat.probe.verdicts import FailedError
 from hfchat.probe.wire import wire
 
 _REQUESTS = 120

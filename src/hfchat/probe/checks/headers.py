@@ -6,8 +6,9 @@ Sources: RFC 9110 (HTTP), RFC 9112 (HTTP/1.1), https://fetch.spec.whatwg.org (CO
 import ipaddress
 import json
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import Target, summary, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 from hfchat.probe.wire import chat_head, head, wire
 
 _STRANGER = "hfchat-probe.example"

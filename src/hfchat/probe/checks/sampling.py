@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.sse import parse_events
 from hfchat.probe.target import Target, body_of, refusal, refused_by_choice, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _TOKENS = 48
 _STOP = 8  # characters: more than most tokens have

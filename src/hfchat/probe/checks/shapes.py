@@ -10,8 +10,9 @@ import pydantic
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import Target, body_of, refusal, summary, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _CLOCKS_S = 300  # that the server's clock may differ from this machine's
 _FINISH_REASONS = {"stop", "length", "content_filter", "tool_calls"}

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import httpx
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import LONG, Target, summary
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _STREAMS = 3
 _NEW_S = 0.3  # until the signal has been heard

@@ -5,8 +5,9 @@ import contextlib
 import json
 import time
 
-from hfchat.probe.registry import FailedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import LONG, Target, text_of
+from hfchat.probe.verdicts import FailedError
 from hfchat.probe.wire import Wire, chat_head, wire
 
 _READERS = 4

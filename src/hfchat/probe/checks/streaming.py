@@ -9,9 +9,10 @@ import json
 from openai.types.chat import ChatCompletionChunk
 
 from hfchat.probe.checks.shapes import valid
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.sse import parse_events
 from hfchat.probe.target import Stream, Target, body_of, refusal, refused_by_choice, summary, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _MULTIBYTE = "Repeat: 👩‍👩‍👧 naïve Straße 日本語 שלום 🏳️‍🌈 €"
 _LATE_S = 1.0  # of streams that are shorter, one cannot say whether they come as they are made
