@@ -5,7 +5,7 @@ A subcommand has two functions here, or a module `command` in its package: one a
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hfchat.doctor.command
 import hfchat.feedback.command
@@ -13,6 +13,9 @@ import hfchat.probe.command
 import hfchat.registry.command
 from hfchat import __version__
 from hfchat.errors import UserError, run
+
+if TYPE_CHECKING:
+    from hfchat.config import CommandParser
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,12 +76,18 @@ def _demo(args: argparse.Namespace) -> None:
     demo(output_dir=args.output_dir, quick=args.quick, serve=not args.no_serve, port=args.port)
 
 
-def _serve(args: argparse.Namespace) -> None:
-    from hfchat.config import parse_command
-    from hfchat.serving.server import serve
+def serve_parser() -> "CommandParser":
+    """The parser of `hfchat serve`, which fills `ServerSettings`."""
+    from hfchat.config import CommandParser
     from hfchat.serving.settings import ServerSettings
 
-    serve(parse_command(ServerSettings, args.other_arguments, program="hfchat serve", positional="model"))
+    return CommandParser(ServerSettings, program="hfchat serve", positional="model")
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from hfchat.serving.server import serve
+
+    serve(*serve_parser().fill(args.other_arguments))
 
 
 def _api_key(args: argparse.Namespace) -> None:
