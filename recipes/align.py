@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
+from hfchat.doctor.trial import observe
 from hfchat.errors import run
 from hfchat.export.certificate import export
 from hfchat.lineage import CHECKPOINTS
@@ -37,9 +38,11 @@ from hfchat.training.precision import keep_precision
 from hfchat.training.preferences import load_preferences
 from hfchat.training.supervision import load_chat_tokenizer
 
+ARGUMENTS = (AlignArguments, ModelArguments)  # `hfchat doctor` reads them, too
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args, model_args = parse(AlignArguments, ModelArguments, argv=argv)
+    args, model_args = parse(*ARGUMENTS, argv=argv)
     base, revision = resolve(model_args.model_name_or_path), model_args.model_revision
     stage = Stage.begin(
         "align",
@@ -65,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(describe_trainable(model, model_args, args.learning_rate, tokenizer, new_tokens), flush=True)
     record_fingerprint(tokenizer, model)
     trainer = TRAINERS[args.method](model, args, preferences, tokenizer)
+    observe(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
     metrics = trainer.evaluate() | preferences.counts.as_metrics("train")
     comparison = trainer.outcome.compare(trainer.start)

@@ -42,8 +42,11 @@ class GateArguments(StageArguments):
             raise ValueError(f"min_n: must be at least 1, not {self.min_n}")
 
 
+ARGUMENTS = (GateArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(GateArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     file = Path(args.results) / "results.json"
     if not file.is_file():
         raise UserError(f"results {args.results}: has no results.json; recipes/evaluate.py makes it")

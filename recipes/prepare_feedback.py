@@ -122,8 +122,11 @@ class PrepareFeedbackArguments(StageArguments):
             raise ValueError(f"replay_share must be above 0, not {self.replay_share}")
 
 
+ARGUMENTS = (PrepareFeedbackArguments, CurationArguments)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args, curation_args = parse(PrepareFeedbackArguments, CurationArguments, argv=argv)
+    args, curation_args = parse(*ARGUMENTS, argv=argv)
     engine = open_database(args.feedback)
     rows = read_rows(engine, None if args.since is None else parse_moment(args.since, "since"))
     engine.dispose()
