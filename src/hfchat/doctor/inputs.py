@@ -33,9 +33,9 @@ def examine_inputs(recipe: Recipe, args: Any) -> Report:
     section = report.section("Inputs")
     read = 0
     for source in getattr(args, "sources", ()):
-        read += _look(section, f"source {source['path']}", source.describe)
+        read += _look(section, f"source {source.path}", source.describe)
     for entry in getattr(args, "evaluation_sets", ()):
-        _look(section, f"evaluation set {entry['name']}", lambda path=entry["path"]: _described(path))
+        _look(section, f"evaluation set {entry.name}", lambda path=entry.path: _described(path))
     tasks = [entry.build() for entry in args.tasks] if recipe.name == "evaluate" else []
     for task in tasks:
         if task.source is not None:

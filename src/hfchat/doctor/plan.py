@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hfchat.training.adapters import ModelArguments
-    from hfchat.training.pretraining import PretrainArguments
+    from hfchat.training.pretrain_arguments import PretrainArguments
 
 # What a process comes to hold, beyond its imports and its tensors, by its first step: compiled kernels, buffers of
 # its threads. Measured on a CPU, with SmolLM2-135M and torch 2.13; a guess for the context of a GPU.
