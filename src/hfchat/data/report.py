@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from hfchat import templates
 from hfchat.data.url_filter import suffix_list
+from hfchat.markdown import markdown_of
 
 if TYPE_CHECKING:
     import jinja2
@@ -379,8 +380,9 @@ def write_report(folder: DataFolder, summary: Summary, config: Mapping[str, obje
         "settings": settings_as_yaml(config),
         "evaluation_sets": summary.evaluation_sets,
     }
-    for name, environment in (("report.html", _html_environment()), ("report.md", markdown_environment())):
-        write_page(folder, name, environment.get_template(f"{name}.jinja").render(context))
+    page = _html_environment().get_template("report.html.jinja").render(context)
+    write_page(folder, "report.html", page)
+    write_page(folder, "report.md", markdown_of(page))
 
 
 def write_page(folder: DataFolder, name: str, page: str) -> None:
