@@ -142,9 +142,9 @@ class _Outputs:
 
 
 class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's, without its pool of workers.
+    """datatrove's, with a pool of workers of its own.
 
-    The pool (read in datatrove 0.10.1) waits for ever for a task whose worker the system has killed. It sends the
+    That of datatrove (read in 0.10.1) waits for ever for a task whose worker the system has killed. It sends the
     whole pipeline with every task, and so waits for ever, too, when a task fails while the pipe is full. It also has a
     process of queues, which goes on when the run is killed.
     """
@@ -216,7 +216,7 @@ class Executor(Entry):
         return OnThisMachine, OnRay, OnSlurm
 
     def options(self) -> dict[str, Any]:
-        """What datatrove's executor is given."""
+        """What datatrove's executor is given; its own defaults stand for the rest."""
         return self.model_dump(exclude={"kind"}, exclude_unset=True)
 
 
@@ -238,12 +238,12 @@ class OnRay(Executor):
 class OnSlurm(Executor):
     kind: Literal["slurm"] = "slurm"
     runs = SlurmPipelineExecutor
-    time: str
+    time: str | int
     partition: str
     cpus_per_task: int = 1
     mem_per_cpu_gb: int = 2
     tasks_per_job: int = 1
-    qos: str = "normal"
+    qos: str | None = "normal"
     env_command: str | None = None
     condaenv: str | None = None
     venv_path: str | None = None

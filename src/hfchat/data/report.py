@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -306,15 +307,11 @@ class _Sample:
                 continue
             row = table.slice(position, 1).to_pylist()[0]
             row |= {"text": row["text"][: EXCERPT_CHARACTERS + 1], "characters": len(row["text"])}
-            bisect.insort(self._best, (rank, row), key=_first_of)
+            bisect.insort(self._best, (rank, row), key=operator.itemgetter(0))
             del self._best[SAMPLES:]
 
     def rows(self) -> list[dict[str, object]]:
         return [row for _, row in self._best]
-
-
-def _first_of(entry: tuple[int, object]) -> int:
-    return entry[0]
 
 
 class _Clusters:
@@ -438,7 +435,7 @@ def _pieces(words: list[str], differences: list[tuple[int, int]]) -> list[tuple[
     marked = [False] * len(words)
     for start, end in differences:
         marked[start:end] = [True] * (end - start)
-    # A third of the excerpt stands before the first difference, or the whole text where it is not longer.
+    # A third of the excerpt stands before the first difference, or everything where little would be cut off.
     first = differences[0][0] if differences else 0
     start, before = first, 0
     while start and before + len(words[start - 1]) <= CLUSTER_EXCERPT_CHARACTERS // 3:
