@@ -174,7 +174,7 @@ def _items(text: io.BufferedReader, name: str, max_bytes: int) -> Iterator[bytes
                 begin = position if depth == 1 else begin
             elif sign in b"]}":
                 depth -= 1
-            # A comma of the list itself, or its end, ends an item
+                # A comma of the list itself, or its end, ends an item
             if not in_string and (depth == 0 or (sign == b"," and depth == 1)):
                 item += piece[begin : found.start()]
                 if depth or not is_first or item.strip():
@@ -206,6 +206,7 @@ def csv_rows(stream: IO[bytes], name: str, max_bytes: int) -> Iterator[LazyRow]:
         delimiter, first = declared[1], next(lines, "")
     else:
         delimiter = find_delimiter(first)
+    # A header decides how many fields each row has
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter)
     header = next(reader, [])
     if twice := [column for column, count in Counter(header).items() if count > 1]:
