@@ -9,6 +9,7 @@ from datatrove.data import Document
 
 from hfchat.data.conversation_formats import KINDS, ConversationError, Example, Message, turns_of
 from hfchat.data.decontamination import ContaminationFilter
+from hfchat.data.removal import Removal
 from hfchat.messages import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
 
@@ -116,7 +117,8 @@ class Cleaner:
         for message in all_messages(example):
             document = Document(message["content"], "")
             if self.contamination.filter(document) is not True:
-                raise ConversationError("contaminated", document.metadata.get("filter_detail", ""))
+                removal = Removal.of(document)
+                raise ConversationError("contaminated", removal.detail or "" if removal else "")
 
     def _replace_pii(self, example: Example) -> tuple[Example, Counter[str]]:
         replaced: Counter[str] = Counter()

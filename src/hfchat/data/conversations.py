@@ -19,7 +19,7 @@ from hfchat.data.conversation_checks import Cleaner, all_messages
 from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, Example, convert, expand
 from hfchat.data.conversation_report import SourceCounts, Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
-from hfchat.data.decontamination import build_index
+from hfchat.data.decontamination import EvaluationSet, build_index
 from hfchat.data.rows import Row
 from hfchat.errors import UserError
 from hfchat.messages import digest_of
@@ -66,7 +66,7 @@ def prepare(
     *,
     pii: Sequence[str],
     pii_regions: Sequence[str],
-    evaluation_sets: Sequence[Mapping[str, Any]],
+    evaluation_sets: Sequence[EvaluationSet],
     n_grams: int,
     validation_fraction: float,
     strict: bool,

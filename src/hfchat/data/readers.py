@@ -1,7 +1,7 @@
 """Read the records of files so that one that cannot be read costs itself, and no document goes uncounted.
 
 datatrove's readers log what they cannot read, or stop at it. Here each such record becomes a document with a
-`filter_reason`, which `SourceStep` writes to the removed ones.
+`Removal`, which `SourceStep` writes to the removed ones.
 """
 
 import re
@@ -20,6 +20,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from hfchat.character_encodings import as_utf8
 from hfchat.data.extraction import Extraction
 from hfchat.data.files import open_unpacked
+from hfchat.data.removal import Removal
 from hfchat.data.rows import (
     BYTE_ORDER_MARK,
     EXCERPT_CHARACTERS,
@@ -135,9 +136,11 @@ class FileReader(PipelineStep):
 def _document(record: Record, provenance: dict[str, str], own_id: str, place: str) -> Document:
     """The document of a record; one with a fault is known by its place, as its own id may be what is broken."""
     metadata = provenance | {name: value for name, value in record.metadata.items() if name != "id"}
+    document = Document(record.text, place if record.fault else own_id, metadata=metadata)
     if record.fault:
-        metadata["filter_reason"], metadata["filter_detail"] = record.fault
-    return Document(record.text, place if record.fault else own_id, metadata=metadata)
+        reason, detail = record.fault
+        Removal(reason, detail=detail, step="read").note(document)
+    return document
 
 
 def _made(make: LazyRecord) -> Record | Skipped:
@@ -201,7 +204,7 @@ class SourceStep(PipelineStep):
     statistic `read` counts them all.
 
     Args:
-        reader: Yields documents; those that have a `filter_reason` are removed for it.
+        reader: Yields documents; those with a `Removal` are removed for it.
         extraction: From markup to text, for this source's documents only.
         removed_writer: Makes a writer of removed documents.
         strict: Raise for what cannot be read.
@@ -233,11 +236,10 @@ class SourceStep(PipelineStep):
             for document in documents:
                 # An entity such as &#xD800; or an odd codec gives what UTF-8, so Parquet, cannot hold.
                 document.text = _LONE_SURROGATE.sub("\ufffd", document.text)
-                if "filter_reason" in document.metadata:
+                if Removal.of(document):
                     self.stat_update("dropped")
                     removed.write(document, rank)
                 else:
-                    del document.metadata["step"]
                     self.update_doc_stats(document)
                     yield document
         for name, metric in self.reader.stats.stats.items():
@@ -247,17 +249,16 @@ class SourceStep(PipelineStep):
     def _usable(self, documents: Iterator[Document]) -> Iterator[Document]:
         for document in documents:
             self.stat_update("read")
-            about = document.metadata
-            if self.strict and about.get("filter_reason") == "unreadable":
-                raise UserError(f"{document.id} cannot be read: {about['filter_detail']}")
-            about.setdefault("step", "read")
-            if "filter_reason" not in about:
+            if not (removal := Removal.of(document)):
                 size = len(document.text.encode("utf-8", errors="surrogatepass"))
                 if size > self.max_document_bytes:
-                    about["filter_reason"], about["filter_score"] = "too_large", float(size)
+                    removal = Removal("too_large", score=float(size), step="read")
                 elif not document.text.strip():
-                    about["filter_reason"] = "empty"
-            if "filter_reason" in about:
+                    removal = Removal("empty", step="read")
+            if removal:
+                if self.strict and removal.reason == "unreadable":
+                    raise UserError(f"{document.id} cannot be read: {removal.detail}")
+                removal.note(document)
                 document.text = document.text[:EXCERPT_CHARACTERS]
             yield document
 

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import json
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from hfchat.errors import UserError
+from hfchat.markdown import markdown_of
 from hfchat.models import BUNDLED, cache_dir, load_tokenizer
 from hfchat.templates import template_environment
 from hfchat.token_ids import encode_texts
@@ -174,10 +174,9 @@ def write_report(report: Report, folder: str | Path) -> None:
     folder = Path(folder)
     _plot(report, folder / "tokenizer_report.png")
     plot = base64.b64encode((folder / "tokenizer_report.png").read_bytes()).decode()
-    environment = _environment()
-    for ending in ("html", "md"):
-        page = environment.get_template(f"report.{ending}.jinja").render(report=report, plot=plot)
-        (folder / f"tokenizer_report.{ending}").write_text(page, encoding="utf-8")
+    page = _environment().get_template("report.html.jinja").render(report=report, plot=plot)
+    (folder / "tokenizer_report.html").write_text(page, encoding="utf-8")
+    (folder / "tokenizer_report.md").write_text(markdown_of(page), encoding="utf-8")
     data = json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)
     (folder / "tokenizer_report.json").write_text(data + "\n", encoding="utf-8")
 
@@ -281,10 +280,8 @@ def _plot(report: Report, file: Path) -> None:
 
 
 def _environment() -> "jinja2.Environment":
-    import jinja2
-
-    environment = template_environment("hfchat.tokenization", autoescape=jinja2.select_autoescape(["html.jinja"]))
-    environment.filters |= {"visible": visible, "code": _as_code}
+    environment = template_environment("hfchat.tokenization", autoescape=True)
+    environment.filters |= {"visible": visible}
     return environment
 
 
@@ -302,11 +299,3 @@ def _picture(character: str) -> str:
     if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cn", "Zl", "Zp"):
         return f"[U+{ord(character):04X}]"
     return character
-
-
-def _as_code(token: str) -> str:
-    """Inline code of Markdown for any token."""
-    text = visible(token).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    edge = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{edge}{text}{edge}{fence}"
