@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ class Report:
     def validation_bytes_per_token(self) -> float:
         return self.groups["The corpus"][0].bytes_per_token[NAME]
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """What goes into the lineage."""
         return {
             "vocab_size": self.vocab_size,
