@@ -78,7 +78,7 @@ def change(difference: "Difference", form: str) -> str:
     """A difference with its interval, `"+0.19 [+0.12, +0.26]"`. Differences of shares are in percentage points.
 
     Args:
-        difference: Of an evaluation.
+        difference: The difference of two models in an evaluation.
         form: Format specification of the values that differ.
     """
     factor, unit = (100, " pp") if form.endswith("%") else (1, "")
@@ -103,15 +103,18 @@ def markdown_environment(package: str) -> "jinja2.Environment":
     from markupsafe import Markup
 
     def literal(value: Any) -> Markup:
-        if isinstance(value, Markup):
-            return value
-        text = re.sub(r"\s+", " ", visible(str(value)))
-        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return Markup(_MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text))
+        return value if isinstance(value, Markup) else Markup(escaped(str(value)))
 
     environment = template_environment(package, autoescape=True, finalize=literal)
     environment.filters |= {"fenced": fenced, "code": code}
     return environment
+
+
+def escaped(text: str) -> str:
+    """A text in one line in which nothing is markup of Markdown or HTML."""
+    text = re.sub(r"\s+", " ", visible(text))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text)
 
 
 def fenced(text: str, language: str = "text") -> Any:

@@ -364,7 +364,7 @@ def test_without_a_token_or_rights_nothing_is_sent(config, hub, monkeypatch):
 @pytest.mark.parametrize(
     ("artefact", "said"),
     [
-        ({"kind": "weights", "folder": "x"}, "kind must be one of dataset, tokenizer"),
+        ({"kind": "weights", "folder": "x"}, "'kind' must be 'dataset', 'tokenizer'"),
         ({"kind": "model", "folder": "x", "private": True}, "unknown key 'private'"),
         ({"kind": "model", "folder": "no/such"}, "no/such: no such folder"),
         ({"kind": "model", "folder": "x", "repo_id": "assistant"}, "must be OWNER/NAME"),

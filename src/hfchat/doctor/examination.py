@@ -347,10 +347,6 @@ class _Tuning(_Training):
             return None
         shown = loaded.describe(tokenizer)
         section.text = shown if len(shown) <= _TEXT_CHARACTERS else f"{shown[:_TEXT_CHARACTERS]}…"
-        if preferences:
-            args.derive(self.arguments[1], loaded)
-        else:
-            args.derive(self.arguments[1])
         return texts
 
     def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:

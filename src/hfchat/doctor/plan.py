@@ -187,7 +187,7 @@ def libraries_bytes(machine: Machine, use_cpu: bool) -> int:
 def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
     """
     Args:
-        args: `PretrainArguments`; what it derives is filled in.
+        args: `PretrainArguments`, as they were parsed.
         tokenizer: The run's, with the tokens it adds.
         texts: Its corpus.
     """
@@ -197,7 +197,7 @@ def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Tex
     else:
         config = _base_config(args.model_name_or_path, "main", len(tokenizer))
     blueprint = Blueprint(config, torch.float32, args.attn_implementation)
-    args.derive(blueprint.build(), texts.sequences)
+    args = args.derive(blueprint.build(), texts.sequences)
     masked = "flash" not in args.attn_implementation
     rows = args.per_device_train_batch_size
     return _plan(

@@ -62,7 +62,7 @@ RECIPES = (
     Recipe("prepare_feedback", ("PrepareFeedbackArguments", "hfchat.feedback.curation:CurationArguments")),
     Recipe("gate", ("GateArguments",)),
     Recipe("train_tokenizer", ("TrainTokenizerArguments",), folder="tokenizers"),
-    Recipe("pretrain", ("hfchat.training.pretraining:PretrainArguments",), "pretraining"),
+    Recipe("pretrain", ("hfchat.training.pretrain_arguments:PretrainArguments",), "pretraining"),
     Recipe(
         "finetune",
         ("hfchat.training.finetuning:FinetuneArguments", _MODEL),
@@ -71,7 +71,7 @@ RECIPES = (
     ),
     Recipe(
         "align",
-        ("hfchat.training.alignment:AlignArguments", _MODEL),
+        ("hfchat.training.align_arguments:AlignArguments", _MODEL),
         "tuning",
         folder="align",
         shortened=("sampled_tokens",),
