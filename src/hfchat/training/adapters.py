@@ -27,7 +27,7 @@ class ModelArguments(ModelConfig):
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Of the weights that are not trained; by default bfloat16 where the machine computes in it.",
+            "help": "Type of the weights that are not trained; by default bfloat16 where the machine computes in it.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
@@ -37,7 +37,7 @@ class ModelArguments(ModelConfig):
         default_factory=lambda: ["all-linear"], metadata={"help": "Layers that get an adapter."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.use_peft and (self.load_in_4bit or self.load_in_8bit):
             raise ValueError("use_peft: weights in 4 or 8 bits cannot be trained; train an adapter on them")
@@ -142,10 +142,10 @@ def describe_trainable(
 
     Args:
         model: From `load_trainable`.
-        args: That it was made by.
-        learning_rate: Of the run.
+        args: What it was made by.
+        learning_rate: The one of the run.
         tokenizer: From `hfchat.training.supervision.load_chat_tokenizer`, before a fingerprint is recorded in it.
-        new_tokens: That were added for the template.
+        new_tokens: Those that were added for the template.
     """
     method = "all weights"
     if args.use_peft:

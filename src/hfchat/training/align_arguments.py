@@ -87,8 +87,6 @@ class AlignArguments(TuningArguments, DPOConfig, KTOConfig):
         )
         settle_device(self)
         super().__post_init__()
-        if self.method == "kto":
-            (self.loss_type,) = losses  # `KTOTrainer` takes one
 
     def _check_kto(self, losses: list[str]) -> None:
         known = KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]
@@ -110,7 +108,12 @@ class AlignArguments(TuningArguments, DPOConfig, KTOConfig):
         derived = replaced(self, learning_rate=rate)
         if self.method == "kto":
             weights = balance(*thumbs, self.desirable_weight, self.undesirable_weight)
-            derived = replaced(derived, desirable_weight=weights[0], undesirable_weight=weights[1])
+            derived = replaced(
+                derived,
+                desirable_weight=weights[0],
+                undesirable_weight=weights[1],
+                loss_type=(self.loss_type or ["kto"])[0],  # `KTOTrainer` takes one
+            )
         return derived, replaced(model, dtype=derived_dtype(model, self))
 
     def describe(self) -> str:

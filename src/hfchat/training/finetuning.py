@@ -107,7 +107,7 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ):
+    ) -> Any:
         plain = self.args.loss_type == "nll" and not self.label_smoother and not self.aux_loss_enabled
         if return_outputs or not self.padding_free or not plain or self.args.torch_compile:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -1,16 +1,19 @@
 """The loss along a run as a picture and as JSON."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# One of `trainer.state.log_history`; `step` and numbers by their names.
+Entry = Mapping[str, float]
 _CLOCKS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
-def save_loss_curve(log_history: list[dict[str, Any]], folder: Path, eval_metric: str, eval_label: str) -> None:
+def save_loss_curve(log_history: Sequence[Entry], folder: Path, eval_metric: str, eval_label: str) -> None:
     """Write `loss_curve.png` and, with the numbers behind it, `loss_curve.json`.
 
     Training loss, its spikes and the validation metric over the steps, with the time that had passed above them.
@@ -59,11 +62,11 @@ def save_loss_curve(log_history: list[dict[str, Any]], folder: Path, eval_metric
     (folder / "loss_curve.json").write_text(json.dumps(log_history, indent=1), encoding="utf-8")
 
 
-def _draw(axes: "Axes", entries: list[dict[str, Any]], key: str, **style: Any) -> None:
+def _draw(axes: "Axes", entries: Sequence[Entry], key: str, **style: Any) -> None:
     axes.plot([entry["step"] for entry in entries], [entry[key] for entry in entries], **style)
 
 
-def _show_time(axes: "Axes", log_history: list[dict[str, Any]]) -> None:
+def _show_time(axes: "Axes", log_history: Sequence[Entry]) -> None:
     """Put the time that had passed above the steps, at round times."""
     import numpy as np
     from matplotlib.ticker import MaxNLocator

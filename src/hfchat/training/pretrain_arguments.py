@@ -189,7 +189,7 @@ class PretrainArguments(RunArguments, TrainingArguments):
         # The rates follow from the width and, where the batch is smaller than the plan's, from the batch.
         trained_already = self.model_name_or_path is not None
         if self.learning_rate is None:
-            from_scratch = plan.learning_rate(self.optimizer, derived.tokens_per_step)
+            from_scratch = plan.learning_rate(str(self.optimizer), derived.tokens_per_step)
             derived.learning_rate = 1e-4 if trained_already else from_scratch
         if self.embedding_learning_rate is None:
             from_scratch = plan.embedding_learning_rate(derived.tokens_per_step)
@@ -220,8 +220,8 @@ class PretrainArguments(RunArguments, TrainingArguments):
         if self.optimizer == "muon":
             rates += f" ({self.embedding_learning_rate:.2g} for embeddings)"
         factors = [f"{self.train_batch_size} x {self.block_size}"]
-        factors += [f"{self.gradient_accumulation_steps} accumulated"] if self.gradient_accumulation_steps > 1 else []
-        factors += [f"{self.world_size} processes"] if self.world_size > 1 else []
+        for count, what in ((self.gradient_accumulation_steps or 1, "accumulated"), (self.world_size, "processes")):
+            factors += [f"{count} {what}"] if count > 1 else []
         flops = flops_per_token(model, self.block_size) * self.max_steps * self.tokens_per_step
         return (
             f"{type(model).__name__}: {model.config.num_hidden_layers} layers, {model.config.hidden_size} wide, "

@@ -66,7 +66,7 @@ class PretrainTrainer(CheckpointMixin):
             model=model,
             args=args,
             data_collator=collate_for_flash_attention
-            if "flash" in args.attn_implementation
+            if "flash" in str(args.attn_implementation)
             else default_data_collator,
             train_dataset=corpus.train,
             eval_dataset=corpus.validation,
@@ -88,6 +88,8 @@ class PretrainTrainer(CheckpointMixin):
                 f"{unknown:,} of the {total:,} validation tokens are {tokenizer.unk_token}, which costs next to "
                 "nothing: the bits per byte below do not compare with those of another tokenizer"
             )
+
+    optimizer: torch.optim.Optimizer | None
 
     def create_accelerator_and_postprocess(self) -> None:
         state = PartialState()

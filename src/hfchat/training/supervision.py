@@ -1,6 +1,6 @@
 """From conversations to tokens and labels: which tokens are learned is decided, counted and shown here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from hfchat.dataset import check_apart, load_conversation_splits
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
-from hfchat.token_ids import supervise_conversation
+from hfchat.token_ids import Messages, supervise_conversation
 from hfchat.training.packing import IGNORE
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Supervision:
 
     Attributes:
         conversations: Conversations kept.
-        too_long: Conversations left out because they have more than `max_length` tokens; none is cut, as a cut one
-            would teach the model not to stop.
+        too_long: Conversations left out because they have more than `max_length` tokens. None is cut, because a cut
+            one would teach the model not to stop.
         tokens: Tokens of the kept ones.
         supervised_tokens: Those that get loss: what the assistant says, its end-of-turn tokens included.
         longest: Tokens of the longest conversation, kept or not.
@@ -65,7 +65,7 @@ class Conversations:
     train: "Dataset"
     test: "Dataset"
     supervision: Supervision
-    held_out: Sequence[list[dict[str, Any]]]
+    held_out: Sequence[Messages]
 
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What is learned, in numbers and in the text of some conversations."""
@@ -85,7 +85,7 @@ def load_chat_tokenizer(
 
     Args:
         base: Folder or Hub id of the base.
-        revision: Of the Hub id.
+        revision: Revision of the Hub id.
         allow_mismatch: Take a base that was trained with another version of the template.
         system_message: What the system says where a conversation says nothing, see `set_chat_template`.
 
@@ -150,7 +150,7 @@ def supervise(
     """
     check_end_of_turn(tokenizer)
 
-    def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+    def tokenize(row: Mapping[str, Any], index: int) -> dict[str, list[int]]:
         place = f"dataset_name {dataset_name}: row {index}"
         check_learned(row["messages"], place, ROLES_WITH_TOOLS)
         try:
@@ -187,7 +187,7 @@ def supervise(
     return kept, supervision
 
 
-def _without_weight_0(masks: list[bool], messages: Sequence[dict[str, Any]], place: str) -> list[bool]:
+def _without_weight_0(masks: list[bool], messages: Messages, place: str) -> list[bool]:
     """The marks of supervised tokens without those of the turns whose `weight` is 0."""
     weights = [turn.get("weight") for turn in messages if turn["role"] == "assistant"]
     if 0 not in weights:
