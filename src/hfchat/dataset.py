@@ -41,6 +41,7 @@ def load_split(
     if path.exists() and not streaming:
         # datasets keys the cache of a local folder with a card by its path: rows changed in place would go unseen.
         options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
+    # A file needs the builder for its suffix; folders and Hub ids find theirs. A builder fails at the first row only.
     try:
         if path.is_file():
             if suffix_of(path) not in BUILDERS:
@@ -59,6 +60,7 @@ def load_split(
         raise
     except Exception as error:  # the errors of the builders have no common base
         raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {_reason(error)}") from error
+    # An empty split or a missing column would fail much later, and less clearly.
     if first is None:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
     for column in columns:

@@ -3,12 +3,14 @@
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
+
+    from hfchat.results import Difference
 
 # Control characters, marks of direction (they can make text read otherwise than it is), halves of surrogate pairs.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -72,17 +74,17 @@ def interval(ends: Sequence[float], form: str) -> str:
     return f"[{', '.join(figure(end, form) for end in ends)}]"
 
 
-def change(difference: Mapping[str, Any], form: str) -> str:
+def change(difference: "Difference", form: str) -> str:
     """A difference with its interval, `"+0.19 [+0.12, +0.26]"`. Differences of shares are in percentage points.
 
     Args:
-        difference: `{"difference", "interval"}`.
+        difference: The difference of two models in an evaluation.
         form: Format specification of the values that differ.
     """
     factor, unit = (100, " pp") if form.endswith("%") else (1, "")
     form = f"+{form.replace('%', 'f')}"
-    ends = [factor * end for end in difference["interval"]]
-    return f"{figure(factor * difference['difference'], form)} {interval(ends, form)}{unit}"
+    ends = [factor * end for end in difference.interval]
+    return f"{figure(factor * difference.difference, form)} {interval(ends, form)}{unit}"
 
 
 def html_environment(package: str) -> "jinja2.Environment":
@@ -101,15 +103,18 @@ def markdown_environment(package: str) -> "jinja2.Environment":
     from markupsafe import Markup
 
     def literal(value: Any) -> Markup:
-        if isinstance(value, Markup):
-            return value
-        text = re.sub(r"\s+", " ", visible(str(value)))
-        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return Markup(_MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text))
+        return value if isinstance(value, Markup) else Markup(escaped(str(value)))
 
     environment = template_environment(package, autoescape=True, finalize=literal)
     environment.filters |= {"fenced": fenced, "code": code}
     return environment
+
+
+def escaped(text: str) -> str:
+    """A text in one line in which nothing is markup of Markdown or HTML."""
+    text = re.sub(r"\s+", " ", visible(text))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text)
 
 
 def fenced(text: str, language: str = "text") -> Any:

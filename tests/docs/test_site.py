@@ -10,7 +10,8 @@ import pytest
 import yaml
 from lxml import html
 
-from hfchat.data.conversation_formats import Row, convert, find_format
+from hfchat.data.conversation_formats import convert, find_format
+from hfchat.data.rows import Row
 from tests.conftest import ROOT
 from tests.test_readme import DOCUMENTS
 

@@ -5,10 +5,20 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from hfchat.hub.model_card import Footprint, model_card, write_card, write_cards
+from hfchat.hub import model_card as cards
+from hfchat.hub.model_card import Footprint
+from hfchat.results import Results
 
 ESTIMATE = {"score": 0.4123456789, "interval": [0.3512345, 0.47], "n": 40, "signature": "rougeL|tokenizer:unicode"}
 STAGE = {"finished": "2026-01-01T00:00:00+00:00", "metrics": {}, "config": {}, "versions": {}}
+
+
+def model_card(results, *arguments, **options):
+    return cards.model_card(Results.parse(results), *arguments, **options)
+
+
+def write_card(results, *arguments, **options):
+    return cards.write_card(Results.parse(results), *arguments, **options)
 
 
 def a_stage(stage, path, inputs, **entries):
@@ -100,7 +110,7 @@ def test_the_metadata_comes_from_the_lineage(results):
 
 
 def test_the_hub_reads_the_results_back(results, tmp_path):
-    write_cards(results, tmp_path / "cards")
+    cards.write_cards(Results.parse(results), tmp_path / "cards")
     card = ModelCard.load(tmp_path / "cards" / "tuned.md")
     rouge, bias = card.data.eval_results
     assert (rouge.task_name, rouge.dataset_type, rouge.dataset_split) == ("Chat | answers", "lab/questions", "test")

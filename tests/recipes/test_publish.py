@@ -83,7 +83,8 @@ def write_evaluation(folder: Path) -> None:
     lineage = json.loads((folder / "assistant" / "lineage.json").read_text()) | {"path": str(folder / "assistant")}
     model = {"kind": "folder", "dtype": "float32", "chat_template": "f1", "parameters": 1, "lineage": [lineage]}
     task = {
-        "title": "chat", "dataset": None, "limits": [], "group_label": "group", "groups": {"mine": {}},
+        "kind": "answers", "headline": None, "title": "chat", "dataset": None,
+        "limits": [], "group_label": "group", "groups": {"mine": {}},
         "metrics": {"rougeL": {"label": "ROUGE-L", "better": "higher", "form": ".3f"}},
         "scores": {"mine": {"rougeL": score}}, "comparisons": [],
     }  # fmt: skip
@@ -363,7 +364,7 @@ def test_without_a_token_or_rights_nothing_is_sent(config, hub, monkeypatch):
 @pytest.mark.parametrize(
     ("artefact", "said"),
     [
-        ({"kind": "weights", "folder": "x"}, "kind must be one of dataset, tokenizer"),
+        ({"kind": "weights", "folder": "x"}, "'kind' must be 'dataset', 'tokenizer'"),
         ({"kind": "model", "folder": "x", "private": True}, "unknown key 'private'"),
         ({"kind": "model", "folder": "no/such"}, "no/such: no such folder"),
         ({"kind": "model", "folder": "x", "repo_id": "assistant"}, "must be OWNER/NAME"),

@@ -6,7 +6,6 @@ A few rules of our own, as they are to be quick on whole files and to know the t
 
 import base64
 import binascii
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -208,20 +207,12 @@ class Leak:
     """One thing that must not be published.
 
     Attributes:
-        line: Where, from 1; of a table, the row. None for a whole file.
-        what: It is, in words; never the thing itself.
-        inside: The file within an archive.
+        line: Its line, from 1.
+        what: What it is, in words; never the thing itself.
     """
 
-    line: int | None
+    line: int
     what: str
-    inside: str = ""
-
-    @property
-    def place(self) -> str:
-        """In its file, to stand after the file's name."""
-        inside = f"!{self.inside}" if self.inside else ""
-        return inside if self.line is None else f"{inside}:{self.line}"
 
 
 def find_leaks(text: str, *, paths: bool = True) -> list[Leak]:
@@ -231,8 +222,8 @@ def find_leaks(text: str, *, paths: bool = True) -> list[Leak]:
     line break, the token is no part of a word that begins with `n`.
 
     Args:
-        text: Of a file.
-        paths: Look for local paths too; the rows of a dataset speak of many that are nobody's.
+        text: Text of a file.
+        paths: Whether to look for local paths too.
     """
     found: set[tuple[int, str]] = set()
     for form in _forms(text):
@@ -252,26 +243,6 @@ def clean_paths(text: str) -> str:
     """The text with each local path as `hfchat.templates.place` shows it: its end, or relative to the working
     directory."""
     return _local_paths().sub(lambda match: place(_DRIVE.sub("/", match[0]).replace("\\", "/")), text)
-
-
-def readable_text(name: str, content: bytes) -> str | None:
-    """The text of a file that `find_leaks` may look at, None of one that is not in UTF-8.
-
-    Of a `tokenizer.json` it is all but the vocabulary: that has pieces of paths, and words like "password", with
-    numbers beside them.
-    """
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    if name == "tokenizer.json":
-        try:
-            tokenizer = json.loads(text)
-            tokenizer.get("model", {}).update(vocab=None, merges=None)
-        except (ValueError, AttributeError):  # not a tokenizer
-            return text
-        return json.dumps(tokenizer, indent=2, ensure_ascii=False)
-    return text
 
 
 def _forms(text: str) -> Iterator[str]:
