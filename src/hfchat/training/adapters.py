@@ -71,6 +71,7 @@ def load_trainable(
         raise UserError(f"model_name_or_path {base}: is an adapter; merge it first, with `hfchat certify {base}`")
     if Path(base).is_dir() and args.model_revision != "main":
         raise UserError(f"model_revision {args.model_revision}: {base} is a folder, which has no revisions")
+    # The base, with rows for all tokens.
     dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
     quantization = get_quantization_config(args)
     model = load_model(
@@ -83,6 +84,7 @@ def load_trainable(
     embed_new_tokens(model, len(tokenizer) - len(new_tokens), len(tokenizer))
     if not args.use_peft:
         return model
+    # The adapter.
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantization:
@@ -107,13 +109,14 @@ def _rows_to_train(
     model could never tell the end of a turn from other new tokens: it would not stop.
 
     Args:
-        model: With rows for the new tokens.
+        model: It has rows for the new tokens.
         new_tokens: Their ids.
-        saved_whole: PEFT's `modules_to_save`: what is trained in all of its rows needs no more.
+        saved_whole: PEFT's `modules_to_save`: all rows of these are trained anyway.
 
     Raises:
         UserError: If PEFT cannot train them.
     """
+    # Both ends of the model, but for what is trained in all of its rows.
     head = model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
     ends = {names[end]: list(new_tokens) for end in (model.get_input_embeddings(), head)}
@@ -147,12 +150,14 @@ def describe_trainable(
         tokenizer: From `hfchat.training.supervision.load_chat_tokenizer`, before a fingerprint is recorded in it.
         new_tokens: Those that were added for the template.
     """
+    # The first line: what is trained, and of what.
     method = "all weights"
     if args.use_peft:
         method = f"{'DoRA' if args.use_dora else 'rsLoRA' if args.use_rslora else 'LoRA'} of rank {args.lora_r}"
     bits = next((f" in {bits} bits" for bits in (4, 8) if getattr(args, f"load_in_{bits}bit")), "")
     commit = getattr(model.config, "_commit_hash", None) or args.model_revision
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    # The second line: the template.
     source = "that of the base" if recorded_fingerprint(tokenizer) == fingerprint(tokenizer) else "introduced here"
     added = f", with embeddings for {len(new_tokens)} new tokens" if new_tokens else ""
     return (

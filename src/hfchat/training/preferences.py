@@ -198,6 +198,7 @@ def encode(
     check_learned([*prompt, *completion], place)
     if len(completion) != 1 or not prompt or prompt[-1]["role"] != "user":
         raise UserError(f"{place}: must be a prompt whose last turn is the user's, and one answer of the assistant")
+    # The completion is what the whole conversation has after the prompt.
     prompt_ids = encode_conversation(tokenizer, prompt, add_generation_prompt=True)
     ids = encode_conversation(tokenizer, [*prompt, *completion])
     completion_ids = ids[len(prompt_ids) :]

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_flash_attn_2_available
 
-from hfchat.training.dial import Plan
+from hfchat.training.dial import Schedule
 from hfchat.training.run_arguments import RunArguments, replaced, settle_device
 from hfchat.training.throughput import flops_per_token
 
@@ -136,12 +136,14 @@ class PretrainArguments(RunArguments, TrainingArguments):
             raise ValueError("num_train_epochs: the length of a stream is not known; set max_steps")
         if self.optimizer is None:
             self.optimizer = "adamw" if self.model_name_or_path else "muon"
+        # What follows from the machine.
         settle_device(self)
         if self.torch_compile is None:
             self.torch_compile = not self.use_cpu
         if self.attn_implementation is None:
             flash = not self.use_cpu and is_flash_attn_2_available()
             self.attn_implementation = "flash_attention_2" if flash else "sdpa"
+        # The library wants numbers where `derive` is still to find them.
         self._batch_is_set = bool(self.per_device_train_batch_size or self.gradient_accumulation_steps)
         self._eval_batch_is_set = bool(self.per_device_eval_batch_size)
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
@@ -172,10 +174,10 @@ class PretrainArguments(RunArguments, TrainingArguments):
             tokens = round(self.num_train_epochs * in_an_epoch)
         elif self.max_steps > 0 and self._batch_is_set:
             tokens = self.max_steps * self.tokens_per_step
-        plan = Plan.of(model, tokens)
-        # The batch: first what the plan wants, then in as few passes as the memory allows.
+        schedule = Schedule.of(model, tokens)
+        # The batch: first what the schedule wants, then in as few passes as the memory allows.
         if not self._batch_is_set:
-            sequences = max(1, round(plan.batch_tokens / self.block_size / self.world_size))
+            sequences = max(1, round(schedule.batch_tokens / self.block_size / self.world_size))
             at_once = max(1, self._tokens_at_once(model) // self.block_size)
             derived.gradient_accumulation_steps = -(-sequences // at_once)
             derived.per_device_train_batch_size = -(-sequences // derived.gradient_accumulation_steps)
@@ -185,17 +187,17 @@ class PretrainArguments(RunArguments, TrainingArguments):
         if in_an_epoch is not None:  # each epoch ends with a step, if need be a smaller one
             derived.max_steps = math.ceil(self.num_train_epochs * -(-in_an_epoch // derived.tokens_per_step))
         elif self.max_steps <= 0:
-            derived.max_steps = math.ceil(plan.tokens / derived.tokens_per_step)
-        # The rates follow from the width and, where the batch is smaller than the plan's, from the batch.
+            derived.max_steps = math.ceil(schedule.tokens / derived.tokens_per_step)
+        # The rates follow from the width and, where the batch is smaller than the schedule's, from the batch.
         trained_already = self.model_name_or_path is not None
         if self.learning_rate is None:
-            from_scratch = plan.learning_rate(str(self.optimizer), derived.tokens_per_step)
+            from_scratch = schedule.learning_rate(str(self.optimizer), derived.tokens_per_step)
             derived.learning_rate = 1e-4 if trained_already else from_scratch
         if self.embedding_learning_rate is None:
-            from_scratch = plan.embedding_learning_rate(derived.tokens_per_step)
+            from_scratch = schedule.embedding_learning_rate(derived.tokens_per_step)
             derived.embedding_learning_rate = derived.learning_rate if trained_already else from_scratch
         if self.weight_decay is None:
-            derived.weight_decay = plan.weight_decay
+            derived.weight_decay = schedule.weight_decay
         if self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.lr_scheduler_kwargs:
             # The shortest decay that reaches the loss of a full one, in the form that they found better than a line
             # (Haegele et al., arXiv:2405.18392, figure 5 and section 3).

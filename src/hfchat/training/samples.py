@@ -1,4 +1,4 @@
-"""Look at what a model writes while it is trained."""
+"""What a model writes while it is trained."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -86,7 +86,7 @@ def load_chat_tokenizer(
     Args:
         base: Folder or Hub id of the base.
         revision: Revision of the Hub id.
-        allow_mismatch: Take a base that was trained with another version of the template.
+        allow_mismatch: Take also a base that was trained with another version of the template.
         system_message: What the system says where a conversation says nothing, see `set_chat_template`.
 
     Returns:
@@ -96,6 +96,7 @@ def load_chat_tokenizer(
         UserError: If the base was trained with another version of the template.
     """
     tokenizer = load_tokenizer(base, revision=revision)
+    # What the base was trained with counts, not what is about to be set.
     recorded = recorded_fingerprint(tokenizer)
     new_tokens = set_chat_template(tokenizer, add_tokens=True)
     if recorded not in (None, fingerprint(tokenizer)) and not allow_mismatch:
@@ -162,6 +163,7 @@ def supervise(
         pairs = zip(ids, learned, strict=True)
         return {"input_ids": ids, "labels": [id if is_learned else IGNORE for id, is_learned in pairs]}
 
+    # Whole conversations only.
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
     kept = everything.filter(lambda row: len(row["input_ids"]) <= max_length, desc="checking lengths")
     if len(kept) == 0:
@@ -174,6 +176,7 @@ def supervise(
         supervised_tokens=sum(map(len, labels)),
         longest=max(map(len, everything["input_ids"])),
     )
+    # Templates that teach nothing, or never to stop.
     if supervision.supervised_tokens == 0:
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template marks no supervised tokens, so nothing would be learned; "
