@@ -191,5 +191,5 @@ def test_missing_conversations_are_no_missing_corpus(column):
 
 def test_what_is_measured_must_not_be_learned():
     check_apart([[1, 2], [3]], [[1], [2, 3]], "here", "rows")
-    with pytest.raises(UserError, match="here: 1 of its 2 rows are in the train split too, row 1 .*; take .* or wait"):
+    with pytest.raises(UserError, match=r"here: 1 of its 2 rows are in the train split too, row 1 .*, or wait"):
         check_apart([[1, 2], [3]], [[1], [3]], "here", "rows", ", or wait")

@@ -2,13 +2,14 @@
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl import ModelConfig
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint
+from hfchat.config import setting
 from hfchat.errors import UserError
 from hfchat.models import embed_new_tokens, is_tied, load_model, supports_bf16
 
@@ -21,21 +22,17 @@ if TYPE_CHECKING:
 class ModelArguments(ModelConfig):
     """TRL's `ModelConfig` with the project's defaults: LoRA on all linear layers."""
 
-    model_name_or_path: str | None = field(
-        default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "Model to start from: folder or Hub id."}
+    model_name_or_path: str | None = setting(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "Model to start from: folder or Hub id."
     )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Type of the weights that are not trained; by default bfloat16 where the machine computes in it.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
+    dtype: str | None = setting(
+        None,
+        "Type of the weights that are not trained; by default bfloat16 where the machine computes in it.",
+        choices=["auto", "bfloat16", "float16", "float32"],
     )
-    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; false trains all weights."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter's input."})
-    lora_target_modules: list[str] | None = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "Layers that get an adapter."}
-    )
+    use_peft: bool = setting(True, "Train a LoRA adapter; false trains all weights.")
+    lora_dropout: float = setting(0.0, "Dropout of the adapter's input.")
+    lora_target_modules: list[str] | None = setting(["all-linear"], "Layers that get an adapter.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,13 +120,14 @@ def _rows_to_train(
     rows = {name: ids for name, ids in ends.items() if not any(name.endswith(whole) for whole in saved_whole)}
     if names[model.get_input_embeddings()] not in rows:
         raise UserError(
-            f"lora_modules_to_save {' '.join(saved_whole)}: holds the embeddings, of which those of the new tokens "
+            f"lora_modules_to_save {' '.join(saved_whole)}: holds the embeddings, whose rows for the new tokens "
             "are trained already; leave them out, or train all weights with use_peft false"
         )
     if getattr(head, "bias", None) is not None:  # PEFT's layer with trained rows computes none
         raise UserError(
-            f"{model.name_or_path}: its output layer has a bias, beside which an adapter cannot train the rows of new "
-            "tokens; train all weights with use_peft false, or start from a base that knows <|im_start|>, <|im_end|>"
+            f"{model.name_or_path}: its output layer has a bias, and beside one an adapter cannot train the "
+            "rows of new tokens; train all weights with use_peft false, or start from a base that knows <|im_start|>, "
+            "<|im_end|>"
         )
     return list(new_tokens) if is_tied(model) else rows
 

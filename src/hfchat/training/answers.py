@@ -106,7 +106,7 @@ class HeldOutAnswers(TrainerCallback):
         ]
         if metrics["ended_after"] < _SELDOM:
             lines.append(
-                "!!! warning: it seldom stops; train longer, or raise sample_max_new_tokens if answers are long"
+                "!!! warning: it rarely stops; train longer, or raise sample_max_new_tokens if answers are long"
             )
         for row in self.answers[:_SHOWN]:
             lines += [

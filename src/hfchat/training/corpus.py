@@ -44,13 +44,13 @@ class Corpus:
         there_is = (
             f"{len(self.train.tokens):,} tokens of {len(self.train.starts):,} documents to train on, "
             f"{len(self.validation.tokens):,} to validate on; 0% cropped, {self.train.padded_share:.3%} padding, "
-            f"{self.train.cut_share:.3%} of the documents cut though a block would hold them"
+            f"{self.train.cut_share:.3%} of the documents cut although a block would hold them"
         )
         times = round(tokens / len(self.train.tokens))  # whole ones: an epoch has padding, and ends with a whole step
         if times <= _WORTHWHILE_EPOCHS:
             return there_is
         return (
-            f"{there_is}\nwarning: each text is read {times:,} times, and teaches ever less after "
+            f"{there_is}\nwarning: each text is read {times:,} times, and teaches less and less after "
             f"{_WORTHWHILE_EPOCHS} times; add texts, or pass --max_steps -1 --num_train_epochs {_WORTHWHILE_EPOCHS}"
         )
 

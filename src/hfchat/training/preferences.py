@@ -78,7 +78,7 @@ class Preferences:
         """What is learned from, in numbers and in the text of some pairs."""
         lines = [
             f"to learn from: {self.counts}",
-            f"held out: {len(self.held_out) // 2:,} pairs; what is scored is marked ⟦so⟧:",
+            f"held out: {len(self.held_out) // 2:,} pairs; what is scored is marked ⟦like this⟧:",
         ]
         for prompt, completions in _first(self.train):
             lines += ["", _shorten(tokenizer.decode(prompt))]
@@ -99,8 +99,8 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
     name = args.dataset_name
     if not has_split(name, args.dataset_test_split, config_name=args.dataset_config_name):
         raise UserError(
-            f"dataset_name {name}: has no split '{args.dataset_test_split}' to measure on, and what is learned from "
-            "cannot be it; recipes/prepare_conversations.py makes one (validation_fraction)"
+            f"dataset_name {name}: has no split '{args.dataset_test_split}' to measure on, and the train split cannot "
+            "serve for that; recipes/prepare_conversations.py makes one (validation_fraction)"
         )
     check_end_of_turn(tokenizer)
     rows, held_out_rows = (_load(args, split) for split in (args.dataset_train_split, args.dataset_test_split))
@@ -253,7 +253,7 @@ def check_thumbs(up: int, down: int, minimum: int, place: str) -> None:
     if min(up, down) < minimum:
         fewer = f"{up:,} thumbs up" if up < down else f"{down:,} thumbs down"
         raise UserError(
-            f"dataset_name {place}: only {fewer} of {up + down:,}; the weights that balance them would have the few "
+            f"dataset_name {place}: only {fewer} of {up + down:,}; the weights that balance them would let the few "
             f"speak for all. Collect at least {minimum:,} of each, or lower min_thumbs"
         )
 

@@ -1,7 +1,7 @@
 """Settings of pretraining, and what follows from them by the one dial."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_flash_attn_2_available
 
+from hfchat.config import setting
 from hfchat.training.dial import Schedule
 from hfchat.training.run_arguments import RunArguments, replaced, settle_device
 from hfchat.training.throughput import flops_per_token
@@ -24,98 +25,66 @@ class PretrainArguments(RunArguments, TrainingArguments):
     What is None is derived: from the depth by `hfchat.training.dial`, or from the machine.
     """
 
-    dataset_name: str = field(
-        default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id.", "identity": False}
+    dataset_name: str = setting("outputs/demo/corpus", "Corpus: a folder, file or Hub id.", identity=False)
+    text_column: str = setting("text", "Column of the corpus that holds the text.")
+    streaming: bool = setting(False, "Tokenize while training, for a corpus that no disk holds.")
+    validation_documents: int = setting(
+        1000, "Documents to hold out from the front of a corpus that has no validation split."
     )
-    text_column: str = field(default="text", metadata={"help": "Column of the corpus that holds the text."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Tokenize while training, for a corpus that no disk holds."}
+    tokenizer_name: str | None = setting(
+        None, "Tokenizer; with model_name_or_path, by default the model's own.", identity=False
     )
-    validation_documents: int = field(
-        default=1000,
-        metadata={"help": "Documents to hold out from the front of a corpus that has no validation split."},
+    add_tokens: list[str] = setting([], "Special tokens to add, e.g. those of the chat template.")
+    model_name_or_path: str | None = setting(None, "Start from this model, not from scratch.", identity=False)
+    depth: int = setting(4, "From scratch: number of layers. What is not set follows from it.")
+    architecture: Literal["llama", "gpt2"] = setting("llama", "From scratch: architecture of the model.")
+    tie_word_embeddings: bool = setting(
+        True, "From scratch: share one matrix between the embeddings and the output layer."
     )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={"help": "Tokenizer; with model_name_or_path, by default the model's own.", "identity": False},
+    dropout: float = setting(0.0, "From scratch: dropout, useful where text is seen many times.")
+    block_size: int = setting(512, "Tokens per sequence.")
+    optimizer: Literal["muon", "adamw"] | None = setting(
+        None, "By default Muon from scratch, AdamW (see optim) from a model."
     )
-    add_tokens: list[str] = field(
-        default_factory=list, metadata={"help": "Special tokens to add, e.g. those of the chat template."}
+    embedding_learning_rate: float | None = setting(
+        None, "With Muon: AdamW's rate for embeddings and gains; by default from the depth."
     )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Start from this model, not from scratch.", "identity": False}
+    attn_implementation: str | None = setting(
+        None, "By default flash_attention_2 where flash-attn is installed, else sdpa."
     )
-    depth: int = field(
-        default=4, metadata={"help": "From scratch: number of layers. What is not set follows from it."}
-    )
-    architecture: Literal["llama", "gpt2"] = field(
-        default="llama", metadata={"help": "From scratch: architecture of the model."}
-    )
-    tie_word_embeddings: bool = field(
-        default=True, metadata={"help": "From scratch: share one matrix between the embeddings and the output layer."}
-    )
-    dropout: float = field(
-        default=0.0, metadata={"help": "From scratch: dropout, useful where text is seen many times."}
-    )
-    block_size: int = field(default=512, metadata={"help": "Tokens per sequence."})
-    optimizer: Literal["muon", "adamw"] | None = field(
-        default=None, metadata={"help": "By default Muon from scratch, AdamW (see optim) from a model."}
-    )
-    embedding_learning_rate: float | None = field(
-        default=None, metadata={"help": "With Muon: AdamW's rate for embeddings and gains; by default from the depth."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "By default flash_attention_2 where flash-attn is installed, else sdpa."}
-    )
-    chunked_loss: bool = field(
-        default=False, metadata={"help": "Never hold all logits at once: less memory with a large vocabulary."}
-    )
-    fp8: bool = field(default=False, metadata={"help": "Matrix products in 8 bits (torchao); from Hopper GPUs on."})
-    sample_prompts: list[str] = field(
-        default_factory=lambda: ["The function returns", "This library"],
-        metadata={"help": "Prompts that the model continues after each evaluation."},
+    chunked_loss: bool = setting(False, "Never hold all logits at once: less memory with a large vocabulary.")
+    fp8: bool = setting(False, "Matrix products in 8 bits (torchao); from Hopper GPUs on.")
+    sample_prompts: list[str] = setting(
+        ["The function returns", "This library"], "Prompts that the model continues after each evaluation."
     )
 
-    torch_compile: bool | None = field(
-        default=None,
-        metadata={"help": "Compile the model; by default on GPUs. What cannot be compiled runs as it is."},
+    torch_compile: bool | None = setting(
+        None, "Compile the model; by default on GPUs. What cannot be compiled runs as it is."
     )
-    learning_rate: float | None = field(default=None, metadata={"help": "By default from the depth, or 1e-4."})
-    weight_decay: float | None = field(
-        default=None,
-        metadata={"help": "Weight decay of the matrices between embeddings and output layer; by default 0.1."},
+    learning_rate: float | None = setting(None, "By default from the depth, or 1e-4.")
+    weight_decay: float | None = setting(
+        None, "Weight decay of the matrices between embeddings and output layer; by default 0.1."
     )
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta, as in GPT-3 (arXiv:2005.14165)."})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up in steps, or below 1 as a share of them."})
-    per_device_train_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Sequences per device and pass; by default from the depth, if accumulation is not set either."
-        },
+    adam_beta2: float = setting(0.95, "AdamW's second beta, as in GPT-3 (arXiv:2005.14165).")
+    lr_scheduler_type: str = setting("linear", "Schedule of the learning rate.")
+    warmup_steps: float = setting(0.03, "Warm-up in steps, or below 1 as a share of them.")
+    per_device_train_batch_size: int | None = setting(
+        None, "Sequences per device and pass; by default from the depth, if accumulation is not set either."
     )
-    per_device_eval_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Sequences per device and pass of an evaluation; by default as many as in training."},
+    per_device_eval_batch_size: int | None = setting(
+        None, "Sequences per device and pass of an evaluation; by default as many as in training."
     )
-    gradient_accumulation_steps: int | None = field(
-        default=None,
-        metadata={"help": "Passes per step; by default 1 or, if the batch is not set either, from the depth."},
+    gradient_accumulation_steps: int | None = setting(
+        None, "Passes per step; by default 1 or, if the batch is not set either, from the depth."
     )
-    num_train_epochs: float = field(
-        default=-1, metadata={"help": "By default, the run lasts for 20 tokens per parameter (arXiv:2203.15556)."}
+    num_train_epochs: float = setting(-1, "By default, the run lasts for 20 tokens per parameter (arXiv:2203.15556).")
+    ddp_find_unused_parameters: bool | None = setting(
+        False, "Search every step for parameters it left out; there are none."
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Search every step for parameters it left out; there are none."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two logged losses."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate."})
-    eval_steps: float | None = field(
-        default=0.2, metadata={"help": "Steps between evaluations, or below 1 their share of all steps."}
-    )
-    save_steps: float = field(
-        default=0.2, metadata={"help": "Steps between checkpoints, or below 1 their share of all steps."}
-    )
+    logging_steps: float = setting(10, "Steps between two logged losses.")
+    eval_strategy: str = setting("steps", "When to evaluate.")
+    eval_steps: float | None = setting(0.2, "Steps between evaluations, or below 1 their share of all steps.")
+    save_steps: float = setting(0.2, "Steps between checkpoints, or below 1 their share of all steps.")
 
     def __post_init__(self) -> None:
         if self.output_dir is None:

@@ -78,8 +78,8 @@ class PretrainTrainer(CheckpointMixin):
         unknown, total = unknown_tokens(corpus.validation.tokens, tokenizer), len(corpus.validation.tokens)
         if unknown and self.is_world_process_zero():
             print(
-                f"{unknown:,} of the {total:,} validation tokens are {tokenizer.unk_token}, which costs next to "
-                "nothing: the bits per byte below do not compare with those of another tokenizer"
+                f"{unknown:,} of the {total:,} validation tokens are {tokenizer.unk_token}, which a model predicts at "
+                "almost no cost: the bits per byte below cannot be compared with those of another tokenizer"
             )
 
     optimizer: torch.optim.Optimizer | None

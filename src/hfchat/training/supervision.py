@@ -75,7 +75,7 @@ class Conversations:
             text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text):,} characters)\n"
             for text in texts
         ]
-        return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦so⟧:\n", *texts])
+        return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦like this⟧:\n", *texts])
 
 
 def load_chat_tokenizer(
