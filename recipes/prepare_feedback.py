@@ -121,8 +121,11 @@ class PrepareFeedbackArguments(StageArguments):
         return {"train": self.min_train, "validation": self.min_validation}
 
 
+ARGUMENTS = (PrepareFeedbackArguments, CurationArguments)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args, curation_args = parse(PrepareFeedbackArguments, CurationArguments, argv=argv)
+    args, curation_args = parse(*ARGUMENTS, argv=argv)
     engine = open_database(args.feedback)
     answers = read_reviewed(engine, None if args.since is None else parse_moment(args.since, "since"))
     engine.dispose()
