@@ -102,7 +102,7 @@ class PrepareFeedbackArguments(StageArguments):
     )
 
     def __post_init__(self):
-        self.evaluation_sets = check_evaluation_sets([EvaluationSet(entry) for entry in self.evaluation_sets])
+        self.evaluation_sets = check_evaluation_sets(self.evaluation_sets)
         if "://" in self.feedback and urlsplit(self.feedback).password:
             raise ValueError("feedback: the lineage keeps it, so it must hold no password; set PGPASSWORD instead")
         if self.since is not None:
@@ -120,8 +120,11 @@ class PrepareFeedbackArguments(StageArguments):
         return {"train": self.min_train, "validation": self.min_validation}
 
 
+ARGUMENTS = (PrepareFeedbackArguments, CurationArguments)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args, curation_args = parse(PrepareFeedbackArguments, CurationArguments, argv=argv)
+    args, curation_args = parse(*ARGUMENTS, argv=argv)
     engine = open_database(args.feedback)
     answers = read_reviewed(engine, None if args.since is None else parse_moment(args.since, "since"))
     engine.dispose()
@@ -130,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"feedback {args.feedback}: there is no feedback{since}")
     source = {"path": args.feedback, "sha256": digest_of_answers(answers), "licenses": [args.license]}
     # What is kept out gives the output no licence.
-    kept_out = {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
+    kept_out = {f"evaluation set {e.name}": describe(e.path) | {"licenses": []} for e in args.evaluation_sets}
     replayed = {f"replay {dataset}": describe(dataset) for dataset in [*args.replay, *args.replay_preferences]}
     stage = Stage.begin(
         "prepare_feedback",

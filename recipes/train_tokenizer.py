@@ -72,8 +72,11 @@ class TrainTokenizerArguments(StageArguments):
             raise ValueError(f"trainer rustbpe learns only byte_level_bpe, not {self.algorithm}; leave it at auto")
 
 
+ARGUMENTS = (TrainTokenizerArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(TrainTokenizerArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {"corpus": args.dataset_name}
     if args.sentencepiece_model is not None:
         inputs["sentencepiece_model"] = args.sentencepiece_model
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfchat.tokenization.check import check_saved_tokenizer
     from hfchat.tokenization.report import describe, write_report
     from hfchat.tokenization.sampling import TextSample
-    from hfchat.tokenization.sentencepiece import import_sentencepiece
+    from hfchat.tokenization.sentencepiece_import import import_sentencepiece
     from hfchat.tokenization.training import train_tokenizer
 
     train, validation = load_text_splits(args.dataset_name, args.text_column)

@@ -1,18 +1,25 @@
-"""The `hfchat` command. Each subcommand imports what it needs when it runs, so that `--help` answers at once."""
+"""The `hfchat` command. Each subcommand imports what it needs when it runs, so that `--help` answers at once.
+
+A subcommand has two functions here, or a module `command` in its package: one adds its options, the other runs it.
+"""
 
 import argparse
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
+import hfchat.doctor.command
+import hfchat.feedback.command
+import hfchat.probe.command
+import hfchat.registry.command
 from hfchat import __version__
-from hfchat.doctor.command import add_arguments as add_doctor_arguments
 from hfchat.errors import UserError, run
-from hfchat.feedback.command import add_arguments as add_feedback_arguments
-from hfchat.probe.command import add_arguments as add_probe_arguments
-from hfchat.registry.command import add_arguments as add_models_arguments
+
+if TYPE_CHECKING:
+    from hfchat.config import CommandParser
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
@@ -21,63 +28,46 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hfchat {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    # Making and serving models.
     demo = commands.add_parser("demo", help="run every stage on this machine, then chat with the result")
+    _add_demo_arguments(demo)
+    serve = commands.add_parser(
+        "serve", help="serve a model as an OpenAI-compatible chat endpoint with a chat page", add_help=False
+    )
+    serve.set_defaults(handler=_serve, takes_other_arguments=True)
+    api_key = commands.add_parser("api-key", help="make an API key for `hfchat serve`, which keeps only its hash")
+    api_key.add_argument("name", metavar="NAME", help="who will use it, as the log will say: letters, digits, `._-`")
+    api_key.set_defaults(handler=_api_key)
+    # Versions of a model, and better ones from feedback.
+    models = commands.add_parser("models", help="versions of a model: add, promote, try on a share, roll back")
+    hfchat.registry.command.add_arguments(models)
+    improve = commands.add_parser("improve", help="learn from feedback, and promote the result if it is better")
+    _add_improve_arguments(improve)
+    certify = commands.add_parser(
+        "certify", help="merge an adapter, or take a model, and prove that it is what was trained"
+    )
+    _add_certify_arguments(certify)
+    resources = commands.add_parser("resources", help="fetch data that metrics use if it is there: WordNet")
+    _add_resources_arguments(resources)
+    feedback = commands.add_parser("feedback", help="export, delete, redact or count the feedback on answers")
+    hfchat.feedback.command.add_arguments(feedback)
+    feedback.set_defaults(handler=hfchat.feedback.command.handler)
+    # What examines runs and servers.
+    doctor = commands.add_parser("doctor", help="say before a run whether it will go well here", allow_abbrev=False)
+    hfchat.doctor.command.add_arguments(doctor)
+    doctor.set_defaults(handler=_doctor, takes_other_arguments=True)
+    probe = commands.add_parser("probe", help="test an OpenAI-compatible server: how it conforms, and what it bears")
+    hfchat.probe.command.add_arguments(probe)
+    probe.set_defaults(handler=hfchat.probe.command.handler)
+    return parser
+
+
+def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--output-dir", default="outputs/demo", help="where the stages' outputs go (%(default)s)")
     demo.add_argument("--quick", action="store_true", help="a reduced setting that proves the path, not the model")
     demo.add_argument("--no-serve", action="store_true", help="end after the report")
     demo.add_argument("--port", type=int, default=8000, help="port of the chat (%(default)s)")
     demo.set_defaults(handler=_demo)
-
-    serve = commands.add_parser(
-        "serve", help="serve a model as an OpenAI-compatible chat endpoint with a chat page", add_help=False
-    )
-    serve.set_defaults(handler=_serve, takes_other_arguments=True)
-
-    api_key = commands.add_parser("api-key", help="make an API key for `hfchat serve`, which keeps only its hash")
-    api_key.add_argument("name", metavar="NAME", help="who will use it, as the log will say: letters, digits, `._-`")
-    api_key.set_defaults(handler=_api_key)
-
-    models = commands.add_parser("models", help="versions of a model: add, promote, try on a share, roll back")
-    add_models_arguments(models)
-
-    improve = commands.add_parser("improve", help="learn from feedback, and promote the result if it is better")
-    improve.add_argument("registry", metavar="REGISTRY", help="folder of the model's versions, e.g. models/assistant")
-    improve.add_argument("--feedback", required=True, metavar="DATABASE", help="that of `hfchat serve --feedback`")
-    improve.add_argument("--output-dir", default="outputs/improve", help="where it all goes (%(default)s)")
-    improve.add_argument(
-        "--configs", default="recipes/configs/improve", help="folder with a YAML for each recipe (%(default)s)"
-    )
-    improve.add_argument("--no-promote", action="store_true", help="only make a version of what passes the gates")
-    improve.set_defaults(handler=_improve)
-
-    certify = commands.add_parser(
-        "certify", help="merge an adapter, or take a model, and prove that it is what was trained"
-    )
-    certify.add_argument("folder", metavar="FOLDER", help="an adapter or a model, e.g. outputs/demo/assistant/adapter")
-    certify.add_argument("--base", help="folder or Hub id of the adapter's base (where the adapter says)")
-    certify.add_argument("--revision", help="revision of the base (the one the adapter says)")
-    certify.add_argument("--prompts", metavar="FILE.jsonl", help="conversations to compare on (a few neutral ones)")
-    certify.add_argument("--output-dir", help="where an adapter's merged model goes (`merged` beside it)")
-    certify.add_argument("--gguf", action="store_true", help="also export for llama.cpp, certified by its answers")
-    certify.set_defaults(handler=_certify)
-
-    resources = commands.add_parser("resources", help="fetch data that metrics use where it is there: WordNet")
-    resources.add_argument("--wordnet", metavar="FOLDER", help="take it from here instead of downloading it")
-    resources.add_argument("--list", action="store_true", help="only say what is there")
-    resources.set_defaults(handler=_resources)
-
-    feedback = commands.add_parser("feedback", help="export, delete, redact or count what people said of answers")
-    add_feedback_arguments(feedback)
-    feedback.set_defaults(handler=_feedback)
-
-    doctor = commands.add_parser("doctor", help="say before a run whether it will go well here", allow_abbrev=False)
-    add_doctor_arguments(doctor)
-    doctor.set_defaults(handler=_doctor, takes_other_arguments=True)
-
-    probe = commands.add_parser("probe", help="test an OpenAI-compatible server: how it conforms, and what it bears")
-    add_probe_arguments(probe)
-    probe.set_defaults(handler=_probe)
-    return parser
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -86,12 +76,18 @@ def _demo(args: argparse.Namespace) -> None:
     demo(output_dir=args.output_dir, quick=args.quick, serve=not args.no_serve, port=args.port)
 
 
-def _serve(args: argparse.Namespace) -> None:
-    from hfchat.config import parse_command
-    from hfchat.serving.server import serve
+def serve_parser() -> "CommandParser":
+    """The parser of `hfchat serve`, which fills `ServerSettings`."""
+    from hfchat.config import CommandParser
     from hfchat.serving.settings import ServerSettings
 
-    serve(parse_command(ServerSettings, args.other_arguments, program="hfchat serve", positional="model"))
+    return CommandParser(ServerSettings, program="hfchat serve", positional="model")
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from hfchat.serving.server import serve
+
+    serve(*serve_parser().fill(args.other_arguments))
 
 
 def _api_key(args: argparse.Namespace) -> None:
@@ -100,6 +96,19 @@ def _api_key(args: argparse.Namespace) -> None:
     key, entry = new_key(args.name)
     print(f"key, for {args.name}, shown only now:  {key}")
     print(f"entry, for HFCHAT_API_KEYS or a file for --api-keys:  {entry}")
+
+
+def _add_improve_arguments(improve: argparse.ArgumentParser) -> None:
+    improve.add_argument("registry", metavar="REGISTRY", help="folder of the model's versions, e.g. models/assistant")
+    improve.add_argument("--feedback", required=True, metavar="DATABASE", help="that of `hfchat serve --feedback`")
+    improve.add_argument("--output-dir", default="outputs/improve", help="folder of all outputs (%(default)s)")
+    improve.add_argument(
+        "--configs", default="recipes/configs/improve", help="folder with a YAML for each recipe (%(default)s)"
+    )
+    improve.add_argument(
+        "--no-promote", action="store_true", help="make a version of what passes the gates, and do not promote it"
+    )
+    improve.set_defaults(handler=_improve)
 
 
 def _improve(args: argparse.Namespace) -> None:
@@ -116,10 +125,28 @@ def _improve(args: argparse.Namespace) -> None:
     )
 
 
+def _add_certify_arguments(certify: argparse.ArgumentParser) -> None:
+    certify.add_argument("folder", metavar="FOLDER", help="an adapter or a model, e.g. outputs/demo/assistant/adapter")
+    certify.add_argument("--base", help="folder or Hub id of the adapter's base (default: what the adapter says)")
+    certify.add_argument("--revision", help="revision of the base (default: what the adapter says)")
+    certify.add_argument(
+        "--prompts", metavar="FILE.jsonl", help="conversations to compare on (default: a few neutral ones)"
+    )
+    certify.add_argument("--output-dir", help="folder of an adapter's merged model (default: `merged` beside it)")
+    certify.add_argument("--gguf", action="store_true", help="also export for llama.cpp, certified by its answers")
+    certify.set_defaults(handler=_certify)
+
+
 def _certify(args: argparse.Namespace) -> None:
     from hfchat.export.certificate import handler
 
     handler(args)
+
+
+def _add_resources_arguments(resources: argparse.ArgumentParser) -> None:
+    resources.add_argument("--wordnet", metavar="FOLDER", help="take WordNet from this folder; do not download it")
+    resources.add_argument("--list", action="store_true", help="only say what is there")
+    resources.set_defaults(handler=_resources)
 
 
 def _resources(args: argparse.Namespace) -> None:
@@ -128,25 +155,13 @@ def _resources(args: argparse.Namespace) -> None:
     handler(args)
 
 
-def _feedback(args: argparse.Namespace) -> None:
-    from hfchat.feedback.command import handler
-
-    handler(args)
-
-
 def _doctor(args: argparse.Namespace) -> None:
-    from hfchat.doctor.command import handler
-
-    handler(args, args.other_arguments)
-
-
-def _probe(args: argparse.Namespace) -> None:
-    from hfchat.probe.command import handler
-
-    handler(args)
+    hfchat.doctor.command.handler(args, args.other_arguments)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command line `argv`, by default that of the process."""
+
     def body() -> None:
         args, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
         if rest and not hasattr(args, "takes_other_arguments"):

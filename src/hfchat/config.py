@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -33,7 +33,6 @@ _NO_IDENTITY = {
     "KTOConfig": {"dataset_num_proc"},
     "ModelConfig": {"model_name_or_path"},  # the model is an input, which counts by its content
 }  # fmt: skip
-Settings = TypeVar("Settings")
 
 
 @dataclass
@@ -67,61 +66,16 @@ def parse(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[An
         UserError: For a file that is missing or is not a YAML mapping, an unknown key, or a value of a wrong type.
             The message names the key and where it stands. Also for `trust_remote_code`, if it is true.
     """
-    return _fill(_Parser(dataclass_types, allow_abbrev=False), sys.argv[1:] if argv is None else argv)
+    return _Parser(dataclass_types, allow_abbrev=False).fill(sys.argv[1:] if argv is None else argv)
 
 
-def parse_command(
-    dataclass_type: Callable[..., Settings], argv: Sequence[str], *, program: str, positional: str
-) -> Settings:
-    """Fill the dataclass of a command as `parse` does, from options that are spelled as those of other programs are.
-
-    `--some-key VALUE` is one value, also where the key is a list: the option is then repeated, and what the command
-    line says replaces the list of the file. `--flag` and `--no-flag` take no value.
-
-    Args:
-        dataclass_type: A dataclass whose fields have a `help` in their metadata.
-        argv: The command line without the name of the program.
-        program: What the help calls the program, e.g. `hfchat serve`.
-        positional: The field that is given without an option. It takes one value or several.
-
-    Raises:
-        UserError: As `parse` does.
-    """
-    description = "Every option can also be a key of a YAML file, e.g. `port: 8080`, that `--config FILE.yaml` reads."
-    # The spelling of keys is that of the file, and users may paste it.
-    argv = [re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), arg) for arg in argv]
-    parser = _CommandParser([dataclass_type], positional, prog=program, description=description)
-    return _fill(parser, argv)[0]
-
-
-def _fill(parser: "_Parser", argv: Sequence[str]) -> tuple[Any, ...]:
-    # TrlParser knows only `--config FILE`.
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" in argv:
-        position = argv.index("--config") + 1
-        if position == len(argv):
-            raise UserError("--config needs a file, e.g. --config recipes/configs/demo/pretrain.yaml")
-        parser.check_file(argv[position])
-    try:
-        parsed = parser.parse_args_and_config(argv)
-    except UserError:
-        raise
-    except ValueError as error:  # raised by the dataclasses' own checks
-        raise UserError(" ".join(str(error).split())) from error
-    for part in parsed:
-        if getattr(part, "trust_remote_code", False):  # a key of TRL's configs
-            raise UserError("trust_remote_code: code that a model brings is never run; leave the key out")
-        part.asked = {key: value for key, value in parser.asked.items() if key in part.__dataclass_fields__}
-    return parsed
-
-
-def settings_of(part: Any) -> dict[str, Any]:
+def settings_of(part: Any) -> dict[str, object]:
     """All settings of a dataclass as JSON has them, but for the keys that open the Hub."""
     names = (field.name for field in dataclasses.fields(part) if field.init)
     return {name: _as_json(getattr(part, name)) for name in names if "token" not in name.split("_")}
 
 
-def identity_of(part: Any) -> dict[str, Any]:
+def identity_of(part: Any) -> dict[str, object]:
     """The settings that a run was asked for and that shape its result, as JSON has them.
 
     Args:
@@ -173,7 +127,7 @@ class _Parser(TrlParser):
         self._entries = {name: _converter(kind) for part in dataclass_types for name, kind in _entry_fields(part)}
         for action in self._actions:
             action.type = self._entries.get(action.dest, action.type)
-        self.asked: dict[str, Any] = {}
+        self.asked: dict[str, object] = {}
 
     def add_argument(self, *names: Any, identity: bool = True, **options: Any) -> argparse.Action:
         """As argparse has it; `identity` is metadata of a field, which `identity_of` reads from the dataclass."""
@@ -194,6 +148,27 @@ class _Parser(TrlParser):
         self.asked = {key: getattr(namespace, key) for key in changed}
         return namespace, unknown
 
+    def fill(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """The filled dataclasses: see `parse`."""
+        # TrlParser knows only `--config FILE`.
+        argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        if "--config" in argv:
+            position = argv.index("--config") + 1
+            if position == len(argv):
+                raise UserError("--config needs a file, e.g. --config recipes/configs/demo/pretrain.yaml")
+            self.check_file(argv[position])
+        try:
+            parsed = self.parse_args_and_config(argv)
+        except UserError:
+            raise
+        except ValueError as error:  # raised by the dataclasses' own checks
+            raise UserError(" ".join(str(error).split())) from error
+        for part in parsed:
+            if getattr(part, "trust_remote_code", False):  # a key of TRL's configs
+                raise UserError("trust_remote_code: code that a model brings is never run; leave the key out")
+            part.asked = {key: value for key, value in self.asked.items() if key in part.__dataclass_fields__}
+        return parsed
+
     def check_file(self, path: str) -> None:
         try:
             config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -203,6 +178,7 @@ class _Parser(TrlParser):
             raise UserError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict):
             raise UserError(f"--config {path}: must be a YAML mapping of keys to values")
+        # Each key must be one that the dataclasses have, with a value of its type.
         actions = {action.dest: action for action in self._actions}
         for key, value in config.items():
             if key == "env":
@@ -241,14 +217,32 @@ class _Parser(TrlParser):
                 raise UserError(f"{path}: key '{action.dest}': must be one of {list(action.choices)}, not {item!r}")
 
 
-class _CommandParser(_Parser):
-    """Makes of a dataclass the options of a command: see `parse_command`."""
+class CommandParser(_Parser):
+    """Fills the dataclass of a command as `parse` does, with options that are spelled as other programs spell theirs.
 
-    def __init__(self, dataclass_types: Sequence[Any], positional: str, **options: Any):
+    `--some-key VALUE` is one value, also where the key is a list: the option is then repeated, and what the command
+    line says replaces the list of the file. `--flag` and `--no-flag` take no value.
+
+    Args:
+        dataclass_type: A dataclass whose fields have a `help` in their metadata.
+        program: What the help calls the program, e.g. `hfchat serve`.
+        positional: The field that is given without an option. It takes one value or several.
+    """
+
+    def __init__(self, dataclass_type: type, *, program: str, positional: str):
         self._positional = positional
-        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=argparse.HelpFormatter, **options)
+        description = (
+            "Every option can also be a key of a YAML file, e.g. `port: 8080`, that `--config FILE.yaml` reads."
+        )
+        # Without defaults in the help: the fields' own words say them.
+        shape = {"formatter_class": argparse.HelpFormatter, "allow_abbrev": False}
+        super().__init__([dataclass_type], prog=program, description=description, **shape)
 
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+    def fill(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        # A key may be pasted as the file spells it.
+        return super().fill([re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), arg) for arg in argv])
+
+    def add_argument(self, *names: Any, identity: bool = True, **options: Any) -> argparse.Action:
         """Add what `HfArgumentParser` makes of a field, in the form that it has on the command line of a command."""
         if names == (f"--{self._positional}",):
             options.pop("required", None)

@@ -1,5 +1,6 @@
 """Load one split of a dataset: a corpus made by a recipe, any other local folder or file, or a Hub id."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def load_split(
     if path.exists() and not streaming:
         # datasets keys the cache of a local folder with a card by its path: rows changed in place would go unseen.
         options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
+    # A file needs the builder for its suffix; folders and Hub ids find theirs. A builder fails at the first row only.
     try:
         if path.is_file():
             if suffix_of(path) not in BUILDERS:
@@ -58,6 +60,7 @@ def load_split(
         raise
     except Exception as error:  # the errors of the builders have no common base
         raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {_reason(error)}") from error
+    # An empty split or a missing column would fail much later, and less clearly.
     if first is None:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
     for column in columns:
@@ -145,6 +148,30 @@ def _first_asked(messages: Any) -> str:
     turns = messages if isinstance(messages, list) else []
     asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
     return str(next(asked, messages))
+
+
+def check_apart(
+    learned: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]], place: str, kind: str, remedy: str = ""
+) -> None:
+    """Refuse to measure on what is learned.
+
+    Args:
+        learned: Tokens of the rows to learn from.
+        held_out: Tokens of the rows to measure on.
+        place: Where the rows to measure on come from, for the message.
+        kind: What a row is.
+        remedy: What else the user can do.
+
+    Raises:
+        UserError: If a row is in both.
+    """
+    known = {tuple(ids) for ids in learned}
+    rows = [tuple(ids) in known for ids in held_out]
+    if leaked := sum(rows):
+        raise UserError(
+            f"{place}: {leaked:,} of its {len(rows):,} {kind} are in the train split too, row {rows.index(True)} "
+            f"among them; take them out of one{remedy}"
+        )
 
 
 def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:

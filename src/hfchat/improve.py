@@ -76,6 +76,7 @@ def _improve(settings: Improvement, registry: Registry, output: Path) -> None:
     if "preferences" not in enough:  # those that are held out are what shows that a candidate is better
         return _end(output, f"Too few pairs are left of the feedback; {current} stays.", ["feedback/report.md"])
 
+    # Corrections are learned first, because the pairs then compare answers that the model could give.
     candidate = model
     if "conversations" in enough:
         _run(settings, "finetune", "corrected", model_name_or_path=candidate)
@@ -85,6 +86,7 @@ def _improve(settings: Improvement, registry: Registry, output: Path) -> None:
     _run(settings, "evaluate", "evaluation", models=[f"current={model}", f"candidate={candidate}"])
     _run(settings, "gate", "verdict")
 
+    # Whatever the verdict, the candidate becomes a version: people may want to look at it.
     passed = metrics_of(output / "verdict")["passed"]
     version = registry.add(candidate, reason=f"improved from {current} by {settings.output_dir}")
     reports = ["verdict/verdict.md", "evaluation/report.html", "feedback/report.md"]

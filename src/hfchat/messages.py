@@ -35,6 +35,7 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
     for position, turn in enumerate(messages):
         turn = turn if isinstance(turn, dict) else {}
         role, content, calls = turn.get("role"), turn.get("content"), turn.get("tool_calls")
+        # Who speaks, and whether that role may call tools.
         if role not in roles:
             *others, last = roles
             return "bad_role", f"turn {position} has the role {role!r}; it must be {', '.join(others)} or {last}"
@@ -44,6 +45,7 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
             return "bad_role", f"turn {position} ({role}) calls tools; only the assistant may"
         if calls and (fault := _find_fault_of_calls(calls)):
             return "malformed", f"turn {position} ({role}) {fault}"
+        # What is said: text, and not nothing.
         if not isinstance(content, str | None):
             return "malformed", (
                 f"turn {position} ({role}) must have a text for its content, not {content!r:.40}; "
@@ -51,6 +53,7 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
             )
         if not calls and not (content or "").strip():
             return "empty_turn", f"turn {position} ({role}) has no content"
+        # Whose turn it is: a tool answers a call.
         if role == "tool" and not called:
             return "not_alternating", f"turn {position} is a tool's result, but no tool was called before it"
         called = bool(calls) or role == "tool"

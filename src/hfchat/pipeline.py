@@ -13,7 +13,12 @@ import yaml
 
 
 def recipe_command(
-    recipe: str, configs: Path, wanted: Mapping[str, Any], *, launched: bool, places: Mapping[str, str] | None = None
+    recipe: str,
+    configs: Path,
+    wanted: Mapping[str, object],
+    *,
+    launched: bool,
+    places: Mapping[str, str] | None = None,
 ) -> list[str]:
     """The command line of a recipe. A value is passed only if it differs from the one in the YAML.
 

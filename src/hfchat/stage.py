@@ -44,7 +44,7 @@ class Identity(TypedDict):
 
     stage: str
     version: int
-    config: dict[str, Any]
+    config: dict[str, object]
     inputs: dict[str, str]
 
 
@@ -62,7 +62,7 @@ class Stage:
         self,
         output_dir: Path,
         identity: Identity,
-        config: dict[str, Any],
+        config: dict[str, object],
         inputs: dict[str, Input],
         overwrite: bool = False,
     ):
@@ -105,6 +105,7 @@ class Stage:
                 another run is writing there now.
         """
         parts = list(config)
+        # The identity decides which work folder is this run's, and whether a finished output is what would come out.
         described = {role: _describe_input(role, source) for role, source in inputs.items()}
         identity: Identity = {
             "stage": name,
@@ -115,6 +116,7 @@ class Stage:
         }
         settings = {key: value for part in parts for key, value in settings_of(part).items()}
         stage = cls(as_path(output_dir), identity, settings, described, overwrite)
+        # Of a launch, one process puts the folders in order; all of them look at what it left.
         if _is_main_process():
             stage._settle_what_was_begun()
         stage.complete = stage._is_complete()
@@ -139,7 +141,7 @@ class Stage:
 
     def finish(
         self,
-        metrics: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, object] | None = None,
         licenses: Iterable[str] | None = None,
         config: Iterable[Any] | None = None,
         private: bool = False,
@@ -158,7 +160,9 @@ class Stage:
             self.config |= settings_of(part)
         if licenses is None:
             licenses = (license for source in self.inputs.values() for license in source["licenses"])
+        # What is in the folder now is the output; the lineage names each file with its hash.
         outputs = hash_files(self.work_dir)
+        seed = self.config.get("seed")
         record: Lineage = {
             "stage": self.identity["stage"],
             "fingerprint": self.fingerprint,
@@ -169,13 +173,14 @@ class Stage:
             "inputs": self.inputs,
             "licenses": sorted(set(licenses)),
             "config": self.config,
-            "seed": self.config.get("seed"),
+            "seed": seed if isinstance(seed, int) else None,
             "metrics": dict(metrics or {}),
             "versions": versions(_PACKAGES) | {"python": platform.python_version()},
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "outputs": outputs,
             "sha256": digest(outputs),
         }
+        # The lineage is the sign that the output is complete, so it is written last, and never by halves.
         text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
         if is_remote(self.work_dir):  # an object appears whole
             (self.work_dir / LINEAGE).write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from tests.test_language import SENTENCES
 
 
 def test_unwanted_languages_are_removed_with_their_score():
-    step = Step({"language": {"languages": ["en", "de"]}}).build(None)
+    step = Step.parse({"language": {"languages": ["en", "de"]}}).build(None)
     english, german, french = (Document(SENTENCES[language], "0") for language in ("en", "de", "fr"))
     assert step.filter(english) is True
     assert step.filter(german) is True
@@ -48,4 +48,4 @@ def test_a_pickled_filter_does_the_same_before_and_after_use():
 @pytest.mark.parametrize("language", ["English", "en-US", "EN"])
 def test_a_language_is_written_as_a_code(language):
     with pytest.raises(ValueError, match=f"language: '{language}' is no code of a language"):
-        Step({"language": {"languages": [language]}})
+        Step.parse({"language": {"languages": [language]}})

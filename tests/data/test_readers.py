@@ -255,7 +255,7 @@ def test_what_a_line_holds_beside_its_text_is_not_made_when_it_is_too_much(monke
     many = b"[" + b"[]," * 3_000_000 + b"0]"
     quotes = b'"' + b'\\"' * 5_000_000 + b'"'  # a string, however many quotes it holds
     content = b'{"text": "a", "unused": %s}\n{"text": "b", "unused": %s}\n{"text": "open' % (many, quotes)
-    large, good, broken = parse_json_lines(io.BytesIO(content), 50_000_000, text_key="text")
+    large, good, broken = (make() for make in parse_json_lines(io.BytesIO(content), 50_000_000, text_key="text"))
     assert large.fault == ("too_large", "has more than 4,194,304 bytes beside its strings")
     assert good.text == "b"
     assert broken.fault[0] == "unreadable"
@@ -278,7 +278,7 @@ def test_a_value_that_all_rows_of_parquet_share_is_in_memory_once():
     pool = pa.proxy_memory_pool(before)
     pa.set_memory_pool(pool)
     try:
-        records = sum(record.text == text for record in parse_parquet(file, 50_000_000, text_key="text"))
+        records = sum(make().text == text for make in parse_parquet(file, 50_000_000, text_key="text"))
     finally:
         pa.set_memory_pool(before)
     assert records == 64
@@ -287,7 +287,7 @@ def test_a_value_that_all_rows_of_parquet_share_is_in_memory_once():
 
 def test_a_row_of_parquet_that_is_too_large_is_measured_before_it_is_made():
     file = parquet_of({"text": pa.array(["x" * 3_000_000, "small"] * 2)}, dictionary_pagesize_limit=1 << 27)
-    records = list(parse_parquet(file, 1_000_000, text_key="text"))
+    records = [make() for make in parse_parquet(file, 1_000_000, text_key="text")]
     assert [record.fault and record.fault[0] for record in records] == ["too_large", None] * 2
     assert len(records[0].text) == 400_000
 

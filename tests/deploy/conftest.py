@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hfchat.cli import _parser
-from hfchat.config import parse_command
+from hfchat.cli import _parser, serve_parser
 from hfchat.safety.guards import Finding
 from hfchat.serving.engines.gateway import Gateway
 from hfchat.serving.engines.upstream import Upstream
@@ -33,7 +32,7 @@ def taken(arguments: Sequence[str]) -> argparse.Namespace:
     """What `hfchat` makes of its arguments; all of them must be known to it."""
     args, args.other_arguments = _parser().parse_known_args(list(arguments))
     if hasattr(args, "takes_other_arguments"):
-        parse_command(ServerSettings, args.other_arguments, program="hfchat serve", positional="model")
+        serve_parser().fill(args.other_arguments)
     else:
         assert not args.other_arguments
     return args

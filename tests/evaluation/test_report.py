@@ -171,11 +171,11 @@ def test_only_what_is_better_than_all_others_is_bold(tmp_path, spread, pages):
     scores = {"base": spread(0.2), "tuned": spread(0.6), "larger": spread(0.605)}
     results = the_results(scores, {"chat": a_task(tmp_path, "chat", scores)})
     _, page = pages(results)
-    row = next(line for line in page.splitlines() if line.startswith("| Chat: Quality"))
+    row = next(line for line in page.splitlines() if line.startswith("| Chat<br>Quality"))
     assert "**" not in row  # larger and tuned are not told apart
     scores["larger"] = spread(0.95)
     _, page = pages(the_results(scores, {"chat": a_task(tmp_path, "chat", scores)}))
-    row = next(line for line in page.splitlines() if line.startswith("| Chat: Quality"))
+    row = next(line for line in page.splitlines() if line.startswith("| Chat<br>Quality"))
     assert re.search(r"\| \*\*0\.9\d\*\*[^|]*\|$", row)
 
 
@@ -239,7 +239,7 @@ def test_long_texts_are_folded(tmp_path, spread, pages):
     task = a_task(tmp_path, "chat", scores, answers={"tuned": "word " * 10_000})
     html, markdown = pages(the_results(scores, {"chat": task}))
     assert "the whole of 50,000 characters" in html
-    assert "<details><summary>50,000 characters</summary>" in markdown
+    assert "<details><summary>the whole of 50,000 characters</summary>" in markdown
     assert "word " * 5_000 not in html + markdown
 
 
@@ -249,8 +249,8 @@ def test_a_single_model_is_compared_with_nothing(tmp_path, spread, pages):
     html, markdown = pages(results)
     assert "Nothing was compared" in html
     assert "**Nothing was compared:**" in markdown
-    assert "#### Best: example" in markdown
-    assert "#### Worst: example" in markdown
+    assert "<details><summary>Best example" in markdown
+    assert "<details><summary>Worst example" in markdown
 
 
 def test_what_is_not_known_is_said(tmp_path, spread, compared, pages):
@@ -290,7 +290,7 @@ def test_lineage_contamination_and_groups_are_shown(tmp_path, compared, pages):
         assert "2 of 30 prompts are in chats.jsonl." in page
         assert "&lt;age&gt;" in page
     assert "| tuned | 12 | 3 |" in markdown
-    assert "mean|case:mixed" in markdown
+    assert "`mean\\|case:mixed`" in markdown
     assert html.count("<rect") == 2
 
 

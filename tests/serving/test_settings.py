@@ -5,14 +5,14 @@ import re
 import pytest
 import yaml
 
-from hfchat.config import parse_command
+from hfchat.cli import serve_parser
 from hfchat.errors import UserError
 from hfchat.serving.settings import ServerSettings
 from tests.conftest import ROOT
 
 
 def settings_of(*arguments):
-    return parse_command(ServerSettings, [*map(str, arguments)], program="hfchat serve", positional="model")
+    return serve_parser().fill([*map(str, arguments)])[0]
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ class ConversationSource(Entry):
         """The source as an input of the stage.
 
         Raises:
-            UserError: If it names files and there are none.
+            UserError: If there is no such file.
         """
         if self.is_hub:
             digests = [f"{describe(self.path)['sha256']}@{self.revision or 'main'}"]
@@ -145,7 +145,7 @@ class ConversationSource(Entry):
         first = next(self.rows(), None)
         if first is None:
             raise UserError(f"sources: {self.path}: has no rows")
-        # A first row may lack a value, or be none: the first that has the columns of a format says which it is.
+        # A first row may be broken or lack a value, so the first that has the columns of a format decides.
         mappings = (row.value for row in self.rows() if isinstance(row.value, dict) and not row.fault)
         format, columns = None, None
         for value in itertools.islice(mappings, _LOOKED_AT):
@@ -153,14 +153,14 @@ class ConversationSource(Entry):
             if format is not None:
                 break
         if columns is None:
-            fault = first.fault or "is no mapping of columns"
+            fault = first.fault or "is not a mapping of columns"
             raise UserError(f"sources: {first.place}: {fault}; no other row can be read either")
         if format is None:
             raise UserError(
                 f"sources: {self.path}: no format has the columns {', '.join(columns)}; rename them, or give 'format'"
             )
         if self.instruction and format not in TAKES_INSTRUCTION:
-            raise UserError(f"sources: {self.path}: 'instruction' is no key of the format {format}")
+            raise UserError(f"sources: {self.path}: the format {format} does not take 'instruction'")
         return format
 
     def rows(self) -> Iterator[Row]:

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import fcntl
 import hashlib
-import inspect
 import io
 import itertools
 import json
@@ -22,10 +21,10 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Literal
 
 from datatrove.data import DocumentsPipeline
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -35,6 +34,7 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 from tqdm import tqdm
 
+from hfchat.entries import Entry
 from hfchat.errors import UserError, out_of_space
 
 _WORKERS_LOCK = "scratch/workers.lock"
@@ -57,33 +57,7 @@ class Phase:
     outputs: tuple[str, ...]
 
 
-class Executor(dict):
-    """Where the tasks run: `local`, `ray`, `slurm`, or a mapping `{kind: slurm, time: ..., partition: ...}`.
-
-    The other keys go to datatrove's `RayPipelineExecutor` (`cpus_per_task`, `mem_per_cpu_gb`, ...) and
-    `SlurmPipelineExecutor` (`time`, `partition`, `qos`, `env_command`, `sbatch_args`, ...).
-
-    Raises:
-        ValueError: For a kind or a key that there is not.
-    """
-
-    def __init__(self, value: dict[str, Any] | str = "local"):
-        if isinstance(value, str):
-            value = json.loads(value) if value.lstrip().startswith("{") else {"kind": value}
-        if not isinstance(value, dict) or value.get("kind") not in _EXECUTORS:
-            raise ValueError(f"executor: kind must be one of {', '.join(_EXECUTORS)}, not {value!r}")
-        super().__init__(value)
-        known = inspect.signature(_EXECUTORS[self["kind"]].__init__).parameters
-        known = {name: known[name] for name in known if name not in _OURS}
-        if unknown := self.keys() - known.keys() - {"kind"}:
-            takes = ", ".join(known) or "no other key"
-            raise ValueError(f"executor: unknown key '{min(unknown)}'; {self['kind']} takes {takes}")
-        needed = {name for name, parameter in known.items() if parameter.default is parameter.empty}
-        if missing := needed - self.keys():
-            raise ValueError(f"executor: {self['kind']} needs '{min(missing)}'")
-
-
-def execute(phases: Sequence[Phase], folder: DataFolder, executor: Executor, workers: int) -> bool:
+def execute(phases: Sequence[Phase], folder: DataFolder, executor: "Executor", workers: int) -> bool:
     """Run the phases one after the other; what an earlier run has finished, and is intact, is not run again.
 
     Args:
@@ -104,7 +78,7 @@ def execute(phases: Sequence[Phase], folder: DataFolder, executor: Executor, wor
     if lock := _lock(folder, fcntl.LOCK_EX):
         lock.close()
     _forget_damaged(jobs)
-    if executor["kind"] == "slurm":
+    if isinstance(executor, OnSlurm):
         return _submit(jobs)
     _preload(phases)
     try:
@@ -217,17 +191,73 @@ def _end_with_the_run() -> None:
         os._exit(1)
 
 
-_EXECUTORS: dict[str, type[PipelineExecutor]] = {
-    "local": LocalExecutor,
-    "ray": RayPipelineExecutor,
-    "slurm": SlurmPipelineExecutor,
-}
-# Parameters that are ours to set, or of no use for one chain.
-_OURS = {
-    "self", "pipeline", "tasks", "workers", "logging_dir", "depends", "depends_job_id", "skip_completed", "job_name",
-    "start_method", "local_tasks", "local_rank_offset", "log_first", "nodes_per_task", "randomize_start_duration",
-    "job_id_retriever", "gpus_per_task",
-}  # fmt: skip
+class Executor(Entry):
+    """Where the tasks run: `local`, `ray`, `slurm`, or a mapping such as `{kind: slurm, time: ..., partition: ...}`.
+
+    The other keys are those of datatrove's `RayPipelineExecutor` and `SlurmPipelineExecutor`, and explained there.
+    """
+
+    kind: str
+    runs: ClassVar[type[PipelineExecutor]]
+
+    @classmethod
+    def expand(cls, value: object) -> Mapping[str, Any]:
+        is_name = isinstance(value, str) and not value.lstrip().startswith("{")
+        return {"kind": value} if is_name else super().expand(value)
+
+    @classmethod
+    def title(cls, fields: Mapping[str, object]) -> str:
+        return "executor"
+
+    @classmethod
+    def alternatives(cls) -> tuple[type["Executor"], ...]:
+        return OnThisMachine, OnRay, OnSlurm
+
+    def options(self) -> dict[str, Any]:
+        """What datatrove's executor is given."""
+        return self.model_dump(exclude={"kind"}, exclude_unset=True)
+
+
+class OnThisMachine(Executor):
+    kind: Literal["local"] = "local"
+    runs = LocalExecutor
+
+
+class OnRay(Executor):
+    kind: Literal["ray"] = "ray"
+    runs = RayPipelineExecutor
+    cpus_per_task: int = 1
+    mem_per_cpu_gb: float = 2
+    tasks_per_job: int = 1
+    time: int | None = None
+    ray_remote_kwargs: dict[str, object] | None = None
+
+
+class OnSlurm(Executor):
+    kind: Literal["slurm"] = "slurm"
+    runs = SlurmPipelineExecutor
+    time: str
+    partition: str
+    cpus_per_task: int = 1
+    mem_per_cpu_gb: int = 2
+    tasks_per_job: int = 1
+    qos: str = "normal"
+    env_command: str | None = None
+    condaenv: str | None = None
+    venv_path: str | None = None
+    sbatch_args: dict[str, object] | None = None
+    srun_args: dict[str, object] | None = None
+    with_srun: bool = True
+    slurm_logs_folder: str | None = None
+    max_array_size: int = 1001
+    max_array_launch_parallel: bool = False
+    stagger_max_array_jobs: int = 0
+    job_id_position: int = -1
+    run_on_dependency_fail: bool = False
+    requeue: bool = True
+    requeue_signals: list[str] | None = None
+    mail_type: str = "ALL"
+    mail_user: str | None = None
 
 
 @dataclass
@@ -244,18 +274,16 @@ class _Job:
 
 
 def _job(phase: Phase, number: int, folder: DataFolder, executor: Executor, workers: int) -> _Job:
-    options = {key: value for key, value in executor.items() if key != "kind"}
     slug = f"{number:02d}-{phase.name.replace(' ', '-').replace(',', '')}"
-    if executor["kind"] == "slurm":
-        options["job_name"] = slug
     logs = f"scratch/logs/{slug}"
     outputs = _Outputs(folder, phase.outputs, below(folder, f"{logs}/checksums"))
-    runs = _EXECUTORS[executor["kind"]](
+    runs = executor.runs(
         [outputs.clear, *phase.pipeline, outputs.seal],
         tasks=phase.tasks,
         workers=min(workers, phase.tasks),
         logging_dir=below(folder, logs),
-        **options,
+        **({"job_name": slug} if isinstance(executor, OnSlurm) else {}),
+        **executor.options(),
     )
     if isinstance(runs, LocalExecutor):
         runs.folder = folder

@@ -36,7 +36,7 @@ def find_files(path: str, storage_options: Mapping[str, object]) -> tuple[DataFo
         storage_options: For fsspec.
 
     Raises:
-        UserError: If there are none, or the storage cannot be reached.
+        UserError: If there is no such file, or the storage cannot be reached.
     """
     parts = path.split("/")
     fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)

@@ -7,7 +7,6 @@ for removed documents the value is computed again, with the functions of the fil
 import copy
 import re
 
-import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters import (
     C4QualityFilter,
@@ -15,6 +14,7 @@ from datatrove.pipeline.filters import (
     GopherQualityFilter,
     GopherRepetitionFilter,
 )
+from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import (
     find_all_duplicate,
     find_duplicates,
@@ -27,7 +27,7 @@ from datatrove.utils.text import PUNCTUATION_SET, split_into_sentences, split_in
 from hfchat.data.removal import Removal
 
 
-class _Measured:
+class _Measured(BaseFilter):
     """Notes the value for which a filter removes a document. Mixed in before one of datatrove's filters."""
 
     language: str
@@ -55,7 +55,7 @@ class GopherQuality(_Measured, GopherQualityFilter):
         if reason in ("gopher_short_doc", "gopher_long_doc"):
             return len(content)
         if reason in ("gopher_below_avg_threshold", "gopher_above_avg_threshold"):
-            return np.mean([len(word) for word in content]) if content else 0.0
+            return sum(map(len, content)) / len(content) if content else 0.0
         if reason == "gopher_too_many_hashes":
             return text.count("#") / len(words)
         if reason == "gopher_too_many_ellipsis":

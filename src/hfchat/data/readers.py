@@ -5,6 +5,7 @@ datatrove's readers log what they cannot read, or stop at it. Here each such rec
 """
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +40,7 @@ class Record:
     Attributes:
         text: Its text, or what of it could be read.
         metadata: Its `url`, `date`, `license` and so on, where it has them; and its `id`.
-        fault: Why it is no document: `(reason, detail)`.
+        fault: Why it cannot be a document: `(reason, detail)`.
     """
 
     text: str
@@ -49,29 +50,25 @@ class Record:
 
 @dataclass
 class Skipped:
-    """A record that is no document, and is only counted.
+    """A record that is not a document, and is only counted.
 
     Attributes:
         reason: What it is, in one of a few ways.
-        fault: None, as of a document.
+        fault: Always None, as for a document.
     """
 
     reason: str
     fault: None = None
 
 
-OF_ANOTHER_TASK = Skipped("of another task")
 # What is counted: records that are skipped, by their reason, and files that hold several records, by their source.
 SKIPPED = "skipped: "
 DIVIDED = "divided files: "
 
-# From an open binary file, the greatest size of a document in bytes, and whether the record of a number is wanted, to
-# all records in their order. Of those that are not wanted, another task reads more than the place.
-Parser = Callable[[IO[bytes], int, Callable[[int], bool]], Iterator[Record | Skipped]]
-
-
-def every_record(number: int) -> bool:
-    return True
+# Records are made when they are called: tasks that share a file make only their own, each before it asks for the next.
+LazyRecord = Callable[[], Record | Skipped]
+# From an open binary file, and the greatest size of a document in bytes, to all records in their order.
+Parser = Callable[[IO[bytes], int], Iterator[LazyRecord]]
 
 
 class FileReader(PipelineStep):
@@ -82,8 +79,8 @@ class FileReader(PipelineStep):
     than its own records of it.
 
     Args:
-        folder: Of the files.
-        files: Paths in it.
+        folder: The folder of the files.
+        files: Their paths in it.
         parse: What takes a file apart.
         packed: Endings of names of files that are unpacked here, of `UNPACK`; `parse` sees to any others.
         provenance: `source`, `license` and `url` of every document whose record does not have its own.
@@ -107,26 +104,28 @@ class FileReader(PipelineStep):
         self.provenance, self.max_document_bytes = provenance, max_document_bytes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        for file, share, shares in deal(self.files, rank, world_size):
-            number = -1
-            for number, record in enumerate(self._records(file, partial(_is_mine, share, shares))):
-                if not _is_mine(share, shares, number):
-                    continue
+        for file, mine in deal(self.files, rank, world_size):
+            for number, record in self._records(file, mine):
                 if isinstance(record, Skipped):
                     self.stat_update("skipped", SKIPPED + record.reason)
                 else:
                     yield self._document(record, file, number)
-            if number > 0:
-                self.stat_update(DIVIDED + self.provenance["source"])
 
-    def _records(self, file: str, mine: Callable[[int], bool]) -> Iterator[Record | Skipped]:
+    def _records(self, file: str, mine: range) -> Iterator[tuple[int, Record | Skipped]]:
+        number = -1
         try:
             with open_unpacked(self.folder, file, self.packed) as stream:
-                yield from self.parse(stream, self.max_document_bytes, mine)
-        except (UserError, GeneratorExit):
+                for number, make in enumerate(self.parse(stream, self.max_document_bytes)):
+                    if number in mine:
+                        yield number, _made(make)
+        except UserError:
             raise
         except Exception as error:  # of any decompressor or parser: what it has read so far stands
-            yield Record("", fault=("unreadable", one_line(error)))
+            number += 1
+            if number in mine:
+                yield number, _unreadable(error)
+        if number > 0:
+            self.stat_update(DIVIDED + self.provenance["source"])
 
     def _document(self, record: Record, file: str, number: int) -> Document:
         place = f"{self.provenance['source']}/{file}"
@@ -144,18 +143,27 @@ def _document(record: Record, provenance: dict[str, str], own_id: str, place: st
     return document
 
 
-def _is_mine(share: int, shares: int, number: int) -> bool:
-    return number % shares == share
+def _made(make: LazyRecord) -> Record | Skipped:
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:  # of any parser
+        return _unreadable(error)
 
 
-def deal(files: Sequence[str], rank: int, world_size: int) -> Iterator[tuple[str, int, int]]:
-    """The files of a task, each with the share of its records that is the task's: `(file, share, shares)`."""
+def _unreadable(error: Exception) -> Record:
+    return Record("", fault=("unreadable", one_line(error)))
+
+
+def deal(files: Sequence[str], rank: int, world_size: int) -> Iterator[tuple[str, range]]:
+    """The files of a task, each with the numbers of the records in it that are the task's."""
     if len(files) >= world_size:
         for file in files[rank::world_size]:
-            yield file, 0, 1
+            yield file, range(sys.maxsize)
     elif files:
         position = rank % len(files)
-        yield files[position], rank // len(files), len(range(position, world_size, len(files)))
+        yield files[position], range(rank // len(files), sys.maxsize, len(range(position, world_size, len(files))))
 
 
 class HubReader(HuggingFaceDatasetReader):
@@ -190,7 +198,7 @@ class HubReader(HuggingFaceDatasetReader):
 
 
 class SourceStep(PipelineStep):
-    """Adds the documents of one source to the pipeline, and writes those that are none to the removed ones.
+    """Adds the documents of one source to the pipeline, and writes what cannot be one to the removed ones.
 
     Every document read is passed on or removed, as `unreadable`, `too_large`, `empty`, or by the extraction; the
     statistic `read` counts them all.
@@ -256,25 +264,19 @@ class SourceStep(PipelineStep):
 
 
 def parse_text(
-    stream: IO[bytes],
-    max_bytes: int,
-    mine: Callable[[int], bool] = every_record,
-    *,
-    separator: str | None = None,
-    encoding: str | None = None,
-) -> Iterator[Record | Skipped]:
+    stream: IO[bytes], max_bytes: int, *, separator: str | None = None, encoding: str | None = None
+) -> Iterator[LazyRecord]:
     """Plain text: the whole file, or what stands between separators, is a document.
 
     Args:
         stream: Open file.
         max_bytes: Largest size of a document.
-        mine: Which documents are wanted, by their number.
         separator: A line end in it stands for any, that of Windows, too.
         encoding: See `hfchat.character_encodings`.
     """
     text = as_utf8(stream, encoding)
-    for number, part in enumerate(parts(text, _line_ends_as_any(separator) if separator else None, max_bytes)):
-        yield _decoded(part, text.encoding, max_bytes) if mine(number) else OF_ANOTHER_TASK
+    for part in parts(text, _line_ends_as_any(separator) if separator else None, max_bytes):
+        yield partial(_decoded, part, text.encoding, max_bytes)
 
 
 def _line_ends_as_any(separator: str) -> re.Pattern[bytes]:
@@ -282,35 +284,29 @@ def _line_ends_as_any(separator: str) -> re.Pattern[bytes]:
     return re.compile(rb"(?:\r\n|\r|\n)".join(re.escape(line.encode()) for line in lines))
 
 
-def parse_json_lines(
-    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record, *, text_key: str
-) -> Iterator[Record | Skipped]:
+def parse_json_lines(stream: IO[bytes], max_bytes: int, *, text_key: str) -> Iterator[LazyRecord]:
     """A JSON object per line. Its keys `id`, `url`, `date`, `license` and `title` are kept."""
     # Escapes take up to six bytes for what is two in UTF-8
-    return _records(json_lines(stream, "", 4 * max_bytes), mine, text_key)
+    for row in json_lines(stream, "", 4 * max_bytes):
+        yield partial(_record, row, text_key)
 
 
-def parse_parquet(
-    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record, *, text_key: str
-) -> Iterator[Record | Skipped]:
+def parse_parquet(stream: IO[bytes], max_bytes: int, *, text_key: str) -> Iterator[LazyRecord]:
     """A document per row, with the same keys beside the text.
 
     Raises:
         UserError: If there is no column `text_key`.
     """
     name = getattr(stream, "path", "a Parquet file")
-    return _records(parquet_rows(stream, name, max_bytes, (text_key, *_OWN_KEYS)), mine, text_key)
+    for row in parquet_rows(stream, name, max_bytes, (text_key, *_OWN_KEYS)):
+        yield partial(_record, row, text_key)
 
 
-def _records(rows: Iterator[LazyRow], mine: Callable[[int], bool], text_key: str) -> Iterator[Record | Skipped]:
-    for number, make in enumerate(rows):
-        if not mine(number):
-            yield OF_ANOTHER_TASK
-        elif (row := make()).fault is None:
-            yield _from_row(row.value, text_key)
-        else:
-            reason = "unreadable" if row.reason == "malformed" else row.reason
-            yield Record(str(row.value), fault=(reason, row.fault))
+def _record(make: LazyRow, text_key: str) -> Record:
+    row = make()
+    if row.fault is None:
+        return _from_row(row.value, text_key)
+    return Record(str(row.value), fault=("unreadable" if row.reason == "malformed" else row.reason, row.fault))
 
 
 _OWN_KEYS = ("id", "url", "date", "license", "title")
@@ -319,7 +315,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cann
 
 def _from_row(row: object, text_key: str) -> Record:
     if not isinstance(row, dict) or text_key not in row:
-        keys = f"only {sorted(row)}" if isinstance(row, dict) else "because it is no mapping"
+        keys = f"only {sorted(row)}" if isinstance(row, dict) else "because it is not a mapping"
         return Record("", fault=("unreadable", f"no text under the key '{text_key}', {keys}"[:300]))
     text = row[text_key]
     if text is None:

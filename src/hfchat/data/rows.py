@@ -1,4 +1,4 @@
-"""Rows of files: JSON lines, a list in JSON, CSV and Parquet; each is a row, or the fault for which it is none.
+"""Rows of files: JSON lines, a list in JSON, CSV and Parquet. What cannot be read is a row with a fault.
 
 A row takes no more memory than its reader is told, however few bytes of a compressed file it is packed in. Text may be
 in UTF-8, UTF-16 or UTF-32.

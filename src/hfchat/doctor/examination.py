@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfchat.doctor import health
-from hfchat.doctor.calibration import Calibration, calibrate
+from hfchat.doctor.calibration import calibrate
+from hfchat.doctor.disk import Disk
 from hfchat.doctor.duration import Duration
 from hfchat.doctor.inputs import examine_inputs
-from hfchat.doctor.machine import Machine, free_disk_bytes, write_speed
-from hfchat.doctor.plan import (
-    Plan,
-    Texts,
-    libraries_bytes,
-    plan_pretraining,
-    plan_tuning,
-)
+from hfchat.doctor.machine import Machine, free_disk_bytes, resident_bytes, write_speed
+from hfchat.doctor.memory import Memory
+from hfchat.doctor.plan import RunPlan, Texts, plan_pretraining, plan_tuning
 from hfchat.doctor.recipes import Recipe, find_recipe
 from hfchat.doctor.report import Report, Verdict, size, time
+from hfchat.doctor.trial import Calibration
 from hfchat.errors import UserError
 from hfchat.models import add_special_tokens, load_tokenizer
 from hfchat.token_ids import encode_conversation, encode_texts
@@ -70,7 +67,8 @@ class _Training:
         self.args = arguments[0]
         self.machine = Machine.here(self.args.use_cpu)
         self.result = Report(recipe.name, f"{self.machine.device}, {size(self.machine.memory_bytes)} free")
-        self.libraries = libraries_bytes(self.machine, self.args.use_cpu)
+        # On a CPU, a process of the recipe holds as much before its first tensor as this one, with the same imports.
+        self.libraries = 0 if self.machine.has_gpu else resident_bytes()
 
     def report(self, calibration: bool) -> Report:
         report = self.result
@@ -87,7 +85,7 @@ class _Training:
             measured = "left out: a check fails"
         elif calibration:
             close = memory.weights <= _CLOSING_BYTES and disk.total < self._free_disk() // 2
-            measured = calibrate(self.recipe, self.argv, vars(self.args), close=close)
+            measured = calibrate(self.recipe, self.argv, self.args, close=close)
         self._report_memory(plan, memory, measured, available)
         self._report_disk(disk)
         self._report_time(plan, disk, measured)
@@ -97,7 +95,7 @@ class _Training:
     def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
         raise NotImplementedError
 
-    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
         raise NotImplementedError
 
     def examine_health(self, train: "Dataset", evaluation: "Dataset", tokens: Sequence[int], limit: int | None):
@@ -162,13 +160,13 @@ class _Training:
             "lengths": asdict(lengths),
         }
 
-    def _report_memory(self, plan: Plan, memory: Any, measured: Calibration | str, available: int) -> None:
+    def _report_memory(self, plan: RunPlan, memory: Memory, measured: Calibration | str, available: int) -> None:
         section = self.result.section("Memory, of one process")
         section.add("libraries", size(memory.libraries))
         section.add("weights", size(memory.weights))
         section.add("gradients", size(memory.gradients))
         section.add("optimizer", f"{size(memory.optimizer)} ({plan.optimizer})")
-        section.add("activations and logits", size(memory.activations))
+        section.add("activations and logits, about", size(memory.activations))
         if memory.slack:
             section.add("kept by the allocator", size(memory.slack))
         section.add("an evaluation, at its peak", size(memory.kept + memory.evaluation))
@@ -186,7 +184,7 @@ class _Training:
             "available": available,
         }
 
-    def _advice(self, plan: Plan, peak: int) -> str:
+    def _advice(self, plan: RunPlan, peak: int) -> str:
         available = self.machine.memory_bytes
         if peak <= available:
             return ""
@@ -198,14 +196,14 @@ class _Training:
         name, least = min(takes, key=lambda pair: pair[1], default=("a smaller model", 0))
         return f"no one setting is enough; {name} takes it to {size(least)}; a smaller model, or a larger machine"
 
-    def other_plans(self) -> Iterable[tuple[str, Plan]]:
+    def other_plans(self) -> Iterable[tuple[str, RunPlan]]:
         """Those that need other arguments than the plan's."""
         return ()
 
     def _free_disk(self) -> int:
         return free_disk_bytes(Path(self.args.output_dir))
 
-    def _report_disk(self, disk: Any) -> None:
+    def _report_disk(self, disk: Disk) -> None:
         free = self._free_disk()
         section = self.result.section("Disk")
         section.add("checkpoints", f"{size(disk.checkpoints)} ({size(disk.checkpoint)} each)")
@@ -219,7 +217,7 @@ class _Training:
         section.add("free", size(free))
         self.result.figures["disk"] = asdict(disk) | {"total": disk.total, "free": free}
 
-    def _report_time(self, plan: Plan, disk: Any, measured: Calibration | str) -> None:
+    def _report_time(self, plan: RunPlan, disk: Disk, measured: Calibration | str) -> None:
         section = self.result.section("Time")
         if isinstance(measured, str):
             failed = not measured.startswith("left out")
@@ -279,7 +277,7 @@ class _Pretraining(_Training):
         tokens = round((sum(counts) + 2 * len(counts)) / len(counts) * len(train))
         return tokenizer, Texts(-(-tokens // args.block_size), args.block_size, tokens=tokens)
 
-    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
         return plan_pretraining(self.args, tokenizer, texts)
 
 
@@ -349,11 +347,11 @@ class _Tuning(_Training):
         section.text = shown if len(shown) <= _TEXT_CHARACTERS else f"{shown[:_TEXT_CHARACTERS]}…"
         return texts
 
-    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
         self._tokenizer, self._texts = tokenizer, texts
         return plan_tuning(self.args, self.arguments[1], tokenizer, texts)
 
-    def other_plans(self) -> Iterable[tuple[str, Plan]]:
+    def other_plans(self) -> Iterable[tuple[str, RunPlan]]:
         given = self.arguments[1]
         changes: dict[str, dict[str, Any]] = {}
         if not given.use_peft:
@@ -381,7 +379,7 @@ def _load_conversations(
     return train, evaluation
 
 
-def _duration(plan: Plan, disk: Any, measured: Calibration, bytes_per_second: float) -> Duration:
+def _duration(plan: RunPlan, disk: Disk, measured: Calibration, bytes_per_second: float) -> Duration:
     return Duration(
         startup=measured.startup_seconds,
         training=measured.warm_up_seconds + measured.max_steps * measured.step_seconds,

@@ -11,9 +11,10 @@ import yaml
 from hfchat.evaluation.examples import Shown, choose_examples
 from hfchat.evaluation.verdict import ARROWS, Outcome, findings, outcome, summary, verdict
 from hfchat.intervals import CONFIDENCE
+from hfchat.markdown import markdown_of
 from hfchat.plots import Scale
 from hfchat.results import Difference, Estimate, Metric, Results, TaskResult
-from hfchat.templates import add_figures, figure, html_environment, interval, markdown_environment
+from hfchat.templates import add_figures, figure, html_environment, interval
 
 if TYPE_CHECKING:
     import jinja2
@@ -150,9 +151,9 @@ def write_report(results: Results, folder: Path) -> None:
         "summary": summary(found),
         "confidence": CONFIDENCE,
     }
-    for name, environment in (("report.html", html_environment), ("report.md", markdown_environment)):
-        page = _with_filters(environment("hfchat.evaluation")).get_template(f"{name}.jinja").render(context)
-        (folder / name).write_text(page, encoding="utf-8")
+    page = _with_filters(html_environment("hfchat.evaluation")).get_template("report.html.jinja").render(context)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.md").write_text(markdown_of(page), encoding="utf-8")
 
 
 def table(results: Results) -> str:

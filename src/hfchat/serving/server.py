@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,19 +17,19 @@ from hfchat.models import resolve
 
 try:
     import uvicorn
+    from fastapi import FastAPI
 
     from hfchat.serving.http.auth import ENVIRONMENT_VARIABLE, ApiKeys, load_keys
     from hfchat.serving.http.connections import Connection
     from hfchat.serving.http.logs import configure_logs
     from hfchat.serving.settings import ServerSettings, option
+    from hfchat.serving.versions.models import ServedModels
 except ImportError as error:
     raise UserError(f"{error.name} is not installed; run `pip install 'hfchat[serving]'`") from error
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
-    from hfchat.serving.http.limits import Gate
-    from hfchat.serving.versions.models import ServedModels
+if TYPE_CHECKING:
+    from hfchat.serving.collecting.feedback import Collector
 
 _LAST_WORDS_S = 2  # for the error events of the answers that did not end in time
 _HOW_TO_MAKE_A_KEY = (
@@ -57,7 +57,6 @@ def serve(settings: ServerSettings) -> None:
         from hfchat.safety.guards_file import load_guards
 
         guards = load_guards(settings.guards) if settings.guards else None
-        from hfchat.serving.collecting.feedback import open_collector
         from hfchat.serving.http.app import create_app
 
         if folder is None:
@@ -66,7 +65,7 @@ def serve(settings: ServerSettings) -> None:
             from hfchat.serving.versions.loading import served_models
 
             models = served_models(folder, settings)
-        collector = open_collector(settings) if settings.feedback else None
+        collector = open_collector(settings)
         configure_logs(settings.log_content)
         app = create_app(settings, models, guards, keys, collector)
         print(f"loading {settings.source}" if folder else f"asking {', '.join(settings.upstreams)}", flush=True)
@@ -79,9 +78,10 @@ def serve(settings: ServerSettings) -> None:
 
 def _keys(settings: ServerSettings) -> ApiKeys | None:
     keys = load_keys(settings.api_keys, os.environ)
+    names = keys.names if keys else ()
     for name in settings.metrics_keys:
-        if keys is None or name not in keys.names:
-            has = ", ".join(keys.names) if keys else "none"
+        if name not in names:
+            has = ", ".join(names) or "none"
             raise UserError(f"--metrics-key {name}: there is no API key of this name; the keys are: {has}")
     for name in ("requests_per_minute", "tokens_per_minute"):
         if keys is None and getattr(settings, name) is not None:
@@ -91,16 +91,15 @@ def _keys(settings: ServerSettings) -> ApiKeys | None:
             f"--host {settings.host}: other machines could use the model without an API key; {_HOW_TO_MAKE_A_KEY} "
             "(or let in anyone who reaches it, with --allow-anyone)"
         )
-    unknown = set(settings.trusted_keys) - set(keys.names if keys else ())
-    if unknown:
-        raise UserError(f"--trusted-keys {min(unknown)}: there is no API key of this name")
+    for name in settings.trusted_keys:
+        if name not in names:
+            raise UserError(f"--trusted-keys {name}: there is no API key of this name")
     return keys
 
 
-def _upstream_models(settings: ServerSettings) -> tuple[ServerSettings, "ServedModels"]:
+def _upstream_models(settings: ServerSettings) -> tuple[ServerSettings, ServedModels]:
     """The models of the upstreams, and the settings with their name."""
     from hfchat.serving.engines.gateway import open_gateway
-    from hfchat.serving.versions.models import ServedModels
 
     variable = settings.upstream_api_key_env
     if variable is not None and not os.environ.get(variable):
@@ -108,6 +107,28 @@ def _upstream_models(settings: ServerSettings) -> tuple[ServerSettings, "ServedM
     name, gateway = open_gateway(settings.upstreams, settings.upstream_model, os.environ.get(variable or ""))
     settings = replace(settings, served_model_name=settings.served_model_name or name)
     return settings, ServedModels.of(settings.model_id, gateway)
+
+
+def open_collector(settings: ServerSettings) -> "Collector | None":
+    """What keeps feedback, over a database that is made if it is an SQLite file that is not there.
+
+    Raises:
+        UserError: If the database cannot be opened.
+    """
+    if settings.feedback is None:
+        return None
+    from hfchat.feedback.database import open_database
+    from hfchat.feedback.redaction import redact
+    from hfchat.feedback.store import Store
+    from hfchat.serving.collecting.feedback import Collector
+
+    database = open_database(settings.feedback, create=True, max_bytes=int(settings.feedback_max_gib * 2**30))
+    return Collector(
+        Store(database, redact if settings.feedback_redact else str),
+        keep_conversations=settings.keep_conversations,
+        retention_days=settings.feedback_retention_days,
+        trusted_keys=settings.trusted_keys,
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -142,7 +163,7 @@ class Server(uvicorn.Server):
     until a second signal; then the engine ends them with an error.
     """
 
-    def __init__(self, app: "FastAPI", models: "ServedModels", settings: ServerSettings, announce: Callable[[], None]):
+    def __init__(self, app: FastAPI, models: ServedModels, settings: ServerSettings, announce: Callable[[], None]):
         super().__init__(
             uvicorn.Config(
                 app,
@@ -156,23 +177,23 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_LAST_WORDS_S,
             )
         )
-        self._gate: Gate = app.state.gate
+        self._state = app.state
         self._models = models
         self._drain_s = settings.drain_seconds
         self._announce = announce
         self._failure: BaseException | None = None
         self._hurry = False
 
-    async def startup(self, sockets=None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
         except OSError:
             await self.lifespan.shutdown()
             raise
         if self.started:
-            self.config.app.state.loading.add_done_callback(self._loaded)
+            self._state.loading.add_done_callback(self._loaded)
 
-    def _loaded(self, loading: asyncio.Task) -> None:
+    def _loaded(self, loading: asyncio.Task[None]) -> None:
         if loading.cancelled():
             return
         self._failure = loading.exception()
@@ -181,7 +202,7 @@ class Server(uvicorn.Server):
         else:
             self.should_exit = True
 
-    def run(self, sockets=None) -> None:
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal.
 
         Raises:
@@ -191,11 +212,11 @@ class Server(uvicorn.Server):
         if self._failure is not None:
             raise self._failure
 
-    async def shutdown(self, sockets=None) -> None:
-        self._gate.closed = True
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._state.gate.closed = True
         loop = asyncio.get_running_loop()
         end = loop.time() + self._drain_s
-        while self._gate.inside and loop.time() < end and not self._hurry:
+        while self._state.gate.inside and loop.time() < end and not self._hurry:
             await asyncio.sleep(0.1)
         self._models.abort("the server is shutting down")
         await super().shutdown(sockets)
@@ -205,7 +226,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     @contextlib.contextmanager
-    def capture_signals(self):
+    def capture_signals(self) -> Iterator[None]:
         """Like uvicorn's, which raises the signal again at the end: a Ctrl-C would then look like a failure."""
         if threading.current_thread() is not threading.main_thread():
             yield

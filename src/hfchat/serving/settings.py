@@ -81,8 +81,8 @@ class ServerSettings:
     max_concurrent_requests: _AtLeastOne = field(
         default=8,
         metadata={
-            "help": "answers that are generated at a time (%(default)s); one more for an API key that has none while others have "
-            "them all",
+            "help": "answers that are generated at a time (%(default)s); one more for an API key that has none while "
+            "others have them all",
             "metavar": "N",
         },
     )
@@ -142,8 +142,8 @@ class ServerSettings:
     tokens_per_minute: _AtLeastOne | None = field(
         default=None,
         metadata={
-            "help": "limit of the tokens of each API key, of prompts and answers together (none). An answer that has begun is not "
-            "cut; the key's next request waits until the tokens are paid",
+            "help": "limit of the tokens of each API key, of prompts and answers together (none). An answer that has "
+            "begun is not cut; the key's next request waits until the tokens are paid",
             "metavar": "N",
         },
     )
@@ -167,8 +167,8 @@ class ServerSettings:
     allow_hosts: list[Annotated[str, AfterValidator(_check_host)]] = field(
         default_factory=list,
         metadata={
-            "help": "another name of this server, such as chat.example.org; repeatable. Without API keys, requests that were "
-            "addressed to a name that is not its own are refused",
+            "help": "another name of this server, such as chat.example.org; repeatable. Without API keys, requests "
+            "that were addressed to a name that is not its own are refused",
             "aliases": "--allow-host",
             "metavar": "NAME",
         },
@@ -209,8 +209,8 @@ class ServerSettings:
     trusted_keys: Annotated[list[str], _FEEDBACK] = field(
         default_factory=list,
         metadata={
-            "help": "an API key of a front end that knows its users: each `user` that it names may rate an answer, while of other "
-            "keys one opinion of each answer holds; repeatable",
+            "help": "an API key of a front end that knows its users: each `user` that it names may rate an "
+            "answer, while of other keys one opinion of each answer holds; repeatable",
             "metavar": "NAME",
         },
     )
@@ -218,8 +218,8 @@ class ServerSettings:
     weights: Annotated[Literal["auto", "float32", "bfloat16", "int8"], _MODEL_HERE] = field(
         default="auto",
         metadata={
-            "help": "auto, float32, bfloat16 or, for CPUs, int8: faster, but not quite the model that was evaluated (%(default)s: "
-            "bfloat16 where the machine computes in it)",
+            "help": "auto, float32, bfloat16 or, for CPUs, int8: faster, but not quite the model that was evaluated "
+            "(%(default)s: bfloat16 where the machine computes in it)",
             "metavar": "TYPE",
         },
     )

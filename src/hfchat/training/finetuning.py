@@ -1,7 +1,5 @@
 """Fine-tuning with TRL, at the cost of the supervised tokens only."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from hfchat.errors import UserError
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
 from hfchat.training.run_arguments import TuningArguments, derived_dtype, replaced, settle_device
+from hfchat.training.scoring import scoring_only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,7 +116,8 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         positions = labels.ne(IGNORE).nonzero().squeeze(-1)
         padding = (0, -len(positions) % SUPERVISED_MULTIPLE)
         targets = pad(labels[positions], padding, value=IGNORE)
-        with self._scoring_only(pad(positions, padding), model):
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with scoring_only(head, pad(positions, padding)):
             logits = model(**inputs, use_cache=False).logits[0]
         loss = cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
         if num_items_in_batch is None:
@@ -125,16 +125,6 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         loss = loss / num_items_in_batch
         # As in `Trainer`: the count is of all processes, whose gradients DDP then averages.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
-
-    @contextlib.contextmanager
-    def _scoring_only(self, positions: torch.Tensor, model: "nn.Module") -> Iterator[None]:
-        """Within, the output layer gets these positions of the flattened batch alone, as one row."""
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0].flatten(0, 1)[positions][None])
-        try:
-            yield
-        finally:
-            hook.remove()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> "EvalLoopOutput":
         """As in `Trainer`, but the loss is the mean over all supervised tokens, not of the means of batches."""

@@ -132,7 +132,7 @@ def test_an_adapter_of_another_base_is_refused(base, adapter, tmp_path, tiny_tok
         ({"adapters": ("adapter",)}, "NAME=FOLDER"),
         ({"adapters": ("mine=",)}, "NAME=FOLDER"),
         ({"adapters": ("mine=missing",)}, "no adapter_config.json"),
-        ({"adapters": ("mine={adapter}", "mine={adapter}")}, "two adapters of the name mine"),
+        ({"adapters": ("mine={adapter}", "mine={adapter}")}, "two adapters have the name mine"),
         ({"adapters": ("base={adapter}",)}, "is the name of the model"),
         ({"adapters": ("mine={adapter}",), "weights": "int8"}, "--weights int8"),
     ],

@@ -7,7 +7,8 @@ from starlette.routing import Mount
 
 from hfchat.errors import UserError
 from hfchat.serving import server
-from hfchat.serving.http.auth import OPEN_PATHS, ApiKeys, RateLimit, hash_key, load_keys, new_key
+from hfchat.serving.http.auth import OPEN_PATHS, ApiKeys, hash_key, load_keys, new_key
+from hfchat.serving.http.rates import RateLimit
 from hfchat.serving.settings import ServerSettings
 
 KEYS = ApiKeys({"alice": hash_key("alice-key"), "bob": hash_key("bob-key")})

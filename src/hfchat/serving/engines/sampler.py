@@ -47,7 +47,7 @@ class Draws:
     """
 
     sampling: Sampling
-    model: ModelSampling = ModelSampling()
+    model: ModelSampling = field(default_factory=ModelSampling)
     owner: str | None = None
     prompt_tokens: int = 0
     random: Random = field(init=False)

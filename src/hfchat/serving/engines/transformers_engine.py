@@ -40,10 +40,10 @@ from hfchat.serving.http.limits import EXTRA_PLACES, Slots
 from hfchat.serving.http.record import current_record
 
 _LOGGER = logging.getLogger("hfchat.serving")
-_CACHE_SHARE = 0.25  # of the free memory; on a CPU the rest of the machine lives there too
-_LIKELY_TOKENS = 2048  # of a conversation on a CPU, where a longer one takes minutes
+_CACHE_SHARE = 0.25  # the cache's part of the free memory; on a CPU the rest of the machine lives there too
+_LIKELY_TOKENS = 2048  # length of a conversation on a CPU, where a longer one takes minutes
 _STOP_TIMEOUT_S = 5
-_RESTART_PAUSE_S = 0.5  # before the second restart without a whole answer between them; then twice as long each time
+_RESTART_PAUSE_S = 0.5  # before the second restart with no whole answer between them; then twice as long each time
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -61,14 +61,14 @@ class TokenPrompt:
 class TransformersEngine:
     """An `Engine` (see `hfchat.serving.engines.engine`) over a loaded chat model.
 
-    Without a word from the client, answers are sampled as `model.generate` would: by the model's own generation
-    config (temperature, top_k, top_p, min_p, repetition_penalty), and greedily where that does not ask for sampling.
-    So the server and `pipeline` agree. A model whose config asks for what is not done here is refused by that name.
+    Where the client does not say how, answers are sampled as `model.generate` would sample them: by the model's own
+    generation config (temperature, top_k, top_p, min_p, repetition_penalty), and greedily where that does not ask for
+    sampling. So the server and `pipeline` agree. A model whose config asks for something that this engine cannot do is
+    refused, and the message names the field.
 
-    A request that breaks its own step ends alone with an `EngineError`.
-
-    If the generation crashes, the running answers end with an `EngineError`, `error` says so, and it is started again,
-    with an empty cache, as often as it takes, after longer and longer pauses.
+    A request that breaks its own step ends alone with an `EngineError`. If the generation crashes, the running answers
+    end with an `EngineError`, `error` says so, and it is started again, with an empty cache, as often as it takes,
+    after longer and longer pauses.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_concurrent_requests: int = 8):
@@ -80,7 +80,8 @@ class TransformersEngine:
 
         Raises:
             UserError: If the tokenizer cannot decode incrementally or has tokens that the model has no embeddings for,
-                the model's generation config asks for what is not done here, or the free memory holds no cache.
+                the model's generation config asks for more than this engine can do, or there is too little free memory
+                for a cache.
         """
         if not tokenizer.is_fast:
             raise UserError(f"{tokenizer.name_or_path}: serving needs a fast tokenizer (tokenizer.json)")
@@ -100,8 +101,8 @@ class TransformersEngine:
         self._crashes = 0
         self._ended = asyncio.Event()  # set when the generation has crashed
         self._supervisor: asyncio.Task | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # it waits for the process
-        self._turns = Slots(1, sys.maxsize, extra=0)  # each key has its turn in what waits for it
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # waits for the encoder
+        self._turns = Slots(1, sys.maxsize, extra=0)  # the keys take turns
         self._vocabulary = len(model.get_input_embeddings().weight)
         _check_embedded(tokenizer, self._eos, self._vocabulary)
 
@@ -134,7 +135,7 @@ class TransformersEngine:
         self._supervisor = asyncio.create_task(self._supervise())
 
     async def _try_template(self) -> None:
-        """Refuse a model whose chat template makes nothing of a greeting, or takes too much time or memory for it.
+        """Refuse a model whose chat template renders a greeting as nothing, or takes too much time or memory for it.
 
         Raises:
             UserError: Says what is wrong with it.
@@ -144,7 +145,7 @@ class TransformersEngine:
         except PromptError as error:
             if str(error) == NOTHING_RENDERED:
                 raise UserError(f"{self._tokenizer.name_or_path}: {NOTHING_RENDERED}") from error
-            # It may want another conversation, or a longer context; then it says so to those who ask.
+            # The template may want another conversation, or a longer context; then it says so to those who ask.
         except EngineError as error:
             raise UserError(f"{self._tokenizer.name_or_path}: {error}") from error
 
@@ -197,7 +198,7 @@ class TransformersEngine:
         await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
-        self._ended.clear()  # an old one may say that it crashed when that has been dealt with
+        self._ended.clear()  # the old one may tell of its crash after that has been dealt with
         self._manager.start()
         await self.ready()
 
@@ -261,7 +262,7 @@ class TransformersEngine:
                 manager.cancel_request(request)
 
     def _check(self, prompt: TokenPrompt) -> None:
-        """Refuse a prompt with which no step can be made: one would end the generation for all.
+        """Refuse a prompt that no step can be made with, because it would end the generation for all.
 
         Raises:
             EngineError: If it is empty or too long, or the model has no embedding for one of its tokens.
@@ -283,7 +284,7 @@ class TransformersEngine:
         )
 
     def _logprobs(self, scored: ScoredToken) -> TokenLogprobs:
-        return TokenLogprobs(self._logprob(*scored.chosen), tuple(self._logprob(*one) for one in scored.top))
+        return TokenLogprobs(self._logprob(*scored.chosen), tuple(self._logprob(*likely) for likely in scored.top))
 
     def _logprob(self, token: int, logprob: float) -> Logprob:
         data = self._token_bytes(token)
@@ -291,11 +292,11 @@ class TransformersEngine:
 
 
 def _cache_blocks(model: PreTrainedModel, max_concurrent_requests: int) -> int:
-    """Blocks of the KV cache: as much as the requests are likely to need, within a share of the free memory.
+    """Blocks of the KV cache: as many as the requests are likely to need, within a share of the free memory.
 
-    Left alone, transformers would take more than half of it, and on a CPU commit it at once. When the cache is full,
-    the manager sets requests back and reads their prompts again later, so a small one costs time, not answers; but it
-    must hold one whole context.
+    Left alone, transformers would take more than half of that memory, and on a CPU commit it at once. When the cache
+    is full, the manager sets requests back and reads their prompts again later, so a small cache costs time and not
+    answers; but it must hold one whole context.
     """
     config = model.config.get_text_config()
     context = config.max_position_embeddings
@@ -318,7 +319,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _check_embedded(tokenizer: PreTrainedTokenizerBase, ends: set[int], vocabulary: int) -> None:
-    """Refuse a tokenizer that makes ids which the model has no embeddings for: one prompt would end all answers.
+    """Refuse a tokenizer with ids that the model has no embeddings for, because one such prompt would end all answers.
 
     Raises:
         UserError: Names the first of them.

@@ -23,14 +23,14 @@ def served_models(folder: str, settings: ServerSettings) -> ServedModels:
     """The model and its adapters, or the versions of a registry, to be loaded when the server runs.
 
     Raises:
-        UserError: If something other than their weights is not as it should be.
+        UserError: If anything but the weights, which are read later, is wrong.
     """
     tokenizers = {settings.model_id: _load_tokenizer(folder, settings)}
     adapters = parse_adapters(settings.adapters)
     if settings.model_id in adapters:
-        raise UserError(f"--adapter {settings.model_id}: is the name of the model; choose another")
+        raise UserError(f"--adapter {settings.model_id}: this is the name of the model; choose another name")
     if adapters and settings.weights == "int8":
-        raise UserError("--weights int8 is not for a model with adapters; leave one of both out")
+        raise UserError("--weights int8 cannot be used with adapters; leave one of the two out")
     for name, adapter in adapters.items():
         check_name(adapter, folder)
         tokenizers[name] = _load_tokenizer(str(adapter), settings)
