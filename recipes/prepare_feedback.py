@@ -81,8 +81,8 @@ class PrepareFeedbackArguments(StageArguments):
     min_validation: int = field(
         default=10,
         metadata={
-            "help": "Held-out rows that it needs at least. The gate needs 10; with fewer than 6, not even a win in all "
-            "of them is significant (an exact sign test)."
+            "help": "Held-out rows that it needs at least. The gate needs 10; with fewer than 6, not even a win in "
+            "all of them is significant (an exact sign test)."
         },
     )
     replay: list[str] = field(

@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("target", metavar="FILE", help="*.jsonl, *.parquet, or - for JSON lines on standard output")
     export.add_argument("--user", help="only what this user asked or said")
     export.add_argument("--api-key", metavar="NAME", help="only what was asked with the key of this name")
-    export.add_argument(
-        "--since", metavar="DATE", help="only what came since, e.g. 2025-01-31 or 2025-01-31T12:00Z"
-    )
+    export.add_argument("--since", metavar="DATE", help="only what came since, e.g. 2025-01-31 or 2025-01-31T12:00Z")
     export.add_argument("--rating", choices=("up", "down"), help="only answers with this thumb")
     export.add_argument("--rated", action="store_true", help="only answers with feedback")
     export.set_defaults(feedback=_export)
@@ -59,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_database(report)
     begin = report.add_mutually_exclusive_group()
     begin.add_argument("--since", metavar="DATE", help="when the period begins; compared with as much time before")
-    begin.add_argument(
-        "--days", type=float, default=30, help="the last so many days, without --since (%(default)s)"
-    )
+    begin.add_argument("--days", type=float, default=30, help="the last so many days, without --since (%(default)s)")
     report.add_argument(
         "--trusted-keys",
         action="append",
