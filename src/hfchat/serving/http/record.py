@@ -87,10 +87,9 @@ class RequestRecord:
     seconds: float = 0.0
     at_end: ExitStack = field(default_factory=ExitStack)
 
-    def begin_answers(self, count: int) -> list[AnswerRecord]:
-        answers = [AnswerRecord() for _ in range(count)]
-        self.answers += answers
-        return answers
+    def begin_answer(self) -> AnswerRecord:
+        self.answers.append(AnswerRecord())
+        return self.answers[-1]
 
     def blame(self, error: ApiError) -> None:
         self.error = error.body.error.code or error.body.error.type
