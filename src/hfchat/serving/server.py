@@ -1,4 +1,4 @@
-"""`hfchat serve`: check, load, bind, and answer until a signal says stop."""
+"""`hfchat serve`: check, bind, load, and answer until a signal says stop."""
 
 import asyncio
 import contextlib

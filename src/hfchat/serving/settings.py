@@ -280,7 +280,7 @@ class ServerSettings:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-_FIELDS = {one.name: one for one in fields(ServerSettings)}
+_FIELDS = {declared.name: declared for declared in fields(ServerSettings)}
 
 
 def option(name: str) -> str:

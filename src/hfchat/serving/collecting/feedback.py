@@ -103,6 +103,7 @@ class Collector:
         named = [(opinion.answer_id, opinion.choice)]
         if opinion.preferred_over is not None:
             named.append((opinion.preferred_over, 0))
+        # What is still in memory is stored with the opinion; the store has the rest, if anything.
         held = [exchange for key in named if (exchange := self._recent.find(*key)) is not None]
         try:
             one_of_key = opinion.api_key not in self._trusted_keys
@@ -218,8 +219,8 @@ class FeedbackHandler:
         if self._collector is None:
             message = "This server takes no feedback: it was started without --feedback."
             raise ApiError(404, message, code="feedback_disabled")
-        said = request.model_dump() | {"tags": tuple(request.tags), "user": request.user or ""}
-        stored = await self._collector.say(Opinion(**said, api_key=api_key or ""))
+        fields = request.model_dump() | {"tags": tuple(request.tags), "user": request.user or ""}
+        stored = await self._collector.say(Opinion(**fields, api_key=api_key or ""))
         if stored.is_new and request.rating is not None:
             self._on_rating(request.rating, stored.model_version)
         # As it was stored, redacted.
@@ -243,9 +244,10 @@ def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:
 def _exchanges(answers: Answers) -> list[Exchange]:
     request, record, identity = answers.request, answers.record, answers.identity
     findings = [
-        GuardFinding(guard=one.guard, place=one.place, action=one.action, categories=one.categories)
-        for one in record.findings
+        GuardFinding(guard=seen.guard, place=seen.place, action=seen.action, categories=seen.categories)
+        for seen in record.findings
     ]
+    # The exchanges share one list of messages: it may be long, and a request may have many answers.
     conversation = answers.questions[0].source.messages  # a chat has one prompt
     messages = [Turn(role=message["role"], content=message["content"]) for message in conversation]
     return [

@@ -96,6 +96,7 @@ def create_app(
 
     app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
     app.state.gate = gate = Gate()
+    # Prompts that guards look at have places of their own: a slow guard must not keep answers out.
     places = settings.max_concurrent_requests, settings.max_waiting_requests
     slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
     metrics = Metrics(slots, lambda: gate.inside, lambda: models.engines)
@@ -122,17 +123,7 @@ def create_app(
         add_graphql(app)
     _answer_errors(app)
 
-    # From the innermost layer to the outermost.
-    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S, bytes_per_s=_BODY_BYTES_PER_S)
-    app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"}, max_inside=MAX_REQUESTS)
-    app.add_middleware(WebSocketLimit, max_each=_MAX_WEBSOCKETS, max_all=_MAX_ALL_WEBSOCKETS, idle_s=_IDLE_WEBSOCKET_S)
-    if keys is not None:
-        app.add_middleware(Auth, keys=keys, rate_limit=rate_limit, limited=_RATE_LIMITED)
-    _add_checks_of_origin(app, settings, has_keys=keys is not None)
-    app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
-    policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
-    app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})
-    app.add_middleware(Recording, sinks=(log_request, metrics.request), with_content=settings.log_content)
+    _add_layers(app, settings, keys, gate, rate_limit, metrics)
     return app
 
 
@@ -198,6 +189,27 @@ def _add_pages(app: FastAPI) -> None:
 
     app.mount("/page", StaticFiles(directory=_PAGE))
     add_documentation(app)
+
+
+def _add_layers(
+    app: FastAPI,
+    settings: ServerSettings,
+    keys: ApiKeys | None,
+    gate: Gate,
+    rate_limit: RateLimit | None,
+    metrics: Metrics,
+) -> None:
+    """What every request passes before a route gets it, from the innermost layer to the outermost."""
+    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S, bytes_per_s=_BODY_BYTES_PER_S)
+    app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"}, max_inside=MAX_REQUESTS)
+    app.add_middleware(WebSocketLimit, max_each=_MAX_WEBSOCKETS, max_all=_MAX_ALL_WEBSOCKETS, idle_s=_IDLE_WEBSOCKET_S)
+    if keys is not None:
+        app.add_middleware(Auth, keys=keys, rate_limit=rate_limit, limited=_RATE_LIMITED)
+    _add_checks_of_origin(app, settings, has_keys=keys is not None)
+    app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
+    policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
+    app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})
+    app.add_middleware(Recording, sinks=(log_request, metrics.request), with_content=settings.log_content)
 
 
 def _add_checks_of_origin(app: FastAPI, settings: ServerSettings, has_keys: bool) -> None:

@@ -76,12 +76,14 @@ def load_keys(file: str | None, environment: Mapping[str, str]) -> ApiKeys | Non
         sources[ENVIRONMENT_VARIABLE] = environment[ENVIRONMENT_VARIABLE]
     if not sources:
         return None
+    # An entry is not repeated in a message: it may be a key.
     hashes: dict[str, str] = {}
     for source, text in sources.items():
-        entries = [entry.strip() for line in text.splitlines() for entry in line.split("#")[0].split(",")]
+        uncommented = ",".join(line.split("#")[0] for line in text.splitlines())
+        entries = [entry.strip() for entry in uncommented.split(",")]
         for number, entry in enumerate(filter(None, entries), start=1):
             match = _ENTRY.fullmatch(entry)
-            if match is None:  # it is not repeated in the message: it may be a key
+            if match is None:
                 form = "must be `NAME: HASH`, as `hfchat api-key NAME` prints it"
                 raise UserError(f"{source}: entry {number} {form}")
             if match[1] in hashes:

@@ -107,7 +107,7 @@ def _without_comments(card: str) -> str:
 
 def _cached(repository: str) -> Path | None:
     try:
-        found = try_to_load_from_cache(repository, "README.md")
-    except HFValidationError:  # no name for the Hub
+        cached = try_to_load_from_cache(repository, "README.md")
+    except HFValidationError:  # it is not a name for the Hub
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None

@@ -149,11 +149,13 @@ async def respond(
         ApiError: If the request cannot be answered. Says why not.
     """
     count = request.n or 1
+    # What has no place is refused before any work for it, and what no engine can answer before any is generated.
     version, reservation = _admit(service, request, len(sources) * count, record)
     service.guarding.check_logprobs(request.top_tokens is not None)
     questions = [await _read(service, version.engine, request, source, format, record) for source in sources]
     if record.with_content:
         record.prompts = request.model_dump(include={"messages", "prompt"}, exclude_unset=True)
+    # Each answer has a seed of its own, or the answers to one prompt would be the same.
     jobs = []
     for index, (question, i) in enumerate(product(questions, range(count))):
         seed = question.sampling.seed
@@ -319,6 +321,7 @@ async def _send_answers(answers: Answers, scope: Scope, receive: Receive, send: 
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": event, "more_body": True})
 
+    # Leaving this block, for whatever reason, ends what is still generated.
     try:
         async with aclosing(_merged([_sendable(answers, job) for job in answers.jobs])) as parts:
             if not answers.request.stream:
@@ -379,6 +382,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
         except Exception as error:
             queue.put_nowait(error)
 
+    # All answers are generated side by side; who reads them sees them in the order in which they come.
     clock = asyncio.get_running_loop().time
     tasks = {asyncio.create_task(forward(stream)) for stream in streams}
     running, last = len(streams), clock()

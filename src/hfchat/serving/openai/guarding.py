@@ -66,6 +66,7 @@ class Guarding:
         They come after the stop strings, so that an answer ends where it would have without guards. Where a guard
         blocks, the generation ends with it.
         """
+        # What guards found is reported once, also where a client goes away in mid-answer.
         stream = self._guards.answer()
         reported = False
         try:

@@ -58,8 +58,8 @@ def _at_most(entries: int) -> BeforeValidator:
 
     def check(given: Any) -> Any:
         if isinstance(given, dict) and len(given) > entries:
-            found = {"field_type": "Dictionary", "max_length": entries, "actual_length": len(given)}
-            raise PydanticKnownError("too_long", found)
+            counts = {"field_type": "Dictionary", "max_length": entries, "actual_length": len(given)}
+            raise PydanticKnownError("too_long", counts)
         return given
 
     return BeforeValidator(check)
@@ -187,7 +187,7 @@ def _kind_of_prompt(prompt: Any) -> str:
     """What a prompt is meant to be, so that only the errors of that are looked for."""
     if not isinstance(prompt, list):
         return "a text"
-    if any(isinstance(one, str) for one in prompt):
+    if any(isinstance(entry, str) for entry in prompt):
         return "texts"
     return "lists of token ids" if prompt and isinstance(prompt[0], list) else "token ids"
 
@@ -353,7 +353,7 @@ class Model(BaseModel):
     created: int
     owned_by: str = "hfchat"
     parent: str | None = None  # of an adapter its base, as vLLM says it
-    version: str | None = None  # of those in a registry, the one that answers; a candidate aside
+    version: str | None = None  # the version that answers, if the model is in a registry; not a candidate
 
 
 class ModelList(BaseModel):
