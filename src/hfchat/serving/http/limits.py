@@ -57,8 +57,6 @@ class Slots:
     Args:
         max_running: Places to generate in.
         max_waiting: Places to wait in, for each key.
-        max_wait_s: As the attribute.
-        max_hold_s: Likewise.
         extra: Places beyond `max_running`, for keys that have none.
     """
 
