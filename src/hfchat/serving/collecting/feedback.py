@@ -38,7 +38,7 @@ _LONG_S = 1.0  # for a write that fails: it has waited for the database
 class Collector:
     """Holds answers for a while, and stores those that somebody gives feedback on, with their conversations.
 
-    What waits for the disk does so in a thread, one write after the other; the event loop never does.
+    Writes wait for the disk in a thread, one after the other; the event loop never waits.
 
     Attributes:
         keeps_conversations: Whether it also stores answers about which nobody says anything.
@@ -140,8 +140,8 @@ class Collector:
         return writing
 
     def _write(self, queued: float, write: Callable[..., Any], *args: Any) -> Any:
-        """Write, in the thread. What was queued while another write waited in vain fails with that one: it would wait
-        as long for the same lock, and so would the next, one after the other."""
+        """Write, in the thread. What was queued while another write waited in vain fails with that one, because it
+        would wait as long for the same lock."""
         if self._locked_out is not None and queued < self._locked_out[0]:
             raise StoreError(str(self._locked_out[1]))
         began = time.monotonic()
@@ -173,9 +173,9 @@ class Collector:
     async def _believable_now(self, age: timedelta) -> datetime:
         """The time by which to delete: the clock's, if it is near to the last answer or to the last time.
 
-        A clock that is years ahead would have everything deleted at once, and for good. So the time that counts goes
-        on by at most a day each time, and the log says so meanwhile: somebody can put the clock right. A server that
-        was off for long deletes what is too old in the same steps.
+        If the clock were years ahead, everything would be deleted at once, and for good. So the time that counts
+        advances by at most a day each time, and the log says so meanwhile, so that somebody can set the clock. A
+        server that was off for long deletes old feedback in the same steps.
         """
         clock = datetime.now(UTC)
         before = self._now or await self._in_thread(self._store.last_moment, max(age, _A_DAY)) or clock

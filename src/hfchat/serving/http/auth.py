@@ -18,7 +18,7 @@ from hfchat.serving.http.record import record_of
 from hfchat.serving.openai.protocol import ApiError
 
 ENVIRONMENT_VARIABLE = "HFCHAT_API_KEYS"
-OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes of the machinery around; they tell nothing of the users
+OPEN_PATHS = frozenset({"/health", "/ready"})  # for health checks from outside; they tell nothing about the users
 
 _ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64})\s*:\s*([0-9a-f]{64})")
 
@@ -98,7 +98,8 @@ class Auth(Check):
     """Lets in those who show a key, everywhere but at `OPEN_PATHS`.
 
     A program shows it as OpenAI's clients do, `Authorization: Bearer KEY`. A person's browser asks for it by itself
-    (HTTP Basic: any user name, the key as password) and sends it along from then on, so pages need no login.
+    (HTTP Basic: any user name, the key as password) and sends it with every request from then on, so pages need
+    no login.
 
     Args:
         limited: Beginnings of the paths whose requests count for `rate_limit`.

@@ -28,14 +28,14 @@ class Connection(H11Protocol):
     use up its file descriptors ("slowloris"), and a client that does not read would keep its place in the engine.
 
     Where there are too many connections, one of those that have no request makes room for each new one: the oldest of
-    the address that has most of them. So a client that holds a thousand keeps out neither others nor the probes of the
-    machinery around.
+    the address that has most of them. So a client that holds a thousand keeps out neither other clients nor
+    health checks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._patience: dict[str, asyncio.TimerHandle] = {}
-        self._since = 0.0  # when it was made, or its last answer was over
+        self._since = 0.0  # when the connection was made, or its last answer ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))

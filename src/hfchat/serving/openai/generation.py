@@ -22,7 +22,6 @@ from hfchat.serving.engines.engine import (
     Engine,
     EngineError,
     FinishReason,
-    Piece,
     Prompt,
     PromptError,
     PromptTooLongError,
@@ -40,7 +39,7 @@ from hfchat.serving.versions.models import ServedModels, Version
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 2**31 - 1  # of an answer, where only an upstream knows its context
-# A smaller one is taken for this, as in vLLM (`vllm/sampling_params.py`, "may cause numerical errors nan or inf").
+# A smaller temperature is raised to this, as in vLLM (`vllm/sampling_params.py`: "may cause numerical errors").
 _LEAST_TEMPERATURE = 1e-2
 _KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
 
@@ -54,8 +53,8 @@ class Service:
         slots: Places for answers.
         guarding: Looks at prompts and answers.
         default_max_tokens: Length of an answer whose request does not say.
-        on_answered: Called with the answers of a request, once, before its client has all of them: it may come back
-            with feedback at once.
+        on_answered: Called once with the answers of a request, before its client has all of them and may come back
+            with feedback.
         rate_limit: For answers of each API key.
         token_limit: For tokens of each API key.
     """
@@ -369,7 +368,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
     """The parts of the answers as they come, and None whenever there was nothing to send for a while. The first
     failure ends all.
 
-    They are made whether they are read or not, so an answer keeps its place no longer than it takes to make it,
+    Parts are generated whether they are read or not, so an answer keeps its place no longer than its generation takes,
     however slowly its client reads.
     """
     queue: asyncio.Queue[Part | Exception] = asyncio.Queue()
@@ -382,7 +381,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
         except Exception as error:
             queue.put_nowait(error)
 
-    # All answers are generated side by side; who reads them sees them in the order in which they come.
+    # All answers are generated side by side, and their parts are read in the order in which they come.
     clock = asyncio.get_running_loop().time
     tasks = {asyncio.create_task(forward(stream)) for stream in streams}
     running, last = len(streams), clock()
@@ -431,8 +430,8 @@ async def _refused(index: int, refusal: str) -> AsyncGenerator[Part]:
 async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     """The parts of one answer, cut at a stop string, in a place of its own.
 
-    An answer whose time is over ends as if it had got too long: what there is of it is of use, and an error would
-    make clients ask for all of it again.
+    An answer whose time is over ends as if it had become too long. What has been generated is useful, and after an
+    error clients would ask for all of it again.
     """
     question, reservation = job.question, answers.reservation
     stops = StopStrings(answers.request.stops)
@@ -442,7 +441,7 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     def part(text: str, finish_reason: FinishReason | None = None) -> Part:
         nonlocal held, sent
         sent += len(text)
-        # Of a token that a stop string cuts, the beginning has been sent.
+        # Where a stop string cuts a token, the beginning of the token has been sent.
         ready = [(start, token) for start, end, token in held if end <= sent or (finish_reason and start < sent)]
         held = [(start, end, token) for start, end, token in held if end > sent]
         return Part(job.index, text, ready, finish_reason)
@@ -451,9 +450,13 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     async with reservation.take() as deadline, aclosing(engine.stream(question.prompt, job.sampling)) as pieces:
         reservation.charge(question.prompt.tokens or 0)
         while True:
+            timeout = asyncio.timeout_at(deadline)
             try:
-                piece = await _next(pieces, deadline)
-            except _TimeIsOverError:
+                async with timeout:
+                    piece = await anext(pieces, None)
+            except TimeoutError:
+                if not timeout.expired():  # it is the engine's own
+                    raise
                 if not job.record.tokens:
                     message = "The answer was not begun in the time that this server has for one."
                     raise ApiError(504, message, code="generation_timeout") from None
@@ -476,22 +479,6 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
                 yield part(text + stops.flush(), piece.finish_reason)
                 return
             yield part(text)
-
-
-class _TimeIsOverError(Exception):
-    pass
-
-
-async def _next(pieces: AsyncGenerator[Piece], deadline: float | None) -> Piece | None:
-    """The next piece, None after the last one."""
-    timeout = asyncio.timeout_at(deadline)
-    try:
-        async with timeout:
-            return await anext(pieces, None)
-    except TimeoutError:
-        if not timeout.expired():  # it is the engine's own
-            raise
-        raise _TimeIsOverError from None
 
 
 def _as_api_error(error: Exception) -> ApiError:
