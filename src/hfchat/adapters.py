@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 
@@ -54,10 +54,22 @@ def load_base(base: str, revision: str | None = None) -> "PreTrainedModel":
     return model
 
 
-def read_base(adapter: Path) -> dict[str, Any]:
-    """What an adapter says about its base: `model_name_or_path`, `revision` and, if known, `weights_sha256`."""
+class BaseRecord(TypedDict):
+    """What `base.json` holds: the base as the user named it, its commit on the Hub, and one digest of its weights."""
+
+    model_name_or_path: str
+    revision: str | None
+    commit: NotRequired[str | None]
+    weights_sha256: NotRequired[str]
+
+
+def read_base(adapter: Path) -> BaseRecord:
+    """What an adapter says about its base; without a `base.json`, the little that `adapter_config.json` knows."""
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    record = {"model_name_or_path": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+    record: BaseRecord = {
+        "model_name_or_path": config.get("base_model_name_or_path"),
+        "revision": config.get("revision"),
+    }
     if (adapter / BASE_RECORD).is_file():
         record |= json.loads((adapter / BASE_RECORD).read_text(encoding="utf-8"))
     return record

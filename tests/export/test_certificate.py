@@ -330,8 +330,8 @@ def test_a_model_without_its_tokenizer_is_refused(copied):
 
 
 def test_pickles_are_refused(copied):
-    (copied / "merged" / "optimizer.pt").write_bytes(b"")
-    refused(copied / "merged", "weights' format: optimizer.pt, must be safetensors")
+    (copied / "merged" / "pytorch_model.bin").write_bytes(b"")
+    refused(copied / "merged", "weights' format: pytorch_model.bin, must be safetensors")
 
 
 def test_a_damaged_file_does_not_load(copied):

@@ -31,7 +31,7 @@ class Section:
     """Findings of one kind.
 
     Attributes:
-        title: Of the section.
+        title: Its heading.
         lines: Its findings.
         text: Shown below them as it is: a sample, a histogram.
     """
@@ -52,7 +52,7 @@ class Report:
         recipe: Name of the recipe.
         machine: In words.
         sections: In the order of the text.
-        figures: Numbers behind the text, for programs: bytes and seconds.
+        figures: Numbers behind the text, for programs, by what they are about: bytes and seconds.
         verdict: One line.
     """
 
@@ -105,7 +105,7 @@ def size(number: float) -> str:
 
 
 def time(seconds: float) -> str:
-    """Seconds in the largest unit of which there are two."""
+    """Seconds in the largest unit that is needed at least twice."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 
 from hfchat.adapters import (
@@ -53,9 +54,10 @@ from hfchat.export.checks import (
     files_sha256,
 )
 from hfchat.export.gguf import check_converter, export_gguf
-from hfchat.export.merging import changed_base_weights, dtypes_of, prepare_to_save, save_adapter
+from hfchat.export.merging import changed_base_weights, prepare_to_save, save_adapter
 from hfchat.export.reloading import context_length, reload
 from hfchat.models import load_config, load_model, load_tokenizer
+from hfchat.token_ids import Messages
 
 if TYPE_CHECKING:
     import argparse
@@ -63,14 +65,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfchat.export.behaviour import Messages
-
 
 def export(
     model: "PeftModel | PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     folder: str | Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     *,
     base: str,
     revision: str | None = None,
@@ -82,11 +82,11 @@ def export(
 
     Args:
         model: As trained, unwrapped; left as it is.
-        tokenizer: Its own, with the chat template that it was trained with.
+        tokenizer: The model's, with the chat template that it was trained with.
         folder: Where to write.
         conversations: Some held-out ones, to compare on.
         base: What it started from, as the user named it.
-        revision: Of a Hub id.
+        revision: Revision of a Hub id.
 
     Returns:
         The certificate, which is also in `certificate.json` beside the merged or whole model.
@@ -122,7 +122,7 @@ def export(
 def certify_adapter(
     adapter: str | Path,
     output_dir: str | Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     *,
     base: str | None = None,
     revision: str | None = None,
@@ -134,7 +134,7 @@ def certify_adapter(
         output_dir: Must not exist.
         conversations: To compare on.
         base: Where its base is, by default where the adapter says.
-        revision: Of a Hub id, by default the one the adapter says.
+        revision: Revision of a Hub id, by default the one that the adapter names.
 
     Raises:
         UserError: If the base is not the one trained on, or if what was saved is not what was merged.
@@ -159,7 +159,7 @@ def certify_adapter(
 
 def certify_model(
     folder: str | Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     *,
     base: str | None = None,
     revision: str | None = None,
@@ -169,8 +169,8 @@ def certify_model(
     Args:
         folder: The model and its tokenizer.
         conversations: To compare on.
-        base: Of the adapter, by default where the adapter says.
-        revision: Of a Hub id.
+        base: Where the adapter's base is, by default where the adapter says.
+        revision: Revision of a Hub id.
 
     Raises:
         UserError: If it does not load, or is not what it should be.
@@ -238,15 +238,15 @@ def _export_model(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     base: str,
     revision: str | None,
 ) -> Certificate:
     certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model)))
     trained = behaviour(model, certificate.prompts, tokenizer)
     stored_dtype = load_config(base, revision=revision or "main").dtype or model.dtype
-    rounded = copy.deepcopy(model).eval()
-    rounded.__dict__.pop("forward", None)  # Accelerate's, which calls the original
+    # Accelerate has given the model a `forward` of its own, which a copy is to be without.
+    rounded = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).eval()
     round_weights(rounded, {}, stored_dtype)
     prepare_to_save(rounded, tokenizer)
     _save_and_certify(certificate, rounded, tokenizer, trained)
@@ -263,7 +263,7 @@ def _merge(
 ) -> tuple["PreTrainedModel", Behaviour]:
     """An adapter merged in memory, rounded to the dtypes of its base, and what it said on its base before."""
     certificate.base = read_base(adapter)
-    dtypes, stored_dtype = dtypes_of(stored), stored.dtype
+    dtypes, stored_dtype = {name: weight.dtype for name, weight in stored.named_parameters()}, stored.dtype
     on_base = put_adapter(stored.to(_device(stored)), adapter, tokenizer)
     before = behaviour(on_base, certificate.prompts, tokenizer)
     if trained is not None:
@@ -319,7 +319,7 @@ def _certify_saved(
             f"rounding to {rounded_to} changes the answers: start from a base that is stored in float32",
         )
     after, report = reload(folder, certificate.prompts, model.device)
-    found = report["weights"]
+    found = report.weights
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     again = "the file is not what was merged: delete it and export again"
     certificate.check(
@@ -331,7 +331,7 @@ def _certify_saved(
         "the same",
         again,
     )
-    certificate.check("saved: loading", not report["loading"], report["loading"] or "complete", "complete", again)
+    certificate.check("saved: loading", not report.loading, report.loading or "complete", "complete", again)
     check_tokens(certificate, report, tokenizer, model)
     if not all(check.ok for check in certificate.checks):
         return  # what it says is then no longer of interest, and the prompts may be others
@@ -356,7 +356,7 @@ def _check_files_unchanged(folder: Path) -> None:
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
-        raise UserError(f"{name}: has no chat template, so it is no chat model; fine-tune it with recipes/finetune.py")
+        raise UserError(f"{name}: has no chat template, so that it cannot chat; fine-tune it with recipes/finetune.py")
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise UserError(
             f"{name}: needs an end-of-turn token and another one to pad with (eos is {tokenizer.eos_token}, pad "

@@ -18,7 +18,17 @@ from hfchat.entries import Entry
 from hfchat.errors import UserError
 from hfchat.hub.contents import UnreadableError, pieces
 from hfchat.hub.leaks import clean_paths, find_leaks
-from hfchat.lineage import CERTIFICATE, LINEAGE, describe, digest, lineage_of
+from hfchat.lineage import (
+    CERTIFICATE,
+    LINEAGE,
+    Ancestor,
+    Input,
+    Lineage,
+    OutputFile,
+    describe,
+    digest,
+    lineage_of,
+)
 from hfchat.model_code import refuse_code
 from hfchat.models import BUNDLED, BUNDLED_ON_HUB
 
@@ -134,7 +144,7 @@ class Repository:
     repo_id: str
     staged: Path
     sha256: str | None = None
-    lineage: dict[str, Any] | None = None
+    lineage: Ancestor | None = None
     licenses: Sequence[str] = ()
     left_out: list[str] = field(default_factory=list)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
@@ -285,7 +295,7 @@ def add_lineage(repository: Repository, published: Mapping[str, str]) -> None:
     lineage = repository.lineage
     if lineage is None:
         return
-    outputs = {
+    outputs: dict[str, OutputFile] = {
         name: {"size": size, "sha256": repository.sha256_of(name)}
         for name, size in repository.sizes.items()
         if name in lineage["outputs"]
@@ -299,10 +309,10 @@ def add_lineage(repository: Repository, published: Mapping[str, str]) -> None:
     repository.write(LINEAGE, clean_json(record))
 
 
-def named_inputs(lineage: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def named_inputs(lineage: Lineage, published: Mapping[str, str]) -> dict[str, Input]:
     """The inputs of a stage by their roles, those that are published with the id of their repository as their path."""
     return {
-        role: source | {"path": published.get(source["sha256"], source["path"])}
+        role: {**source, "path": published.get(source["sha256"], source["path"])}
         for role, source in lineage["inputs"].items()
     }
 

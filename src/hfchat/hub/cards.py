@@ -129,13 +129,13 @@ def _unevaluated(repository: Repository) -> tuple[dict[str, Any], str]:
 
 def _linked(model: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, Any]:
     """The model with inputs that are published named by their repositories."""
-    model = copy.deepcopy(dict(model))
-    for stage in model["lineage"]:
+    linked = copy.deepcopy(dict(model))
+    for stage in linked["lineage"]:
         for source in stage["inputs"].values():
             if source["sha256"] in published:
                 repo_id = published[source["sha256"]]
                 source |= {"path": repo_id, "sha256": f"hub:{repo_id}"}
-    return model
+    return linked
 
 
 def _parameters(repository: Repository) -> int:
@@ -172,7 +172,7 @@ def _write_tokenizer_card(repository: Repository, published: Mapping[str, str]) 
         "vocab_size": len(tokenizer),
         "chat_template": tokenizer.init_kwargs.get("chat_template_fingerprint") if tokenizer.chat_template else None,
         "lineage": lineage | {"inputs": inputs} if lineage else None,
-        "bytes_per_token": (lineage or {}).get("metrics", {}).get("validation_bytes_per_token"),
+        "bytes_per_token": lineage["metrics"].get("validation_bytes_per_token") if lineage else None,
         "report": repository.has("tokenizer_report.md"),
     }
     body = markdown_environment("hfchat.hub").get_template("tokenizer_card.md.jinja").render(context)
