@@ -239,7 +239,7 @@ def check_tokens(
     )
     certificate.check(
         "embeddings", min(report.embeddings) >= report.tokens,
-        f"{min(report['embeddings'])} rows for {report['tokens']} tokens", "one for each",
+        f"{min(report.embeddings)} rows for {report.tokens} tokens", "one for each",
         "the tokenizer has tokens that the model does not know: use the tokenizer of the training",
     )  # fmt: skip
 

