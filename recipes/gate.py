@@ -8,14 +8,13 @@ asked and what was measured; `hfchat.evaluation.gate` says what a gate can be. T
 verdict: `passed` in the metrics of `lineage.json` is it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hfchat.config import StageArguments, parse
-from hfchat.errors import UserError, run
+from hfchat.errors import run
 from hfchat.evaluation.gate import MIN_N, Gate, judge, write_verdict
+from hfchat.results import Results
 from hfchat.stage import Stage
 
 
@@ -47,10 +46,7 @@ ARGUMENTS = (GateArguments,)  # `hfchat doctor` reads them, too
 
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(*ARGUMENTS, argv=argv)
-    file = Path(args.results) / "results.json"
-    if not file.is_file():
-        raise UserError(f"results {args.results}: has no results.json; recipes/evaluate.py makes it")
-    verdict = judge(json.loads(file.read_text(encoding="utf-8")), args.gates, args.min_n)
+    verdict = judge(Results.read("results", args.results), args.gates, args.min_n)
     stage = Stage.begin(
         "gate", args.output_dir, config=[args], inputs={"results": args.results}, overwrite=args.overwrite_output_dir
     )

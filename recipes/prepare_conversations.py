@@ -52,8 +52,7 @@ class PrepareConversationsArguments(StageArguments):
     strict: bool = field(default=False, metadata={"help": "Make a malformed row an error.", "identity": False})
 
     def __post_init__(self):
-        self.sources = [ConversationSource(source) for source in self.sources]
-        self.evaluation_sets = check_evaluation_sets([EvaluationSet(entry) for entry in self.evaluation_sets])
+        self.evaluation_sets = check_evaluation_sets(self.evaluation_sets)
         PII(self.pii, self.pii_regions)
         if not self.sources:
             raise ValueError('sources: name at least one, e.g. --sources \'{"path": "chats/*.jsonl"}\'')
@@ -70,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
     # What is kept out gives the output no licence.
-    inputs |= {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
+    inputs |= {f"evaluation set {e.name}": describe(e.path) | {"licenses": []} for e in args.evaluation_sets}
     stage = Stage.begin(
         "prepare_conversations", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
     )

@@ -12,12 +12,11 @@ removed, and why. Started again after it was stopped, the same command goes on w
 what a source can be, `hfchat.data.chain` which steps there are, `hfchat.data.execution` how many machines share it.
 """
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hfchat.config import StageArguments, parse
+from hfchat.config import StageArguments, parse, settings_of
 from hfchat.data.chain import Step
 from hfchat.data.corpus import build_corpus
 from hfchat.data.execution import Executor
@@ -61,9 +60,6 @@ class PrepareDataArguments(StageArguments):
     )
 
     def __post_init__(self):
-        self.sources = [Source(source) for source in self.sources]
-        self.steps = [Step(step) for step in self.steps]
-        self.executor = Executor(self.executor)
         if not self.sources:
             raise ValueError('sources: name at least one, e.g. --sources \'{"path": "texts/*.txt"}\'')
         if not 0 < self.validation_fraction < 1:
@@ -85,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stage.complete:
         return stage.report_complete()
 
-    config = {name.name: getattr(args, name.name) for name in dataclasses.fields(args)}
     counts = build_corpus(
         args.sources,
         args.steps,
@@ -96,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         executor=args.executor,
         strict=args.strict,
         max_document_bytes=args.max_document_bytes,
-        config=config,
+        config=settings_of(args),
     )
     if counts is None:  # submitted to a cluster, whose last job runs this again
         return None

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfchat.tokenization.check import check_saved_tokenizer
     from hfchat.tokenization.report import describe, write_report
     from hfchat.tokenization.sampling import TextSample
-    from hfchat.tokenization.sentencepiece import import_sentencepiece
+    from hfchat.tokenization.sentencepiece_import import import_sentencepiece
     from hfchat.tokenization.training import train_tokenizer
 
     train, validation = load_text_splits(args.dataset_name, args.text_column)

@@ -55,7 +55,7 @@ def load_base(base: str, revision: str | None = None) -> "PreTrainedModel":
 
 
 class BaseRecord(TypedDict):
-    """What `base.json` holds: the base as the user named it, its commit on the Hub, and one digest of its weights."""
+    """What an adapter says about its base; the digest of the base's weights is there if hfchat made the adapter."""
 
     model_name_or_path: str
     revision: str | None
@@ -64,7 +64,7 @@ class BaseRecord(TypedDict):
 
 
 def read_base(adapter: Path) -> BaseRecord:
-    """What an adapter says about its base; without a `base.json`, the little that `adapter_config.json` knows."""
+    """What an adapter says about its base, in `base.json` or else in PEFT's own `adapter_config.json`."""
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     record: BaseRecord = {
         "model_name_or_path": config.get("base_model_name_or_path"),
@@ -81,11 +81,11 @@ def load_base_of(adapter: Path, base: str | None = None, revision: str | None = 
     Args:
         adapter: Its folder.
         base: Where to find the base, by default where the adapter says.
-        revision: Of a Hub id, by default the one that the adapter says.
+        revision: Revision, where the base is a Hub id; by default the one that the adapter names.
 
     Raises:
-        UserError: If it is another: by its weights or, where the adapter does not record their digest, by its name or
-            revision.
+        UserError: If the base is another one: its weights differ or, where the adapter records no digest of them, its
+            name or revision.
     """
     record = read_base(adapter)
     name = base or record["model_name_or_path"]
@@ -181,7 +181,7 @@ def round_weights(model: "PreTrainedModel", dtypes: dict[str, torch.dtype], defa
     Args:
         model: Changed in place.
         dtypes: By name of the weight.
-        default: Of those not in `dtypes`.
+        default: The dtype of the weights that are not in `dtypes`.
     """
     generator = torch.Generator().manual_seed(0)  # the same weights are rounded to the same
     for name, parameter in model.named_parameters():
@@ -199,7 +199,7 @@ def round_stochastically(weight: torch.Tensor, dtype: torch.dtype, generator: to
     Args:
         weight: In any floating-point dtype. A number that `dtype` has stays as it is.
         dtype: The new one.
-        generator: Of the chance, on the CPU.
+        generator: What draws the random numbers, on the CPU.
     """
     if weight.dtype != torch.float32 or dtype not in _DROPPED_BITS:
         return weight.to(dtype)

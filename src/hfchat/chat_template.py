@@ -96,6 +96,25 @@ def set_chat_template(
     return tokenizer.convert_tokens_to_ids(missing)
 
 
+def check_end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer that pads with its end of turn: padding gets no loss, so the end would get none either.
+
+    Raises:
+        UserError: If the two are the same, or one is missing.
+    """
+    name, end, pad = tokenizer.name_or_path, tokenizer.eos_token, tokenizer.pad_token
+    if end is None or pad is None:
+        raise UserError(
+            f"{name}: needs an end-of-turn token and another one to pad with (eos is {end}, pad {pad}); use "
+            "hfchat.chat_template.set_chat_template"
+        )
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"{name}: the pad token is the end-of-turn token {end}, so the model would never learn to stop; use "
+            "hfchat.chat_template.set_chat_template, or set another pad_token"
+        )
+
+
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """SHA-256 over the template and the ids of the special tokens: everything that shapes a prompt but its text."""
     shape = [tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]

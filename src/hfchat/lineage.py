@@ -65,7 +65,7 @@ class Ancestor(Lineage):
 
 
 def read_lineage(folder: str | Path) -> Lineage | None:
-    """The lineage of a finished stage, or None where there is none."""
+    """The lineage of a finished stage, or None if the folder has no lineage."""
     try:
         return json.loads((as_path(folder) / LINEAGE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -87,10 +87,10 @@ def metrics_of(folder: str | Path) -> dict[str, Any]:
 
 
 def ancestry(folder: str | Path) -> list[Ancestor]:
-    """The lineages of what made a folder, from its own back to the raw data, as far as their folders are here.
+    """The lineages behind a folder, from its own back to the raw data, as far as their folders are on this machine.
 
-    A folder that was made again since it was read is not what was read, and is left out. A stage may write several
-    outputs (`adapter`, `merged`) beside the one lineage, which is theirs too.
+    A folder that was made again after it was read is left out, because it is no longer what was read. A stage may
+    write several outputs (`adapter`, `merged`) beside its one lineage, which then counts for each of them.
 
     Returns:
         Each lineage with its folder as `path`, no folder twice.
@@ -112,8 +112,7 @@ def lineage_of(folder: str | Path) -> Ancestor | None:
     """The lineage of what a folder holds: its own, or that of the stage whose output it is one of.
 
     Returns:
-        The lineage with `outputs` as they are called in the folder, and as `path` the folder that has it; None if
-        there is none.
+        The lineage with `outputs` as they are called in the folder, and as `path` the folder that has it; or None.
     """
     path = as_path(folder)
     lineage = read_lineage(path)
@@ -129,7 +128,7 @@ def lineage_of(folder: str | Path) -> Ancestor | None:
 
 
 def copy_with_lineage(source: str | Path, target: Path) -> None:
-    """Copy a folder to where there is none yet, as what the same stage made; its checkpoints stay behind.
+    """Copy a folder to a new place, as what the same stage made; its checkpoints stay behind.
 
     Raises:
         UserError: If files named in the lineage are missing or cut.
@@ -146,7 +145,7 @@ def copy_with_lineage(source: str | Path, target: Path) -> None:
 
 
 def content_digest(folder: str | Path) -> str:
-    """The SHA-256 of an output's files as they are now, whatever its lineage says of them."""
+    """The SHA-256 of an output's files as they are now, whatever its lineage says about them."""
     return digest(hash_files(as_path(folder)))
 
 
@@ -212,18 +211,18 @@ def share(folder: Path, mode: int) -> None:
 
 
 def make_private(folder: str | Path) -> None:
-    """Let nobody but its owner read a folder, nor anything in it. A storage that is remote has rights of its own."""
+    """Let nobody but its owner read a folder and what is in it. Remote storages manage their own permissions."""
     path = as_path(folder)
     if is_remote(path):
         return
-    path.chmod(0o700)  # first, so that nobody opens a file meanwhile
+    path.chmod(0o700)  # first, so that nobody opens a file in the meantime
     for inside in path.rglob("*"):
         if not inside.is_symlink():
             inside.chmod(0o700 if inside.is_dir() else 0o600)
 
 
 def digest(outputs: Mapping[str, OutputFile]) -> str:
-    """One SHA-256 for the files of an output, each `{"size", "sha256"}` by its name."""
+    """One SHA-256 for all files of an output."""
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -235,7 +234,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _licenses(folder: Path) -> list[str]:
-    """Licences of a folder that no stage made: of its lineage one level up, or of its Hub card."""
+    """Licences of a folder that no stage made: those in the lineage one level up, or in its Hub card."""
     lineage = read_lineage(folder.parent)
     if lineage is not None:
         return lineage["licenses"]

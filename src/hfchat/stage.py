@@ -44,7 +44,7 @@ class Identity(TypedDict):
 
     stage: str
     version: int
-    config: dict[str, Any]
+    config: dict[str, object]
     inputs: dict[str, str]
 
 
@@ -55,14 +55,14 @@ class Stage:
         complete: The output is there, and was made by this stage from these inputs with these settings.
         output_dir: Where the finished output is.
         work_dir: Where to write it; files of an interrupted run of the same command may already be there.
-        resumed: Whether they are.
+        resumed: Whether files of an interrupted run were there.
     """
 
     def __init__(
         self,
         output_dir: Path,
         identity: Identity,
-        config: dict[str, Any],
+        config: dict[str, object],
         inputs: dict[str, Input],
         overwrite: bool = False,
     ):
@@ -105,6 +105,7 @@ class Stage:
                 another run is writing there now.
         """
         parts = list(config)
+        # The identity decides which work folder is this run's, and whether a finished output is what would come out.
         described = {role: _describe_input(role, source) for role, source in inputs.items()}
         identity: Identity = {
             "stage": name,
@@ -115,6 +116,7 @@ class Stage:
         }
         settings = {key: value for part in parts for key, value in settings_of(part).items()}
         stage = cls(as_path(output_dir), identity, settings, described, overwrite)
+        # Of a launch, one process puts the folders in order; all of them look at what it left.
         if _is_main_process():
             stage._settle_what_was_begun()
         stage.complete = stage._is_complete()
@@ -126,7 +128,7 @@ class Stage:
         return stage
 
     def _settle_what_was_begun(self) -> None:
-        """Keep other runs out, undo a move that was cut off, and end this run's own if only its move is missing."""
+        """Lock out other runs, undo a move that was interrupted, and finish this run if only its move is missing."""
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(_lock_file(self.output_dir))
         try:
@@ -139,7 +141,7 @@ class Stage:
 
     def finish(
         self,
-        metrics: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, object] | None = None,
         licenses: Iterable[str] | None = None,
         config: Iterable[Any] | None = None,
         private: bool = False,
@@ -149,16 +151,18 @@ class Stage:
         Args:
             metrics: What the stage measured; must be JSON.
             licenses: Licences of the output, by default all those of the inputs.
-            config: The settings as they were used, where the recipe derived some after the stage began.
+            config: The settings as they were used, if the recipe derived some after the stage began.
             private: Nobody but its owner may read the output (`make_private`).
         """
         if not _is_main_process():
             return
         for part in config or ():
-            self.config |= settings_of(part) | {"output_dir": str(self.output_dir)}
+            self.config |= settings_of(part)
         if licenses is None:
             licenses = (license for source in self.inputs.values() for license in source["licenses"])
+        # What is in the folder now is the output; the lineage names each file with its hash.
         outputs = hash_files(self.work_dir)
+        seed = self.config.get("seed")
         record: Lineage = {
             "stage": self.identity["stage"],
             "fingerprint": self.fingerprint,
@@ -169,13 +173,14 @@ class Stage:
             "inputs": self.inputs,
             "licenses": sorted(set(licenses)),
             "config": self.config,
-            "seed": self.config.get("seed"),
+            "seed": seed if isinstance(seed, int) else None,
             "metrics": dict(metrics or {}),
             "versions": versions(_PACKAGES) | {"python": platform.python_version()},
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "outputs": outputs,
             "sha256": digest(outputs),
         }
+        # The lineage is the sign that the output is complete, so it is written last, and never by halves.
         text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
         if is_remote(self.work_dir):  # an object appears whole
             (self.work_dir / LINEAGE).write_text(text, encoding="utf-8")
@@ -223,7 +228,7 @@ class Stage:
         remove_tree(self._replaced)
 
     def _put_back(self) -> None:
-        """Undo a move into place, of whatever run, that was cut off: nobody's finished output is lost by it."""
+        """Undo an interrupted move into place of any run, so that no finished output is lost."""
         if not self._replaced.exists():
             return
         # A local rename is one step, but an object store may have copied only a part: its lineage tells.
@@ -277,7 +282,7 @@ def _describe_input(role: str, source: str | Path | Input) -> Input:
 
 
 def _lock_file(output_dir: Path) -> Path:
-    if is_remote(output_dir):  # no locks there: two runs of the same user and machine are all that can be told apart
+    if is_remote(output_dir):  # there are no locks there: only runs of the same user on this machine can be kept apart
         name = hashlib.sha256(str(output_dir).encode()).hexdigest()[:16]
         locks = Path(HF_HOME) / "hfchat" / "locks"  # not the folder for temporary files, where others may write
         locks.mkdir(parents=True, exist_ok=True)

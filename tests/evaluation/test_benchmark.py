@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +23,16 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import estimate
 from hfchat.evaluation.harness_scores import statistics
-from hfchat.evaluation.models import Answer, LocalModel, RemoteModel
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import Reply
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.evaluation.task import Record, result
 from hfchat.evaluation.tasks import benchmark
 from hfchat.evaluation.tasks.benchmark import LOCAL_TASKS, Benchmark
 from hfchat.intervals import wilson_interval
+from hfchat.results import Bootstrap
 from tests.conftest import SHARED_DATA, tiny_model
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -102,7 +106,7 @@ def scored(task, folder, *models):
     names = [model.name for model in models]
     for model in models:
         task.collect(model, folder)
-    return result(task, names, folder, Bootstrap(10, 0))
+    return asdict(result(task, names, folder, Bootstrap(10, 0)))
 
 
 def said(folder, name="tiny"):
@@ -432,7 +436,7 @@ class Server(RemoteModel):
 
     def answer(self, prompts, max_new_tokens, stop=()):
         self.asked.append((prompts, max_new_tokens, stop))
-        return [Answer(f"#### {len(prompts)}", 3, True) for _ in prompts]
+        return [Reply(f"#### {len(prompts)}", 3, True) for _ in prompts]
 
 
 def test_a_server_is_asked_in_turns(data, tmp_path):
@@ -554,7 +558,7 @@ def test_shares_of_documents_have_wilsons_interval_and_other_aggregates_have_not
         for index in range(12)
     ]
     right = estimate(statistics(task, "acc,none", records, "x"), 100, seed=0)
-    assert right["interval"] == pytest.approx(wilson_interval(12, 12))
+    assert right.interval == pytest.approx(wilson_interval(12, 12))
     perplexity = estimate(statistics(task, "word_perplexity,none", records, "x"), 100, seed=0)
-    assert perplexity["score"] == pytest.approx(math.exp(3 / 5))
-    assert perplexity["interval"][0] < perplexity["score"] < perplexity["interval"][1]
+    assert perplexity.score == pytest.approx(math.exp(3 / 5))
+    assert perplexity.interval[0] < perplexity.score < perplexity.interval[1]

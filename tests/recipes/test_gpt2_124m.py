@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from hfchat.doctor.memory import optimizer_bytes, trained_bytes, weight_bytes
 from hfchat.training.dial import Shape
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from hfchat.training.throughput import PEAK_FLOPS, flops_per_token
 from tests.conftest import ROOT
 
@@ -50,8 +50,7 @@ def derived(monkeypatch, model, world, **changed):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=MEMORY))
     args.use_cpu = False
-    args.derive(model, blocks=None)
-    return args
+    return args.derive(model, blocks=None)
 
 
 def gigabytes(model, args):

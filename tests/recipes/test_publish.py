@@ -83,7 +83,8 @@ def write_evaluation(folder: Path) -> None:
     lineage = json.loads((folder / "assistant" / "lineage.json").read_text()) | {"path": str(folder / "assistant")}
     model = {"kind": "folder", "dtype": "float32", "chat_template": "f1", "parameters": 1, "lineage": [lineage]}
     task = {
-        "title": "chat", "dataset": None, "limits": [], "group_label": "group", "groups": {"mine": {}},
+        "kind": "answers", "headline": None, "title": "chat", "dataset": None,
+        "limits": [], "group_label": "group", "groups": {"mine": {}},
         "metrics": {"rougeL": {"label": "ROUGE-L", "better": "higher", "form": ".3f"}},
         "scores": {"mine": {"rougeL": score}}, "comparisons": [],
     }  # fmt: skip

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from hfchat.chat_template import CHAT_TEMPLATE
 from hfchat.errors import UserError
-from hfchat.training.alignment import AlignArguments
+from hfchat.training.align_arguments import AlignArguments
 from hfchat.training.preferences import (
     add_other_completions,
     check_thumbs,

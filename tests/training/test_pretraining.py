@@ -8,7 +8,7 @@ from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.training.corpus import Corpus, load_corpus
 from hfchat.training.packing import PackedDataset, tokenize_corpus
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import TEXTS
 from tests.training.trainers import losses, trainer_for
 

@@ -15,10 +15,10 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from hfchat.data.conversation_checks import Cleaner, all_messages
-from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, convert, expand
-from hfchat.data.conversation_report import Summary, card, report
+from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, Example, convert, expand
+from hfchat.data.conversation_report import SourceCounts, Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
-from hfchat.data.decontamination import build_index
+from hfchat.data.decontamination import EvaluationSet, build_index
 from hfchat.errors import UserError
 from hfchat.messages import digest_of
 from hfchat.storage import remove_tree
@@ -26,7 +26,7 @@ from hfchat.storage import remove_tree
 SPLITS = ("train", "validation")
 
 
-def split_of(example: Mapping[str, Any], validation_fraction: float) -> str:
+def split_of(example: Example, validation_fraction: float) -> str:
     """`train` or `validation`, by a hash of the first user turn: the same one whatever else is added.
 
     Conversations that begin alike, but for white space, are thus in one split, and an answer of validation is not seen
@@ -47,14 +47,14 @@ class _Splits:
         self._validation_fraction = validation_fraction
         self._of_twins: dict[bytes, str] = {}
 
-    def of(self, example: Mapping[str, Any]) -> str:
+    def of(self, example: Example) -> str:
         first = _first_asked(example)
         letters = "".join(filter(str.isalnum, unicodedata.normalize("NFKD", first).casefold()))
         split = split_of(example, self._validation_fraction)
         return self._of_twins.setdefault(digest_of(letters or first), split)
 
 
-def _first_asked(example: Mapping[str, Any]) -> str:
+def _first_asked(example: Example) -> str:
     return next(turn["content"] for turn in all_messages(example) if turn["role"] == "user")
 
 
@@ -64,7 +64,7 @@ def prepare(
     *,
     pii: Sequence[str],
     pii_regions: Sequence[str],
-    evaluation_sets: Sequence[Mapping[str, Any]],
+    evaluation_sets: Sequence[EvaluationSet],
     n_grams: int,
     validation_fraction: float,
     strict: bool,
@@ -89,7 +89,7 @@ def prepare(
         RuntimeError: If the numbers of conversations read, kept and removed do not agree.
     """
     formats = [source.find_format() for source in sources]
-    kinds = {FORMATS[format].kind: source["path"] for format, source in zip(formats, sources, strict=True)}
+    kinds = {FORMATS[format].kind: source.path for format, source in zip(formats, sources, strict=True)}
     if len(kinds) > 1:
         each = ", ".join(f"{path} makes {kind}" for kind, path in kinds.items())
         raise UserError(f"sources: one run makes one kind of dataset, but {each}; give each kind a run of its own")
@@ -98,11 +98,18 @@ def prepare(
         remove_tree(folder / leftover)
     with tempfile.TemporaryDirectory() as scratch:
         index_folder = f"{scratch}/index" if evaluation_sets else None
-        evaluation = build_index(evaluation_sets, index_folder, n_grams) if evaluation_sets else {}
+        evaluation = build_index(evaluation_sets, index_folder, n_grams) if index_folder else {}
         cleaner = Cleaner(kind, pii, pii_regions, index_folder, n_grams)
         about = [
-            {"name": source.name, "license": source.license, "url": source.get("url", ""), "format": format}
-            | {"rows": 0, "conversations": 0, "kept": 0}
+            SourceCounts(
+                name=source.label,
+                license=source.license,
+                url=source.url,
+                format=format,
+                rows=0,
+                conversations=0,
+                kept=0,
+            )
             for format, source in zip(formats, sources, strict=True)
         ]
         summary = Summary(kind, about, Counter(dict.fromkeys(SPLITS, 0)), evaluation_sets=evaluation)
@@ -127,7 +134,7 @@ def prepare(
 
 def _clean_source(
     source: ConversationSource,
-    of_source: dict[str, Any],
+    of_source: SourceCounts,
     cleaner: Cleaner,
     summary: Summary,
     outputs: "_Outputs",
@@ -135,13 +142,13 @@ def _clean_source(
     strict: bool,
 ) -> None:
     format = of_source["format"]
-    for row in tqdm(source.rows(), desc=source.name, unit=" rows", disable=None):
+    for row in tqdm(source.rows(), desc=source.label, unit=" rows", disable=None):
         of_source["rows"] += 1
         for conversation in expand(format, row):
             of_source["conversations"] += 1
             notes: Counter[str] = Counter()
             try:
-                example = convert(format, conversation, source.get("instruction"), notes)
+                example = convert(format, conversation, source.instruction, notes)
                 example, digest = cleaner.clean(example)
             except (ConversationError, RecursionError) as error:
                 deep = ConversationError("malformed", "is nested too deeply")
@@ -152,12 +159,12 @@ def _clean_source(
                 detail, _ = cleaner.pii.replace(_encodable(rejected.detail))
                 removed = {"row": text, "reason": rejected.reason, "detail": detail, "place": conversation.place}
                 summary.add_removed(removed)
-                outputs.write_removed({**removed, "source": source.name})
+                outputs.write_removed({**removed, "source": source.label})
             else:
                 split = splits.of(example)
                 of_source["kept"] += 1
                 summary.add_kept(example, digest, split, notes)
-                outputs.write_kept(example | {"source": source.name}, split)
+                outputs.write_kept(example, source.label, split)
 
 
 def _row_text(value: Any) -> str:
@@ -182,7 +189,7 @@ class _Outputs:
         self.folder, self.scratch, self.kind = folder, scratch, kind
         self.has_tools = self.has_weights = False
         self._kept = {split: (scratch / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
-        self._removed: dict[str, Any] = {}
+        self._removed: dict[str, tuple[Any, IO[bytes]]] = {}
 
     def __enter__(self) -> "_Outputs":
         return self
@@ -194,11 +201,11 @@ class _Outputs:
             writer.finalize(close_stream=False)
             stream.close()
 
-    def write_kept(self, example: dict[str, Any], split: str) -> None:
-        fields = {field for turn in all_messages(example) for field in turn}
+    def write_kept(self, example: Example, source: str, split: str) -> None:
+        fields = set().union(*all_messages(example))
         self.has_weights |= "weight" in fields
         self.has_tools |= bool(example.get("tools")) or bool(fields - {"role", "content", "weight"})
-        self._kept[split].write(json.dumps(example, ensure_ascii=False) + "\n")
+        self._kept[split].write(json.dumps({**example, "source": source}, ensure_ascii=False) + "\n")
 
     def write_removed(self, row: dict[str, str]) -> None:
         from datasets import Features, Value

@@ -4,24 +4,25 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
+from upath import UPath
 
 from hfchat.data.card import write_card
 from hfchat.data.chain import Step
 from hfchat.data.deduplication import Together
 from hfchat.data.execution import Executor, Phase, below, execute
+from hfchat.data.pieces import Blocks, Piece, Place, concatenated
 from hfchat.data.readers import DIVIDED, SKIPPED
 from hfchat.data.report import ranked, summarize, write_report
-from hfchat.data.shards import DocumentWriter, OwnShardReader, RemovedWriter
-from hfchat.data.sources import Source
+from hfchat.data.shards import DocumentWriter
+from hfchat.data.sources import Source, TextFiles
 from hfchat.errors import UserError
-from hfchat.storage import is_remote, remove_tree
+from hfchat.storage import remove_tree
 
 SPLITS = ("train", "validation")
 
@@ -62,7 +63,7 @@ def build_corpus(
     Raises:
         UserError: If a split comes out empty, or for unreadable input when `strict`.
     """
-    corpus = DataFolder(folder.path, fs=folder.fs) if is_remote(folder) else DataFolder(str(folder.absolute()))
+    corpus = DataFolder(folder.path, fs=folder.fs) if isinstance(folder, UPath) else DataFolder(str(folder.absolute()))
     phases = plan(sources, steps, corpus, validation_fraction, tasks, strict, max_document_bytes)
     if not execute(phases, corpus, executor, workers):
         return None
@@ -84,9 +85,9 @@ def build_corpus(
             f"{folder}/removed, then change steps or add sources"
         )
     summary.undivided = {
-        source.name: source["separator"]
+        source.label: source.separator
         for source in sources
-        if source.get("separator") and not statistics[DIVIDED + source.name]
+        if isinstance(source, TextFiles) and source.separator and not statistics[DIVIDED + source.label]
     }
     write_report(corpus, summary, config, evaluation_sets)
     write_card(corpus, summary, config)
@@ -110,62 +111,23 @@ def plan(
     max_document_bytes: int,
 ) -> list[Phase]:
     """The chain as phases: a step that must have seen all documents ends one pipeline and begins the next."""
-    phases: list[Phase] = []
-    name, pipeline, outputs = "read, clean, filter", [], []
+    pieces = []
     for number, source in enumerate(sources):
-        pipeline.append(
-            source.step(partial(RemovedWriter, folder, "00", f"source{number}"), strict, max_document_bytes)
-        )
-        outputs.append(RemovedWriter.pattern("00", f"source{number}"))
-    # Where near-duplicates stay, those of each other must be in one split. They are looked for with the last step that
-    # needs all documents, or else in phases of their own.
-    together = None if any(map(_removes_near_duplicates, steps)) else Together(validation_fraction)
-    ends_phase = [step.indexed and step.index().reads_shards for step in steps]
+        place = Place(folder, "00", f"source{number}")
+        pieces.append(Piece(Blocks([source.step(place.removed, strict, max_document_bytes)], [place.removed_files])))
     for number, step in enumerate(steps, start=1):
-        position = f"{number:02d}"
-        if not step.indexed:
-            pipeline.append(step.build(RemovedWriter(folder, position, step.name)))
-            outputs.append(RemovedWriter.pattern(position, step.name))
-            continue
-        index, scratch = step.index(), f"scratch/{position}-{step.name}"
-        together_here = together if ends_phase[number - 1] and not any(ends_phase[number:]) else None
-        if index.reads_shards:
-            documents = below(folder, f"{scratch}/documents")
-            signatures, written = index.signatures(folder, scratch)
-            pipeline += [DocumentWriter(documents), signatures]
-            outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
-            finding = index.phases(folder, scratch)
-            if together_here:
-                signatures, written = together.signatures(folder, f"{scratch}/together")
-                pipeline += [OwnShardReader(documents), signatures]
-                outputs += written
-                find, written = together.find(folder, f"{scratch}/together", documents)
-                finding[-1].pipeline.append(find)
-                finding[-1].outputs += tuple(written)
-            phases += [Phase(name, pipeline, tasks, tuple(outputs)), *finding]
-            name, pipeline, outputs = "deduplicate", [OwnShardReader(documents)], []
-        else:
-            phases = [*index.phases(folder, scratch), *phases]
-        if together_here:
-            pipeline += together.filters(folder, f"{scratch}/together")
-        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step.name, index.reason))
-        pipeline += filters
-        outputs += [RemovedWriter.pattern(position, step.name), *written]
-    if together and not any(ends_phase):
-        documents, scratch = below(folder, "scratch/together/documents"), "scratch/together"
-        signatures, written = together.signatures(folder, scratch)
-        pipeline += [DocumentWriter(documents), signatures]
-        outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
-        phases += [Phase(name, pipeline, tasks, tuple(outputs)), *together.phases(folder, scratch, documents)]
-        name, outputs = "keep together", []
-        pipeline = [OwnShardReader(documents), *together.filters(folder, scratch)]
-    pipeline += [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
-    phases.append(Phase(f"{name}, split", pipeline, tasks, (*outputs, "data/*-{rank:05d}.parquet")))
-    return phases
+        pieces.append(step.piece(Place(folder, f"{number:02d}", step.name)))
+    # Where near-duplicates stay, those of each other must be in one split.
+    if not any(map(_removes_near_duplicates, steps)):
+        pieces = Together(folder, validation_fraction).add_to(pieces)
+    split = [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
+    pieces.append(Piece(Blocks(split, ["data/*-{rank:05d}.parquet"])))
+    return concatenated(pieces, "read, clean, filter", ", split", tasks)
 
 
 def _removes_near_duplicates(step: Step) -> bool:
-    return step.name == "near_dedup" and step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
+    similarity = step.parameters.get("similarity", Together.SIMILARITY)
+    return step.name == "near_dedup" and similarity <= Together.SIMILARITY
 
 
 class SplitByHash(PipelineStep):

@@ -7,6 +7,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.data.removal import Removal
 from hfchat.errors import UserError
 from hfchat.models import check_kernels
 from hfchat.safety.lexicon import Lexicon
@@ -48,8 +49,7 @@ class LexiconFilter(BaseFilter):
         density = 1000 * len(hits) / len(doc.text.split())
         if density < self.min_hits_per_1000_words:
             return True
-        doc.metadata["filter_score"], doc.metadata["filter_detail"] = density, ", ".join(entries[:10])
-        return False, "inappropriate"
+        return Removal("inappropriate", density, ", ".join(entries[:10])).note(doc)
 
 
 class ClassifierFilter(BaseFilter):
@@ -101,8 +101,7 @@ class ClassifierFilter(BaseFilter):
         for document, answer in zip(batch, answers, strict=True):
             score = next(entry["score"] for entry in answer if entry["label"] == self.label)
             if score >= self.threshold:
-                document.metadata["filter_score"], document.metadata["filter_detail"] = score, self.label
-                results.append((False, "classifier"))
+                results.append(Removal("classifier", score, self.label).note(document))
             else:
                 results.append(True)
         return results

@@ -7,6 +7,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.data.removal import Removal
 from hfchat.language import identify
 
 
@@ -39,5 +40,4 @@ class LanguageFilter(BaseFilter):
         doc.metadata["language"], doc.metadata["language_score"] = language, score
         if self.languages is None or (language in self.languages and score >= self.threshold):
             return True
-        doc.metadata["filter_score"], doc.metadata["filter_detail"] = score, language
-        return False, "language"
+        return Removal("language", score, language).note(doc)

@@ -1,9 +1,9 @@
 """The data report: what was read, kept and removed, as numbers, as pictures, and as documents to look at."""
 
+import bisect
 import difflib
 import functools
 import hashlib
-import heapq
 import itertools
 import json
 import re
@@ -21,6 +21,8 @@ from datatrove.io import DataFolder
 from tqdm import tqdm
 
 from hfchat import templates
+from hfchat.data.url_filter import suffix_list
+from hfchat.markdown import markdown_of
 
 if TYPE_CHECKING:
     import jinja2
@@ -105,7 +107,7 @@ class Summary:
     domains: Counter[str] = field(default_factory=Counter)
     domains_complete: bool = True
     lengths: dict[str, Counter[int]] = field(default_factory=lambda: {"kept": Counter(), "removed": Counter()})
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"kept": [], "removed": []})
+    samples: dict[str, list[dict[str, object]]] = field(default_factory=lambda: {"kept": [], "removed": []})
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     unreadable_count: int = 0
     cluster_sizes: Counter[int] = field(default_factory=Counter)
@@ -248,16 +250,9 @@ def _domain(url: str) -> str | None:
 
 @functools.lru_cache(maxsize=100_000)
 def _registered_domain(host: str) -> str | None:
-    found = _suffix_list()(host)
+    found = suffix_list()(host)
     name = found.top_domain_under_public_suffix or found.domain
     return name if re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", name) else None
-
-
-@functools.cache
-def _suffix_list():
-    import tldextract
-
-    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list in its wheel: nothing is fetched
 
 
 def _rank(name: str) -> int:
@@ -269,21 +264,24 @@ class _Sample:
     """Random rows: those whose ids have the smallest hashes, whatever the order they come in."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, dict[str, Any]]] = []
-        self._seen = itertools.count()
+        self._best: list[tuple[int, dict[str, object]]] = []
 
     def offer(self, table: pa.Table) -> None:
         for position, name in enumerate(table["id"].to_pylist()):
-            # Ids may occur twice; the second number keeps rows, which have no order, from being compared.
-            key = (-_rank(name), -next(self._seen))
-            if len(self._heap) == SAMPLES and key < self._heap[0][:2]:
+            rank = _rank(name)
+            if len(self._best) == SAMPLES and rank >= self._best[-1][0]:
                 continue
             row = table.slice(position, 1).to_pylist()[0]
             row |= {"text": row["text"][: EXCERPT_CHARACTERS + 1], "characters": len(row["text"])}
-            (heapq.heappush if len(self._heap) < SAMPLES else heapq.heapreplace)(self._heap, (*key, row))
+            bisect.insort(self._best, (rank, row), key=_first_of)
+            del self._best[SAMPLES:]
 
-    def rows(self) -> list[dict[str, Any]]:
-        return [row for *_, row in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+    def rows(self) -> list[dict[str, object]]:
+        return [row for _, row in self._best]
+
+
+def _first_of(entry: tuple[int, object]) -> int:
+    return entry[0]
 
 
 class _Clusters:
@@ -318,7 +316,7 @@ class _Clusters:
         return Counter(dict(zip(sizes.tolist(), clusters.tolist(), strict=True)))
 
     def examples(self, folder: DataFolder) -> list[Cluster]:
-        kept = {}
+        kept: dict[int, dict[str, str]] = {}
         for file in sorted(folder.glob("clusters/*.parquet")) if self._members else ():
             for table in _row_groups(folder, file):
                 chosen = table.filter(pc.is_in(table["cluster"], pa.array([*self._members], pa.int64())))
@@ -352,8 +350,9 @@ def write_report(
         "settings": settings_as_yaml(config),
         "evaluation_sets": evaluation_sets,
     }
-    for name, environment in (("report.html", _html_environment()), ("report.md", markdown_environment())):
-        write_page(folder, name, environment.get_template(f"{name}.jinja").render(context))
+    page = _html_environment().get_template("report.html.jinja").render(context)
+    write_page(folder, "report.html", page)
+    write_page(folder, "report.md", markdown_of(page))
 
 
 def write_page(folder: DataFolder, name: str, page: str) -> None:
@@ -398,21 +397,28 @@ def compare(kept: str, removed: str) -> tuple[list[tuple[str, bool]], list[tuple
         The pieces of each: (text, whether the other has it not).
     """
     words = [_WORD.findall(text[:_COMPARED_CHARACTERS]) for text in (kept, removed)]
-    operations = difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes()
-    first = next((operation[1::2] for operation in operations if operation[0] != "equal"), (0, 0))
-    marked = [
-        [operation[0] != "equal" for operation in operations for _ in range(*operation[i : i + 2])] for i in (1, 3)
-    ]
-    return tuple(_pieces(*side) for side in zip(words, marked, first, strict=True))
+    operations = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes()
+    differences = [operation for operation in operations if operation[0] != "equal"]
+    return (
+        _pieces(words[0], [(start, end) for _, start, end, _, _ in differences]),
+        _pieces(words[1], [(start, end) for _, _, _, start, end in differences]),
+    )
 
 
-def _pieces(words: list[str], marked: list[bool], first: int) -> list[tuple[str, bool]]:
+def _pieces(words: list[str], differences: list[tuple[int, int]]) -> list[tuple[str, bool]]:
+    """`compare` for one of the two: its words, and from where to where they are not those of the other."""
+    marked = [False] * len(words)
+    for start, end in differences:
+        marked[start:end] = [True] * (end - start)
+    # A third of the excerpt stands before the first difference, or the whole text where it is not longer.
+    first = differences[0][0] if differences else 0
     start, before = first, 0
     while start and before + len(words[start - 1]) <= CLUSTER_EXCERPT_CHARACTERS // 3:
         start -= 1
         before += len(words[start])
     if start and sum(map(len, words[:start])) <= CLUSTER_EXCERPT_CHARACTERS // 3:
         start = 0
+    # The rest stands from there on.
     end, length = start, 0
     while end < len(words) and length < CLUSTER_EXCERPT_CHARACTERS:
         length += len(words[end])

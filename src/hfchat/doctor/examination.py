@@ -117,53 +117,38 @@ class _Training:
 
         # Rows that are there more than once: learned by heart, or measured on what was learned.
         section.add("rows", f"{len(train):,} to train on, {len(evaluation):,} to evaluate on")
-        section.add(
-            "duplicates in train",
-            f"{duplicates.within:,} ({duplicates.within / len(train):.1%})",
-            *_judge(duplicates.within > 0.01 * len(train), "warning", "prepare the data again: it removes them"),
-        )
-        section.add(
+        again, shared = duplicates.within / len(train), duplicates.shared / len(evaluation)
+        advice = "prepare the data again: it removes them"
+        section.judge("duplicates in train", f"{duplicates.within:,} ({again:.1%})", again <= 0.01, advice)
+        section.judge(
             "evaluation rows that are trained on",
-            f"{duplicates.shared:,} ({duplicates.shared / len(evaluation):.1%})",
-            *_judge(
-                duplicates.shared > 0,
-                "warning" if getattr(self.args, "allow_leakage", False) else "fails",
-                "take them out of one of the splits: the evaluation would measure what was learned by heart",
-            ),
+            f"{duplicates.shared:,} ({shared:.1%})",
+            shared == 0,
+            "take them out of one of the splits: the evaluation would measure what was learned by heart",
+            "warning" if getattr(self.args, "allow_leakage", False) else "fails",
         )
         if duplicates.same_prompt is not None:
-            section.add(
-                "others with the same first user turn",
-                f"{duplicates.same_prompt:,}",
-                *_judge(
-                    duplicates.same_prompt > 0.01 * len(evaluation),
-                    "warning",
-                    "split by the first user turn, as recipes/prepare_conversations.py does",
-                ),
-            )
+            few = duplicates.same_prompt <= 0.01 * len(evaluation)
+            advice = "split by the first user turn, as recipes/prepare_conversations.py does"
+            section.judge("others with the same first user turn", f"{duplicates.same_prompt:,}", few, advice)
 
         # What the rows hold: all of them for emptiness, a sample for their languages and lengths.
-        section.add(
+        section.judge(
             "empty documents" if self.text_column else "conversations with an empty turn",
             f"{len(empty):,}" + (f", row {empty[0]} first" if empty else ""),
-            *_judge(bool(empty), "warning" if self.text_column else "fails", "take them out"),
+            not empty,
+            "take them out",
+            "warning" if self.text_column else "fails",
         )
         sampled = train.select(range(0, len(train), max(1, len(train) // _SAMPLED_ROWS)))
         languages = health.languages([health.text_of(row, self.text_column) for row in sampled])
-        section.add(
-            "languages",
-            "not identified: install hfchat[data]"
-            if languages is None
-            else ", ".join(f"{code} {share:.0%}" for code, share in languages[:5]),
-        )
+        shares = ", ".join(f"{code} {share:.0%}" for code, share in (languages or [])[:5])
+        section.add("languages", "not identified: install hfchat[data]" if languages is None else shares)
         quantiles = ", ".join(f"{share:.0%} {count:,}" for share, count in lengths.quantiles.items())
         section.add("tokens per row, quantiles", quantiles)
         if limit is not None:
-            section.add(
-                f"longer than max_length {limit}",
-                f"{lengths.over_limit:.1%}",
-                *_judge(lengths.over_limit > 0.05, "warning", "they are left out; raise max_length"),
-            )
+            few, advice = lengths.over_limit <= 0.05, "they are left out; raise max_length"
+            section.judge(f"longer than max_length {limit}", f"{lengths.over_limit:.1%}", few, advice)
         section.text = "\n".join(lengths.bars())
 
         self.result.figures["data"] = {
@@ -238,8 +223,8 @@ class _Training:
     def _report_time(self, plan: RunPlan, disk: Disk, measured: Calibration | str) -> None:
         section = self.result.section("Time")
         if isinstance(measured, str):
-            failed = not measured.startswith("left out")
-            section.add("calibration", measured, *_judge(failed, "fails", "the run would stop there too"))
+            left_out = measured.startswith("left out")
+            section.judge("calibration", measured, left_out, "the run would stop there too", "fails")
             self.result.figures["time"] = None
             return
         duration = Duration(
@@ -293,6 +278,8 @@ class _Pretraining(_Training):
             section.add("rows", f"a stream; its first {len(texts):,} documents were looked at")
             section.text = "\n".join(health.lengths(_token_counts(texts, tokenizer), None).bars())
             return tokenizer, Texts(None, args.block_size)
+
+        # How many tokens the corpus has follows from a sample, with the two that stand around each document.
         train, evaluation = load_documents(args)
         train = train.select_columns([column])
         step = max(1, len(train) // _SAMPLED_ROWS)
@@ -408,10 +395,6 @@ def _fits(needed: int, available: int) -> Verdict:
     if needed > available:
         return "fails"
     return "ok" if needed <= _ROOMY * available else "warning"
-
-
-def _judge(is_fault: bool, verdict: Verdict, advice: str) -> tuple[Verdict, str]:
-    return (verdict, advice) if is_fault else ("ok", "")
 
 
 def _token_counts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:

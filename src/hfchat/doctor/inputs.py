@@ -39,9 +39,9 @@ def examine_inputs(recipe: Recipe, args: Any) -> Report:
     # Recipes have different settings for what they read; each is looked for in all of them.
     read = 0
     for source in getattr(args, "sources", ()):
-        read += _look(section, f"source {source['path']}", source.describe)
+        read += _look(section, f"source {source.path}", source.describe)
     for entry in getattr(args, "evaluation_sets", ()):
-        _look(section, f"evaluation set {entry['name']}", partial(describe, entry["path"]))
+        _look(section, f"evaluation set {entry.name}", partial(describe, entry.path))
     tasks = [entry.build() for entry in args.tasks] if recipe.name == "evaluate" else []
     for task in tasks:
         if task.source is not None:
@@ -60,12 +60,8 @@ def examine_inputs(recipe: Recipe, args: Any) -> Report:
     free = free_disk_bytes(Path(args.output_dir)) if not is_remote(args.output_dir) else None
     if getattr(args, "sources", ()) and free is not None:
         needed = _COPIES * read
-        disk.add(
-            "output and intermediate files, at most about",
-            size(needed),
-            "fails" if needed > free else "ok",
-            "choose an output_dir with more room" if needed > free else "",
-        )
+        name, advice = "output and intermediate files, at most about", "choose an output_dir with more room"
+        disk.judge(name, size(needed), needed <= free, advice, "fails")
     if free is not None:
         disk.add("free", size(free))
 
@@ -92,8 +88,7 @@ def _look(section: Section, name: str, describe: Callable[[], Input]) -> int:
     licenses = ", ".join(found.get("licenses", [])) or "unknown"
     length = _size(found["path"])
     known = f"{size(length)}, licence {licenses}" if length else f"licence {licenses}"
-    unknown = "unknown" in licenses
-    section.add(name, known, "warning" if unknown else "ok", "say its license in the YAML" if unknown else "")
+    section.judge(name, known, "unknown" not in licenses, "say its license in the YAML")
     return length
 
 

@@ -163,7 +163,7 @@ def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Tex
     """Plan a pretraining.
 
     Args:
-        args: `PretrainArguments`; what it derives is filled in.
+        args: `PretrainArguments`, as they were parsed.
         tokenizer: The run's, with the tokens it adds.
         texts: Its corpus.
     """
@@ -172,7 +172,7 @@ def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Tex
             model = new_model(args, tokenizer)
     else:
         model = _without_weights(_base_config(args.model_name_or_path, "main", len(tokenizer)), torch.float32)
-    args.derive(model, texts.sequences)
+    args = args.derive(model, texts.sequences)
     logits = 0 if args.chunked_loss else args.block_size
     value_bytes = 2 if args.bf16 or args.fp16 else 4
     evaluation = Step(args.per_device_eval_batch_size, args.block_size, logits, value_bytes)
@@ -238,6 +238,7 @@ def _plan(
     texts: Texts,
 ) -> RunPlan:
     """Add how often the run evaluates and saves."""
+    # `Trainer` counts the steps of an epoch only when it has the data.
     steps, epochs = args.max_steps, float(args.num_train_epochs)
     if texts.sequences is not None:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

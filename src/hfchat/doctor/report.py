@@ -1,5 +1,6 @@
 """What the doctor found, as text and as JSON."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -43,6 +44,13 @@ class Section:
     def add(self, name: str, value: str, verdict: Verdict = "", advice: str = "") -> None:
         self.lines.append(Line(name, value, verdict, advice))
 
+    def judge(self, name: str, value: str, is_well: bool, advice: str, fault: Verdict = "warning") -> None:
+        """Add a line that is well, or has the verdict of a fault and the advice for it."""
+        if is_well:
+            self.add(name, value, "ok")
+        else:
+            self.add(name, value, fault, advice)
+
 
 @dataclass
 class Report:
@@ -67,7 +75,8 @@ class Report:
         return self.sections[-1]
 
     def faults(self) -> list[Line]:
-        return [line for section in self.sections for line in section.lines if line.verdict == "fails"]
+        lines = itertools.chain.from_iterable(section.lines for section in self.sections)
+        return [line for line in lines if line.verdict == "fails"]
 
     @property
     def ok(self) -> bool:

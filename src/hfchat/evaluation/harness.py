@@ -24,7 +24,9 @@ from lm_eval.models.utils import Collator, handle_stop_sequences, normalize_gen_
 from tqdm.auto import tqdm
 
 from hfchat.evaluation.asking import halving
-from hfchat.evaluation.models import LocalModel, Model, RemoteModel
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.records import append_records, read_records
 from hfchat.evaluation.task import Record
 from hfchat.processes import launched
@@ -50,7 +52,7 @@ class Requests:
         description: Of the progress bar.
     """
 
-    def __init__(self, model: Model, folder: Path, description: str):
+    def __init__(self, model: EvaluatedModel, folder: Path, description: str):
         self.model = model
         self._folder = folder
         self._before = Counter()  # requests of a kind in earlier calls

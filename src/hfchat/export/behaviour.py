@@ -60,7 +60,7 @@ class Prompts:
             UserError: If there are no conversations, or if one is not a conversation.
         """
         if not conversations:
-            raise UserError("conversations: there is none, so nothing can be compared; give at least one")
+            raise UserError("conversations: the list is empty, so that nothing can be compared; give at least one")
         used: list[Messages] = [list(messages) for messages in conversations[:MAX_CONVERSATIONS]]
         for number, messages in enumerate(used):
             fault = find_fault(messages, ROLES_WITH_TOOLS)

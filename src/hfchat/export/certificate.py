@@ -30,6 +30,7 @@ from hfchat.adapters import (
     round_weights,
     weight_digests,
 )
+from hfchat.chat_template import check_end_of_turn
 from hfchat.errors import UserError
 from hfchat.export.behaviour import (
     Behaviour,
@@ -96,12 +97,14 @@ def export(
     """
     folder = Path(folder)
     _check_tokenizer(tokenizer)
+    # A model of which all weights were trained has nothing to merge.
     if not hasattr(model, "peft_config"):
         return _export_model(model, tokenizer, folder / "model", conversations, base, revision)
     stored = load_base(base, revision)
     certificate = Certificate(folder / "merged", Prompts.render(conversations, tokenizer, context_length(stored)))
     trained = behaviour(model, certificate.prompts, tokenizer)
     save_adapter(model, tokenizer, folder / "adapter", base, revision, stored)
+    # Weights in 4 or 8 bits cannot be compared with the stored ones; the drift of the answers is reported instead.
     if not is_quantized(model):
         known = len(tokenizer) - len(new_tokens(model.active_peft_config))
         changed = changed_base_weights(model, stored, known)
@@ -178,6 +181,8 @@ def certify_model(
     folder = Path(folder)
     tokenizer = _load_tokenizer(folder)
     _check_files_unchanged(folder)
+
+    # With the adapter beside it, the model can be made again and compared; alone, only with itself.
     adapter = folder.parent / "adapter"
     if (adapter / "adapter_config.json").is_file():
         stored = load_base_of(adapter, base, revision)
@@ -273,6 +278,8 @@ def _merge(
             MAX_QUANTIZATION_DRIFT if quantized else MAX_DRIFT,
             "on its base, the saved adapter is not what was trained: name the base and the revision of the training",
         )
+
+    # In float32, merging gives the same function; rounding comes after it, so that neither hides a fault of the other.
     merged = on_base.merge_and_unload().eval()
     certificate.merge_kl_nats = kl_divergence(before.logits, logits(merged, certificate.prompts)).mean().item()
     certificate.check(
@@ -309,6 +316,8 @@ def _certify_saved(
     """
     folder = certificate.folder
     check_files(certificate)
+
+    # The digests are of the weights as they will be stored, and so come before the model is cast to float32.
     expected = weight_digests(model)
     rounded_to, rounded = model.dtype, behaviour(model.float(), certificate.prompts, tokenizer)
     if before is not None:
@@ -318,6 +327,8 @@ def _certify_saved(
             MAX_ROUNDING_DRIFT,
             f"rounding to {rounded_to} changes the answers: start from a base that is stored in float32",
         )
+
+    # The file: another process reads it, which has nothing of this one to go by.
     after, report = reload(folder, certificate.prompts, model.device)
     found = report.weights
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -354,14 +365,10 @@ def _check_files_unchanged(folder: Path) -> None:
 
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    name = tokenizer.name_or_path
     if not tokenizer.chat_template:
+        name = tokenizer.name_or_path
         raise UserError(f"{name}: has no chat template, so that it cannot chat; fine-tune it with recipes/finetune.py")
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise UserError(
-            f"{name}: needs an end-of-turn token and another one to pad with (eos is {tokenizer.eos_token}, pad "
-            f"{tokenizer.pad_token}); use hfchat.chat_template.set_chat_template"
-        )
+    check_end_of_turn(tokenizer)
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -106,6 +106,7 @@ def answer(scratch: Path) -> None:
     request = json.loads((scratch / _REQUEST).read_text(encoding="utf-8"))
     torch.set_num_threads(request["threads"])
     tokenizer = load_tokenizer(request["folder"])
+    # What `load_model` does, but for what loading complains of, which is to be reported.
     model, loading = AutoModelForCausalLM.from_pretrained(
         request["folder"], dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )

@@ -123,7 +123,8 @@ class Band(Chart):
             if point is None:
                 found.append([])
             else:
-                found[-1].append((column + 0.5, *(self.at(value) for value in point)))
+                low, value, high = map(self.at, point)
+                found[-1].append((column + 0.5, low, value, high))
         return [run for run in found if run]
 
 

@@ -9,13 +9,16 @@ a promotion is for.
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, cycle, islice
 from operator import attrgetter
-from typing import Any
+from typing import TypeVar
 
-from hfchat.feedback.reviews import Review, ReviewedAnswer, Who, reviews_of
+from hfchat.feedback.exchange import Rating, Turn
+from hfchat.feedback.reviews import Person, Review, Who, reviews_of
 from hfchat.feedback.spam import fault_of_correction, same_everywhere, too_fast, too_many
+from hfchat.feedback.tables import AnswerRow
 from hfchat.feedback.votes import (
     Agreement,
     Ballot,
@@ -27,6 +30,9 @@ from hfchat.feedback.votes import (
     verdict,
 )
 from hfchat.messages import digest_of
+
+Columns = Mapping[str, list[Turn] | bool]  # of a dataset's row
+_Said = TypeVar("_Said")  # a rating, a correction, or what an answer was preferred over
 
 DATASETS = ("conversations", "preferences", "thumbs")
 # Of whole reviews, in the order in which they are looked for.
@@ -126,7 +132,7 @@ class CurationArguments:
         },
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_per_minute", "max_prompts_per_text", "min_lead", "min_overlaps", "max_per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -167,7 +173,7 @@ class Example:
     """
 
     source: str
-    row: dict[str, Any]
+    row: Columns
     answer_id: str
     feedback_id: str
     prompt: str
@@ -221,16 +227,16 @@ class Curation:
 
 
 def curate(
-    found: Sequence[Mapping[str, Any]], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
+    answers: Sequence[AnswerRow], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
 ) -> Curation:
     """Decide what is learned from.
 
     Args:
-        found: What `hfchat.feedback.reviews.read_rows` returned.
+        answers: What `hfchat.feedback.reviews.read_reviewed` returned.
         args: The thresholds.
         find_unsafe: What is found in a text that should not be learned; nothing in one that may be.
     """
-    reviews, replaced = reviews_of(found, args.person, args.trusted_keys)
+    reviews, replaced = reviews_of(answers, args.person, args.trusted_keys)
     removed = [Removed(id, "review", "replaced") for id in replaced]
     everybody = reviews
 
@@ -256,7 +262,7 @@ def curate(
     return Curation(
         reviews=len(everybody) + len(replaced),
         kept_reviews=len(reviews),
-        statements=Counter(what for review in reviews for what in review.statements),
+        statements=Counter(chain.from_iterable(review.statements for review in reviews)),
         removed=removed + statements.removed + removed_examples,
         examples=examples,
         people=_summarize_people(everybody, reviews, agreements(ballot, args.min_lead, untrusted), untrusted),
@@ -275,79 +281,82 @@ class _Statements:
         self._is_unsafe = functools.cache(lambda text: bool(find_unsafe(text)))
         self._ballot: Ballot = ballot_of(reviews)
         self._verdicts = {key: verdict(votes.values(), args.min_lead) for key, votes in self._ballot.items()}
-        self._rated = self._hold(reviews, "rating", lambda review: review.answer.key, self._fault_of_rating)
-        self._preferred = self._hold(reviews, "preference", pair_of, self._fault_of_preference)
-        self._corrected = self._hold(
-            reviews, "correction", lambda review: review.answer.key, self._fault_of_correction
-        )
+        ratings = [(review, review.rating) for review in reviews if review.rating is not None]
+        preferences = [(review, review.over) for review in reviews if review.over is not None]
+        corrections = [(review, review.correction) for review in reviews if review.correction is not None]
+        self._rated = self._hold("rating", ratings, _answer_of, self._fault_of_rating)
+        self._preferred = self._hold("preference", preferences, _pair_of, self._fault_of_preference)
+        self._corrected = self._hold("correction", corrections, _answer_of, self._fault_of_correction)
 
     def examples(self) -> Iterator[tuple[str, Example]]:
         """Each with its dataset."""
-        for review in self._corrected:
-            texts = (digest_of(review.correction, typed=True), review.answer.key[1])
-            yield "conversations", _conversation("correction", review, review.correction)
-            yield "preferences", _pair("correction", review, review.correction, review.answer, texts)
-        for review in self._preferred:
-            texts = (review.answer.key[1], review.over.key[1])
-            yield "preferences", _pair("retry", review, review.answer.text, review.over, texts)
-        by_prompt: dict[str, dict[str, list[Review]]] = defaultdict(lambda: {"up": [], "down": []})
+        for review, correction in self._corrected:
+            texts = (digest_of(correction, typed=True), review.answer.key[1])
+            yield "conversations", _conversation("correction", review, correction)
+            yield "preferences", _pair("correction", review, correction, review.answer, texts)
+        for review, over in self._preferred:
+            texts = (review.answer.key[1], over.key[1])
+            yield "preferences", _pair("retry", review, review.answer.text, over, texts)
+        by_prompt: dict[str, dict[Rating, list[Review]]] = defaultdict(lambda: {"up": [], "down": []})
         # However many say it of one answer, it is one example.
-        for review in {review.answer.key: review for review in sorted(self._rated, key=attrgetter("id"))}.values():
+        rated = sorted(self._rated, key=lambda statement: statement[0].id)
+        for review, rating in {review.answer.key: (review, rating) for review, rating in rated}.values():
             answer = review.answer
-            row = {"messages": _answered(answer, answer.text), "label": review.rating == "up"}
-            yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt, (answer.key[1],))
-            if review.rating == "up" and self._args.learn_from_praise:
+            row: Columns = {"messages": _answered(answer, answer.text), "label": rating == "up"}
+            yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt_hash, (answer.key[1],))
+            if rating == "up" and self._args.learn_from_praise:
                 yield "conversations", _conversation("praise", review, answer.text)
-            by_prompt[answer.prompt][review.rating].append(review)
-        for rated in by_prompt.values():
-            for up, down in _couples(rated["up"], rated["down"]):
+            by_prompt[answer.prompt_hash][rating].append(review)
+        for thumbs in by_prompt.values():
+            # Each with another one, and no more: all with all would be mostly about the prompts with most answers.
+            pairs = zip(cycle(thumbs["up"]), cycle(thumbs["down"]), strict=False)
+            for up, down in islice(pairs, max(map(len, thumbs.values()))):
                 texts = (up.answer.key[1], down.answer.key[1])
                 yield "preferences", _pair("thumbs", up, up.answer.text, down.answer, texts)
 
     def _hold(
         self,
-        reviews: Iterable[Review],
         what: str,
-        about: Callable[[Review], Any],
-        fault: Callable[[Review], str | None],
-    ) -> list[Review]:
-        """The reviews whose statement holds; the others' are removed."""
-        saying = [review for review in reviews if what in review.statements]
-        last = {(about(review), review.person): review.id for review in saying}
+        statements: Sequence[tuple[Review, _Said]],
+        about: Callable[[Review, _Said], Hashable],
+        fault: Callable[[Review, _Said], str | None],
+    ) -> list[tuple[Review, _Said]]:
+        """The statements that hold; the others are removed. What a person says of the same last is what they mean."""
+        last = {(about(review, said), review.person): review.id for review, said in statements}
         holding = []
-        for review in saying:
-            reason = "replaced" if last[about(review), review.person] != review.id else fault(review)
-            if reason is None:
-                holding.append(review)
-            else:
+        for review, said in statements:
+            replaced = last[about(review, said), review.person] != review.id
+            if reason := "replaced" if replaced else fault(review, said):
                 self.removed.append(Removed(review.id, what, reason))
+            else:
+                holding.append((review, said))
         return holding
 
-    def _fault_of_rating(self, review: Review) -> str | None:
+    def _fault_of_rating(self, review: Review, rating: Rating) -> str | None:
         side = self._verdicts[review.answer.key]
         if side is None:
             return "contradictory"
-        if side != review.rating:
+        if side != rating:
             return "outvoted"
-        return self._fault_of_good(review.answer) if review.rating == "up" else None
+        return self._fault_of_good(review.answer) if rating == "up" else None
 
-    def _fault_of_preference(self, review: Review) -> str | None:
-        if review.answer.key == review.over.key:
+    def _fault_of_preference(self, review: Review, over: AnswerRow) -> str | None:
+        if review.answer.key == over.key:
             return "same_answer"
-        side = self._verdicts[pair_of(review)]
+        side = self._verdicts[_pair_of(review, over)]
         if side is None:
             return "contradictory"
         if side != review.answer.key:
             return "outvoted"
         return self._fault_of_good(review.answer)
 
-    def _fault_of_correction(self, review: Review) -> str | None:
-        correction, answer = review.correction, review.answer
+    def _fault_of_correction(self, review: Review, correction: str) -> str | None:
+        answer = review.answer
         asked = next((turn["content"] for turn in reversed(answer.messages) if turn["role"] == "user"), "")
         limits = (self._args.max_correction_ratio, self._args.max_repeated_prompt)
         if fault := fault_of_correction(correction, answer.text, asked, *limits):
             return fault
-        key = (answer.prompt, digest_of(correction, typed=True))
+        key = (answer.prompt_hash, digest_of(correction, typed=True))
         if key == answer.key:
             return "same_answer"
         if self._verdicts.get(key) == "down":
@@ -356,18 +365,20 @@ class _Statements:
             return "outvoted"
         return "unsafe" if self._is_unsafe(correction) else None
 
-    def _fault_of_good(self, answer: ReviewedAnswer) -> str | None:
+    def _fault_of_good(self, answer: AnswerRow) -> str | None:
         """What keeps an answer from being learned, however good it is said to be."""
         if answer.finish_reason != "stop":
             return "unfinished"
-        found = any(finding["place"] == "answer" for finding in answer.findings)
-        return "unsafe" if found or self._is_unsafe(answer.text) else None
+        is_flagged = any(finding["place"] == "answer" for finding in answer.findings)
+        return "unsafe" if is_flagged or self._is_unsafe(answer.text) else None
 
 
-def _couples(ups: Sequence[Review], downs: Sequence[Review]) -> Iterator[tuple[Review, Review]]:
-    """Each with another one, and no more: all with all would be mostly about the prompts with most answers."""
-    for position in range(max(len(ups), len(downs)) if ups and downs else 0):
-        yield ups[position % len(ups)], downs[position % len(downs)]
+def _answer_of(review: Review, said: object) -> Hashable:
+    return review.answer.key
+
+
+def _pair_of(review: Review, over: AnswerRow) -> Hashable:
+    return pair_of(review.answer, over)
 
 
 def _choose(
@@ -406,40 +417,40 @@ def _choose(
 
 def _conversation(source: str, review: Review, text: str) -> Example:
     answer = review.answer
-    row = {"messages": _answered(answer, text)}
-    return Example(source, row, answer.answer_id, review.id, answer.prompt, (digest_of(text, typed=True),))
+    row: Columns = {"messages": _answered(answer, text)}
+    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, (digest_of(text, typed=True),))
 
 
-def _pair(source: str, review: Review, text: str, worse: ReviewedAnswer, texts: tuple[bytes, bytes]) -> Example:
+def _pair(source: str, review: Review, text: str, worse: AnswerRow, texts: tuple[bytes, bytes]) -> Example:
     answer = review.answer
     row = {
         "prompt": list(answer.messages),
-        "chosen": [{"role": "assistant", "content": text}],
-        "rejected": [{"role": "assistant", "content": worse.text}],
+        "chosen": [Turn(role="assistant", content=text)],
+        "rejected": [Turn(role="assistant", content=worse.text)],
     }
-    return Example(source, row, answer.answer_id, review.id, answer.prompt, texts)
+    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, texts)
 
 
-def _answered(answer: ReviewedAnswer, text: str) -> list[Mapping[str, str]]:
-    return [*answer.messages, {"role": "assistant", "content": text}]
+def _answered(answer: AnswerRow, text: str) -> list[Turn]:
+    return [*answer.messages, Turn(role="assistant", content=text)]
 
 
-def _is_of_model(answer: ReviewedAnswer, model: str | None) -> bool:
-    return model is None or answer.model == model or answer.model.startswith(f"{model}@")
+def _is_of_model(answer: AnswerRow, model: str | None) -> bool:
+    return model in (None, answer.model, answer.full_model)
 
 
-def _has_template(answer: ReviewedAnswer, args: CurationArguments) -> bool:
+def _has_template(answer: AnswerRow, args: CurationArguments) -> bool:
     return args.template_fingerprint in (None, answer.template_fingerprint)
 
 
-def _is_blocked(answer: ReviewedAnswer) -> bool:
+def _is_blocked(answer: AnswerRow) -> bool:
     return any(finding["action"] == "block" for finding in answer.findings)
 
 
 def _summarize_people(
-    everybody: Iterable[Review], kept: Iterable[Review], agreed: Mapping[Any, Agreement], untrusted: set[Any]
+    everybody: Iterable[Review], kept: Iterable[Review], agreed: Mapping[Person, Agreement], untrusted: set[Person]
 ) -> list[PersonSummary]:
-    reviews: dict[Any, list[str]] = defaultdict(list)
+    reviews: dict[Person, list[str]] = defaultdict(list)
     for review in everybody:
         reviews[review.person].append(review.id)
     left = Counter(review.person for review in kept)

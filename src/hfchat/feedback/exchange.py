@@ -3,9 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 Rating = Literal["up", "down"]
+
+
+class Turn(TypedDict):
+    """A message of a conversation."""
+
+    role: str
+    content: str
+
+
+class GuardFinding(TypedDict):
+    """What a guard found in a prompt or an answer (`hfchat.safety.guards.Finding`)."""
+
+    guard: str
+    place: str
+    action: str
+    categories: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -17,12 +33,12 @@ class Exchange:
         choice: Which of them, from 0.
         created_at: When it was asked for, with a time zone.
         model: Its name in the API.
-        messages: `[{"role", "content"}]` as the model got them, after the guards.
+        messages: The conversation as the model got it, after the guards.
         text: The answer as it was sent.
         finish_reason: OpenAI's; None if it was not sent to its end, as when the client went away.
         sampling: The parameters that chose its tokens, by OpenAI's names.
-        findings: `[{"guard", "place", "action", "categories"}]`, of the guards in the prompt and all its answers.
-        user: Whom the request names as its end user; "" if it names nobody.
+        findings: What the guards found in the prompt and in all its answers.
+        user: The end user whom the request names; "" if it names nobody.
         api_key: The name of the API key that asked; "" where there are none.
         model_version: Which version of the model; None if it has none.
         template_fingerprint: Of its chat template (`hfchat.chat_template`); None if an upstream applies it.
@@ -32,11 +48,11 @@ class Exchange:
     choice: int
     created_at: datetime
     model: str
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Turn]
     text: str
     finish_reason: str | None
-    sampling: Mapping[str, Any]
-    findings: Sequence[Mapping[str, Any]] = ()
+    sampling: Mapping[str, object]
+    findings: Sequence[GuardFinding] = ()
     user: str = ""
     api_key: str = ""
     model_version: str | None = None

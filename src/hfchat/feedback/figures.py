@@ -62,9 +62,9 @@ class Lengths:
         if not count:
             return cls(0, math.nan, math.nan, math.nan, (math.nan, math.nan))
         half = 1.96 * math.sqrt(count) / 2
-        first, last = math.floor(count / 2 - half), math.ceil(count / 2 + half)
-        ends = ordered[max(0, first)], ordered[min(count - 1, last)]
-        return cls(count, *map(float, np.quantile(ordered, [0.25, 0.5, 0.75])), tuple(map(float, ends)))
+        first, last = max(0, math.floor(count / 2 - half)), min(count - 1, math.ceil(count / 2 + half))
+        low, median, high = np.quantile(ordered, [0.25, 0.5, 0.75]).tolist()
+        return cls(count, low, median, high, (float(ordered[first]), float(ordered[last])))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -17,7 +17,7 @@ from hfchat.errors import UserError
 from hfchat.feedback.exchange import Rating
 from hfchat.feedback.private_file import private_file
 from hfchat.feedback.redaction import pseudonym
-from hfchat.feedback.tables import Answer, Feedback
+from hfchat.feedback.tables import AnswerRow, OpinionRow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -46,16 +46,16 @@ class Selection:
 
     def condition(self) -> sa.ColumnElement[bool]:
         """Of `Answer`, for SQL."""
-        conditions = [sa.true()]
+        conditions: list[sa.ColumnElement[bool]] = [sa.true()]
         if self.user is not None:
             names = [self.user, pseudonym(self.user)]
-            conditions.append(sa.or_(Answer.user_id.in_(names), _has(Feedback.user_id.in_(names))))
+            conditions.append(sa.or_(AnswerRow.user_id.in_(names), _has(OpinionRow.user_id.in_(names))))
         if self.api_key is not None:
-            conditions.append(Answer.api_key == self.api_key)
+            conditions.append(AnswerRow.api_key == self.api_key)
         if self.since is not None:
-            conditions.append(sa.or_(Answer.created_at >= self.since, _has(Feedback.created_at >= self.since)))
+            conditions.append(sa.or_(AnswerRow.created_at >= self.since, _has(OpinionRow.created_at >= self.since)))
         if self.rating is not None:
-            conditions.append(_has(sa.and_(Feedback.rating == self.rating, Feedback.replaced_at.is_(None))))
+            conditions.append(_has(sa.and_(OpinionRow.rating == self.rating, OpinionRow.replaced_at.is_(None))))
         if self.rated:
             conditions.append(_has(sa.true()))
         return sa.and_(*conditions)
@@ -74,31 +74,73 @@ def parse_moment(text: str, name: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, Any]]:
-    """Each selected answer with all that was said of it, oldest first.
+def read_answers(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[AnswerRow]:
+    """Each selected answer with its conversation and all that was said of it, oldest first.
+
+    What they hold is loaded, so they can be used after the iteration too.
 
     Args:
         engine: Of `hfchat.feedback.database.open_database`. Nobody who writes has to wait.
         selection: Which answers.
-
-    Yields:
-        The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash` and
-        `feedback`: a list of `Opinion`, oldest first, each with `id`, `created_at` and `replaced_at` (None for what
-        holds). Times are ISO 8601 in UTC; nobody in particular is None.
     """
-    found = (
-        sa.select(Answer)
+    answers = (
+        sa.select(AnswerRow)
         .where(selection.condition())
-        .order_by(Answer.id)
+        .order_by(AnswerRow.id)
         .options(
-            joinedload(Answer.conversation),
-            selectinload(Answer.feedback).options(joinedload(Feedback.preferred_over).load_only(Answer.answer_id)),
+            joinedload(AnswerRow.conversation),
+            selectinload(AnswerRow.feedback).joinedload(OpinionRow.preferred_over).joinedload(AnswerRow.conversation),
         )
         .execution_options(yield_per=_BATCH)
     )
     with Session(engine.execution_options(reads=True)) as session:
-        for answer in session.scalars(found):
-            yield _row(answer)
+        yield from session.scalars(answers)
+
+
+def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, Any]]:
+    """The selected answers as exports have them (`as_row`), oldest first."""
+    return (as_row(answer, answer.feedback) for answer in read_answers(engine, selection))
+
+
+def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, Any]:
+    """An answer and what was said of it as plain values.
+
+    Returns:
+        The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash` and
+        `feedback`: a list of `Opinion`, oldest first, each with `id`, `created_at` and `replaced_at` (None for what
+        holds). Times are ISO 8601 in UTC; nobody in particular is None.
+    """
+    return {
+        "answer_id": answer.answer_id,
+        "choice": answer.choice,
+        "created_at": answer.created_at.isoformat(),
+        "model": answer.model,
+        "model_version": answer.model_version,
+        "template_fingerprint": answer.template_fingerprint,
+        "prompt_hash": answer.prompt_hash,
+        "messages": answer.messages,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "sampling": answer.sampling,
+        "findings": answer.findings,
+        "user": answer.user_id or None,
+        "api_key": answer.api_key or None,
+        "feedback": [
+            {
+                "id": opinion.id,
+                "created_at": opinion.created_at.isoformat(),
+                "replaced_at": opinion.replaced_at.isoformat() if opinion.replaced_at else None,
+                "rating": opinion.rating,
+                "correction": opinion.correction,
+                "comment": opinion.comment,
+                "tags": opinion.tags,
+                "preferred_over": opinion.preferred_over.answer_id if opinion.preferred_over else None,
+                "user": opinion.user_id or None,
+                "api_key": opinion.api_key or None,
+            }
+            for opinion in feedback
+        ],
+    }
 
 
 def export(engine: sa.Engine, target: str, selection: Selection) -> int:
@@ -130,41 +172,7 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
 
 
 def _has(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    return sa.exists().where(Feedback.answer_key == Answer.id, condition)
-
-
-def _row(answer: Answer) -> dict[str, Any]:
-    return {
-        "answer_id": answer.answer_id,
-        "choice": answer.choice,
-        "created_at": answer.created_at.isoformat(),
-        "model": answer.model,
-        "model_version": answer.model_version,
-        "template_fingerprint": answer.template_fingerprint,
-        "prompt_hash": answer.prompt_hash,
-        "messages": answer.conversation.messages,
-        "answer": answer.text,
-        "finish_reason": answer.finish_reason,
-        "sampling": answer.sampling,
-        "findings": answer.findings,
-        "user": answer.user_id or None,
-        "api_key": answer.api_key or None,
-        "feedback": [
-            {
-                "id": said.id,
-                "created_at": said.created_at.isoformat(),
-                "replaced_at": said.replaced_at.isoformat() if said.replaced_at else None,
-                "rating": said.rating,
-                "correction": said.correction,
-                "comment": said.comment,
-                "tags": said.tags,
-                "preferred_over": said.preferred_over.answer_id if said.preferred_over else None,
-                "user": said.user_id or None,
-                "api_key": said.api_key or None,
-            }
-            for said in answer.feedback
-        ],
-    }
+    return sa.exists().where(OpinionRow.answer_key == AnswerRow.id, condition)
 
 
 def _write_json(found: Iterator[dict[str, Any]], file: IO[str]) -> int:

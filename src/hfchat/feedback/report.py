@@ -17,8 +17,9 @@ from hfchat.feedback.drift import Drift, compare
 from hfchat.feedback.figures import LEAST_THUMBS, Change, Figures, Lengths, Share, changes, of_model, of_period
 from hfchat.feedback.history import History, Periods, read_history
 from hfchat.feedback.private_file import private_file
+from hfchat.markdown import markdown_of
 from hfchat.plots import Scale
-from hfchat.templates import add_figures, html_environment, markdown_environment
+from hfchat.templates import add_figures, html_environment
 
 if TYPE_CHECKING:
     import jinja2
@@ -134,10 +135,11 @@ def write_report(watched: Watched, path: Path) -> Path:
     """
     if path.suffix != ".html":
         raise UserError(f"{path}: the report is a page; name it *.html")
+    template = _with_filters(html_environment("hfchat.feedback")).get_template("report.html.jinja")
+    page = template.render(_context(watched))
     markdown = path.with_suffix(".md")
-    for file, environment in ((path, html_environment), (markdown, markdown_environment)):
-        template = _with_filters(environment("hfchat.feedback")).get_template(f"report{file.suffix}.jinja")
-        _write(file, template.render(_context(watched)))
+    _write(path, page)
+    _write(markdown, markdown_of(page))
     return markdown
 
 

@@ -46,7 +46,7 @@ def same_everywhere(reviews: Iterable[Review], max_prompts: int) -> set[str]:
         for text, at_least in ((review.correction, 1), (review.comment, _COMMENT_WORDS)):
             found = tuple(words(text or "", keep_numbers=True))
             if len(found) >= at_least:
-                prompts[found].add(review.answer.prompt)
+                prompts[found].add(review.answer.prompt_hash)
                 ids[found].add(review.id)
     return {id for text, of in prompts.items() if len(of) > max_prompts for id in ids[text]}
 

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from hfchat.errors import UserError
 from hfchat.hub.artefacts import CARD, EVALUATION, Repository, clean_json, named_inputs
 from hfchat.hub.leaks import clean_paths
-from hfchat.hub.model_card import model_card
+from hfchat.hub.model_card import license_of_model, model_card
 from hfchat.licenses import license_entry
 from hfchat.lineage import ancestry
+from hfchat.results import ModelResult, Results
 from hfchat.templates import markdown_environment
 
 _IN_A_CARD = "path/of/this/folder"  # what the cards of the data stage say in place of the repository
@@ -43,8 +45,8 @@ def add_card(repository: Repository, published: Mapping[str, str], *, served: st
     else:
         evaluation = repository.artefact.evaluation
         results, name = _evaluated(repository, evaluation) if evaluation else _unevaluated(repository)
-        model = _linked(results["models"][name], published)
-        results = results | {"models": results["models"] | {name: model}}
+        model = _linked(results.models[name], published)
+        results = replace(results, models=results.models | {name: model})
         repository.write(CARD, clean_paths(str(model_card(results, name, repo_id=repository.repo_id))))
     check_card(repository)
 
@@ -59,6 +61,7 @@ def check_card(repository: Repository) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    # The header has the keys and types that the Hub's own classes take.
     place = repository.place_of(CARD)
     kind = {"dataset": DatasetCard, "space": SpaceCard}.get(repository.repo_type, ModelCard)
     try:
@@ -69,6 +72,8 @@ def check_card(repository: Repository) -> None:
         if data.get("sdk") != "docker":
             raise UserError(f"{place}: sdk must be docker")
         return
+
+    # Its values are among those that the Hub knows.
     licenses = _as_list(data.get("license"))
     if not licenses:
         raise UserError(f"{place}: its header names no license; add a line such as `license: cc-by-4.0`")
@@ -88,54 +93,52 @@ def check_card(repository: Repository) -> None:
             raise UserError(f"{place}: language {code!r} is not a code such as `en`; in YAML, write 'no' in quotes")
 
 
-def _evaluated(repository: Repository, evaluation: str) -> tuple[dict[str, Any], str]:
+def _evaluated(repository: Repository, evaluation: str) -> tuple[Results, str]:
     """The results, and the name in them of the model that these files are, by their content."""
     folder = Path(evaluation)
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"evaluation {evaluation}: has no results.json; recipes/evaluate.py makes it") from error
-    names = [name for name, model in results["models"].items() if model["sha256"] == repository.sha256]
+    results = Results.read("evaluation", evaluation)
+    names = [name for name, model in results.models.items() if model.sha256 == repository.sha256]
     if not names:
         raise UserError(
-            f"evaluation {evaluation}: none of its models ({', '.join(results['models'])}) is {repository.folder} as "
+            f"evaluation {evaluation}: none of its models ({', '.join(results.models)}) is {repository.folder} as "
             "it is now; evaluate it again, or leave evaluation out"
         )
-    repository.write(f"{EVALUATION}results.json", clean_json(results))
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    repository.write(f"{EVALUATION}results.json", clean_json(content))
     for report in _RESULTS:
         if (folder / report).is_file():
             repository.write(f"{EVALUATION}{report}", clean_paths((folder / report).read_text(encoding="utf-8")))
     return results, names[0]
 
 
-def _unevaluated(repository: Repository) -> tuple[dict[str, Any], str]:
+def _unevaluated(repository: Repository) -> tuple[Results, str]:
     """What results would say of a model that took part in no task."""
     name = repository.folder.name
     config = "tokenizer_config.json"
     tokenizer = json.loads(repository.read(config)) if repository.has(config) else {}
-    model = {
-        "path": str(repository.folder),
-        "kind": "adapter" if repository.kind == "adapter" else "folder",
-        "sha256": repository.sha256,
-        "licenses": repository.licenses,
-        "dtype": None,
+    model = ModelResult(
+        path=str(repository.folder),
+        kind="adapter" if repository.kind == "adapter" else "folder",
+        sha256=repository.sha256 or "",
+        licenses=repository.licenses,
+        dtype=None,
         # A base model has a template for those who fine-tune it, and does not answer.
-        "chat_template": None if repository.kind == "base" else tokenizer.get("chat_template_fingerprint"),
-        "parameters": _parameters(repository),
-        "lineage": ancestry(repository.folder),
-    }
-    return {"models": {name: model}, "tasks": {}, "command": ""}, name
+        chat_template=None if repository.kind == "base" else tokenizer.get("chat_template_fingerprint"),
+        parameters=_parameters(repository),
+        lineage=[dict(stage) for stage in ancestry(repository.folder)],
+    )
+    return Results(models={name: model}, tasks={}), name
 
 
-def _linked(model: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, Any]:
+def _linked(model: ModelResult, published: Mapping[str, str]) -> ModelResult:
     """The model with inputs that are published named by their repositories."""
-    linked = copy.deepcopy(dict(model))
-    for stage in linked["lineage"]:
+    model = copy.deepcopy(model)
+    for stage in model.lineage:
         for source in stage["inputs"].values():
             if source["sha256"] in published:
                 repo_id = published[source["sha256"]]
                 source |= {"path": repo_id, "sha256": f"hub:{repo_id}"}
-    return linked
+    return model
 
 
 def _parameters(repository: Repository) -> int:
@@ -161,11 +164,13 @@ def _write_tokenizer_card(repository: Repository, published: Mapping[str, str]) 
     tokenizer = load_tokenizer(str(repository.folder))
     lineage = repository.lineage
     inputs = named_inputs(lineage, published) if lineage else {}
-    entry = license_entry(repository.licenses)
-    if isinstance(entry["license"], list):  # of a tokenizer, the Hub takes one
-        entry = {"license": "other", "license_name": "several"}
     datasets = [source["path"] for source in inputs.values() if source["sha256"] in published]
-    data = ModelCardData(**entry, library_name="transformers", tags=["hfchat", "tokenizer"], datasets=datasets or None)
+    data = ModelCardData(
+        **license_of_model(repository.licenses),
+        library_name="transformers",
+        tags=["hfchat", "tokenizer"],
+        datasets=datasets or None,
+    )
     context = {
         "name": repository.repo_id.rpartition("/")[2],
         "repo_id": repository.repo_id,

@@ -1,4 +1,4 @@
-"""The process of a server that is probed: one that the probe starts, or one that runs already."""
+"""The process of the server that is probed: the probe starts it, or it runs already."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import IO
 
 import httpx
 
@@ -21,13 +22,13 @@ _START_S = 600.0
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A process, of which the exit status is only known if the probe has started it."""
+    """A process. Its exit status is known only if the probe has started it."""
 
     pid: int
     started: subprocess.Popen | None = None
 
     def terminate(self) -> None:
-        """Ask it to stop, as a container's runtime and a service manager do."""
+        """Ask it to stop, as container runtimes and service managers do."""
         os.kill(self.pid, signal.SIGTERM)
 
     def is_running(self) -> bool:
@@ -49,14 +50,14 @@ def running(pid: int) -> ServerProcess:
     """A process that runs already.
 
     Raises:
-        UserError: If there is none, or it is another user's.
+        UserError: If there is no such process, or it belongs to another user.
     """
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         raise UserError(f"--pid {pid}: there is no such process") from None
     except PermissionError:
-        raise UserError(f"--pid {pid}: it is another user's") from None
+        raise UserError(f"--pid {pid}: the process belongs to another user") from None
     return ServerProcess(pid)
 
 
@@ -65,18 +66,18 @@ async def start(command: str, url: str) -> AsyncIterator[ServerProcess]:
     """Start a server, wait until it answers at `url`, and end it.
 
     Raises:
-        UserError: If the program is not there, the server ends before it answers, or another one answers there.
+        UserError: If the program does not exist, the server ends before it answers, or another one answers there.
     """
     async with httpx.AsyncClient(trust_env=False) as client:
         with contextlib.suppress(httpx.HTTPError):
             await client.get(url)
-            raise UserError(f"--command: a server answers at {url} already; stop it, or let the command use another")
+            raise UserError(f"--command: a server answers at {url} already; stop it, or choose another port")
     with tempfile.TemporaryFile() as log:
         try:
-            words = shlex.split(command)
-            # A session of its own: Ctrl-C is for the probe, which then ends it. A probe that is killed cannot.
+            # It has a session of its own: Ctrl-C is for the probe, which then ends it. If the probe is killed, the
+            # kernel ends it.
             process = subprocess.Popen(
-                words,
+                shlex.split(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -84,9 +85,9 @@ async def start(command: str, url: str) -> AsyncIterator[ServerProcess]:
                 preexec_fn=functools.partial(signal_with_parent, signal.SIGKILL),
             )
         except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"--command {command!r}: it cannot be started ({error})") from error
+            raise UserError(f"--command {command!r} cannot be started: {error}") from error
         try:
-            await _answers(process, url, command, log)
+            await _wait_for_answer(process, url, command, log)
             yield ServerProcess(process.pid, process)
         finally:
             if process.poll() is None:
@@ -94,14 +95,14 @@ async def start(command: str, url: str) -> AsyncIterator[ServerProcess]:
             process.wait()
 
 
-async def _answers(process: subprocess.Popen, url: str, command: str, log) -> None:
+async def _wait_for_answer(process: subprocess.Popen, url: str, command: str, log: IO[bytes]) -> None:
     async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
         end = asyncio.get_running_loop().time() + _START_S
         while asyncio.get_running_loop().time() < end:
             if process.poll() is not None:
                 log.seek(0)
-                last = (log.read().decode(errors="replace").strip() or "it said nothing").splitlines()[-1]
-                raise UserError(f"--command {command!r}: it ended with status {process.returncode}: {last}")
+                last = (log.read().decode(errors="replace").strip() or "it printed nothing").splitlines()[-1]
+                raise UserError(f"--command {command!r} ended with status {process.returncode}: {last}")
             with contextlib.suppress(httpx.HTTPError):
                 if (await client.get(f"{url}/models")).status_code < 500:
                     return

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it needs the extra `probe`, and the command's options are wanted without it
     from hfchat.probe.target import Target
 
-# Each is a module of `checks`. In the order in which they run: what may break a server comes last.
+# Each is a module of `checks`. They run in this order, in which what may break a server comes last.
 GROUPS = (
     "shapes",
     "streaming",
@@ -23,23 +23,15 @@ GROUPS = (
 )
 
 
-class FailedError(Exception):
-    """The server did what it must not; the message is what was seen."""
-
-
-class SkippedError(Exception):
-    """The check does not apply to this server; the message is why."""
-
-
 @dataclass(frozen=True)
 class Check:
     """One question to a server.
 
     Attributes:
         group: One of `GROUPS`.
-        name: What a good server does, in words.
+        name: What a good server does.
         why: What is asked and why it matters, with its source.
-        ask: Asks, and returns what was seen. Raises `FailedError` or `SkippedError`.
+        ask: Asks the server, and returns what was seen. Raises `FailedError` or `SkippedError`.
         waits: Whether it mostly waits, so that it can run beside all others.
     """
 
@@ -53,18 +45,21 @@ class Check:
 _CHECKS: dict[str, list[Check]] = {group: [] for group in GROUPS}
 
 
-def check(cases: Mapping[str, Any] | None = None, waits: bool = False) -> Callable[[Callable], Callable]:
+def check(
+    cases: Mapping[str, Any] | None = None, waits: bool = False, module: str | None = None
+) -> Callable[[Callable], Callable]:
     """Register a function as a check of the group that its module is named after.
 
-    Its name, with spaces for underscores, is the check's, and its docstring says why.
+    The check has the function's name, with spaces for underscores, and the docstring says why it is made.
 
     Args:
-        cases: For a function of a target and a case, each by its label: a check for each.
+        cases: For a function of a target and a case: the cases by their labels, each of which is a check.
         waits: Whether it mostly waits.
+        module: The module, where it is not the function's own.
     """
 
     def register(function: Callable) -> Callable:
-        group = function.__module__.rpartition(".")[2]
+        group = (module or function.__module__).rpartition(".")[2]
         name = function.__name__.replace("_", " ")
         why = " ".join((function.__doc__ or "").split())
         if cases is None:

@@ -14,13 +14,13 @@ from hfchat.probe.suite import Result
 from hfchat.probe.target import Target
 
 _STYLES = {"pass": "green", "FAIL": "bold red", "skip": "dim"}
-_WIDTH = 160  # where the output is no terminal
+_WIDTH = 160  # columns where the output is not a terminal
 
 
 def console() -> Console:
     """Where the tables go: to standard output, wide enough to be read in a file."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_WIDTH)
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
 def group_table(results: Sequence[Result]) -> Table:
@@ -37,12 +37,12 @@ def group_table(results: Sequence[Result]) -> Table:
 
 
 def summary_table(results: Sequence[Result]) -> Table:
-    """How many of each group passed, failed and were skipped."""
+    """How many checks of each group passed, failed and were skipped."""
     table = Table(title="summary", title_justify="left", title_style="bold")
     table.add_column("group")
     for verdict, style in _STYLES.items():
         table.add_column(verdict, justify="right", style=style)
-    groups = {result.check.group: Counter() for result in results}
+    groups: dict[str, Counter[str]] = {result.check.group: Counter() for result in results}
     for result in results:
         groups[result.check.group][result.verdict] += 1
     for group, counts in groups.items():

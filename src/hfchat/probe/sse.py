@@ -2,7 +2,7 @@
 
 import re
 
-from hfchat.probe.registry import FailedError
+from hfchat.probe.verdicts import FailedError
 
 _FIELDS = {"data", "event", "id", "retry"}
 
@@ -11,7 +11,7 @@ def parse_events(received: bytes) -> list[str]:
     """The data of each event.
 
     Raises:
-        FailedError: If a client that reads by the standard would not get all of it.
+        FailedError: If a client that follows the standard would not get all of it.
     """
     try:
         text = received.decode()
@@ -19,7 +19,8 @@ def parse_events(received: bytes) -> list[str]:
         raise FailedError(f"the stream is not UTF-8: {error}") from None
     if not re.search(r"(\r\n|\n|\r)\1$", text):
         raise FailedError(f"the last event is not ended by an empty line, so that it is lost: {text[-80:]!r}")
-    events, data = [], []
+    events: list[str] = []
+    data: list[str] = []
     for line in re.split(r"\r\n|\n|\r", text):
         name, _, value = line.partition(":")
         if not line:
@@ -28,5 +29,5 @@ def parse_events(received: bytes) -> list[str]:
         elif name == "data":
             data.append(value.removeprefix(" "))
         elif name and name not in _FIELDS:  # without a name it is a comment
-            raise FailedError(f"a line that is none of an event, so that it is lost: {line[:80]!r}")
+            raise FailedError(f"a line that does not belong to an event, so that it is lost: {line[:80]!r}")
     return events

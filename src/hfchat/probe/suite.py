@@ -1,18 +1,18 @@
-"""Runs the checks against a server and judges what comes of each."""
+"""Runs the checks against a server and says what came of each."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import httpx
 
-from hfchat.probe.registry import Check, FailedError, SkippedError
+from hfchat.probe.registry import Check
 from hfchat.probe.target import Target
+from hfchat.probe.verdicts import FailedError, SkippedError, Verdict
 
-_CHECK_S = 180.0  # those inside of the checks say more
+_CHECK_S = 180.0  # the limits inside of the checks are shorter, and say more
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Result:
     """What came of a check.
 
     Attributes:
-        check: It.
+        check: The check.
         verdict: Whether the server did what it must.
         seen: What it did, or why the check does not apply to it.
-        ms: How long that took.
+        ms: How long the check took.
     """
 
     check: Check
-    verdict: Literal["pass", "FAIL", "skip"]
+    verdict: Verdict
     seen: str
     ms: int
 
@@ -40,7 +40,7 @@ async def probe(
     Args:
         target: The server.
         checks: In the order in which they run.
-        on_begin: Called with each when its turn comes, and with the results until then.
+        on_begin: Called with each check when its turn comes, and with the results until then.
 
     Returns:
         The results, in the order of the checks. Once the server is gone, the rest is skipped.
@@ -64,25 +64,23 @@ async def probe(
 async def run(target: Target, check: Check) -> Result:
     """Run one check."""
     began = time.monotonic()
-    limit = target.limit(_CHECK_S)
+    verdict: Verdict = "FAIL"
     try:
-        async with asyncio.timeout(limit):
+        async with target.within(_CHECK_S, "not over after {limit}"):
             verdict, seen = "pass", await check.ask(target)
     except FailedError as error:
-        verdict, seen = "FAIL", str(error)
+        seen = str(error)
     except SkippedError as error:
         verdict, seen = "skip", str(error)
-    except TimeoutError:
-        verdict, seen = "FAIL", f"not over after {limit:g} s"
     except (httpx.HTTPError, OSError) as error:
-        verdict, seen = "FAIL", f"no whole answer: {type(error).__name__} {error}".rstrip()
-    except (LookupError, TypeError, AttributeError, ValueError) as error:  # of reading an answer of another shape
-        verdict, seen = "FAIL", f"an answer of another shape: {type(error).__name__} {error}"
+        seen = f"no whole answer: {type(error).__name__} {error}".rstrip()
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # where an answer of another shape is read
+        seen = f"an answer of another shape: {type(error).__name__} {error}"
     return Result(check, verdict, " ".join(seen.split()), round((time.monotonic() - began) * 1000))
 
 
 async def _gone_at(target: Target, results: Sequence[Result]) -> Check | None:
-    """The check after which nobody listens any more; those of the shutdown look at that themselves."""
+    """The check after which nobody listens any more; the checks of the shutdown see that themselves."""
     last = next((result for result in reversed(results) if result.verdict != "skip"), None)
     if last is None or last.verdict == "pass" or last.check.group == "shutdown":
         return None

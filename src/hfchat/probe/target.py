@@ -1,7 +1,12 @@
-"""The server that is probed: how to reach it, what to ask it, and what it tells of itself."""
+"""The server that is probed: how to reach it, what to ask it, and how to judge what it answers.
+
+Nobody has checked the JSON of its answers, so here `Any` is what it is; `suite.run` takes what cannot be read for a
+failure.
+"""
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import time
@@ -13,11 +18,11 @@ import httpx
 
 from hfchat.errors import UserError
 from hfchat.probe.process import ServerProcess
-from hfchat.probe.registry import FailedError, SkippedError
 from hfchat.probe.sse import parse_events
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 QUESTION = "Count from 1 to 500, one number per line."
-LONG = 400  # tokens of an answer that is not to be over before something is done to it
+LONG = 400  # tokens of an answer that must not be over before something is done to it
 _ANSWER_S = 60.0
 _LOAD_S = 300.0
 # How servers call what they are working on: hfchat, vLLM, TGI, llama.cpp.
@@ -33,9 +38,9 @@ class Stream:
     """A streamed answer.
 
     Attributes:
-        content_type: Of the response.
-        data: Of each event.
-        chunks: The events that are JSON, all but `[DONE]`.
+        content_type: The media type of the response, in lower case.
+        data: The data of each event.
+        chunks: The events that are JSON: all but `[DONE]`.
         first_text_s: Seconds from the request to the first text; None if there was none.
         seconds: Until the end.
     """
@@ -47,11 +52,12 @@ class Stream:
     seconds: float
 
     def choices(self, index: int = 0) -> list[dict]:
-        """What belongs to one of the answers, in order."""
-        return [choice for chunk in self.chunks for choice in chunk["choices"] if choice["index"] == index]
+        """The choices that belong to one of the answers, in order."""
+        choices = itertools.chain.from_iterable(chunk["choices"] for chunk in self.chunks)
+        return [choice for choice in choices if choice["index"] == index]
 
     def text(self, index: int = 0) -> str:
-        return "".join(_text(choice) for choice in self.choices(index))
+        return "".join(choice["delta"].get("content") or "" for choice in self.choices(index))
 
     def finish_reasons(self, index: int = 0) -> list[str]:
         return [choice["finish_reason"] for choice in self.choices(index) if choice.get("finish_reason")]
@@ -62,7 +68,7 @@ class Target:
     """A server that speaks OpenAI's API.
 
     Attributes:
-        url: Of the API, without a slash at its end.
+        url: The API's, without a slash at its end.
         client: Sends well-formed requests, with the API key, each on a connection of its own.
         model: The model that is asked.
         api_key: None where none is needed.
@@ -86,21 +92,44 @@ class Target:
         """A time limit in seconds, on this machine."""
         return seconds * self.patience
 
-    def chat_body(self, **fields: Any) -> dict[str, Any]:
-        """A request that any server answers in a moment, changed by `fields`; one that is None is left out."""
+    @contextlib.asynccontextmanager
+    async def within(self, seconds: float, failure: str) -> AsyncIterator[None]:
+        """Fail the check if what is done within this context takes longer.
+
+        Args:
+            seconds: The time limit, before `patience`.
+            failure: What is then wrong; `{limit}` in it stands for the time.
+        """
+        limit = self.limit(seconds)
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError:
+            raise FailedError(failure.replace("{limit}", f"{limit:g} s")) from None
+
+    def chat_body(self, **fields: object) -> dict[str, object]:
+        """A request that any server answers in a moment, changed by `fields`; a field that is None is left out."""
         messages = [{"role": "user", "content": QUESTION}]
         body = {"model": self.model, "messages": messages, "max_tokens": 16, "temperature": 0} | fields
         return {name: value for name, value in body.items() if value is not None}
 
-    async def chat(self, **fields: Any) -> httpx.Response:
+    async def chat(self, **fields: object) -> httpx.Response:
         return await self.client.post("chat/completions", json=self.chat_body(**fields))
 
-    async def answer(self, **fields: Any) -> dict[str, Any]:
-        """The body of an answer that has to be one."""
+    async def answer(self, **fields: object) -> Any:
+        """The body of a response that has to be an answer."""
         return body_of(await self.chat(**fields))
 
+    async def complete(self, **fields: object) -> httpx.Response:
+        """The response to a prompt without a template. Skips the check if the server has no such route."""
+        body = {"model": self.model, "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0} | fields
+        response = await self.client.post("completions", json=body)
+        if response.status_code == 404:
+            raise SkippedError("there is no /completions")
+        return response
+
     @contextlib.asynccontextmanager
-    async def streaming(self, **fields: Any) -> AsyncIterator[httpx.Response]:
+    async def streaming(self, **fields: object) -> AsyncIterator[httpx.Response]:
         """A stream that has begun."""
         body = self.chat_body(stream=True, **fields)
         async with self.client.stream("POST", "chat/completions", json=body) as response:
@@ -109,8 +138,8 @@ class Target:
                 raise FailedError(summary(response))
             yield response
 
-    async def stream(self, **fields: Any) -> Stream:
-        """The whole of a stream that has to be well-formed."""
+    async def stream(self, **fields: object) -> Stream:
+        """The whole of a stream, which has to be well-formed."""
         began = time.monotonic()
         received, first_text_s = b"", None
         async with self.streaming(**fields) as response:
@@ -118,6 +147,8 @@ class Target:
                 received += part
                 if first_text_s is None and re.search(rb'"content": ?"[^"]', part):
                     first_text_s = time.monotonic() - began
+
+        # An error in the middle is an event, because the status has been sent already.
         data = parse_events(received)
         try:
             chunks = [json.loads(event) for event in data if event != "[DONE]"]
@@ -126,18 +157,17 @@ class Target:
         for chunk in chunks:
             if "error" in chunk:
                 raise FailedError(f"the stream ended with an error: {chunk['error']}")
-        content_type = response.headers.get("content-type", "")
-        return Stream(content_type, data, chunks, first_text_s, time.monotonic() - began)
+        return Stream(media_type(response), data, chunks, first_text_s, time.monotonic() - began)
 
     async def root(self, path: str) -> httpx.Response:
-        """What is there beside the API."""
+        """The response to a path beside the API."""
         return await self.client.get(self.url.copy_with(path=re.sub(r"/v1$", "", self.url.path.rstrip("/")) + path))
 
     async def in_flight(self) -> float | None:
         """How many requests the server says it is working on or keeps waiting; None if it does not tell."""
-        found = _IN_FLIGHT.findall((await self.root("/metrics")).text)
-        if found:
-            return sum(map(float, found))
+        counts = _IN_FLIGHT.findall((await self.root("/metrics")).text)
+        if counts:
+            return sum(map(float, counts))
         try:
             health = (await self.root("/health")).json()
             return health["running"] + health["waiting"]
@@ -145,7 +175,7 @@ class Target:
             return None
 
     async def once(self, ask: Callable[["Target"], Awaitable[Any]]) -> Any:
-        """What `ask` returns, asked only the first time."""
+        """What `ask` returns; it is called only the first time."""
         if ask not in self._kept:
             self._kept[ask] = await ask(self)
         return self._kept[ask]
@@ -158,8 +188,7 @@ async def reach(
     """Find the server, and a model to ask.
 
     Raises:
-        UserError: If there is no server, it does not say what models it has and none is given, or the model does not
-            get loaded.
+        UserError: If there is no server, no model to ask, or the model does not get loaded.
     """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     client = httpx.AsyncClient(
@@ -176,19 +205,19 @@ async def reach(
         except httpx.HTTPError as error:
             raise UserError(f"{url}: no server answers there ({error or type(error).__name__})") from error
         if response.status_code in (401, 403):
-            raise UserError(f"{url}: it wants an API key; name its environment variable with --api-key-env")
+            raise UserError(f"{url}: the server wants an API key; name its environment variable with --api-key-env")
         if model is None:
             try:
                 model = response.json()["data"][0]["id"]
             except (ValueError, LookupError, TypeError):
-                raise UserError(f"{url}/models lists no model; name one with --model, or mend the URL") from None
+                raise UserError(f"{url}/models lists no model; name one with --model, or correct the URL") from None
         target = Target(httpx.URL(url), client, model, api_key, patience, process)
         await _loaded(target)
         yield target
 
 
 async def _loaded(target: Target) -> None:
-    """Wait until the model is loaded; many servers load it when it is first asked. What else is wrong, checks say."""
+    """Wait until the model is loaded; many servers load it when it is first asked. Other faults are for the checks."""
     end = time.monotonic() + target.limit(_LOAD_S)
     while time.monotonic() < end:
         with contextlib.suppress(httpx.HTTPError):
@@ -200,7 +229,7 @@ async def _loaded(target: Target) -> None:
     )
 
 
-def body_of(response: httpx.Response) -> dict[str, Any]:
+def body_of(response: httpx.Response) -> Any:
     """The JSON object of a response that has to be 200."""
     if response.status_code != 200:
         raise FailedError(summary(response))
@@ -209,37 +238,47 @@ def body_of(response: httpx.Response) -> dict[str, Any]:
     except ValueError as error:
         raise FailedError(f"200, but its body is not JSON: {error}") from None
     if not isinstance(body, dict):
-        raise FailedError(f"200, but its body is no JSON object: {response.text[:80]}")
+        raise FailedError(f"200, but its body is not a JSON object: {response.text[:80]}")
     return body
 
 
-def text_of(answer: dict[str, Any], index: int = 0) -> str:
-    """The text of one of the answers of a chat."""
-    return answer["choices"][index]["message"]["content"]
+def text_of(answer: Any) -> str:
+    """The text of the first answer of a chat."""
+    return answer["choices"][0]["message"]["content"]
+
+
+def finish_reason_of(answer: Any) -> str:
+    """Why the first answer of a chat ended."""
+    return answer["choices"][0]["finish_reason"]
+
+
+def media_type(response: httpx.Response) -> str:
+    """The media type of a response without its parameters; "missing" where it has none."""
+    return response.headers.get("content-type", "").split(";")[0].strip().lower() or "missing"
 
 
 def summary(response: httpx.Response) -> str:
     """A response in one line."""
     try:
-        said = response.json()["error"]["message"]
+        message = response.json()["error"]["message"]
     except (ValueError, LookupError, TypeError):
-        said = response.text
-    said = " ".join(str(said).split())
-    return f"{response.status_code}: {said[:117] + '...' if len(said) > 120 else said}".rstrip(": ")
+        message = response.text
+    message = " ".join(str(message).split())
+    return f"{response.status_code}: {message[:117] + '...' if len(message) > 120 else message}".rstrip(": ")
 
 
 def refusal(response: httpx.Response, field: str | None = None, statuses: tuple[int, ...] | None = None) -> str:
-    """What was seen of a response that has to refuse the request, in the shape of OpenAI's errors.
+    """What was seen of a response that has to refuse the request in the shape of OpenAI's errors.
 
     https://platform.openai.com/docs/guides/error-codes, and `Error` of https://github.com/openai/openai-openapi.
 
     Args:
         response: The server's.
         field: What the error has to name.
-        statuses: Those that it may have; any of 4xx if None.
+        statuses: The statuses that it may have; None is any 4xx.
 
     Raises:
-        FailedError: If it is anything else.
+        FailedError: If the response is anything else.
     """
     seen = summary(response)
     status = response.status_code
@@ -264,5 +303,8 @@ def refused_by_choice(response: httpx.Response, field: str) -> None:
         raise SkippedError(f"not supported, and it says so: {refusal(response, field)}")
 
 
-def _text(choice: dict) -> str:
-    return choice["delta"].get("content") or ""
+def client_error(response: httpx.Response, also: tuple[int, ...] = ()) -> str:
+    """What was seen of a response that has to be a 4xx in any shape, or to have one of a few other statuses."""
+    if not 400 <= response.status_code < 500 and response.status_code not in also:
+        raise FailedError(f"{' or '.join(map(str, ['4xx', *also]))} expected, not {summary(response)}")
+    return summary(response)

@@ -5,14 +5,15 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import h11
 import httpx
 
-from hfchat.probe.registry import FailedError
 from hfchat.probe.target import Target
+from hfchat.probe.verdicts import FailedError
 
+CLOSED = "the connection was closed"
 _ANSWER_S = 15.0
 
 
@@ -26,7 +27,7 @@ class Wire:
         self._trailing = b""
 
     async def send(self, data: bytes) -> bool:
-        """Send bytes; whether the server still takes some."""
+        """Send bytes; whether the server still takes more."""
         try:
             self._writer.write(data)
             await self._writer.drain()
@@ -43,7 +44,8 @@ class Wire:
         parser = h11.Connection(h11.CLIENT)
         parser.send(h11.Request(method=method, target="/", headers=[("Host", "-")]))
         parser.send(h11.EndOfMessage())
-        response, body, received = None, b"", False
+        response: h11.Response | None = None
+        body, received = b"", False
         limit = seconds * self._patience
         try:
             async with asyncio.timeout(limit):
@@ -62,6 +64,7 @@ class Wire:
             raise FailedError(f"no answer within {limit:g} s") from None
         except h11.RemoteProtocolError as error:
             raise FailedError(f"what it answered is not HTTP, or not whole: {error}") from None
+        assert response is not None  # h11 gives no end of a message without its head
         self._trailing = parser.trailing_data[0]
         return httpx.Response(response.status_code, headers=list(response.headers), content=body)
 
@@ -75,7 +78,7 @@ class Wire:
         return False
 
     async def more(self, seconds: float) -> bytes:
-        """What else comes in this time after a response."""
+        """What comes after a response within this time."""
         more = self._trailing
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -84,11 +87,11 @@ class Wire:
         return more
 
     def half_close(self) -> None:
-        """Say that no more will be sent."""
+        """Tell the server that no more will be sent."""
         self._writer.write_eof()
 
     def reset(self) -> None:
-        """Leave as a crashed client does, with RST in place of FIN."""
+        """Leave as a crashed client does, with RST instead of FIN."""
         connection = self._writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
@@ -106,7 +109,7 @@ async def wire(target: Target, receive_buffer: int | None = None) -> AsyncIterat
 
     Args:
         target: The server.
-        receive_buffer: Bytes that the system takes for a client that does not read.
+        receive_buffer: Bytes that the system takes in for a client that does not read.
     """
     url = target.url
     family, kind, protocol, _, address = (
@@ -119,14 +122,43 @@ async def wire(target: Target, receive_buffer: int | None = None) -> AsyncIterat
     writer = None
     try:
         await asyncio.get_running_loop().sock_connect(connection, address)
-        tls = {"ssl": ssl.create_default_context(), "server_hostname": url.host} if url.scheme == "https" else {}
-        reader, writer = await asyncio.open_connection(sock=connection, limit=receive_buffer or 65536, **tls)
+        tls = url.scheme == "https"
+        reader, writer = await asyncio.open_connection(
+            sock=connection,
+            limit=receive_buffer or 65536,
+            ssl=ssl.create_default_context() if tls else None,
+            server_hostname=url.host if tls else None,
+        )
         yield Wire(reader, writer, target.patience)
     finally:
         if writer is None:
             connection.close()
         else:
             writer.transport.abort()
+
+
+async def judged(
+    target: Target,
+    request: bytes,
+    judge: Callable[[httpx.Response], str],
+    method: str = "POST",
+    half_close: bool = False,
+) -> str:
+    """What a server does with bytes that come on a connection of their own. It may always close the connection.
+
+    Args:
+        target: The server.
+        request: The bytes.
+        judge: Returns what was seen of a response, or raises a `FailedError`.
+        method: The method of the request.
+        half_close: Whether to tell the server that no more will be sent.
+    """
+    async with wire(target) as connection:
+        await connection.send(request)
+        if half_close:
+            connection.half_close()
+        response = await connection.answer(method)
+    return CLOSED if response is None else judge(response)
 
 
 def head(target: Target, method: str, path: str, *headers: str, host: str | None = None) -> bytes:

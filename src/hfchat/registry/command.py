@@ -1,6 +1,7 @@
 """`hfchat models`: the versions of a model, and which of them answers."""
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,24 +11,26 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    def action(name: str, handler, help: str, changes: bool = True) -> argparse.ArgumentParser:
+    def action(
+        name: str, handler: Callable[[argparse.Namespace], None], help: str, changes: bool = True
+    ) -> argparse.ArgumentParser:
         subparser = actions.add_parser(name, help=help)
         subparser.add_argument("registry", metavar="REGISTRY", help="folder of the versions, e.g. models/assistant")
         if changes:
-            subparser.add_argument("--reason", default="", help="why, for the history")
+            subparser.add_argument("--reason", default="", help="why this is done, for the history")
         subparser.set_defaults(handler=handler)
         return subparser
 
     action("list", _list, "show the versions, and what was done with them", changes=False)
-    add = action("add", _add, "copy a model as the next version")
-    add.add_argument("model", metavar="MODEL", help="its folder, e.g. outputs/demo/assistant/merged")
-    add.add_argument("--promote", action="store_true", help="and let it answer")
+    add = action("add", _add, "copy a model into the registry as its next version")
+    add.add_argument("model", metavar="MODEL", help="the model's folder, e.g. outputs/demo/assistant/merged")
+    add.add_argument("--promote", action="store_true", help="let the version answer as well")
     promote = action("promote", _promote, "let a version answer; a server that follows the registry switches to it")
     promote.add_argument("version", metavar="VERSION", help="e.g. v2")
     try_out = action("try", _try_out, "let a version answer a share of the requests")
     try_out.add_argument("version", metavar="VERSION", help="e.g. v2")
-    try_out.add_argument("--share", type=float, default=0.1, help="of the requests; 0 ends it (%(default)s)")
-    action("rollback", _roll_back, "let the version answer that did so before")
+    try_out.add_argument("--share", type=float, default=0.1, help="its share; 0 ends the trial (%(default)s)")
+    action("rollback", _roll_back, "let the version answer again that answered before")
 
 
 def _open(args: argparse.Namespace) -> "Registry":

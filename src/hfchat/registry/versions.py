@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import filelock
 
@@ -34,14 +34,21 @@ _HISTORY = "history.jsonl"
 _MAX_CANDIDATE = 64 * 1024  # characters
 
 
+class HistoryEntry(TypedDict):
+    """A line of the history. A newer version of hfchat may add more keys."""
+
+    time: str
+    action: str  # add, promote, try or rollback
+    version: str
+    reason: str
+    source: NotRequired[str]  # add: the folder that was copied
+    sha256: NotRequired[str]  # add: the digest of its content
+    share: NotRequired[float]  # try
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A version that answers beside the current one.
-
-    Attributes:
-        version: Which one.
-        share: Of the requests, in (0, 1).
-    """
+    """A version that answers beside the current one, and its share of the requests, in (0, 1)."""
 
     version: str
     share: float
@@ -63,10 +70,10 @@ class Deployment:
 
 
 def _read_candidate(path: Path) -> Candidate | None:
-    """The candidate that a file names; what a newer version of hfchat may have added to it is left out.
+    """The candidate that a file names, None without the file. What a newer hfchat may have added to it is left out.
 
     Raises:
-        ValueError: If it names none.
+        ValueError: If the file cannot be read, or does not name a candidate.
     """
     try:
         if not path.is_file():  # a pipe would keep its reader waiting
@@ -79,7 +86,7 @@ def _read_candidate(path: Path) -> Candidate | None:
         raise ValueError(str(error)) from error
     version, share = (entry.get("version"), entry.get("share")) if isinstance(entry, dict) else (None, None)
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        raise ValueError("it names no version")
+        raise ValueError("it does not name a version")
     if not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError("its share must be a number between 0 and 1")
     return Candidate(version, float(share))
@@ -118,26 +125,28 @@ class Registry:
         """
         if version not in self.versions():
             known = ", ".join(self.versions()) or "none yet"
-            raise UserError(f"{self.folder}: has no version {version}; its versions are: {known}")
+            raise UserError(f"{self.folder} has no version {version}; its versions are: {known}")
         return self.folder / version
 
     def deployment(self) -> Deployment:
         """What answers now.
 
         Raises:
-            UserError: If `current` is something else than a link.
+            UserError: If `current` is not a link.
         """
         try:
             current = os.readlink(self.current)
         except FileNotFoundError:
             current = None
         except OSError as error:
-            raise UserError(f"{self.current}: must be a link to a version ({error.strerror})") from error
+            raise UserError(f"{self.current} must be a link to a version ({error.strerror})") from error
+
+        # A candidate's file that cannot be used must not keep the current version from answering.
         path = self.folder / _CANDIDATE
         try:
             candidate = _read_candidate(path)
         except ValueError as error:
-            problem = f"{path} cannot be read: {error}; delete it, or name a candidate by `hfchat models try`"
+            problem = f"{path} cannot be read: {error}; delete it, or name a candidate with `hfchat models try`"
             return Deployment(current, problem=problem)
         if candidate is not None and candidate.version == current:  # it was promoted a moment ago
             candidate = None
@@ -147,20 +156,20 @@ class Registry:
         """The version that answers.
 
         Raises:
-            UserError: If none does yet.
+            UserError: If no version answers yet.
         """
         current = self.deployment().current
         if current is None:
             fix = f"`hfchat models add {self.folder} MODEL --promote` makes one"
             if versions := self.versions():
-                fix = f"`hfchat models promote {self.folder} {versions[-1]}` lets the newest one"
+                fix = f"`hfchat models promote {self.folder} {versions[-1]}` lets the newest one answer"
             raise UserError(f"{self.folder}: no version answers yet; {fix}")
         return current
 
-    def history(self) -> list[dict[str, Any]]:
-        """What was done, oldest first: `{"time", "action", "version", "reason", ...}`.
+    def history(self) -> list[HistoryEntry]:
+        """What was done, oldest first.
 
-        A last line without its end was cut off while it was written, and tells of nothing that happened.
+        A last line without its end was cut off while it was written, so what it tells of has not happened.
 
         Raises:
             UserError: If a line is not an entry.
@@ -172,16 +181,16 @@ class Registry:
         *lines, _cut = written.split(b"\n")
         return [self._entry(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
-    def _entry(self, number: int, line: bytes) -> dict[str, Any]:
+    def _entry(self, number: int, line: bytes) -> HistoryEntry:
         try:
             entry = json.loads(line)
         except ValueError:
             entry = None
-        if not isinstance(entry, dict) or not {"time", "action", "version", "reason"} <= entry.keys():
+        if not isinstance(entry, dict) or not HistoryEntry.__required_keys__ <= entry.keys():
             raise UserError(
                 f"{self.folder / _HISTORY}: line {number} is not an entry of the history; correct or delete it"
             )
-        return entry
+        return cast(HistoryEntry, entry)
 
     def add(self, source: str | Path, reason: str = "") -> str:
         """Copy a model into the registry as its next version; it does not answer yet.
@@ -190,19 +199,21 @@ class Registry:
             The version: a new one, or the one that has the same content.
 
         Raises:
-            UserError: If the folder holds no whole model, one that brings code, or a link out of it.
+            UserError: If the folder does not hold a whole model, or the model brings code or a link out of its folder.
         """
         source = Path(source)
         if not (source / "config.json").is_file():
-            raise UserError(f"{source}: has no config.json, so no model is in it; name the folder of a whole model")
+            raise UserError(f"{source} has no config.json, so no model is in it; name the folder of a whole model")
         check_own_files(source)
-        refuse_code(source)  # servers other than hfchat's might run it, and follow the registry as well
-        digest = content_digest(source)  # not what its lineage claims: that of a foreign model may name another's
+        refuse_code(source)  # servers other than hfchat's may serve the version, and might run its code
+        digest = content_digest(source)  # not the one in its lineage: anybody may have written that
         with self._locked():
             versions = self.versions()
             for version, known in self._added().items():
                 if known == digest and version in versions:
                     return version
+
+            # The copy is whole before it has its name, and the history has an entry for each name.
             version = f"v{max((int(name[1:]) for name in versions), default=0) + 1}"
             partial = self.folder / f".{version}.partial"
             remove_tree(partial)
@@ -231,12 +242,12 @@ class Registry:
             That version.
 
         Raises:
-            UserError: If there was none.
+            UserError: If no other version has answered before.
         """
         with self._locked():
             current = self.deployment().current
             before = self._promoted()
-            # What was noted after the current version was promoted never came to answer.
+            # A version that was noted after the current one was promoted never came to answer.
             while current in before and before[-1] != current:
                 before.pop()
             while before and before[-1] == current:
@@ -253,7 +264,7 @@ class Registry:
             UserError: If there is no such version, it answers all requests already, or the share is not in [0, 1).
         """
         if not 0 <= share < 1:
-            raise UserError(f"--share must be at least 0 and less than 1, not {share}; 1 is what promoting is for")
+            raise UserError(f"--share must be at least 0 and less than 1, not {share}; for 1, promote the version")
         with self._locked():
             self.path(version)
             if self.deployment().current in (None, version):
@@ -269,8 +280,8 @@ class Registry:
             partial.unlink(missing_ok=True)
 
     def _added(self) -> dict[str, str]:
-        """Version to the digest of its content; what a version was called before it was there does not count."""
-        return {entry["version"]: entry["sha256"] for entry in self.history() if entry["action"] == "add"}
+        """The digest of each version's content."""
+        return {entry["version"]: entry["sha256"] for entry in self.history() if "sha256" in entry}
 
     def _promoted(self) -> list[str]:
         """The versions that answered, oldest first, without those that were rolled back."""
@@ -284,7 +295,7 @@ class Registry:
         return promoted
 
     def _point_at(self, version: str, action: str, reason: str) -> None:
-        # What needs room on the disk comes first: renaming and deleting need none, so they do not fail half way.
+        # What needs room on the disk comes first: renaming and deleting need no room, so they do not fail half way.
         link = self.folder / f".{_CURRENT}.new"
         link.unlink(missing_ok=True)
         link.symlink_to(version)
@@ -294,15 +305,15 @@ class Registry:
                 candidate.unlink()  # it was compared with what answered until now
 
     @contextmanager
-    def _noted(self, action: str, version: str, reason: str, **more: Any) -> Iterator[None]:
+    def _noted(self, action: str, version: str, reason: str, **more: str | float) -> Iterator[None]:
         """Write an entry of the history around what it tells of, and take it back if that fails."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"time": time, "action": action, "version": version, "reason": reason, **more}
         line = json.dumps(entry).encode() + b"\n"
-        # Without a buffer, which would be written after all when the file is closed.
+        # There is no buffer, because it would be written after all when the file is closed.
         with (self.folder / _HISTORY).open("a+b", buffering=0) as file:
             file.seek(0)
-            whole = file.read().rfind(b"\n") + 1  # what follows was cut off while it was written
+            whole = file.read().rfind(b"\n") + 1  # the rest was cut off while it was written
             file.truncate(whole)
             try:
                 if file.write(line) < len(line):

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from hfchat.safety.folding import fold_invisible, fold_letters
 from hfchat.safety.lexicon import Lexicon
+from hfchat.safety.phones import LOOK_BACK
 from hfchat.safety.pii import KINDS, PII
 
 
@@ -179,8 +180,6 @@ _DIGIT_BEFORE = re.compile(rf"\d({_BETWEEN_DIGITS})\Z", re.IGNORECASE)
 _DIGIT_AFTER = re.compile(rf"{_BETWEEN_DIGITS}\d", re.IGNORECASE)
 _REACH_BETWEEN_DIGITS = 14
 _IN_EVERY_MATCH = re.compile(r"[\d@]")
-# How far the patterns look back before a match: for the words before a phone number.
-_LOOK_BACK = 32
 
 
 class PIIFinder:
@@ -213,17 +212,16 @@ class PIIFinder:
         return folded.original(cut)
 
     def context(self, text: str, position: int) -> int:
-        """32 characters before a place that has no digit and no `@` in these 32 characters.
+        """`LOOK_BACK` characters before a place in front of which that many have no digit and no `@`.
 
-        There is none of the matches, each of which has a digit or an `@`; and what is found beyond does not depend on
-        anything before them.
+        No match lies in these, because each has a digit or an `@`; and no pattern looks back over more of them.
         """
         folded = fold_invisible(text[:position])
         seen, end = folded.text, len(folded.text)
         while cut := _last_cut(seen, end):
             last = _last_index(_IN_EVERY_MATCH, seen, cut)
-            if cut - _LOOK_BACK > last:
-                return folded.original(cut - _LOOK_BACK)
+            if cut - LOOK_BACK > last:
+                return folded.original(cut - LOOK_BACK)
             end = last
         return 0
 

@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Literal, get_args
 
 from hfchat.safety.folding import fold_invisible
+from hfchat.safety.phones import find_phones
 
-KINDS = ("email", "ip", "phone", "card")
+Kind = Literal["email", "ip", "phone", "card"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 # Nobody's: reserved by RFC 2606, RFC 5737 and RFC 3849; 555-0100 is for fiction, and no area code is 555. They are
 # never found as personal data. IPv6 addresses, of the kind `ip` too, have a replacement of their own.
 REPLACEMENTS = {
@@ -67,27 +69,6 @@ _ISSUED = re.compile(
     r"|(?:30[0-5]\d|3095|36\d\d|3[89]\d\d)\d{10}|(?:352[89]|35[3-8]\d|6011|64[4-9]\d|65\d\d|62\d\d)\d{12,15}"
     r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{9,15}"
 )
-
-# Seven digits or more with nothing between them but what stands in phone numbers.
-_DIGITS = re.compile(r"\d(?:[ ().\-/\u2010-\u2015\xa0]{0,3}\d){6,}")
-_GROUP = re.compile(r"\d+")
-_MAX_DIGITS, _MAX_GROUPS = 17, 7  # E.164 has 15 digits; `00` or `(0)` may come to them
-# What stands between two groups of one number.
-_BETWEEN = re.compile(
-    r"[./ \xa0]|[ \xa0]?[-\u2010-\u2015][ \xa0]?|[ \xa0]?\(|\)(?:[ \xa0]?[-\u2010-\u2015]?|[./ ])|\)[ \xa0]\("
-)
-# With a prefix for other towns, `020`, a number begins as others do not.
-_TRUNK = re.compile(r"0[1-9]\d{1,3}(?!\d)")
-_EXTENSION = re.compile(r"[ ,;]{0,2}(?:x|ext|extension)[ .:]{0,2}\d{1,6}(?!\w)", re.IGNORECASE)
-# Words before a number that say that it is one to call, so that its digits need no grouping.
-_CALL = re.compile(
-    r"(?:(?<![\w:.=])(?:t[eé]l\w*|(?:tele)?phones?|call(?: \w+)?|mob(?:ile)?|cell|fax|whats ?app|sms|text(?: \w+)?"
-    r"|dial|ring|hotline|contact(?: \w+)?|ph|p|t|m)\b|\N{BLACK TELEPHONE}|\N{TELEPHONE RECEIVER})[^\w\n]{0,4}"
-    r"(?:(?:number|no|nr|is|at|on|us|me)\b[^\w\n]{0,3}){0,3}$",
-    re.IGNORECASE,
-)
-_BEFORE_PHONE = re.compile(r"[\w$€£¥%=,/-]$|[\d/]\.$", re.ASCII)
-_AFTER_PHONE = re.compile(r"[\w$€£¥%@=]|[.,:-]\d|/\d", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -230,148 +211,5 @@ def _cards(text: str) -> Iterator[Match]:
 
 
 def _phones(text: str, regions: Sequence[str]) -> Iterator[Match]:
-    # Numbers of Canada are valid to the library where those of the US are, and Jersey's with Britain's.
-    alike = [other for region in regions for other in _sharing_country_code(region)]
-    for run in _DIGITS.finditer(text):
-        groups = list(_GROUP.finditer(text, run.start(), run.end()))
-        gaps = [text[one.end() : other.start()] for one, other in pairwise(groups)]
-        first = 0
-        while first < len(groups):
-            if (
-                0 < first < len(gaps)
-                and gaps[first - 1] == gaps[first]
-                and not _TRUNK.match(text, groups[first].start())
-            ):
-                first += 1  # in the midst of a row
-                continue
-            start, after = _phone_at(text, groups, gaps, first, regions, tuple(alike))
-            if after:
-                end = groups[after - 1].end()
-                if extension := _EXTENSION.match(text, end):
-                    end = extension.end()
-                yield Match("phone", start, end, text[start:end])
-            first = after or first + 1
-
-
-def _phone_at(
-    text: str,
-    groups: list[re.Match[str]],
-    gaps: list[str],
-    first: int,
-    regions: Sequence[str],
-    alike: tuple[str, ...],
-) -> tuple[int, int]:
-    """Where a phone number whose digits begin with group `first` starts, and the group after it; or 0."""
-    start = groups[first].start()
-    for sign in "(+(":  # as in `(+44`
-        start -= bool(start) and text[start - 1] == sign
-    plus = "+" in text[start : groups[first].start()]
-    # A row of numbers with the same between them all is a table, and no part of it a phone number.
-    may_be_in_row = plus or _TRUNK.match(text, groups[first].start())
-    before = gaps[first - 1] if first and not may_be_in_row else None
-    if not plus and _BEFORE_PHONE.search(text[max(0, start - 2) : start]):
-        return 0, 0
-    candidates, digits, between = [], "", set()
-    for end, group in enumerate(groups[first : first + _MAX_GROUPS], first + 1):
-        digits += group[0] if len(group[0]) <= _MAX_DIGITS else "0" * _MAX_DIGITS
-        after = gaps[end - 1] if end < len(groups) else ""
-        if not (after in between and not may_be_in_row):
-            candidates.append((end, digits))
-        between.add(after)
-        if before in between or len(digits) >= _MAX_DIGITS or not _BETWEEN.fullmatch(after):
-            break
-    for end, digits in reversed(candidates):
-        international = plus or digits.startswith("00")
-        if not (_may_be_international(digits.removeprefix("00")) if international else _may_be(digits, alike)):
-            continue
-        stop = groups[end - 1].end()
-        opened = start
-        while text[opened] == "(" and text.count("(", opened, stop) > text.count(")", opened, stop):
-            opened += 1  # the parenthesis is around more than the number
-        if text.count("(", opened, stop) != text.count(")", opened, stop):
-            continue
-        if _AFTER_PHONE.match(text, stop) and not _EXTENSION.match(text, stop):
-            continue
-        written = [group[0] for group in groups[first:end]]
-        if international:
-            if _is_valid("+" + digits.removeprefix("00")):
-                return opened, end
-        elif not _IPV4.fullmatch(text, opened, stop) and any(
-            _is_written_as_phone(text, opened, written, region) and _is_national(text[opened:stop], region)
-            for region in regions
-        ):
-            return opened, end
-    return 0, 0
-
-
-def _is_written_as_phone(text: str, start: int, groups: list[str], region: str) -> bool:
-    """Whether a number of a region has the form of a phone number, or is called one; others have the same digits."""
-    import phonenumbers
-
-    if text[start] == "(" or _CALL.search(text[max(0, start - 32) : start].rpartition(_MASK)[2]):
-        return True
-    if phonenumbers.country_code_for_region(region) == 1:
-        return [len(group) for group in groups[groups[0] == "1" :]] == [3, 3, 4]
-    if groups[0].startswith("0"):
-        return len(groups) > 1 and len(groups[0]) > 1
-    return len(groups) > 2
-
-
-@functools.cache
-def _sharing_country_code(region: str) -> tuple[str, ...]:
-    import phonenumbers
-
-    return phonenumbers.COUNTRY_CODE_TO_REGION_CODE[phonenumbers.country_code_for_region(region)]
-
-
-def _may_be(digits: str, regions: tuple[str, ...]) -> bool:
-    """Whether a number might be valid in a region: the library's own patterns, without the cost of its parser."""
-    return _national_pattern(regions).fullmatch(digits) is not None
-
-
-@functools.cache
-def _national_pattern(regions: tuple[str, ...]) -> re.Pattern[str]:
-    from phonenumbers import PhoneMetadata
-
-    kinds = ("fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost", "personal_number", "voip", "pager")
-    kinds += ("uan", "voicemail")
-    patterns = []
-    for region in regions:
-        metadata = PhoneMetadata.metadata_for_region(region)
-        assert metadata
-        if metadata.national_prefix_transform_rule and metadata.country_code != 1:
-            patterns.append(r"\d{7,15}")  # digits are moved before the patterns hold
-            continue
-        found = [getattr(metadata, kind) for kind in kinds]
-        valid = "|".join(kind.national_number_pattern for kind in found if kind and kind.national_number_pattern)
-        prefix = metadata.national_prefix_for_parsing or metadata.national_prefix or ""
-        patterns.append(f"(?:{prefix})?(?:{valid})")
-    return re.compile("|".join(patterns) or "(?!)")
-
-
-def _may_be_international(digits: str) -> bool:
-    import phonenumbers
-
-    for length in (1, 2, 3):
-        if regions := phonenumbers.COUNTRY_CODE_TO_REGION_CODE.get(int(digits[:length] or 0)):
-            return len(digits) > 6 and (regions[0] == "001" or _may_be(digits[length:], regions))
-    return False
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_valid(number: str) -> bool:
-    import phonenumbers
-
-    try:
-        return phonenumbers.is_valid_number(phonenumbers.parse(number))
-    except phonenumbers.NumberParseException:
-        return False
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_national(number: str, region: str) -> bool:
-    """Whether the library finds it too, with the prefix that its country wants, and takes it for no date or page."""
-    import phonenumbers
-
-    matcher = phonenumbers.PhoneNumberMatcher(number, region, leniency=phonenumbers.Leniency.VALID, max_tries=4)
-    return any(match.raw_string == number for match in matcher)
+    for start, end in find_phones(text, regions):
+        yield Match("phone", start, end, text[start:end])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-    from hfchat.training.pretraining import PretrainArguments
+    from hfchat.training.pretrain_arguments import PretrainArguments
 
 _WORTHWHILE_EPOCHS = 4  # so often, text is worth nearly as much as new text (Muennighoff et al., arXiv:2305.16264)
 

@@ -11,7 +11,7 @@ from hfchat.training.dial import Shape
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfchat.training.pretraining import PretrainArguments
+    from hfchat.training.pretrain_arguments import PretrainArguments
 
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")
 

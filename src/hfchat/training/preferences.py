@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfchat.dataset import has_split, load_split
+from hfchat.chat_template import check_end_of_turn
+from hfchat.dataset import check_apart, has_split, load_split
 from hfchat.errors import UserError
 from hfchat.messages import check_learned
 from hfchat.token_ids import encode_conversation
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hfchat.training.alignment import AlignArguments
+    from hfchat.training.align_arguments import AlignArguments
 
 _SHOWN = 2  # pairs
 _COMPARED = 8  # conversations
@@ -102,7 +103,7 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
             f"dataset_name {name}: has no split '{args.dataset_test_split}' to measure on, and what is learned from "
             "cannot be it; recipes/prepare_conversations.py makes one (validation_fraction)"
         )
-    _check_pad(tokenizer)
+    check_end_of_turn(tokenizer)
     rows, held_out_rows = (_load(args, split) for split in (args.dataset_train_split, args.dataset_test_split))
     conversations = [
         _conversation(row, name) for row in held_out_rows.select(range(min(_COMPARED, len(held_out_rows))))
@@ -113,7 +114,7 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
         )
         place = f"dataset_name {name}: split '{args.dataset_test_split}'"
         held_out, _ = _tokenize(held_out_rows, tokenizer, args.max_length, place)
-        _check_apart(train, held_out, place)
+        check_apart(_answers(train), _answers(held_out), place, "answers")
         held_out = (
             split_pairs(held_out) if "chosen_ids" in held_out.column_names else couple_thumbs(held_out, args.seed)
         )
@@ -256,14 +257,6 @@ def check_thumbs(up: int, down: int, minimum: int, place: str) -> None:
         )
 
 
-def _check_pad(tokenizer: "PreTrainedTokenizerBase") -> None:
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the pad token is the end-of-turn token {tokenizer.eos_token}, so nobody could "
-            "tell where an answer ends; use hfchat.chat_template.set_chat_template, or set another pad_token"
-        )
-
-
 def _load(args: "AlignArguments", split: str) -> "Dataset":
     """Rows of pairs or, where the method takes them, of thumbs."""
     name, config_name = args.dataset_name, args.dataset_config_name
@@ -349,16 +342,11 @@ def _keep(everything: "Dataset", kind: str, max_length: int, place: str) -> tupl
     return kept, counts
 
 
-def _check_apart(train: "Dataset", held_out: "Dataset", place: str) -> None:
-    """Refuse to measure on what is learned from."""
-    first = "chosen_ids" if "chosen_ids" in train.column_names else "completion_ids"
-    learned = {(*prompt, *ids) for prompt, ids in zip(train["prompt_ids"], train[first], strict=True)}
-    rows = enumerate(zip(held_out["prompt_ids"], held_out[first], strict=True))
-    if leaked := [row for row, (prompt, ids) in rows if (*prompt, *ids) in learned]:
-        raise UserError(
-            f"{place}: {len(leaked):,} of its {len(held_out):,} answers are in the train split too, row {leaked[0]} "
-            "among them; take them out of one"
-        )
+def _answers(dataset: "Dataset") -> Iterator[tuple[int, ...]]:
+    """The tokens of each row: the prompt and its answer, of a pair the chosen one."""
+    answers = "chosen_ids" if "chosen_ids" in dataset.column_names else "completion_ids"
+    for prompt, ids in zip(dataset["prompt_ids"], dataset[answers], strict=True):
+        yield (*prompt, *ids)
 
 
 def _first(dataset: "Dataset") -> Iterator[tuple[list[int], list[tuple[str, list[int]]]]]:

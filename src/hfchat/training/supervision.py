@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfchat.chat_template import fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import load_conversation_splits
+from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
+from hfchat.dataset import check_apart, load_conversation_splits
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
@@ -121,22 +121,10 @@ def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenize
         train, supervision = supervise(rows, tokenizer, args.max_length, name)
         test, _ = supervise(held_out, tokenizer, args.max_length, name)
     if not args.allow_leakage:
-        check_apart(train, test, f"dataset_name {name}: split '{args.dataset_test_split}'")
+        place = f"dataset_name {name}: split '{args.dataset_test_split}'"
+        remedy = ", or pass --allow_leakage true"
+        check_apart(train["input_ids"], test["input_ids"], place, "conversations", remedy)
     return Conversations(train, test, supervision, held_out["messages"])
-
-
-def check_apart(train: "Dataset", test: "Dataset", place: str) -> None:
-    """Refuse to measure on what is learned.
-
-    Raises:
-        UserError: If a conversation of the one is in the other.
-    """
-    learned = {tuple(ids) for ids in train["input_ids"]}
-    if leaked := [row for row, ids in enumerate(test["input_ids"]) if tuple(ids) in learned]:
-        raise UserError(
-            f"{place}: {len(leaked):,} of its {len(test):,} conversations are in the train split too, row {leaked[0]} "
-            "among them; take them out of one, or pass --allow_leakage true"
-        )
 
 
 def supervise(
@@ -160,11 +148,7 @@ def supervise(
         UserError: If a row is not a conversation, if nothing or no end-of-turn token would be learned, or if the pad
             token is the end-of-turn token.
     """
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(
-            f"{tokenizer.name_or_path}: the pad token is the end-of-turn token {tokenizer.eos_token}, so the model "
-            "would never learn to stop; use hfchat.chat_template.set_chat_template, or set another pad_token"
-        )
+    check_end_of_turn(tokenizer)
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
         place = f"dataset_name {dataset_name}: row {index}"

@@ -10,7 +10,7 @@ from hfchat.errors import UserError
 from hfchat.export.merging import save_adapter
 from hfchat.models import add_special_tokens, embed_new_tokens
 from hfchat.serving.engines.adapters import beside, parse_adapters
-from hfchat.serving.server import ServerSettings
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions import loading
 
 
@@ -132,7 +132,7 @@ def test_an_adapter_of_another_base_is_refused(base, adapter, tmp_path, tiny_tok
         ({"adapters": ("adapter",)}, "NAME=FOLDER"),
         ({"adapters": ("mine=",)}, "NAME=FOLDER"),
         ({"adapters": ("mine=missing",)}, "no adapter_config.json"),
-        ({"adapters": ("mine={adapter}", "mine={adapter}")}, "two adapters of the name mine"),
+        ({"adapters": ("mine={adapter}", "mine={adapter}")}, "two adapters have the name mine"),
         ({"adapters": ("base={adapter}",)}, "is the name of the model"),
         ({"adapters": ("mine={adapter}",), "weights": "int8"}, "--weights int8"),
     ],

@@ -17,8 +17,10 @@ from transformers.generation.logits_process import (
 )
 
 from hfchat.errors import UserError
+from hfchat.serving.engines.continuous_batching import PerRequestSampler
 from hfchat.serving.engines.engine import Sampling
-from hfchat.serving.engines.sampler import Draws, ModelSampling, PerRequestSampler, draw
+from hfchat.serving.engines.model_sampling import ModelSampling
+from hfchat.serving.engines.sampler import Draws, draw
 
 VOCABULARY = 20
 NUMBERS = [
@@ -43,11 +45,9 @@ LOGITS = [0.0, 1.0, -1.0, 1e-40, 3e38, -3e38, math.inf, -math.inf, math.nan, 88.
 
 
 def state(draws, prompt=(1, 2), generated=()):
+    draws.prompt_tokens = len(prompt)
     return SimpleNamespace(
-        logit_processor_kwargs={"draws": draws},
-        initial_tokens=list(prompt),
-        generated_tokens=list(generated),
-        _true_initial_tokens=0,
+        logit_processor_kwargs={"draws": draws}, initial_tokens=list(prompt), generated_tokens=list(generated)
     )
 
 

@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 
-from hfchat.serving.engines import transformers_engine
+from hfchat.serving.engines import continuous_batching
+from hfchat.serving.engines.continuous_batching import FairScheduler
 from hfchat.serving.engines.engine import Sampling
-from hfchat.serving.engines.scheduling import FairScheduler
 from hfchat.serving.engines.transformers_engine import TokenPrompt, TransformersEngine
 from hfchat.serving.http import record
 
@@ -31,7 +31,7 @@ def steps(monkeypatch):
 
 @pytest.fixture
 def engine(tiny_model, tiny_tokenizer, monkeypatch, steps):
-    monkeypatch.setattr(transformers_engine, "_BATCH_TOKENS", {"cpu": 64})
+    monkeypatch.setattr(continuous_batching, "_BATCH_TOKENS", {"cpu": 64})
     engine = TransformersEngine(tiny_model, tiny_tokenizer, 12)
     engine._eos = set()  # so that each answer has all of its tokens
     engine._manager = engine._new_manager()

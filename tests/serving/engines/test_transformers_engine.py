@@ -15,7 +15,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
-from hfchat.serving.engines import sampler, transformers_engine
+from hfchat.serving.engines import continuous_batching, sampler, transformers_engine
 from hfchat.serving.engines.engine import EngineError, Sampling
 from hfchat.serving.engines.sampler import draw
 from hfchat.serving.engines.text import IncrementalDecoder, TokenBytes
@@ -525,13 +525,13 @@ def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenize
 
 def test_a_crash_that_is_told_late_is_not_another_one(tiny_model, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
-    mark_as_stopped = transformers_engine._Status.mark_as_stopped
+    mark_as_stopped = continuous_batching.ThreadStatus.mark_as_stopped
 
     def late(status):
         time.sleep(0.2)
         mark_as_stopped(status)
 
-    monkeypatch.setattr(transformers_engine._Status, "mark_as_stopped", late)
+    monkeypatch.setattr(continuous_batching.ThreadStatus, "mark_as_stopped", late)
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
 
     async def work():

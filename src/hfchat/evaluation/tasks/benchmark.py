@@ -18,11 +18,13 @@ from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import Statistics
 from hfchat.evaluation.harness import LocalHarness, RemoteHarness, Requests, max_new_tokens, quiet
 from hfchat.evaluation.harness_scores import GENERATE, example, make_records, metrics_of, statistics
-from hfchat.evaluation.models import LocalModel, Model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Measured, Metric, Record, Task
+from hfchat.evaluation.task import Measured, Record, Task
 from hfchat.lineage import describe
 from hfchat.processes import launched
+from hfchat.results import AskedData, Metric
 
 LOCAL_TASKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -157,13 +159,13 @@ class Benchmark(Task):
     def source(self) -> str | None:
         return self.data
 
-    def dataset(self) -> dict[str, Any]:
+    def dataset(self) -> AskedData:
         hub = ", ".join(sorted({task.config.dataset_path for task in self._leaves if task.config.dataset_path}))
         described = {"path": hub, "sha256": f"hub:{hub}", "licenses": ["see the Hub"]} if hub else describe(self.data)
         splits = sorted({task.config.test_split or task.config.validation_split for task in self._leaves})
-        return {**described, "split": ", ".join(splits), "n": len(self.examples)}
+        return AskedData(**described, n=len(self.examples), split=", ".join(splits))
 
-    def refusal(self, model: Model) -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         if model.gives_losses:
             return None
         if task := next((task for task in self._leaves if task.OUTPUT_TYPE != GENERATE), None):
@@ -174,7 +176,7 @@ class Benchmark(Task):
             return f"{task.task_name} draws answers at random, and a server is asked for the likeliest"
         return None
 
-    def check(self, model: Model) -> None:
+    def check(self, model: EvaluatedModel) -> None:
         if self.apply_chat_template:
             model.check([{"role": "user", "content": "?"}], (), 0, self.name)
         for task in self._leaves:
@@ -189,7 +191,7 @@ class Benchmark(Task):
             if model.gives_losses and one.targets:
                 model.check("", [target for target in one.targets if target], 0, f"{self.name}: {one.place}")
 
-    def collect(self, model: Model, folder: Path) -> None:
+    def collect(self, model: EvaluatedModel, folder: Path) -> None:
         state = launched()
         finished = (folder / f"{model.name}.jsonl").exists()
         state.wait_for_everyone()  # before the main process writes it

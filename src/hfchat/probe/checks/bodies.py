@@ -1,19 +1,22 @@
-"""Bodies that are broken, huge or strange: never a 5xx, never an end of the server.
+"""Bodies that are broken, huge or strange: never a 5xx, never the end of the server.
 
 Many servers parse JSON before anything protects them. Sources: RFC 8259 (JSON), RFC 9110 and 9112 (HTTP).
 """
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import json
 from dataclasses import dataclass
 
 import httpx
 
-from hfchat.probe.registry import FailedError, check
-from hfchat.probe.target import Target, refusal, summary, text_of
-from hfchat.probe.wire import chat_head, wire
+from hfchat.probe.checks import afterwards_it_answers
+from hfchat.probe.registry import check
+from hfchat.probe.target import Target, client_error, refusal, text_of
+from hfchat.probe.verdicts import FailedError
+from hfchat.probe.wire import CLOSED, chat_head, judged, wire
 
 _MEBIBYTE = 1024 * 1024
 _HUGE = 64 * _MEBIBYTE
@@ -26,9 +29,16 @@ async def _post(target: Target, body: bytes, **headers: str) -> httpx.Response:
     return await target.client.post("chat/completions", content=body, headers=headers)
 
 
+def _valid_body(target: Target) -> bytes:
+    return json.dumps(target.chat_body(max_tokens=1)).encode()
+
+
 def _not_broken_by(response: httpx.Response) -> str:
-    """For what a server may take or refuse."""
+    """Judges a response to something that a server may take or refuse."""
     return f"200: {text_of(response.json())!r}" if response.status_code == 200 else refusal(response)
+
+
+_too_large = functools.partial(refusal, statuses=(413,))
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,9 @@ class _Field:
     }
 )
 async def a_broken_body_is_refused(target: Target, body: bytes) -> str:
-    """A 4xx in the shape of an error: it is the client's mistake (RFC 9110, 15.5.1). Nesting is a classic attack."""
+    """With a 4xx in the shape of an error, because it is the client's mistake (RFC 9110, 15.5.1). Deep nesting is a
+    classic attack.
+    """
     return refusal(await _post(target, body))
 
 
@@ -73,12 +85,14 @@ async def a_broken_body_is_refused(target: Target, body: bytes) -> str:
     }
 )
 async def a_number_that_is_none_is_refused(target: Target, field: _Field) -> str:
-    """JSON has no such numbers (RFC 8259, 6), but many parsers do, and then fail where they compute with them."""
+    """JSON has no such numbers (RFC 8259, 6), but many parsers take them, and the server then fails where it computes
+    with them.
+    """
     return refusal(await _post(target, field.body(target)))
 
 
 def _list(name: str, element: str, outer: str = "{}") -> _Field:
-    """A field that is a list of so many elements that the body has 900 kB."""
+    """A field with a list of so many elements that the body has 900 kB."""
     elements = ",".join([element] * (900_000 // (len(element) + 1)))
     return _Field(name, outer.replace("{}", f"[{elements}]"))
 
@@ -97,16 +111,12 @@ _UNKNOWN = ", ".join(f'"unknown {number}": 1' for number in range(50_000))
     }
 )
 async def a_huge_list_is_refused_at_once(target: Target, field: _Field) -> str:
-    """A megabyte of wrong elements. A validator that notes each error of each takes seconds and gigabytes for them, in
-    which nobody else is answered.
+    """A megabyte of wrong elements. A validator that notes every error takes seconds and gigabytes, in which nobody
+    else is answered.
     """
-    limit = target.limit(_AT_ONCE_S)
     body = field.body(target)
-    try:
-        async with asyncio.timeout(limit):
-            response, _ = await asyncio.gather(_post(target, body), target.client.get("models"))
-    except TimeoutError:
-        raise FailedError(f"not refused within {limit:g} s") from None
+    async with target.within(_AT_ONCE_S, "not refused within {limit}"):
+        response, _ = await asyncio.gather(_post(target, body), target.client.get("models"))
     return refusal(response)
 
 
@@ -125,40 +135,34 @@ async def a_huge_list_is_refused_at_once(target: Target, field: _Field) -> str:
     }
 )
 async def a_strange_body_breaks_nothing(target: Target, field: _Field) -> str:
-    """Valid by the grammar of RFC 8259, so it may be answered or refused, but it is no error of the server's."""
+    """RFC 8259 allows it, so it may be answered or refused, but must not be an error of the server."""
     return _not_broken_by(await _post(target, field.body(target)))
 
 
 @check()
 async def a_byte_order_mark_breaks_nothing(target: Target) -> str:
-    """A parser may ignore it or take it for an error (RFC 8259, 8.1)."""
-    return _not_broken_by(await _post(target, b"\xef\xbb\xbf" + json.dumps(target.chat_body(max_tokens=1)).encode()))
+    """A parser may ignore it or refuse it (RFC 8259, 8.1)."""
+    return _not_broken_by(await _post(target, b"\xef\xbb\xbf" + _valid_body(target)))
 
 
 @check()
 async def a_compressed_body_breaks_nothing(target: Target) -> str:
-    """A coding that is not supported is 415 (RFC 9110, 8.4); one that is, is taken."""
-    body = gzip.compress(json.dumps(target.chat_body(max_tokens=1)).encode())
-    return _not_broken_by(await _post(target, body, Content_Encoding="gzip"))
+    """A coding that the server does not support is 415 (RFC 9110, 8.4)."""
+    return _not_broken_by(await _post(target, gzip.compress(_valid_body(target)), Content_Encoding="gzip"))
 
 
 @check({"text/plain": "text/plain", "a form": "application/x-www-form-urlencoded", "none": ""})
 async def a_body_of_another_type_is_refused(target: Target, content_type: str) -> str:
-    """415 (RFC 9110, 15.5.16). Any web page can have its visitor's browser post these types to a server on loopback
+    """415 (RFC 9110, 15.5.16). Any web page can make its visitor's browser post these types to a server on loopback
     without asking (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
     """
-    return refusal(await _post(target, json.dumps(target.chat_body(max_tokens=1)).encode(), Content_Type=content_type))
+    return refusal(await _post(target, _valid_body(target), Content_Type=content_type))
 
 
 @check()
 async def a_huge_declared_body_is_refused_at_once(target: Target) -> str:
-    """413 as soon as its length is known (RFC 9110, 15.5.14): whoever waits for it keeps memory for it."""
-    async with wire(target) as connection:
-        await connection.send(chat_head(target, f"Content-Length: {100 * 1024 * _MEBIBYTE}"))
-        response = await connection.answer()
-    if response is None:
-        return "the connection was closed"
-    return refusal(response, statuses=(413,))
+    """413 as soon as its length is known (RFC 9110, 15.5.14): a server that waits for it keeps memory for it."""
+    return await judged(target, chat_head(target, f"Content-Length: {100 * 1024 * _MEBIBYTE}"), _too_large)
 
 
 @check()
@@ -174,9 +178,7 @@ async def a_huge_chunked_body_is_cut(target: Target) -> str:
         if sent >= _HUGE:
             raise FailedError(f"{sent // _MEBIBYTE} MiB were taken")
         response = await connection.answer()
-    if response is None:
-        return f"the connection was closed after {sent // _MEBIBYTE} MiB"
-    return refusal(response, statuses=(413,))
+    return f"{CLOSED} after {sent // _MEBIBYTE} MiB" if response is None else _too_large(response)
 
 
 @check(
@@ -188,30 +190,15 @@ async def a_huge_chunked_body_is_cut(target: Target) -> str:
     }
 )
 async def an_invalid_length_is_refused(target: Target, headers: tuple[str, ...]) -> str:
-    """400 (RFC 9112, 6.3 and 7.1): two that count differently see different requests in the same bytes."""
-    async with wire(target) as connection:
-        await connection.send(chat_head(target, *headers) + b"zz\r\n{}\r\n0\r\n\r\n")
-        response = await connection.answer()
-    if response is None:
-        return "the connection was closed"
-    if not 400 <= response.status_code < 500:
-        raise FailedError(f"4xx expected, not {summary(response)}")
-    return summary(response)
+    """400 (RFC 9112, 6.3 and 7.1): two programs that count differently see different requests in the same bytes."""
+    return await judged(target, chat_head(target, *headers) + b"zz\r\n{}\r\n0\r\n\r\n", client_error)
 
 
 @check()
 async def a_body_that_ends_too_early_breaks_nothing(target: Target) -> str:
-    """A message that is cut is incomplete (RFC 9112, 8), and its client cannot be told much any more."""
-    async with wire(target) as connection:
-        await connection.send(chat_head(target, "Content-Length: 1000") + b'{"model": ')
-        connection.half_close()
-        response = await connection.answer()
-    if response is None:
-        return "the connection was closed"
-    return refusal(response)
+    """A message that is cut is incomplete (RFC 9112, 8), and its client may not hear an answer any more."""
+    request = chat_head(target, "Content-Length: 1000") + b'{"model": '
+    return await judged(target, request, refusal, half_close=True)
 
 
-@check()
-async def afterwards_it_answers(target: Target) -> str:
-    """What was refused has cost nothing that others need."""
-    return repr(text_of(await target.answer())[:40])
+check(module=__name__)(afterwards_it_answers)

@@ -1,7 +1,7 @@
 """Clients that go away: nothing is computed for them any more, and their places are free.
 
-A server that goes on computes answers that nobody reads, and a few impatient users who reload are enough to fill it.
-Where the server tells how much it is working on, at `/metrics` or `/health`, it must say 0 within a second.
+A server that does not notice it computes answers that nobody reads, and a few impatient users who reload are enough to
+fill it. Where the server tells how much it is working on, at `/metrics` or `/health`, that must be 0 within a second.
 """
 
 import asyncio
@@ -10,8 +10,9 @@ import json
 import time
 from collections.abc import AsyncIterator
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import LONG, Target, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 from hfchat.probe.wire import Wire, chat_head, wire
 
 _FREE_S = 1.0
@@ -20,35 +21,31 @@ _MANY = 24
 
 
 async def forgotten(target: Target, working: bool | None) -> str:
-    """Wait until the server has forgotten clients that left, and answers another.
+    """Wait until the server has forgotten clients that left, and answers another one.
 
     Args:
         target: The server.
         working: Whether it said before that it was working for them; None if it does not tell.
     """
-    limit = target.limit(_FREE_S)
-    seen = "whether it still works for them, it does not tell"
+    seen = "it does not tell whether it still works for them"
     if working is not None:
+        limit = target.limit(_FREE_S)
         began = time.monotonic()
         while in_flight := await target.in_flight():
             if time.monotonic() - began > limit:
                 raise FailedError(f"{in_flight:g} are still in flight {limit:g} s later")
             await asyncio.sleep(0.02)
         seen = f"none in flight {time.monotonic() - began:.2f} s later"
-    limit = target.limit(_ANSWER_S)
-    try:
-        async with asyncio.timeout(limit):
-            text_of(await target.answer(max_tokens=1))
-    except TimeoutError:
-        raise FailedError(f"{seen}; another client has no answer after {limit:g} s") from None
+    async with target.within(_ANSWER_S, f"{seen}; another client has no answer after {{limit}}"):
+        text_of(await target.answer(max_tokens=1))
     return seen
 
 
 @contextlib.asynccontextmanager
-async def _asking(target: Target, **fields) -> AsyncIterator[Wire]:
+async def asking(target: Target, stream: bool, receive_buffer: int | None = None) -> AsyncIterator[Wire]:
     """A connection on which a long answer has been asked for."""
-    body = json.dumps(target.chat_body(max_tokens=LONG, **fields)).encode()
-    async with wire(target) as connection:
+    body = json.dumps(target.chat_body(max_tokens=LONG, stream=stream)).encode()
+    async with wire(target, receive_buffer) as connection:
         await connection.send(chat_head(target, f"Content-Length: {len(body)}") + body)
         yield connection
 
@@ -67,7 +64,7 @@ async def _working(target: Target, at_least: int = 1) -> bool | None:
 
 @check()
 async def a_client_leaves_in_the_middle_of_a_stream(target: Target) -> str:
-    """As a person does who presses stop."""
+    """A person presses stop."""
     async with target.streaming(max_tokens=LONG) as response:
         parts = response.aiter_bytes()
         await anext(parts)
@@ -77,8 +74,8 @@ async def a_client_leaves_in_the_middle_of_a_stream(target: Target) -> str:
 
 @check()
 async def a_client_leaves_while_it_waits_for_a_whole_answer(target: Target) -> str:
-    """As one does whose own time limit is over, to try again."""
-    async with _asking(target):
+    """Its own time limit is over, and it will try again."""
+    async with asking(target, stream=False):
         working = await _working(target)
     return await forgotten(target, working)
 
@@ -86,7 +83,7 @@ async def a_client_leaves_while_it_waits_for_a_whole_answer(target: Target) -> s
 @check()
 async def a_client_crashes(target: Target) -> str:
     """Its system resets the connection (RST, RFC 9293, 3.5.2)."""
-    async with _asking(target, stream=True) as connection:
+    async with asking(target, stream=True) as connection:
         working = await _working(target)
         connection.reset()
     return await forgotten(target, working)
@@ -94,17 +91,17 @@ async def a_client_crashes(target: Target) -> str:
 
 @check({"streamed": True, "unstreamed": False})
 async def many_clients_leave_while_they_wait(target: Target, stream: bool) -> str:
-    """More than are answered at a time, so that some are still in the queue."""
+    """They are more than the server answers at a time, so some of them are still in the queue."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(_MANY):
-            await stack.enter_async_context(_asking(target, stream=stream))
+            await stack.enter_async_context(asking(target, stream))
         working = await _working(target, at_least=_MANY // 2)
     return await forgotten(target, working)
 
 
 @check()
 async def a_client_leaves_before_its_body_is_whole(target: Target) -> str:
-    """As one does that loses its network."""
+    """It loses its network."""
     async with wire(target) as connection:
         await connection.send(chat_head(target, "Content-Length: 1000") + b'{"model": ')
         await asyncio.sleep(0.1)

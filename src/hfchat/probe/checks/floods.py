@@ -7,8 +7,9 @@ from collections import Counter
 import httpx
 
 from hfchat.probe.checks.disconnects import forgotten
-from hfchat.probe.registry import FailedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.target import Target, refusal, text_of
+from hfchat.probe.verdicts import FailedError
 from hfchat.probe.wire import wire
 
 _REQUESTS = 120
@@ -23,16 +24,10 @@ async def more_requests_than_places(target: Target, stream: bool) -> str:
 
     A queue without an end answers all of them when nobody waits any more.
     """
-    limit = target.limit(_HANG_S)
-    body = target.chat_body(max_tokens=4, stream=stream)
-    post = target.client.post
-    try:
-        async with asyncio.timeout(limit):
-            responses = await asyncio.gather(
-                *(post("chat/completions", json=body, timeout=limit) for _ in range(_REQUESTS))
-            )
-    except TimeoutError:
-        raise FailedError(f"not all {_REQUESTS} are answered after {limit:g} s") from None
+    body, limit = target.chat_body(max_tokens=4, stream=stream), target.limit(_HANG_S)
+    posts = [target.client.post("chat/completions", json=body, timeout=limit) for _ in range(_REQUESTS)]
+    async with target.within(_HANG_S, f"not all {_REQUESTS} are answered after {{limit}}"):
+        responses = await asyncio.gather(*posts)
     for response in responses:
         if response.status_code != 200:
             seen = refusal(response, statuses=(429, 503))
@@ -47,7 +42,7 @@ async def more_requests_than_places(target: Target, stream: bool) -> str:
 
 @check()
 async def many_broken_requests(target: Target) -> str:
-    """They cost little, and all are refused."""
+    """They are cheap to make, and all are refused."""
     post = target.client.post
     json = {"Content-Type": "application/json"}
     responses = await asyncio.gather(*(post("chat/completions", content="{", headers=json) for _ in range(_BROKEN)))

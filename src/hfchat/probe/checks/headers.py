@@ -1,29 +1,50 @@
-"""Heads of requests that no polite client sends: what proxies in front understand differently, and what attackers try.
+"""Heads of requests that no polite client sends: some are understood differently by proxies, some are attacks.
 
 Sources: RFC 9110 (HTTP), RFC 9112 (HTTP/1.1), https://fetch.spec.whatwg.org (CORS).
 """
 
+import functools
 import ipaddress
 import json
+from collections.abc import Callable
 
-from hfchat.probe.registry import FailedError, SkippedError, check
-from hfchat.probe.target import Target, summary, text_of
-from hfchat.probe.wire import chat_head, head, wire
+import httpx
+
+from hfchat.probe.checks import afterwards_it_answers
+from hfchat.probe.registry import check
+from hfchat.probe.target import Target, client_error, summary
+from hfchat.probe.verdicts import FailedError, SkippedError
+from hfchat.probe.wire import CLOSED, chat_head, head, judged, wire
 
 _STRANGER = "hfchat-probe.example"
 _KIBIBYTE = 1024
 
 
-async def _refused(target: Target, request: bytes, method: str = "GET", statuses: tuple[int, ...] = ()) -> str:
-    """What a server answers that has to refuse a request, with 4xx or one of `statuses`, or by closing."""
+_or_501 = functools.partial(client_error, also=(501,))
+_or_200 = functools.partial(client_error, also=(200,))
+
+
+def _unless(is_bad: Callable[[httpx.Response], bool]) -> Callable[[httpx.Response], str]:
+    """A judge that lets every response pass but those that are bad."""
+
+    def judge(response: httpx.Response) -> str:
+        if is_bad(response):
+            raise FailedError(summary(response))
+        return summary(response)
+
+    return judge
+
+
+async def _answers(target: Target, request: bytes, method: str) -> tuple[httpx.Response | None, bytes]:
+    """The response to a request, and what comes after it; None if the server closes the connection."""
     async with wire(target) as connection:
         await connection.send(request)
         response = await connection.answer(method)
-    if response is None:
-        return "the connection was closed"
-    if not (400 <= response.status_code < 500 or response.status_code in statuses):
-        raise FailedError(f"4xx expected, not {summary(response)}")
-    return summary(response)
+        return response, await connection.more(target.limit(0.5)) if response is not None else b""
+
+
+def _get(target: Target, path: str, *headers: str, host: str | None = None) -> bytes:
+    return head(target, "GET", target.path(path), *headers, host=host)
 
 
 @check(
@@ -40,7 +61,7 @@ async def _refused(target: Target, request: bytes, method: str = "GET", statuses
 )
 async def another_host_is_refused_on_loopback(target: Target, host: str) -> str:
     """A page of a site whose name resolves to 127.0.0.1 reaches the server from its visitor's browser, past the
-    same-origin policy ("DNS rebinding"); only `Host` tells.
+    same-origin policy ("DNS rebinding"); only `Host` shows it.
     """
     try:
         local = target.url.host == "localhost" or ipaddress.ip_address(target.url.host).is_loopback
@@ -48,51 +69,46 @@ async def another_host_is_refused_on_loopback(target: Target, host: str) -> str:
         local = False
     if not local or target.api_key:
         raise SkippedError("only for a server on loopback that wants no API key")
-    return await _refused(target, head(target, "GET", target.path("models"), host=host))
+    return await judged(target, _get(target, "models", host=host), client_error, "GET")
 
 
 @check(
     {
-        "no Host": lambda path: f"GET {path} HTTP/1.1\r\n\r\n",
-        "two Hosts": lambda path: f"GET {path} HTTP/1.1\r\nHost: localhost\r\nHost: {_STRANGER}\r\n\r\n",
-        "a space before the colon": lambda path: f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-A : b\r\n\r\n",
-        "NUL in a header": lambda path: f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-A: a\0b\r\n\r\n",
-        "no name of a header": lambda path: f"GET {path} HTTP/1.1\r\nHost: localhost\r\n: b\r\n\r\n",
-        "no request line": lambda path: "hello\r\n\r\n",
-        "TLS": lambda path: "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
-        "no version": lambda path: f"GET {path} HTTP\r\nHost: localhost\r\n\r\n",
-        "a space in the path": lambda path: f"GET {path} x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "no Host": "GET {path} HTTP/1.1\r\n\r\n",
+        "two Hosts": f"GET {{path}} HTTP/1.1\r\nHost: localhost\r\nHost: {_STRANGER}\r\n\r\n",
+        "a space before the colon": "GET {path} HTTP/1.1\r\nHost: localhost\r\nX-A : b\r\n\r\n",
+        "NUL in a header": "GET {path} HTTP/1.1\r\nHost: localhost\r\nX-A: a\0b\r\n\r\n",
+        "no name of a header": "GET {path} HTTP/1.1\r\nHost: localhost\r\n: b\r\n\r\n",
+        "no request line": "hello\r\n\r\n",
+        "TLS": "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+        "no version": "GET {path} HTTP\r\nHost: localhost\r\n\r\n",
+        "a space in the path": "GET {path} x HTTP/1.1\r\nHost: localhost\r\n\r\n",
     }
 )
-async def an_invalid_head_is_refused(target: Target, request) -> str:
-    """400 (RFC 9112, 3, 3.2 and 5.1; RFC 9110, 5.5): what two programs read differently lets requests past one of
+async def an_invalid_head_is_refused(target: Target, request: str) -> str:
+    """400 (RFC 9112, 3, 3.2 and 5.1; RFC 9110, 5.5): a request that two programs read differently can slip past one of
     them.
     """
-    return await _refused(target, request(target.path("models")).encode("latin-1"))
+    content = request.replace("{path}", target.path("models")).encode("latin-1")
+    return await judged(target, content, client_error, "GET")
 
 
 @check()
 async def a_folded_header_is_one_header(target: Target) -> str:
-    """Refused, or its fold is read as spaces (RFC 9112, 5.2), and never as a header of its own."""
-    async with wire(target) as connection:
-        folded = f"X-A: a\r\n Host: {_STRANGER}"
-        await connection.send(head(target, "GET", target.path("models"), folded))
-        response = await connection.answer("GET")
-    if response is not None and response.status_code != 200 and not 400 <= response.status_code < 500:
-        raise FailedError(f"200 or 4xx expected, not {summary(response)}")
-    return "the connection was closed" if response is None else str(response.status_code)
+    """It is refused, or its fold is read as spaces (RFC 9112, 5.2), and never as a header of its own."""
+    return await judged(target, _get(target, "models", f"X-A: a\r\n Host: {_STRANGER}"), _or_200, "GET")
 
 
 @check({"one of 1 MiB": ["X-A: " + "a" * _KIBIBYTE * _KIBIBYTE], "10,000": [f"X-{i}: a" for i in range(10_000)]})
 async def a_huge_head_is_refused(target: Target, headers: list[str]) -> str:
-    """431 (RFC 6585, 5) or another 4xx, or the connection is closed: a head is kept in memory as it comes."""
-    return await _refused(target, head(target, "GET", target.path("models"), *headers))
+    """431 (RFC 6585, 5) or another 4xx, or the connection is closed: a server keeps a head in memory as it comes."""
+    return await judged(target, _get(target, "models", *headers), client_error, "GET")
 
 
 @check()
 async def a_huge_path_is_refused(target: Target) -> str:
     """414 (RFC 9110, 15.5.15) or another 4xx."""
-    return await _refused(target, head(target, "GET", target.path("models?" + "a" * _KIBIBYTE * _KIBIBYTE)))
+    return await judged(target, _get(target, "models?" + "a" * _KIBIBYTE * _KIBIBYTE), client_error, "GET")
 
 
 @check(
@@ -103,28 +119,23 @@ async def a_huge_path_is_refused(target: Target) -> str:
     }
 )
 async def a_request_is_not_smuggled(target: Target, coding: str) -> str:
-    """A body whose length is told in two ways hides a second request from a proxy that counts the other way. It is
+    """A body whose length is given in two ways hides a second request from a proxy that counts the other way. It is
     refused, or the connection is closed after one answer (RFC 9112, 6.1 and 6.3).
     """
-    hidden = head(target, "GET", target.path("models"))
-    body = b"0\r\n\r\n" + hidden
-    async with wire(target) as connection:
-        await connection.send(chat_head(target, f"Content-Length: {len(body)}", coding) + body)
-        response = await connection.answer()
-        more = await connection.more(target.limit(0.5)) if response is not None else b""
+    body = b"0\r\n\r\n" + _get(target, "models")
+    request = chat_head(target, f"Content-Length: {len(body)}", coding) + body
+    response, more = await _answers(target, request, "POST")
     if response is None:
-        return "the connection was closed"
+        return CLOSED
     if more:
         raise FailedError(f"a second answer came: {more[:60]!r}")
-    if not (400 <= response.status_code < 500 or response.status_code == 501):
-        raise FailedError(f"4xx expected, not {summary(response)}")
-    return summary(response)
+    return _or_501(response)
 
 
 @check({"BREW": "BREW", "DELETE": "DELETE", "TRACE": "TRACE", "1,000 letters": "A" * 1000})
 async def another_method_is_refused(target: Target, method: str) -> str:
     """405, or 501 for one that is not known (RFC 9110, 9.1); never an answer, and TRACE never an echo (9.3.8)."""
-    return await _refused(target, head(target, method, target.path("models")), statuses=(501,))
+    return await judged(target, head(target, method, target.path("models")), _or_501, "GET")
 
 
 @check(
@@ -140,18 +151,12 @@ async def another_method_is_refused(target: Target, method: str) -> str:
     }
 )
 async def a_strange_authorization_breaks_nothing(target: Target, shown: str) -> str:
-    """401 where a key is needed (RFC 9110, 11.6.2): header fields may hold any byte above 127 (5.5), and are decoded
-    before anybody is known.
+    """401 where a key is needed (RFC 9110, 11.6.2): header fields may hold any byte above 127 (5.5), and a server
+    decodes them before it knows who asks.
     """
+    judge = _unless(lambda response: response.status_code >= 500 or (bool(target.api_key) and response.is_success))
     lines = [f"GET {target.path('models')} HTTP/1.1", f"Host: {target.url.netloc.decode()}", f"Authorization: {shown}"]
-    async with wire(target) as connection:
-        await connection.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        response = await connection.answer("GET")
-    if response is None:
-        return "the connection was closed"
-    if response.status_code >= 500 or (target.api_key and response.status_code == 200):
-        raise FailedError(summary(response))
-    return summary(response) if response.status_code != 200 else "200: it needs no key"
+    return await judged(target, "\r\n".join([*lines, "", ""]).encode("latin-1"), judge, "GET")
 
 
 @check(
@@ -168,24 +173,15 @@ async def a_strange_authorization_breaks_nothing(target: Target, shown: str) -> 
     }
 )
 async def a_path_leads_nowhere_else(target: Target, path: str) -> str:
-    """A file of the machine is not served, and the attempt is no error of the server's."""
-    async with wire(target) as connection:
-        await connection.send(head(target, "GET", path))
-        response = await connection.answer("GET")
-    if response is None:
-        return "the connection was closed"
-    if response.status_code >= 500 or "root:" in response.text:
-        raise FailedError(summary(response))
-    return summary(response)
+    """No file of the machine is served, and the attempt is not an error of the server."""
+    judge = _unless(lambda response: response.status_code >= 500 or "root:" in response.text)
+    return await judged(target, head(target, "GET", path), judge, "GET")
 
 
 @check()
 async def HEAD_has_no_body(target: Target) -> str:  # noqa: N802 - the name of the method
-    """Else its body would be read as the next response (RFC 9110, 9.3.2)."""
-    async with wire(target) as connection:
-        await connection.send(head(target, "HEAD", target.path("models"), "Connection: close"))
-        response = await connection.answer("HEAD")
-        more = await connection.more(target.limit(0.5)) if response is not None else b""
+    """A client would read the body as the next response (RFC 9110, 9.3.2)."""
+    response, more = await _answers(target, head(target, "HEAD", target.path("models"), "Connection: close"), "HEAD")
     if response is None or more or not (response.status_code == 200 or 400 <= response.status_code < 500):
         raise FailedError(f"{'closed' if response is None else response.status_code}, and then {more[:60]!r}")
     return f"{response.status_code}, no body"
@@ -193,8 +189,8 @@ async def HEAD_has_no_body(target: Target) -> str:  # noqa: N802 - the name of t
 
 @check({"GET": "GET", "a preflight": "OPTIONS", "POST": "POST"})
 async def pages_of_other_sites_may_not_use_it(target: Target, method: str) -> str:
-    """By default no other site is allowed (CORS): with `*`, any page that a person visits could use the server that
-    only their machine reaches.
+    """By default no other site is allowed (CORS): with `*`, any page that a person visits could use a server that only
+    their machine reaches.
     """
     headers = {"Origin": f"https://{_STRANGER}"}
     if method == "OPTIONS":
@@ -212,7 +208,4 @@ async def pages_of_other_sites_may_not_use_it(target: Target, method: str) -> st
     return f"{response.status_code}, no Access-Control-Allow-Origin"
 
 
-@check()
-async def afterwards_it_answers(target: Target) -> str:
-    """What was refused has cost nothing that others need."""
-    return repr(text_of(await target.answer())[:40])
+check(module=__name__)(afterwards_it_answers)

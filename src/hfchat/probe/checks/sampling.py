@@ -1,16 +1,18 @@
-"""Every field of a request is honoured, or refused with a 4xx that names it; none is ignored.
+"""Every field of a request is honoured, or refused with a 4xx that names it; no field is ignored.
 
 https://platform.openai.com/docs/api-reference/chat/create
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.registry import check
 from hfchat.probe.sse import parse_events
-from hfchat.probe.target import Target, body_of, refusal, refused_by_choice, text_of
+from hfchat.probe.target import Target, body_of, finish_reason_of, refusal, refused_by_choice, text_of
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _TOKENS = 48
 _STOP = 8  # characters: more than most tokens have
@@ -24,19 +26,19 @@ async def _greedy(target: Target) -> str:
 
 @check({"max_tokens": "max_tokens", "max_completion_tokens": "max_completion_tokens"})
 async def an_answer_has_the_asked_length(target: Target, field: str) -> str:
-    """Exactly as many tokens, and `finish_reason` "length", or fewer and another one."""
+    """Exactly as many tokens and `finish_reason` "length", or fewer and another `finish_reason`."""
     response = await target.chat(**{"max_tokens": None, field: 5})
     if field == "max_completion_tokens":
         refused_by_choice(response, field)
     body = body_of(response)
-    tokens, reason = body["usage"]["completion_tokens"], body["choices"][0]["finish_reason"]
+    tokens, reason = body["usage"]["completion_tokens"], finish_reason_of(body)
     if tokens > 5 or (reason == "length") != (tokens == 5):
         raise FailedError(f"{tokens} tokens of 5, finish_reason {reason}")
     return f"{tokens} tokens, {reason}"
 
 
 async def _stop(target: Target) -> tuple[str, str]:
-    """Characters from the middle of the answer to the usual question, and the answer until there."""
+    """Characters from the middle of the answer to the usual question, and the answer up to them."""
     text = await target.once(_greedy)
     clean = max(re.findall("[^\N{REPLACEMENT CHARACTER}]+", text), key=len, default="")
     if len(clean) < 2 * _STOP:
@@ -46,35 +48,35 @@ async def _stop(target: Target) -> tuple[str, str]:
     return stop, text[: text.find(stop)]
 
 
-def _is_stopped(seen: tuple[str, str], expected: str) -> str:
-    if seen != (expected, "stop"):
-        raise FailedError(f"{seen[0]!r} and finish_reason {seen[1]}, not {expected!r} and stop")
+def _is_stopped(text: str, reason: str, expected: str) -> str:
+    if (text, reason) != (expected, "stop"):
+        raise FailedError(f"{text!r} and finish_reason {reason}, not {expected!r} and stop")
     return f"{len(expected)} characters before it, stop"
 
 
 @check()
 async def a_stop_string_ends_the_answer(target: Target) -> str:
-    """`stop`: the answer is the text before it. It is spread over several tokens here."""
+    """`stop`: the answer is the text before it. Here it is spread over several tokens."""
     stop, expected = await target.once(_stop)
     body = await target.answer(max_tokens=_TOKENS, stop=stop)
-    return _is_stopped((text_of(body), body["choices"][0]["finish_reason"]), expected)
+    return _is_stopped(text_of(body), finish_reason_of(body), expected)
 
 
 @check()
 async def a_stop_string_never_leaks_into_a_stream(target: Target) -> str:
-    """What may be the beginning of it is held back until it is known."""
+    """Text that may be the beginning of it is held back until that is known."""
     stop, expected = await target.once(_stop)
     stream = await target.stream(max_tokens=_TOKENS, stop=[stop])
-    return _is_stopped((stream.text(), "".join(stream.finish_reasons())), expected)
+    return _is_stopped(stream.text(), "".join(stream.finish_reasons()), expected)
 
 
 @check()
 async def the_first_of_several_stop_strings_counts(target: Target) -> str:
-    """Up to four of them."""
+    """There may be up to four of them."""
     stop, expected = await target.once(_stop)
     later = (await target.once(_greedy))[len(expected) + _STOP :][:_STOP]
     body = await target.answer(max_tokens=_TOKENS, stop=[_NEVER, later or _NEVER, stop])
-    return _is_stopped((text_of(body), body["choices"][0]["finish_reason"]), expected)
+    return _is_stopped(text_of(body), finish_reason_of(body), expected)
 
 
 @check()
@@ -83,12 +85,12 @@ async def an_end_comes_with_other_stop_strings_too(target: Target) -> str:
     body = await target.answer(max_tokens=_TOKENS, stop=[_NEVER])
     if text_of(body) != await target.once(_greedy):
         raise FailedError(f"{text_of(body)!r}, but without it {await target.once(_greedy)!r}")
-    return body["choices"][0]["finish_reason"]
+    return finish_reason_of(body)
 
 
 @check()
 async def temperature_0_repeats(target: Target) -> str:
-    """The most likely token each time, so the same answer each time."""
+    """The most likely token is taken each time, so the answer is the same each time."""
     first, second = await target.once(_greedy), text_of(await target.answer(max_tokens=_TOKENS))
     if first != second:
         raise FailedError(f"{first!r}, then {second!r}")
@@ -106,7 +108,7 @@ async def temperature_2_does_not_repeat(target: Target) -> str:
 
 @check()
 async def a_seed_repeats(target: Target) -> str:
-    """`seed`: the same answer for the same seed, others for others. Or it is refused by name."""
+    """`seed`: the same answer for the same seed, another one for another seed. Or it is refused by name."""
     texts = []
     for seed in (7, 7, 8, 9):
         response = await target.chat(temperature=1.5, seed=seed)
@@ -132,14 +134,14 @@ async def several_answers_are_given(target: Target) -> str:
 
 @check()
 async def logprobs_are_of_the_answer(target: Target) -> str:
-    """`logprobs`: the tokens' bytes join to the text, and none is more than 0. Or it is refused by name."""
+    """`logprobs`: the tokens' bytes join to the text, and no value is above 0. Or it is refused by name."""
     response = await target.chat(logprobs=True, top_logprobs=2, max_tokens=8)
     refused_by_choice(response, "logprobs")
     body = body_of(response)
     entries = (body["choices"][0].get("logprobs") or {}).get("content")
     if not entries:
         raise FailedError("ignored: the answer has none")
-    joined = bytes(byte for entry in entries for byte in entry["bytes"] or ()).decode(errors="replace")
+    joined = b"".join(bytes(entry["bytes"] or ()) for entry in entries).decode(errors="replace")
     if joined.partition(text_of(body))[1] != text_of(body):
         raise FailedError(f"their tokens are {joined!r}, but the text is {text_of(body)!r}")
     if any(entry["logprob"] > 0 or len(entry["top_logprobs"]) != 2 for entry in entries):
@@ -147,7 +149,7 @@ async def logprobs_are_of_the_answer(target: Target) -> str:
     return f"{len(entries)} tokens, {entries[0]['logprob']:.2f} the first"
 
 
-_OUT_OF_RANGE = {
+_OUT_OF_RANGE: Mapping[str, Mapping[str, object]] = {
     "temperature -1": {"temperature": -1},
     "temperature 3": {"temperature": 3},
     "temperature a text": {"temperature": "hot"},
@@ -176,12 +178,12 @@ _OUT_OF_RANGE = {
 
 
 @check(_OUT_OF_RANGE)
-async def a_value_out_of_range_is_refused(target: Target, fields: dict[str, Any]) -> str:
-    """With a 4xx that names the field: an answer would be to another request than the client's."""
+async def a_value_out_of_range_is_refused(target: Target, fields: Mapping[str, object]) -> str:
+    """With a 4xx that names the field: an answer would belong to another request than the client's."""
     return refusal(await target.chat(**fields), list(fields)[-1])
 
 
-_EXTREMES: dict[str, dict[str, Any]] = {
+_EXTREMES: Mapping[str, Mapping[str, object]] = {
     "temperature 1e-10": {"temperature": 1e-10},
     "temperature 1e-39": {"temperature": 1e-39},
     "temperature 5e-324": {"temperature": 5e-324},
@@ -193,14 +195,14 @@ _EXTREMES: dict[str, dict[str, Any]] = {
 
 
 @check(_EXTREMES)
-async def an_extreme_value_ends_nobody_elses_answer(target: Target, fields: dict[str, Any]) -> str:
-    """In range, so it is honoured, or refused by name. Answers are computed together: a logit that is divided by next
-    to nothing is no number any more, and an error in one row of a batch can end all of them.
+async def an_extreme_value_ends_nobody_elses_answer(target: Target, fields: Mapping[str, object]) -> str:
+    """It is in range, so it is honoured, or refused by name. Answers are computed together: a logit that is divided by
+    next to nothing is not a number any more, and an error in one row of a batch can end all of them.
     """
     async with target.streaming(max_tokens=_BESIDE) as beside:
         parts = beside.aiter_bytes()
         received = await anext(parts)  # it has begun
-        response = await target.chat(**{"max_tokens": 4} | fields)
+        response = await target.chat(**{"max_tokens": 4, **fields})
         received += b"".join([part async for part in parts])
     *events, last = parse_events(received)
     if last != "[DONE]" or any("error" in json.loads(event) for event in events):
@@ -213,39 +215,55 @@ async def an_extreme_value_ends_nobody_elses_answer(target: Target, fields: dict
 _TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
 
 
-def _calls_the_tool(answer: dict) -> bool:
+def _calls_the_tool(answer: Any) -> bool:
     return bool(answer["choices"][0]["message"].get("tool_calls"))
 
 
-def _is_json(answer: dict) -> bool:
+def _is_json(answer: Any) -> bool:
     try:
         return isinstance(json.loads(text_of(answer)), dict)
     except ValueError:
-        cut = answer["choices"][0]["finish_reason"] == "length"  # of which OpenAI's reference warns
+        cut = finish_reason_of(answer) == "length"  # OpenAI's reference warns of that
         return cut and text_of(answer).lstrip().startswith("{")
 
 
-_OPTIONAL: dict[str, tuple[dict[str, Any], Callable[[dict], bool]]] = {
-    "tools": ({"tool_choice": "required", "tools": [_TOOL], "max_tokens": 64}, _calls_the_tool),
-    "response_format": ({"response_format": {"type": "json_object"}, "max_tokens": 64}, _is_json),
+@dataclass(frozen=True)
+class _Optional:
+    """A field that a server may refuse by name.
+
+    Attributes:
+        fields: The request's fields.
+        name: What the refusal has to name.
+        honoured: Whether an answer has what was asked for.
+    """
+
+    fields: Mapping[str, object]
+    name: str
+    honoured: Callable[[Any], bool]
+
+
+_OPTIONAL = {
+    "tools": _Optional({"tool_choice": "required", "tools": [_TOOL], "max_tokens": 64}, "tool", _calls_the_tool),
+    "response_format": _Optional(
+        {"response_format": {"type": "json_object"}, "max_tokens": 64}, "response_format", _is_json
+    ),
 }
 
 
 @check(_OPTIONAL)
-async def an_optional_field_is_not_ignored(target: Target, case: tuple[dict, Callable[[dict], bool]]) -> str:
-    """Honoured, or refused by name. A client that asks for JSON, or for a tool, breaks on a plain text."""
-    fields, honoured = case
-    response = await target.chat(**fields)
+async def an_optional_field_is_not_ignored(target: Target, optional: _Optional) -> str:
+    """It is honoured, or refused by name. A client that asks for JSON, or for a tool, breaks on a plain text."""
+    response = await target.chat(**optional.fields)
     if response.status_code != 200:
-        return refusal(response, "tool" if "tools" in fields else "response_format")
-    if not honoured(body_of(response)):
+        return refusal(response, optional.name)
+    if not optional.honoured(body_of(response)):
         raise FailedError(f"ignored: {text_of(body_of(response))!r}")
     return "honoured"
 
 
 @check()
 async def a_bias_is_not_ignored(target: Target) -> str:
-    """`logit_bias`: a text that is forbidden token by token is not said. Or it is refused by name."""
+    """`logit_bias`: tokens that are forbidden do not come. Or it is refused by name."""
     plain = await target.once(_greedy)
     response = await target.chat(max_tokens=_TOKENS, logit_bias={str(token): -100 for token in range(300)})
     if response.status_code != 200:

@@ -1,12 +1,12 @@
-"""Clients that are slow, by nature or on purpose: they keep nobody else out, and not for ever."""
+"""Clients that are slow, by nature or on purpose: they keep nobody else out, and are cut in the end."""
 
-import asyncio
 import contextlib
-import json
 import time
 
-from hfchat.probe.registry import FailedError, check
-from hfchat.probe.target import LONG, Target, text_of
+from hfchat.probe.checks.disconnects import asking
+from hfchat.probe.registry import check
+from hfchat.probe.target import Target, text_of
+from hfchat.probe.verdicts import FailedError
 from hfchat.probe.wire import Wire, chat_head, wire
 
 _READERS = 4
@@ -17,24 +17,18 @@ _DRIP_S = 0.5
 
 @check()
 async def readers_that_never_read_block_nobody(target: Target) -> str:
-    """They ask for streams and take nothing of them; a server that waits for one of them answers nobody."""
-    body = json.dumps(target.chat_body(stream=True, max_tokens=LONG)).encode()
-    limit = target.limit(_ANSWER_S)
+    """They ask for streams and read none of them; a server that waits for one of them answers nobody."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(_READERS):
-            connection = await stack.enter_async_context(wire(target, receive_buffer=1024))
-            await connection.send(chat_head(target, f"Content-Length: {len(body)}") + body)
+            await stack.enter_async_context(asking(target, stream=True, receive_buffer=1024))
         began = time.monotonic()
-        try:
-            async with asyncio.timeout(limit):
-                text_of(await target.answer())
-        except TimeoutError:
-            raise FailedError(f"another client has no answer after {limit:g} s") from None
+        async with target.within(_ANSWER_S, "another client has no answer after {limit}"):
+            text_of(await target.answer())
     return f"another client was answered in {time.monotonic() - began:.2f} s beside {_READERS} of them"
 
 
 async def _cut(target: Target, connection: Wire, drip: bytes) -> str:
-    """How long the server bears a client that sends a byte now and then, or nothing."""
+    """How long the server keeps a client that sends a byte now and then, or nothing."""
     began = time.monotonic()
     limit = target.limit(_CUT_S)
     while not await connection.closed(target.limit(_DRIP_S)):
@@ -47,7 +41,7 @@ async def _cut(target: Target, connection: Wire, drip: bytes) -> str:
 
 @check(waits=True)
 async def a_head_that_never_ends_is_cut(target: Target) -> str:
-    """A letter every half a second ("slowloris"): a few hundred of these use up a server's connections."""
+    """A letter comes every half a second ("slowloris"): a few hundred such clients use up a server's connections."""
     async with wire(target) as connection:
         await connection.send(chat_head(target).removesuffix(b"\r\n") + b"X-Slow: ")
         return await _cut(target, connection, b"a")
@@ -55,7 +49,7 @@ async def a_head_that_never_ends_is_cut(target: Target) -> str:
 
 @check(waits=True)
 async def a_body_that_never_ends_is_cut(target: Target) -> str:
-    """A space every half a second; that the client is not silent must not be enough."""
+    """A space comes every half a second; it must not be enough that the client is not silent."""
     async with wire(target) as connection:
         await connection.send(chat_head(target, "Content-Length: 100000") + b"{")
         return await _cut(target, connection, b" ")
@@ -63,6 +57,6 @@ async def a_body_that_never_ends_is_cut(target: Target) -> str:
 
 @check(waits=True)
 async def a_silent_connection_is_cut(target: Target) -> str:
-    """One that is opened and never used."""
+    """It is opened and never used."""
     async with wire(target) as connection:
         return await _cut(target, connection, b"")

@@ -4,17 +4,28 @@ https://platform.openai.com/docs/api-reference/chat-streaming and
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+import itertools
 import json
 
 from openai.types.chat import ChatCompletionChunk
 
-from hfchat.probe.checks.shapes import valid
-from hfchat.probe.registry import FailedError, SkippedError, check
+from hfchat.probe.checks.shapes import check_shape
+from hfchat.probe.registry import check
 from hfchat.probe.sse import parse_events
-from hfchat.probe.target import Stream, Target, body_of, refusal, refused_by_choice, summary, text_of
+from hfchat.probe.target import (
+    Stream,
+    Target,
+    body_of,
+    finish_reason_of,
+    refusal,
+    refused_by_choice,
+    summary,
+    text_of,
+)
+from hfchat.probe.verdicts import FailedError, SkippedError
 
 _MULTIBYTE = "Repeat: 👩‍👩‍👧 naïve Straße 日本語 שלום 🏳️‍🌈 €"
-_LATE_S = 1.0  # of streams that are shorter, one cannot say whether they come as they are made
+_LATE_S = 1.0  # shorter streams do not show whether they come as they are made
 _LATE_SHARE = 0.8
 
 
@@ -24,12 +35,12 @@ async def _stream(target: Target) -> Stream:
 
 @check()
 async def a_stream_is_well_formed(target: Target) -> str:
-    """`text/event-stream`, each event a chunk of OpenAI's shape with the same id, and `[DONE]` at the end."""
+    """`text/event-stream`: each event is a chunk in OpenAI's shape with the same id, and `[DONE]` is the last."""
     stream = await target.once(_stream)
-    if stream.content_type.split(";")[0].strip().lower() != "text/event-stream":
-        raise FailedError(f"its Content-Type is {stream.content_type or 'missing'}, not text/event-stream")
+    if stream.content_type != "text/event-stream":
+        raise FailedError(f"its Content-Type is {stream.content_type}, not text/event-stream")
     for chunk in stream.chunks:
-        valid(ChatCompletionChunk, chunk)
+        check_shape(ChatCompletionChunk, chunk)
     if stream.data[-1:] != ["[DONE]"] or "[DONE]" in stream.data[:-1]:
         raise FailedError(f"[DONE] is not its last event, but {stream.data[-1:]}")
     if len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in stream.chunks}) != 1:
@@ -39,7 +50,7 @@ async def a_stream_is_well_formed(target: Target) -> str:
 
 @check()
 async def the_role_comes_first(target: Target) -> str:
-    """The first delta of an answer says whose it is; clients build the message from that."""
+    """The first delta of an answer says whose turn it is; clients build the message from that."""
     first = (await target.once(_stream)).choices()[0]
     if first["delta"].get("role") != "assistant":
         raise FailedError(f"the first delta is {first['delta']}")
@@ -63,17 +74,17 @@ async def a_streamed_answer_is_the_unstreamed_one(target: Target) -> str:
     whole = await target.answer(max_tokens=32)
     if stream.text() != text_of(whole):
         raise FailedError(f"{stream.text()!r}, but unstreamed {text_of(whole)!r}")
-    if stream.finish_reasons() != [whole["choices"][0]["finish_reason"]]:
-        raise FailedError(f"{stream.finish_reasons()}, but unstreamed {whole['choices'][0]['finish_reason']}")
+    if stream.finish_reasons() != [finish_reason_of(whole)]:
+        raise FailedError(f"{stream.finish_reasons()}, but unstreamed {finish_reason_of(whole)}")
     return f"{len(stream.text())} characters"
 
 
 @check()
 async def characters_are_never_cut(target: Target) -> str:
     """A token may be a part of a character: it waits for the rest, so that no delta has a replacement for a half."""
-    fields = {"messages": [{"role": "user", "content": _MULTIBYTE}], "max_tokens": 48}
-    stream = await target.stream(**fields)
-    whole = text_of(await target.answer(**fields))
+    messages = [{"role": "user", "content": _MULTIBYTE}]
+    stream = await target.stream(messages=messages, max_tokens=48)
+    whole = text_of(await target.answer(messages=messages, max_tokens=48))
     if stream.text() != whole:
         raise FailedError(f"{stream.text()!r}, but unstreamed {whole!r}")
     wide = sum(ord(char) > 127 for char in whole)
@@ -82,7 +93,7 @@ async def characters_are_never_cut(target: Target) -> str:
 
 @check()
 async def the_usage_comes_last(target: Target) -> str:
-    """`stream_options.include_usage`: one more chunk before `[DONE]`, without choices; null in all others."""
+    """`stream_options.include_usage`: a last chunk before `[DONE]` has it, and no choices; all others have null."""
     stream = await target.stream(max_tokens=8, stream_options={"include_usage": True})
     last = stream.chunks[-1]
     if last.get("choices") != [] or not last.get("usage"):
@@ -106,7 +117,7 @@ async def no_usage_comes_unasked(target: Target) -> str:
 
 @check()
 async def text_comes_as_it_is_made(target: Target) -> str:
-    """A stream that is sent when all is there is none."""
+    """A stream must not be held back until the whole answer is there."""
     stream = await target.stream(max_tokens=64)
     if stream.first_text_s is None:
         raise SkippedError("the answer has no text")
@@ -118,7 +129,7 @@ async def text_comes_as_it_is_made(target: Target) -> str:
 
 @check()
 async def two_streamed_answers_are_told_apart(target: Target) -> str:
-    """`n`: each chunk has the index of its answer, and each answer its role and its end. Or it is refused by name."""
+    """`n`: each chunk has the index of its answer, and each answer has a role and an end. Or it is refused by name."""
     body = target.chat_body(n=2, max_tokens=8, temperature=1, stream=True)
     response = await target.client.post("chat/completions", json=body)
     refused_by_choice(response, "n")
@@ -132,23 +143,21 @@ async def two_streamed_answers_are_told_apart(target: Target) -> str:
 
 @check()
 async def an_error_before_the_stream_is_a_status(target: Target) -> str:
-    """A request that is refused gets its 4xx as JSON, not a stream with status 200."""
+    """A request that is refused gets a 4xx with JSON, not a stream with status 200."""
     return refusal(await target.chat(stream=True, messages=[]), "messages")
 
 
 @check()
 async def a_completion_is_streamed(target: Target) -> str:
-    """`POST /completions`, where there is one: the texts join to the unstreamed one, and `[DONE]` ends it."""
-    body = {"model": target.model, "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0}
-    whole = await target.client.post("completions", json=body)
-    if whole.status_code == 404:
-        raise SkippedError("there is no /completions")
-    streamed = await target.client.post("completions", json=body | {"stream": True})
+    """`POST /completions`, where there is one: the texts join to the unstreamed one, and `[DONE]` comes last."""
+    whole = await target.complete()
+    streamed = await target.complete(stream=True)
     if streamed.status_code != 200:
         raise FailedError(summary(streamed))
-    data = parse_events(streamed.content)
-    text = "".join(choice["text"] for event in data[:-1] for choice in json.loads(event)["choices"])
+    *events, last = parse_events(streamed.content)
+    choices = itertools.chain.from_iterable(json.loads(event)["choices"] for event in events)
+    text = "".join(choice["text"] for choice in choices)
     expected = body_of(whole)["choices"][0]["text"]
-    if text != expected or data[-1] != "[DONE]":
-        raise FailedError(f"{text!r} and then {data[-1]}, but unstreamed {expected!r}")
+    if text != expected or last != "[DONE]":
+        raise FailedError(f"{text!r} and then {last}, but unstreamed {expected!r}")
     return repr(text)

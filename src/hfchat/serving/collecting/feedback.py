@@ -1,4 +1,4 @@
-"""`POST /v1/feedback`: what people say of answers. Nothing is stored without `hfchat serve --feedback`."""
+"""`POST /v1/feedback`: what people say about answers. Nothing is stored without `hfchat serve --feedback`."""
 
 import asyncio
 import contextlib
@@ -8,21 +8,23 @@ from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 
-from hfchat.feedback.database import open_database
 from hfchat.feedback.exchange import Exchange, Opinion
-from hfchat.feedback.redaction import redact
 from hfchat.feedback.store import NothingSaidError, OtherPromptError, Store, Stored, StoreError, UnknownAnswerError
 from hfchat.serving.collecting.recent import RecentAnswers
-from hfchat.serving.http.record import current_record
+from hfchat.serving.http.record import RecordOfRequest
 from hfchat.serving.openai.generation import Answered
-from hfchat.serving.openai.protocol import ApiError, Feedback, FeedbackRequest, FeedbackSettings, error_responses
-
-if TYPE_CHECKING:
-    from hfchat.serving.server import ServerSettings
+from hfchat.serving.openai.protocol import (
+    ApiError,
+    ChatCompletionRequest,
+    Feedback,
+    FeedbackRequest,
+    FeedbackSettings,
+    error_responses,
+)
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_WAITING = 100  # writes; more would only wait longer for the same disk
@@ -39,15 +41,15 @@ class Collector:
     What waits for the disk does so in a thread, one write after the other; the event loop never does.
 
     Attributes:
-        keeps_conversations: Whether it stores what nobody says anything of.
+        keeps_conversations: Whether it also stores answers about which nobody says anything.
 
     Args:
         store: Is closed with the collector.
         keep_conversations: Also store each chat answer as soon as it is whole, but for those with `store: false`.
-        retention_days: Delete answers that were asked for before that, and what was said of them; never if None.
+        retention_days: Days after which an answer and what was said about it are deleted; never if None.
         recent: Holds the answers.
-        trusted_keys: API keys of which each `user` is a person with an opinion of their own; of all others, and where
-            there are no keys, one opinion of an answer holds, whomever it names.
+        trusted_keys: API keys under which each `user` is a person with an opinion of their own. For all other keys,
+            and where there are no keys, one opinion about an answer holds, whichever user it names.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Collector:
 
     def answered(self, answered: Answered) -> None:
         """Hold the answers of a chat, unless its request says `store: false`."""
-        if not answered.messages or answered.request.store is False:
+        if not isinstance(answered.request, ChatCompletionRequest) or answered.request.store is False:
             return
         exchanges = _exchanges(answered)
         for exchange in exchanges:
@@ -92,13 +94,15 @@ class Collector:
             self._keep(whole)
 
     async def say(self, opinion: Opinion) -> Stored:
-        """Store what somebody says of an answer; it returns when that is on the disk.
+        """Store what somebody says about an answer; it returns when that is on the disk.
 
         Raises:
             ApiError: 404 for an answer that is not known, or not any more; 400 if the feedback makes no sense; 503 if
                 it cannot be stored now.
         """
-        named = [(opinion.answer_id, opinion.choice), (opinion.preferred_over, 0)]
+        named = [(opinion.answer_id, opinion.choice)]
+        if opinion.preferred_over is not None:
+            named.append((opinion.preferred_over, 0))
         held = [exchange for key in named if (exchange := self._recent.find(*key)) is not None]
         try:
             one_of_key = opinion.api_key not in self._trusted_keys
@@ -205,7 +209,12 @@ class FeedbackHandler:
             logs_content=self._logs_content,
         )
 
-    async def __call__(self, request: FeedbackRequest) -> Feedback:
+    async def __call__(self, request: FeedbackRequest, api_key: str | None = None) -> Feedback:
+        """
+        Args:
+            request: What somebody says.
+            api_key: The name of the key with which it came.
+        """
         if self._collector is None:
             message = "This server takes no feedback: it was started without --feedback."
             raise ApiError(404, message, code="feedback_disabled")
@@ -219,7 +228,7 @@ class FeedbackHandler:
                 tags=tuple(request.tags),
                 preferred_over=request.preferred_over,
                 user=request.user or "",
-                api_key=current_record().key_name or "",
+                api_key=api_key or "",
             )
         )
         if stored.is_new and request.rating is not None:
@@ -230,25 +239,12 @@ class FeedbackHandler:
         return Feedback(id=stored.id, created=int(stored.created_at.timestamp()), replaces=stored.replaces, **said)
 
 
-def open_collector(settings: "ServerSettings") -> Collector:
-    """A collector over the database of the settings, which is made if it is an SQLite file that is not there.
-
-    Raises:
-        UserError: If the database cannot be opened.
-    """
-    database = open_database(settings.feedback, create=True, max_bytes=int(settings.feedback_max_gib * 2**30))
-    store = Store(database, redact if settings.feedback_redact else str)
-    return Collector(
-        store, settings.keep_conversations, settings.feedback_retention_days, trusted_keys=settings.trusted_keys
-    )
-
-
 def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:
     """Add the routes."""
 
     @app.post("/v1/feedback", responses=error_responses(400, 404, 408, 413, 415, 503))
-    async def feedback(request: FeedbackRequest) -> Feedback:
-        return await handler(request)
+    async def feedback(request: FeedbackRequest, record: RecordOfRequest) -> Feedback:
+        return await handler(request, record.key_name)
 
     @app.get("/v1/feedback/settings", responses=error_responses())
     async def feedback_settings() -> FeedbackSettings:
@@ -256,8 +252,8 @@ def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:
 
 
 def _exchanges(answered: Answered) -> list[Exchange]:
-    record = current_record()
-    findings = [asdict(finding) for finding in record.findings]
+    findings = [asdict(finding) for finding in answered.record.findings]
+    answers = zip(answered.record.answers, answered.samplings, strict=True)
     return [
         Exchange(
             answer_id=answered.identity["id"],
@@ -278,11 +274,11 @@ def _exchanges(answered: Answered) -> list[Exchange]:
             },
             findings=findings,
             user=answered.request.user or "",
-            api_key=record.key_name or "",
+            api_key=answered.record.key_name or "",
             model_version=answered.identity["system_fingerprint"],
             template_fingerprint=answered.template_fingerprint,
         )
-        for choice, (answer, sampling) in enumerate(answered.answers)
+        for choice, (answer, sampling) in enumerate(answers)
     ]
 
 

@@ -18,7 +18,7 @@ def parse_adapters(entries: Sequence[str]) -> dict[str, Path]:
     """The adapters' folders by name, from `NAME=FOLDER` each.
 
     Raises:
-        UserError: If an entry is none, two have one name, or a folder has no adapter.
+        UserError: If an entry is not valid, two have the same name, or a folder has no adapter.
     """
     adapters: dict[str, Path] = {}
     for entry in entries:
@@ -26,7 +26,7 @@ def parse_adapters(entries: Sequence[str]) -> dict[str, Path]:
         if not name or not folder:
             raise UserError(f"--adapter {entry}: must be NAME=FOLDER, e.g. mine=outputs/mine/assistant/adapter")
         if name in adapters:
-            raise UserError(f"--adapter {entry}: there are two adapters of the name {name}; give each its own")
+            raise UserError(f"--adapter {entry}: two adapters have the name {name}; give each a name of its own")
         if not (Path(folder) / "adapter_config.json").is_file():
             raise UserError(f"--adapter {entry}: the folder has no adapter_config.json, so no adapter is in it")
         adapters[name] = Path(folder)
@@ -37,15 +37,15 @@ def beside(base: "PreTrainedModel", adapter: Path, tokenizer: "PreTrainedTokeniz
     """The model with an adapter, which leaves the base as it is and shares its weights.
 
     Args:
-        base: Its weights are not quantised.
+        base: A model whose weights are not quantised.
         adapter: Folder of the adapter.
-        tokenizer: Its own.
+        tokenizer: The adapter's own.
     """
     from peft import PeftConfig
 
     added = len(new_tokens(PeftConfig.from_pretrained(adapter)))
     shared = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
-    if added:  # they get rows of their own
+    if added:  # the new tokens get rows of their own
         for end in (base.get_input_embeddings(), base.get_output_embeddings()):
             shared.pop(id(end.weight), None)
     model = copy.deepcopy(base, shared)

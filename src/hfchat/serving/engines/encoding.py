@@ -25,7 +25,7 @@ class PromptEncoder:
         prepare_to_spell(tokenizer)
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The ids of a conversation and the beginning of its answer, as in the training (`hfchat.token_ids`).
+        """The ids of a conversation and the beginning of its answer, as in training (`hfchat.token_ids`).
 
         Raises:
             PromptError: If the chat template refuses the conversation, or makes nothing of it.
@@ -39,7 +39,7 @@ class PromptEncoder:
         return self._checked(ids)
 
     def text(self, text: str | Sequence[int]) -> list[int]:
-        """The ids of a prompt without a template, or the same ids once they are checked.
+        """The ids of a prompt without a template; a prompt that is ids already is checked.
 
         Raises:
             PromptError: If it is empty, or has an id that is not in the vocabulary.

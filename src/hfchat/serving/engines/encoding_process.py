@@ -3,7 +3,8 @@
 A template may loop for ever or make gigabytes, and a regular expression may take hours for a short text. No thread can
 be stopped in that; a process can. It has bounds of time and memory, and the next request gets a new one.
 
-The process has no torch (60 MB instead of 300), and there is one for all models, as prompts are encoded one by one.
+The process has no torch (60 MB instead of 300), and there is one for all models, because prompts are encoded one by
+one.
 """
 
 import itertools
@@ -17,7 +18,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,12 +31,21 @@ _LENGTH = struct.Struct(">I")
 _numbers = itertools.count()
 
 
+class _Answer(TypedDict, total=False):
+    """What the process answers: the ids of a prompt, or one of the three reasons why there are none."""
+
+    ids: list[int]
+    refused: str  # by the template or the tokenizer
+    too_long: int  # tokens
+    failed: str
+
+
 class ModelEncoder:
     """A model's `PromptEncoder`, in the process for all of them. Its methods block; any thread may call them.
 
     Args:
         tokenizer: As for `PromptEncoder`.
-        vocabulary: Likewise.
+        vocabulary: As for `PromptEncoder`.
         context: Most tokens of a prompt.
 
     Raises, from both methods:
@@ -89,25 +99,26 @@ class ModelEncoder:
 class _Process:
     """The process, begun when it is needed, and again after it was stopped. It ends when this one does."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._knows: set[int] = set()
-        self.unwanted: set[int] = set()  # of those that were closed
+        self.unwanted: set[int] = set()  # numbers of the encoders that were closed
 
-    def ask(self, setup: bytes, number: int, question: bytes) -> dict:
+    def ask(self, setup: bytes, number: int, question: bytes) -> _Answer:
         with self._one_at_a_time:
-            if self._child is None or self._child.poll() is not None:
-                self._start()
+            child = self._child
+            if child is None or child.poll() is not None:
+                child = self._start()
             if number not in self._knows:
-                self._exchange(setup, _TIME_LIMIT_S + 60)  # a large vocabulary on a slow machine
+                self._exchange(child, setup, _TIME_LIMIT_S + 60)  # a large vocabulary on a slow machine
                 self._knows.add(number)
             for gone in self._knows & self.unwanted:
-                self._exchange(pickle.dumps((gone, "forget", ())), _TIME_LIMIT_S)
+                self._exchange(child, pickle.dumps((gone, "forget", ())), _TIME_LIMIT_S)
                 self._knows.discard(gone)
-            return self._exchange(question, _TIME_LIMIT_S)
+            return self._exchange(child, question, _TIME_LIMIT_S)
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), *sys.path]))
         self._knows = set()
         self._child = subprocess.Popen(
@@ -116,13 +127,18 @@ class _Process:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path, "USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error"},
         )
+        child = self._child
         try:
-            self._exchange(pickle.dumps((0, "ready", ())), 60)
+            self._exchange(child, pickle.dumps((0, "ready", ())), 60)
         except EngineError as error:
             raise EngineError("the process that encodes prompts did not start; the log has its own message") from error
+        return child
 
-    def _exchange(self, message: bytes, seconds: float) -> dict:
-        child, timed_out = self._child, threading.Event()
+    def _exchange(self, child: subprocess.Popen[bytes], message: bytes, seconds: float) -> _Answer:
+        """Its answer to a message. If none comes in time, the process is stopped."""
+        assert child.stdin is not None  # both are pipes
+        assert child.stdout is not None
+        timed_out = threading.Event()
 
         def stop() -> None:
             timed_out.set()
@@ -141,6 +157,8 @@ class _Process:
             timer.cancel()
         if line:
             return json.loads(line)
+
+        # It was killed, here or by the kernel, and the next request gets a new one.
         child.kill()
         child.wait()
         child.stdin.close()
@@ -161,7 +179,7 @@ def _work(questions: BinaryIO, answers: BinaryIO) -> None:
         if method == "setup":
             _bound_memory(None)
             encoders[number] = PromptEncoder(*arguments)
-            answer: dict = {}
+            answer: _Answer = {}
             _bound_memory(_MEMORY_BYTES)
         elif method in ("ready", "forget"):
             encoders.pop(number, None)
@@ -173,20 +191,20 @@ def _work(questions: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def _answer(encoder: PromptEncoder, method: str, source: object, context: int) -> dict:
+def _answer(encoder: PromptEncoder, method: str, source: object, context: int) -> _Answer:
     try:
         ids = getattr(encoder, method)(source)
     except PromptError as error:
         return {"refused": str(error)}
     except (MemoryError, OverflowError):
         return {"failed": "the model's chat template or tokenizer took too much memory for a prompt"}
-    except Exception as error:  # of a template or a tokenizer that nobody here knows
+    except Exception as error:  # it comes from a template or a tokenizer that nobody here knows
         return {"failed": f"the model's chat template or tokenizer failed: {type(error).__name__}: {error}"[:500]}
     return {"ids": ids} if len(ids) <= context else {"too_long": len(ids)}
 
 
 def _bound_memory(more: int | None) -> None:
-    """Let this process take so many more bytes than it has, or any number. Only where the kernel can: Linux."""
+    """Let this process take so many more bytes than it has, or any number, where the kernel can tell: on Linux."""
     try:
         import resource
 
@@ -198,8 +216,8 @@ def _bound_memory(more: int | None) -> None:
 
 
 def _bound_time() -> None:
-    """Have the kernel end this process if it works on one prompt for much longer than whoever asked waits for it, who
-    may have been killed."""
+    """Have the kernel end this process if it works on one prompt for much longer than the server waits for it: the
+    server may have been killed."""
     try:
         import resource
 

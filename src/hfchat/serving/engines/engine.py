@@ -1,8 +1,8 @@
-"""What the server asks of an engine: a prompt that the engine made itself goes in, text comes out, piece by piece."""
+"""What the server asks of an engine: a prompt that the engine made itself goes in, and text comes out in pieces."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 FinishReason = Literal["stop", "length", "content_filter"]  # the last one: a guard cut the answer
 
@@ -48,7 +48,7 @@ class Sampling:
 class Logprob:
     """A token and its log probability by the model's own distribution, before temperature, penalties and top_p.
 
-    `token` is what its bytes are by themselves, with U+FFFD where they are no whole character.
+    `token` is the text of its bytes by themselves, with U+FFFD where they are not a whole character.
     """
 
     token: str
@@ -72,8 +72,8 @@ class Piece:
         text: Whole characters; may be empty.
         tokens: Number of tokens since the part before.
         finish_reason: Why the answer ends here; only the last part has one.
-        logprobs: Of the tokens that became `text`, if they were asked for. The end-of-turn token has none.
-        prompt_tokens: On the last part of an answer to a prompt that was not counted here (`Prompt.tokens` is None).
+        logprobs: Those of the tokens that became `text`, if they were asked for. The end-of-turn token has none.
+        prompt_tokens: Length of a prompt that was not counted here (`Prompt.tokens` is None); on the last part.
     """
 
     text: str
@@ -84,32 +84,41 @@ class Piece:
 
 
 class Prompt(Protocol):
-    """A prompt as its engine wants it; only `tokens` is for others: its length, None where an upstream counts."""
+    """A prompt as its engine wants it; others read only `tokens`: its length, None where an upstream counts."""
 
     @property
     def tokens(self) -> int | None: ...
 
 
-class Engine(Protocol):
-    """Generates answers, many at a time, for one event loop.
+P = TypeVar("P", bound=Prompt)
 
-    Attributes:
-        context_length: Tokens that a prompt and its answer may take together; None if only an upstream knows.
-        temperature: What an answer is sampled with when its request does not say; None leaves it to an upstream.
-        top_p: Likewise.
-        template_fingerprint: Of its chat template (`hfchat.chat_template`); None where an upstream applies one.
-        error: Why the engine cannot answer now, None while it can. It may recover.
-        restarts: How often it was started again after a crash.
-    """
 
-    context_length: int | None
-    temperature: float | None
-    top_p: float | None
-    template_fingerprint: str | None
-    restarts: int
+class Engine(Protocol[P]):
+    """Generates answers, many at a time, for one event loop."""
 
     @property
-    def error(self) -> str | None: ...
+    def context_length(self) -> int | None:
+        """Tokens that a prompt and its answer may take together; None if only an upstream knows."""
+
+    @property
+    def temperature(self) -> float | None:
+        """What an answer is sampled with when its request does not say; None leaves it to an upstream."""
+
+    @property
+    def top_p(self) -> float | None:
+        """As `temperature`."""
+
+    @property
+    def template_fingerprint(self) -> str | None:
+        """The fingerprint of its chat template (`hfchat.chat_template`); None where an upstream applies one."""
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again after a crash."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the engine cannot answer now, None while it can. It may recover."""
 
     async def start(self) -> None:
         """Get ready to answer. Returns when a first token has really been generated."""
@@ -127,21 +136,21 @@ class Engine(Protocol):
             EngineError: If that is not possible now.
         """
 
-    async def encode(self, messages: Sequence[dict[str, str]]) -> Prompt:
+    async def encode(self, messages: Sequence[dict[str, str]]) -> P:
         """The prompt of a conversation, `[{"role", "content"}]`.
 
         Raises:
             PromptError: If the chat template refuses the conversation.
         """
 
-    async def encode_text(self, text: str | Sequence[int]) -> Prompt:
+    async def encode_text(self, text: str | Sequence[int]) -> P:
         """A prompt without a template: a text, or the ids of its tokens.
 
         Raises:
             PromptError: If an id is not in the vocabulary.
         """
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece]:
+    def stream(self, prompt: P, sampling: Sampling) -> AsyncGenerator[Piece]:
         """The answer to a prompt, piece by piece; closing the generator frees its place in the batch at once.
 
         Raises:

@@ -14,25 +14,26 @@ from hfchat.serving.openai.protocol import ApiError
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _TRIES = 3  # upstreams that are asked for one answer
-_RETRY_S = 10.0  # after which a failure is final: the client has waited long enough to hear of it
-_FAILURES = 3  # in a row, after which an upstream is asked no more
+_RETRY_S = 10.0  # after this time a failure is final: the client has waited long enough to hear of it
+_FAILURES = 3  # failures in a row after which an upstream is no longer asked
 _CHECK_EVERY_S = 5.0
 _FIRST_PAUSE_S = 1.0  # before an upstream that is down is tried again; then twice as long each time
 _LONGEST_PAUSE_S = 30.0
-_PROBE_S = 30.0  # for the one token that shows that it is back
+_PROBE_S = 30.0  # the longest wait for the one token that shows that an upstream is back
 
 
 class Gateway:
     """An `Engine` (see `hfchat.serving.engines.engine`) over upstreams.
 
-    Another upstream makes up for one that fails before the first piece of an answer; later, nobody could go on where
-    it was. One that fails three times in a row, in answers or when it is asked every few seconds whether it is alive,
-    gets no more requests (a circuit breaker). After a pause it is asked for one token, at no client's expense, and is
-    back if that comes. Pauses grow, and chance varies them so that several gateways do not come back at one moment.
+    Where an upstream fails before the first piece of an answer, another one takes its place; later, none could go on
+    where the first one was. An upstream that fails three times in a row, in answers or when it is asked every few
+    seconds whether it is alive, gets no more requests (a circuit breaker). After a pause it is asked for one token, at
+    no client's expense, and is back if that comes. Pauses grow, and chance varies them, so that several gateways do
+    not come back at the same moment.
 
     Attributes:
-        upstreams: With what is known of each.
-        retries: How often another upstream had to make up for one.
+        upstreams: Each with what is known of it.
+        retries: How often another upstream had to take the place of one that failed.
     """
 
     context_length = None
@@ -50,30 +51,30 @@ class Gateway:
 
     @property
     def error(self) -> str | None:
-        if self._aborted is None and all(one.down for one in self.upstreams):
+        if self._aborted is None and all(watched.down for watched in self.upstreams):
             return "no upstream answers"
         return self._aborted
 
     async def start(self) -> None:
-        """Begin to watch the upstreams. It is no failure if none answers: `error` says so until one does."""
-        for one in self.upstreams:
-            one.upstream.open()
-        await asyncio.gather(*(one.probe() for one in self.upstreams))
-        self._watchers = [asyncio.create_task(one.watch()) for one in self.upstreams]
+        """Begin to watch the upstreams. If none answers, that is not a failure: `error` says so until one does."""
+        for watched in self.upstreams:
+            watched.upstream.open()
+        await asyncio.gather(*(watched.probe() for watched in self.upstreams))
+        self._watchers = [asyncio.create_task(watched.watch()) for watched in self.upstreams]
 
     async def stop(self) -> None:
         self.abort("the server has stopped")
         if self._watchers:
             await asyncio.wait(self._watchers)
-        for one in self.upstreams:
-            await one.upstream.stop()
+        for watched in self.upstreams:
+            await watched.upstream.stop()
 
     def abort(self, reason: str) -> None:
         self._aborted = reason
         for watcher in self._watchers:
             watcher.cancel()
-        for one in self.upstreams:
-            one.upstream.abort(reason)
+        for watched in self.upstreams:
+            watched.upstream.abort(reason)
 
     async def ready(self) -> None:
         prompt = await self.encode([{"role": "user", "content": "Hi"}])
@@ -90,42 +91,44 @@ class Gateway:
         return await self.upstreams[0].upstream.encode_text(text)
 
     async def stream(self, prompt: UpstreamPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
-        """The answer, as of any engine.
+        """The answer, as from any engine.
 
         Raises:
             EngineError: If it breaks off after it has begun.
-            ApiError: As an upstream refuses the request; 429 if one was busy and no other could answer, 502 if all
-                that were asked failed, 503 if there is none to ask.
+            ApiError: If an upstream refuses the request: its own error. 429 if one was busy and no other could answer,
+                502 if all that were asked failed, 503 if there is none to ask.
         """
         end = asyncio.get_running_loop().time() + _RETRY_S
         asked: list[WatchedUpstream] = []
         busy: UpstreamBusyError | None = None
-        while len(asked) < _TRIES and (one := self._choose(asked)):
+        while len(asked) < _TRIES and (watched := self._choose(asked)):
             if asked and asyncio.get_running_loop().time() > end:
                 break
             self.retries += bool(asked)
-            asked.append(one)
+            asked.append(watched)
             begun = False
-            one.in_flight += 1
+            watched.in_flight += 1
             try:
-                async with aclosing(one.upstream.stream(prompt, sampling)) as pieces:
+                async with aclosing(watched.upstream.stream(prompt, sampling)) as pieces:
                     async for piece in pieces:
                         if piece.finish_reason is not None:
-                            one.succeeded()
+                            watched.succeeded()
                         begun = True
                         yield piece
                 return
             except UpstreamBusyError as error:
                 busy = error
-            except ApiError:  # to refuse a request is to be alive
-                one.succeeded()
+            except ApiError:  # an upstream that refuses a request is alive
+                watched.succeeded()
                 raise
             except UpstreamError as error:
-                one.failed(error)
+                watched.failed(error)
                 if begun:
                     raise EngineError("the upstream broke it off") from error
             finally:
-                one.in_flight -= 1
+                watched.in_flight -= 1
+
+        # No upstream has answered. A busy one says more than those that failed: the client may come back.
         if busy is not None:
             raise busy
         if asked:
@@ -138,8 +141,8 @@ class Gateway:
         self._turn += 1
         count = len(self.upstreams)
         in_turn = (self.upstreams[(self._turn + i) % count] for i in range(count))
-        usable = [one for one in in_turn if not one.down and one not in asked]
-        return min(usable, key=lambda one: one.in_flight, default=None)
+        usable = [watched for watched in in_turn if not watched.down and watched not in asked]
+        return min(usable, key=lambda watched: watched.in_flight, default=None)
 
 
 class WatchedUpstream:
@@ -147,7 +150,7 @@ class WatchedUpstream:
 
     Attributes:
         in_flight: Answers that it is generating for this server.
-        failures: Since the start.
+        failures: How often it has failed since the start.
     """
 
     def __init__(self, upstream: Upstream):
@@ -163,11 +166,11 @@ class WatchedUpstream:
         return self._down.is_set()
 
     def succeeded(self) -> None:
-        """It has done what it was asked for."""
+        """Note that it has done what it was asked for."""
         self._failures_in_a_row = 0
 
     def failed(self, error: EngineError) -> None:
-        """It has not."""
+        """Note that it has not done what it was asked for."""
         self.failures += 1
         self._failures_in_a_row += 1
         _LOGGER.warning("upstream %s: %s", self.upstream.url, _for_the_log(error))
@@ -175,7 +178,7 @@ class WatchedUpstream:
             self._go_down()
 
     async def probe(self) -> None:
-        """Let it generate one token, and take it up or down by the outcome."""
+        """Let it generate one token: it is up if that comes, and down if not."""
         try:
             async with asyncio.timeout(_PROBE_S):
                 await self.upstream.ready()
@@ -206,7 +209,7 @@ class WatchedUpstream:
                 await self._check()
 
     async def _check(self) -> None:
-        """Being alive is no success: one whose answers all fail may still be that."""
+        """Note a failure if it is not alive. That it is alive is not a success: its answers may all fail."""
         try:
             await self.upstream.check()
         except EngineError as error:
@@ -219,7 +222,7 @@ class WatchedUpstream:
 
 
 def _for_the_log(error: EngineError) -> str:
-    """What went wrong; the upstream's words may quote the request, so only `--log-content` lets it in."""
+    """What went wrong. The upstream's own words may quote the request, so only `--log-content` lets them in."""
     if not isinstance(error, UpstreamError) or current_record().with_content:
         return str(error)
     cause = f" ({error.__cause__})" if isinstance(error.__cause__, OSError) else ""
@@ -230,12 +233,12 @@ def open_gateway(urls: Sequence[str], model: str | None = None, api_key: str | N
     """A gateway to upstreams, and the name of their model.
 
     Args:
-        urls: Of the upstreams, up to and including `/v1`.
-        model: The name; None asks them for the one that all have. A name that is given need not be there yet.
+        urls: The addresses of the upstreams, up to and including `/v1`.
+        model: The name; None asks them for the one that all have. A model that is named need not be there yet.
         api_key: Sent to each.
 
     Raises:
-        UserError: If a URL is none, or there is no name, because no upstream answers, or because there are several.
+        UserError: If a URL is not valid, or the name is not known because no upstream answers, or they have several.
     """
     for url in urls:
         try:
@@ -252,6 +255,7 @@ async def _common_model(urls: Sequence[str], api_key: str | None) -> str:
     for url in urls:
         upstream = Upstream(url, api_key=api_key)
         upstream.open()
+        # One that does not answer may be down for a moment; the others know the name.
         try:
             names.append(set(await upstream.models()))
         except EngineError as error:

@@ -1,13 +1,13 @@
-"""Weight-only int8 for CPUs, where reading the weights is most of the time that a token takes.
+"""Weight-only int8 for CPUs, where a token takes most of its time to read the weights.
 
-Answers then differ from those of the model that was evaluated, so it is for those who ask for it.
+The answers then differ from those of the model that was evaluated, so it is only for those who ask for it.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-_ROWS = 32  # tokens of one step up to which reading the weights takes longer than computing with them
+_ROWS = 32  # up to so many tokens in a step, reading the weights takes longer than computing with them
 
 
 class Int8Linear(nn.Module):

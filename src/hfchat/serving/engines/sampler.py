@@ -1,117 +1,27 @@
 """Sampling per request in one continuous batch: greedy, sampled, penalised and seeded answers side by side.
 
 transformers' manager has one `do_sample` for all requests. Here it always takes the likeliest token, and for the
-requests that sample, this processor draws the token itself and leaves no other choice. So greedy rows reach the
-argmax untouched, exactly as in `generate(do_sample=False)`.
+requests that sample, `BatchSampler` draws the token itself and leaves no other choice. So greedy rows reach the
+argmax untouched, exactly as in `generate(do_sample=False)`. transformers' own processors for each request (seen in
+5.24) know no greedy rows beside sampled ones, no seeds, no penalties and no log probabilities.
 """
 
 import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
-from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
-from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
-from hfchat.errors import UserError
 from hfchat.serving.engines.engine import Sampling
+from hfchat.serving.engines.model_sampling import ModelSampling
 
 _LOGGER = logging.getLogger("hfchat.serving")
 MAX_TOP_LOGPROBS = 20  # what OpenAI's API lets a client ask for
-_TOP_K = 50  # what `generate` takes where a configuration that samples does not say
 _FLOAT = torch.finfo(torch.float32)
-# What `generate` would obey and this engine cannot, with the values that change nothing beside None; the second group
-# matters only where the model is sampled from.
-_UNSUPPORTED = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "penalty_alpha": 0,
-    "guidance_scale": 1,
-    "no_repeat_ngram_size": 0,
-    "sequence_bias": {},
-    "bad_words_ids": [],
-    "force_words_ids": [],
-    "constraints": [],
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "suppress_tokens": [],
-    "begin_suppress_tokens": [],
-    "watermarking_config": None,
-    "stop_strings": [],
-    "dola_layers": None,
-}
-_UNSUPPORTED_SAMPLING = {"typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": None}
-
-
-@dataclass(frozen=True)
-class ModelSampling:
-    """How a model's generation config has it sampled; what a request does not say is as it says.
-
-    Attributes:
-        temperature: 0 where it does not sample.
-        top_p: In [0, 1].
-        top_k: How many of the likeliest tokens may be drawn; 0 is all.
-        min_p: Share of the likeliest token's probability that a token must have to be drawn.
-        repetition_penalty: Divides the positive logits of the tokens that the prompt and the answer have, and
-            multiplies their negative ones (https://arxiv.org/abs/1909.05858).
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    @classmethod
-    def of(cls, config: GenerationConfig, name: str) -> "ModelSampling":
-        """What `generate` would do by a generation config.
-
-        Args:
-            config: The model's.
-            name: The model's, for the message.
-
-        Raises:
-            UserError: If it asks for something that this engine cannot do. Names the field.
-        """
-        refused = _UNSUPPORTED | (_UNSUPPORTED_SAMPLING if config.do_sample else {})
-        for field_, harmless in refused.items():
-            value = getattr(config, field_, None)
-            if value is not None and value != harmless:
-                raise UserError(
-                    f"{name}: its generation_config.json has {field_}: {value}, which this server cannot do; "
-                    "take that line out, or serve the model with another engine"
-                )
-        penalty = _number(config, "repetition_penalty", 1.0, name)
-        if penalty <= 0:
-            raise UserError(
-                f"{name}: its generation_config.json has repetition_penalty: {penalty}; it must be above 0"
-            )
-        if not config.do_sample:
-            return cls(repetition_penalty=penalty)
-        return cls(
-            temperature=_number(config, "temperature", 1.0, name),
-            top_p=_number(config, "top_p", 1.0, name),
-            top_k=int(_number(config, "top_k", _TOP_K, name)),
-            min_p=_number(config, "min_p", 0.0, name),
-            repetition_penalty=penalty,
-        )
-
-
-def _number(config: GenerationConfig, field_: str, default: float, name: str) -> float:
-    value = getattr(config, field_, None)
-    if value is None:
-        return default
-    if not isinstance(value, int | float) or not 0 <= value < 2**31:
-        raise UserError(
-            f"{name}: its generation_config.json has {field_}: {value}, which is not a number of its range"
-        )
-    return value
 
 
 @dataclass
@@ -124,41 +34,44 @@ class ScoredToken:
 
 @dataclass
 class Draws:
-    """The sampling of one request: its settings and its own source of random numbers, one per token.
+    """The sampling of one request: its settings and its own source of random numbers, one for each token.
 
     Attributes:
-        sampling: What the request asks for.
-        model: What its model asks for beside that.
-        owner: The name of the API key that it came with.
+        sampling: What the request asks for; its temperature and top_p are set.
+        model: What its model asks for besides.
+        owner: The name of the API key that the request came with.
+        prompt_tokens: Length of its prompt.
         scored: The tokens so far, if log probabilities were asked for. Written by the generation's thread.
         failure: Why the answer cannot go on. Written by the generation's thread, which takes any token then: the
             request ends alone, and those beside it go on.
     """
 
     sampling: Sampling
-    model: ModelSampling = ModelSampling()
+    model: ModelSampling = field(default_factory=ModelSampling)
     owner: str | None = None
+    prompt_tokens: int = 0
     random: Random = field(init=False)
     scored: list[ScoredToken] = field(default_factory=list)
     failure: str | None = None
     _present: torch.Tensor | None = None  # which tokens of the vocabulary the prompt and the answer have
     _looked_at: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Python's generator takes -1 for 1, and then two answers to one request would be the same.
         self.random = Random(None if self.sampling.seed is None else self.sampling.seed % 2**64)
 
-    def __deepcopy__(self, memo) -> "Draws":
+    def __deepcopy__(self, memo: object) -> "Draws":
         """The manager copies a request that it sets back when the cache is full; it stays the same request."""
         return self
 
-    def row(self) -> tuple[float, float, float, float, float]:
+    def row(self) -> tuple[float, ...]:
         """Temperature, top_p, top_k, a uniform number and min_p."""
-        temperature = min(self.sampling.temperature, _FLOAT.max)
+        temperature = min(self.sampling.temperature or 0.0, _FLOAT.max)
         if temperature > 0:
             temperature = max(temperature, _FLOAT.tiny)  # a smaller one is not a normal number, or 0
+        top_p = 1.0 if self.sampling.top_p is None else self.sampling.top_p
         uniform = self.random.random() if temperature else 0.0
-        return temperature, self.sampling.top_p, float(self.model.top_k), uniform, self.model.min_p
+        return temperature, top_p, float(self.model.top_k), uniform, self.model.min_p
 
     def penalties(self, tokens: list[int]) -> dict[int, float]:
         """What to take off the logit of each token that the answer has, by the formula of OpenAI's API reference."""
@@ -182,11 +95,27 @@ class Draws:
             self.failure = str(error) or type(error).__name__
 
 
-_NO_CHOICE = (0.0, 1.0, 0.0, 0.0, 0.0)  # of a row that has failed: greedy
+class Row(NamedTuple):
+    """A request in one step.
+
+    Attributes:
+        draws: Its sampling.
+        initial: The tokens that were read for it: those of its prompt, and after them those of its answer that were
+            there when the manager set it back.
+        generated: The tokens that were generated since then.
+    """
+
+    draws: Draws
+    initial: list[int]
+    generated: list[int]
 
 
-class PerRequestSampler(ContinuousBatchingLogitsProcessorList):
-    """A processor list whose only member samples; its small arguments travel as one float per request and setting.
+_NO_CHOICE = (0.0, 1.0, 0.0, 0.0, 0.0)  # the settings of a row that has failed: greedy
+SETTINGS = len(_NO_CHOICE)  # numbers of a row
+
+
+class BatchSampler:
+    """Samples the tokens of each step; small settings travel as one float for each request and setting.
 
     Penalties are as wide as the vocabulary, and log probabilities come back, so both have tensors of their own. These
     keep their place in memory, because a CUDA graph repeats what it captured. They are written and read between two
@@ -203,10 +132,6 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessorList):
             device: Where the model is.
             repetition_penalty: The model's, for all requests.
         """
-        super().__init__(LogitsProcessorList())
-        self.do_processing = True
-        self.tensors_required = len(_NO_CHOICE)
-        self.supported_keys = {"draws": Draws}
         self._repetition_penalty = repetition_penalty
         if repetition_penalty != 1:
             self._present = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
@@ -215,35 +140,37 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessorList):
         self._chosen = torch.zeros(rows, 2, device=device)  # ids, exact up to 2**24, and log probabilities
         self._top = torch.zeros(rows, min(MAX_TOP_LOGPROBS, vocabulary), 2, device=device)
         self._sound = torch.ones(rows, dtype=torch.bool, device=device)  # whether its logits are numbers
-        self._draws: list[Draws] = []  # of the rows of this step
+        self._draws: list[Draws] = []  # those of the rows of this step
 
-    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
-        int32_tensor.zero_()  # temperature 0: a row without a request is greedy
+    def begin(self, rows: Sequence[Row], settings: torch.Tensor) -> None:
+        """Before a step: write what its rows are sampled with.
 
-    def prepare_tensor_args(
-        self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
-    ) -> torch.Tensor:
-        states = [future.state for future in requests_in_batch if future.has_new_token]
-        self._draws = [state.logit_processor_kwargs["draws"] for state in states]
-        rows, penalties = [], []
-        for draws, state in zip(self._draws, states, strict=True):
-            row, taken_off = _NO_CHOICE, {}
+        Args:
+            rows: The requests that get a token in this step.
+            settings: `[5, at least as many]`, int32, for the bits of float32.
+        """
+        self._draws = [row.draws for row in rows]
+        numbers: list[tuple[float, ...]] = []
+        penalties: list[dict[int, float]] = []
+        for draws, initial, generated in rows:
+            row: tuple[float, ...] = _NO_CHOICE
+            taken_off: dict[int, float] = {}
             if draws.failure is None:
                 try:
-                    row, taken_off = _as_floats(draws.row()), draws.penalties(_answer(state))
+                    answer = initial[draws.prompt_tokens :] + generated
+                    row, taken_off = _as_floats(draws.row()), draws.penalties(answer)
                 except Exception as error:
                     draws.fail(error)
-            rows.append(row)
+            numbers.append(row)
             penalties.append(taken_off)
         if rows:
-            columns = torch.tensor(rows, dtype=torch.float32).T.contiguous()
-            arg_storage[:, : len(rows)] = columns.view(torch.int32).to(arg_storage.device)
+            columns = torch.tensor(numbers, dtype=torch.float32).T.contiguous()
+            settings[:, : len(rows)] = columns.view(torch.int32).to(settings.device)
         self._set_penalties(penalties)
-        self._set_present(states)
+        self._set_present(rows)
         written = self._penalised or self._repetition_penalty != 1
         if written and self._penalties.device.type == "cuda":  # the step runs on another stream
             torch.cuda.current_stream().synchronize()
-        return arg_storage
 
     def _set_penalties(self, penalties: list[dict[int, float]]) -> None:
         if self._penalised:
@@ -254,37 +181,50 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessorList):
                 tokens = torch.tensor(list(values), dtype=torch.int64, device=self._penalties.device)
                 self._penalties[row, tokens] = torch.tensor(list(values.values()), device=self._penalties.device)
 
-    def _set_present(self, states: list[RequestState]) -> None:
+    def _set_present(self, rows: Sequence[Row]) -> None:
         if self._repetition_penalty == 1:
             return
-        for row, (draws, state) in enumerate(zip(self._draws, states, strict=True)):
+        for place, (draws, initial, generated) in enumerate(rows):
             try:
-                tokens = state.initial_tokens + state.generated_tokens
-                self._present[row].copy_(draws.present(tokens, self._present.size(1)))
+                self._present[place].copy_(draws.present(initial + generated, self._present.size(1)))
             except Exception as error:
                 draws.fail(error)
 
-    def __call__(self, input_ids, scores: torch.Tensor, logits_processor_args: torch.Tensor) -> torch.Tensor:
-        """Args: scores `[requests, vocabulary]`, arguments `[5, requests]` as the bits of float32. Returns scores."""
+    def sample(self, scores: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
+        """In a step: leave each row that is sampled no other token than the one drawn for it.
+
+        Args:
+            scores: Logits, `[rows, vocabulary]`.
+            settings: As `begin` has written them.
+
+        Returns:
+            Scores, of which the manager takes the highest of each row.
+        """
         rows = scores.size(0)
-        settings = logits_processor_args[:, :rows].contiguous().view(torch.float32)
+        settings = settings[:, :rows].contiguous().view(torch.float32)
         on_cpu = scores.device.type == "cpu"
         # On an accelerator there is no branch on data: a CUDA graph must be able to capture this.
         scoring = any(draws.sampling.logprobs is not None for draws in self._draws)
         self._sound[:rows] = ~scores.isnan().any(dim=-1)
         logprobs = scores.log_softmax(dim=-1) if scoring or not on_cpu else None
+
+        # Penalties change the logits, after the log probabilities of the model's own distribution are known.
         if self._repetition_penalty != 1:
             penalised = torch.where(scores < 0, scores * self._repetition_penalty, scores / self._repetition_penalty)
             scores = torch.where(self._present[:rows], penalised, scores)
         if self._penalised or not on_cpu:
             scores = scores - self._penalties[:rows]
+
+        # Sorting the vocabulary costs milliseconds a row, so on a CPU greedy rows skip it.
         if on_cpu:
             sampled = settings[0].nonzero().squeeze(-1)
-            if sampled.numel():  # sorting the vocabulary costs milliseconds a row, so greedy rows skip it
+            if sampled.numel():
                 of_sampled = scores[sampled]
                 scores[sampled] = _only(self._draw_each(of_sampled, settings, sampled), of_sampled)
         else:
             scores = torch.where(settings[0].unsqueeze(-1) > 0, _only(draw(scores, *settings), scores), scores)
+
+        # `collect` reads these when the step is over.
         if logprobs is not None:
             chosen = scores.argmax(dim=-1, keepdim=True)
             self._chosen[:rows] = torch.cat([chosen, logprobs.gather(-1, chosen)], dim=-1)
@@ -293,39 +233,32 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessorList):
         return scores
 
     def _draw_each(self, scores: torch.Tensor, settings: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
-        """The tokens drawn for the sampled rows. What cannot be drawn together is drawn one by one, to find whose
-        fault it is."""
+        """The tokens of the sampled rows. Rows that cannot be drawn together are drawn one by one, so that only the
+        request that is to blame fails."""
         try:
             return draw(scores, *settings[:, sampled])
         except Exception:
             tokens = torch.zeros(len(sampled), dtype=torch.int64)
             for position, row in enumerate(sampled.tolist()):
+                place = slice(position, position + 1)
                 try:
-                    tokens[position : position + 1] = draw(
-                        scores[position : position + 1], *settings[:, row : row + 1]
-                    )
+                    tokens[place] = draw(scores[place], *settings[:, row : row + 1])
                 except Exception as error:
                     self._draws[row].fail(error)
             return tokens
 
     def collect(self) -> None:
         """After a step: hand the log probabilities to the requests that asked for them."""
-        draws, self._draws = self._draws, []
+        step, self._draws = self._draws, []
         sound = self._sound.tolist()
-        scoring = any(one.sampling.logprobs is not None for one in draws)
+        scoring = any(draws.sampling.logprobs is not None for draws in step)
         chosen, top = (self._chosen.tolist(), self._top.tolist()) if scoring else ([], [])
-        for row, one in enumerate(draws):
+        for row, draws in enumerate(step):
             if not sound[row]:
-                one.fail(ArithmeticError("the model's logits are not numbers (NaN)"))
-            if one.sampling.logprobs is not None:
-                likeliest = [(int(token), value) for token, value in top[row][: max(one.sampling.logprobs, 0)]]
-                one.scored.append(ScoredToken((int(chosen[row][0]), chosen[row][1]), likeliest))
-
-
-def _answer(state: RequestState) -> list[int]:
-    """The tokens generated so far; those from before the manager set a request back are with its prompt."""
-    before = state.initial_tokens[state._true_initial_tokens :] if state._true_initial_tokens else []
-    return before + state.generated_tokens
+                draws.fail(ArithmeticError("the model's logits are not numbers (NaN)"))
+            if draws.sampling.logprobs is not None:
+                likeliest = [(int(token), value) for token, value in top[row][: max(draws.sampling.logprobs, 0)]]
+                draws.scored.append(ScoredToken((int(chosen[row][0]), chosen[row][1]), likeliest))
 
 
 def _as_floats(row: tuple[float, ...]) -> tuple[float, ...]:
@@ -335,15 +268,22 @@ def _as_floats(row: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(min(max(value, _FLOAT.min), _FLOAT.max) for value in row)
 
 
-def draw(scores, temperature, top_p, top_k, uniform, min_p=None) -> torch.Tensor:
+def draw(
+    scores: torch.Tensor,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    top_k: torch.Tensor,
+    uniform: torch.Tensor,
+    min_p: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Draw one token per row by inverting the distribution function at a number in [0, 1).
 
-    There is a token for any settings and any logits: a row of it is never out of bounds, and never changes another.
+    There is a token for any settings and any logits: no row is ever out of bounds, and none changes another.
 
     Args:
         scores: Logits, `[rows, vocabulary]`.
         temperature, top_p, top_k, uniform: `[rows]` each; top_k 0 means all.
-        min_p: Likewise; None is 0.
+        min_p: `[rows]`; None is 0 for each.
 
     Returns:
         Token ids, `[rows]`.
@@ -354,7 +294,7 @@ def draw(scores, temperature, top_p, top_k, uniform, min_p=None) -> torch.Tensor
     scores = scores.nan_to_num(nan=_FLOAT.min, posinf=_FLOAT.max, neginf=_FLOAT.min)
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(scores.size(-1), device=scores.device)
-    # Less the highest before the division: of a tiny temperature, inf - inf would be no number.
+    # The highest is taken off before the division: with a tiny temperature, inf - inf would not be a number.
     scaled = (scores - scores[:, :1]) / torch.where(temperature > 0, temperature, 1.0)
     probabilities = scaled.softmax(dim=-1)
     last = (top_k.nan_to_num().clamp(1, scores.size(-1)) - 1).long()

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_REPLACEMENT = "\ufffd"  # what a decoder puts for bytes that are no character
+_REPLACEMENT = "\ufffd"  # what a decoder puts in place of bytes that are not a character
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # SentencePiece's fallback to bytes
 _MOST_HELD = 64  # tokens
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def _decoders(tokenizer: Tokenizer) -> dict[str, list[dict]]:
-    """The decoders that it applies one after the other, by their types."""
+    """The decoders that a tokenizer applies one after the other, by their types."""
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
     decoders: dict[str, list[dict]] = {}
     for part in filter(None, decoder.get("decoders", [decoder])):
@@ -34,23 +34,23 @@ def _byte_level(token: str) -> bytes:
 class IncrementalDecoder:
     """Decodes an answer token by token; the parts joined are the text of all tokens, special ones left out.
 
-    That holds for any tokens, with U+FFFD where the whole decoding has it, but for those at the very end: an answer
-    whose length is over often ends in half a character, which is dropped.
+    That holds for any tokens, with U+FFFD where the whole decoding has it. Only the very end may differ: an answer
+    that reaches its length often ends in half a character, which is dropped.
 
-    Where bytes are tokens of their own (SentencePiece's byte fallback), the whole decoding makes characters of a run
-    of them only if all of the run are characters, so a run is held back until it is over.
+    Where bytes are tokens of their own (SentencePiece's byte fallback), the whole decoding turns a run of them into
+    characters only if the whole run is valid, so a run is held back until it is over.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         kinds = _decoders(tokenizer)
-        # Byte-level tokens are bytes and nothing else, so this knows what comes of each without looking back.
+        # Byte-level tokens are bytes and nothing else, so they are decoded without looking back.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if set(kinds) == {"ByteLevel"} else None
         self._falls_back = "ByteFallback" in kinds
         # Texts that become others; tokens may hold parts of them.
         self._replaced = [part["pattern"].get("String", "") for part in kinds.get("Replace", ())]
-        self._before: list[int] = []  # tokens whose text is out, for what a decoder makes of a beginning
+        self._before: list[int] = []  # tokens whose text is out; a decoder may treat the beginning in its own way
         self._held: list[int] = []  # tokens whose text is not out yet
         self._replacements = 0  # how many come next, and are dropped if nothing else comes after them
 
@@ -89,7 +89,7 @@ class IncrementalDecoder:
 
 
 class TokenBytes:
-    """The bytes that each token stands for; they need not be whole characters."""
+    """Tells the bytes that each token stands for; they need not be whole characters."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -120,10 +120,10 @@ class StopStrings:
     def push(self, text: str) -> str:
         """The text that is safe to send. Once `matched` is true, the answer has ended."""
         text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
+        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if matches:
             self.matched, self._held = True, ""
-            _, start = min(found)  # the one that is complete first, so the split of the text does not matter
+            _, start = min(matches)  # the one that is complete first, so the split of the text does not matter
             return text[:start]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]

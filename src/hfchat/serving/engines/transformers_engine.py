@@ -16,36 +16,34 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.continuous_batching.continuous_api import (
-    BackgroundThreadStatus,
-    ContinuousBatchingManager,
-    OutputRouter,
-)
-from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
-from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
-from transformers.utils import is_flash_attn_2_available
+from transformers import ContinuousBatchingManager, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
 from hfchat.processes import available_bytes
+from hfchat.serving.engines.continuous_batching import (
+    PAGE,
+    Output,
+    PerRequestSampler,
+    Router,
+    new_manager,
+    submit,
+    why_down,
+)
 from hfchat.serving.engines.encoding import NOTHING_RENDERED
 from hfchat.serving.engines.encoding_process import ModelEncoder
 from hfchat.serving.engines.engine import EngineError, Logprob, Piece, PromptError, Sampling, TokenLogprobs
-from hfchat.serving.engines.sampler import Draws, ModelSampling, PerRequestSampler, ScoredToken
-from hfchat.serving.engines.scheduling import FAIR
+from hfchat.serving.engines.model_sampling import ModelSampling
+from hfchat.serving.engines.sampler import Draws, ScoredToken
 from hfchat.serving.engines.text import IncrementalDecoder, TokenBytes
 from hfchat.serving.http.limits import EXTRA_PLACES, Slots
 from hfchat.serving.http.record import current_record
 
 _LOGGER = logging.getLogger("hfchat.serving")
-_PAGE = 256  # tokens of one cache block; flash attention's block tables ask for multiples of 256
-_CACHE_SHARE = 0.25  # of the free memory; on a CPU the rest of the machine lives there too
-_LIKELY_TOKENS = 2048  # of a conversation on a CPU, where a longer one takes minutes
-_BATCH_TOKENS = {"cpu": 512}  # tokens of one step: a longer prompt is read in parts, between which others go on
-_BATCH_TOKENS_ACCELERATOR = 2048
+_CACHE_SHARE = 0.25  # the cache's part of the free memory; on a CPU the rest of the machine lives there too
+_LIKELY_TOKENS = 2048  # length of a conversation on a CPU, where a longer one takes minutes
 _STOP_TIMEOUT_S = 5
-_RESTART_PAUSE_S = 0.5  # before the second restart without a whole answer between them; then twice as long each time
+_RESTART_PAUSE_S = 0.5  # before the second restart with no whole answer between them; then twice as long each time
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -63,14 +61,14 @@ class TokenPrompt:
 class TransformersEngine:
     """An `Engine` (see `hfchat.serving.engines.engine`) over a loaded chat model.
 
-    Without a word from the client, answers are sampled as `model.generate` would: by the model's own generation
-    config (temperature, top_k, top_p, min_p, repetition_penalty), and greedily where that does not ask for sampling.
-    So the server and `pipeline` agree. A model whose config asks for what is not done here is refused by that name.
+    Where the client does not say how, answers are sampled as `model.generate` would sample them: by the model's own
+    generation config (temperature, top_k, top_p, min_p, repetition_penalty), and greedily where that does not ask for
+    sampling. So the server and `pipeline` agree. A model whose config asks for something that this engine cannot do is
+    refused, and the message names the field.
 
-    A request that breaks its own step ends alone with an `EngineError`.
-
-    If the generation crashes, the running answers end with an `EngineError`, `error` says so, and it is started again,
-    with an empty cache, as often as it takes, after longer and longer pauses.
+    A request that breaks its own step ends alone with an `EngineError`. If the generation crashes, the running answers
+    end with an `EngineError`, `error` says so, and it is started again, with an empty cache, as often as it takes,
+    after longer and longer pauses.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_concurrent_requests: int = 8):
@@ -82,7 +80,8 @@ class TransformersEngine:
 
         Raises:
             UserError: If the tokenizer cannot decode incrementally or has tokens that the model has no embeddings for,
-                the model's generation config asks for what is not done here, or the free memory holds no cache.
+                the model's generation config asks for more than this engine can do, or there is too little free memory
+                for a cache.
         """
         if not tokenizer.is_fast:
             raise UserError(f"{tokenizer.name_or_path}: serving needs a fast tokenizer (tokenizer.json)")
@@ -94,7 +93,7 @@ class TransformersEngine:
         self._rows = max_concurrent_requests + EXTRA_PLACES + 1  # and one for `ready`
         self._tokenizer = tokenizer
         self._token_bytes = TokenBytes(tokenizer.backend_tokenizer)
-        self._eos = {token for token in [*_as_list(config.eos_token_id), tokenizer.eos_token_id] if token is not None}
+        self._eos = {*_as_list(config.eos_token_id), *_as_list(tokenizer.eos_token_id)}
         self._ids = itertools.count()
         self._aborted: str | None = None
         self._down: str | None = None
@@ -102,52 +101,30 @@ class TransformersEngine:
         self._crashes = 0
         self._ended = asyncio.Event()  # set when the generation has crashed
         self._supervisor: asyncio.Task | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # it waits for the process
-        self._turns = Slots(1, sys.maxsize, extra=0)  # each key has its turn in what waits for it
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # waits for the encoder
+        self._turns = Slots(1, sys.maxsize, extra=0)  # the keys take turns
         self._vocabulary = len(model.get_input_embeddings().weight)
         _check_embedded(tokenizer, self._eos, self._vocabulary)
 
         self._blocks = _cache_blocks(model, max_concurrent_requests)
-        self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * _PAGE)
+        self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * PAGE)
         self._encoder = ModelEncoder(tokenizer, self._vocabulary, self.context_length)
-        self._router = _Router(lambda request: self._manager.cancel_request(request))
+        self._router = Router(lambda request: self._manager.cancel_request(request))
         self._manager = self._new_manager()
 
     def _new_manager(self) -> ContinuousBatchingManager:
-        manager = self._model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(self._eos)),
-            continuous_batching_config=ContinuousBatchingConfig(
-                page_size=_PAGE,
-                num_blocks=self._blocks,
-                max_batch_tokens=_BATCH_TOKENS.get(self._model.device.type, _BATCH_TOKENS_ACCELERATOR),
-                max_requests_per_batch=self._rows,
-                # Only an installed package: otherwise a kernel would be sought on the Hub.
-                auto_switch_to_flash=is_flash_attn_2_available(),
-                scheduler_type=FAIR,
-                use_async_batching=False,  # the sampler needs each token before it prepares the next step
-            ),
-        )
         vocabulary = self._model.config.get_text_config().vocab_size
         penalty = self._sampling.repetition_penalty
         sampler = PerRequestSampler(self._rows, vocabulary, self._model.device, penalty)
-        manager.logit_processor = sampler
-        manager.background_thread_status = _Status(lambda: self._router.call(self._on_crash, manager))
-        manager.output_router = self._router
-        self._router.before_delivery = sampler.collect
-        return manager
+        return new_manager(
+            self._model, self._eos, self._blocks, sampler, self._rows, self._router, crashed=self._on_crash
+        )
 
     @property
     def error(self) -> str | None:
         if self._aborted is not None:
             return self._aborted
-        if self._down is not None:
-            return self._down
-        status = self._manager.background_thread_status
-        if status.fatal_error is not None:
-            return f"generation failed: {status.fatal_error}"
-        if status.can_accept_new_requests() is not None or not self._manager.is_running():
-            return "generation is not running"
-        return None
+        return self._down if self._down is not None else why_down(self._manager)
 
     async def start(self) -> None:
         self._router.loop = asyncio.get_running_loop()
@@ -158,7 +135,7 @@ class TransformersEngine:
         self._supervisor = asyncio.create_task(self._supervise())
 
     async def _try_template(self) -> None:
-        """Refuse a model whose chat template makes nothing of a greeting, or takes too much time or memory for it.
+        """Refuse a model whose chat template renders a greeting as nothing, or takes too much time or memory for it.
 
         Raises:
             UserError: Says what is wrong with it.
@@ -168,7 +145,7 @@ class TransformersEngine:
         except PromptError as error:
             if str(error) == NOTHING_RENDERED:
                 raise UserError(f"{self._tokenizer.name_or_path}: {NOTHING_RENDERED}") from error
-            # It may want another conversation, or a longer context; then it says so to those who ask.
+            # The template may want another conversation, or a longer context; then it says so to those who ask.
         except EngineError as error:
             raise UserError(f"{self._tokenizer.name_or_path}: {error}") from error
 
@@ -193,12 +170,10 @@ class TransformersEngine:
 
     async def _supervise(self) -> None:
         """Start the generation again when it has crashed."""
-        reason: Exception | None = None
         while True:
-            if reason is None:
+            if self._down is None:
                 await self._ended.wait()
-                reason = self._manager.background_thread_status.fatal_error
-            self._down = f"generation failed: {reason}"
+                self._down = why_down(self._manager) or "generation failed"
             self._router.fail_all(self._down)  # the manager fails only those that it had taken
             self._crashes += 1
             _LOGGER.error("%s (crash %d in a row)", self._down, self._crashes)
@@ -209,9 +184,9 @@ class TransformersEngine:
                 await self._restart()
             except Exception as error:
                 _LOGGER.exception("the generation could not be restarted")
-                reason = error
+                self._down = f"generation failed: {error}"
             else:
-                reason = self._down = None
+                self._down = None
                 self.restarts += 1
                 _LOGGER.warning("the generation was restarted")
 
@@ -223,7 +198,7 @@ class TransformersEngine:
         await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
-        self._ended.clear()  # an old one may say that it crashed when that has been dealt with
+        self._ended.clear()  # the old one may tell of its crash after that has been dealt with
         self._manager.start()
         await self.ready()
 
@@ -249,15 +224,16 @@ class TransformersEngine:
         self._crashes = 0
 
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
+        self._check(prompt)
+        draws = Draws(self._complete(prompt, sampling), self._sampling, current_record().key_name, prompt.tokens)
         request = f"request-{next(self._ids)}"
-        outputs: asyncio.Queue[GenerationOutput] = asyncio.Queue()
+        outputs: asyncio.Queue[Output] = asyncio.Queue()
         self._router.streams[request] = outputs.put_nowait
         manager = self._manager
-        self._check(prompt)
-        draws = Draws(self._complete(prompt, sampling), self._sampling, current_record().key_name)
         finished = False
         try:
-            self._submit(manager, request, prompt, draws)
+            if self._aborted is not None or not submit(manager, request, prompt.ids, draws):
+                raise EngineError(self.error or "generation is not running")
             decoder = IncrementalDecoder(self._tokenizer.backend_tokenizer)
             seen = 0
             while not finished:
@@ -267,6 +243,8 @@ class TransformersEngine:
                     raise EngineError(output.error)
                 if draws.failure is not None:
                     raise EngineError(draws.failure)
+
+                # An output has all tokens so far. The one that ends the answer has no text.
                 tokens = output.generated_tokens[seen:]
                 finished = output.is_finished()
                 ended = finished and bool(tokens) and tokens[-1] in self._eos
@@ -284,7 +262,7 @@ class TransformersEngine:
                 manager.cancel_request(request)
 
     def _check(self, prompt: TokenPrompt) -> None:
-        """Refuse a prompt with which no step can be made: one would end the generation for all.
+        """Refuse a prompt that no step can be made with, because it would end the generation for all.
 
         Raises:
             EngineError: If it is empty or too long, or the model has no embedding for one of its tokens.
@@ -305,96 +283,31 @@ class TransformersEngine:
             top_p=self.top_p if sampling.top_p is None else sampling.top_p,
         )
 
-    def _submit(self, manager: ContinuousBatchingManager, request: str, prompt: TokenPrompt, draws: Draws) -> None:
-        if self._aborted is not None:
-            raise EngineError(self._aborted)
-        accepted = manager.add_request(
-            prompt.ids,
-            request_id=request,
-            max_new_tokens=draws.sampling.max_tokens,
-            streaming=True,
-            draws=draws,
-        )
-        # A crash between the manager's own check and its queue would leave the request there for ever, so look again.
-        status = manager.background_thread_status
-        if accepted is None or status.can_accept_new_requests() is not None:
-            raise EngineError(self.error or "generation is not running")
-
     def _logprobs(self, scored: ScoredToken) -> TokenLogprobs:
-        return TokenLogprobs(self._logprob(*scored.chosen), tuple(self._logprob(*one) for one in scored.top))
+        return TokenLogprobs(self._logprob(*scored.chosen), tuple(self._logprob(*likely) for likely in scored.top))
 
     def _logprob(self, token: int, logprob: float) -> Logprob:
         data = self._token_bytes(token)
         return Logprob(data.decode(errors="replace"), logprob, data)
 
 
-class _Status(BackgroundThreadStatus):
-    """Tells when the generation's thread ends because of an error."""
-
-    def __init__(self, crashed: Callable[[], None]):
-        super().__init__()
-        self._crashed = crashed
-
-    def mark_as_stopped(self) -> None:
-        super().mark_as_stopped()
-        if self.fatal_error is not None:
-            self._crashed()
-
-
-class _Router(OutputRouter):
-    """Hands the manager's outputs to the streams that wait for them, on the event loop.
-
-    transformers' own router keeps the handler of a cancelled request for ever, and queues what nobody waits for.
-    """
-
-    def __init__(self, cancel: Callable[[str], None]):
-        super().__init__()
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.before_delivery: Callable[[], None] = lambda: None
-        self.streams: dict[str, Callable[[GenerationOutput], None]] = {}
-        self._cancel = cancel
-
-    def deliver(self, output: GenerationOutput) -> None:
-        self.deliver_batch([output])
-
-    def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
-        self.before_delivery()
-        self.call(self._dispatch, outputs)
-
-    def call(self, function: Callable, *arguments) -> None:
-        """Have the event loop call it."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(function, *arguments)
-
-    def fail_all(self, reason: str) -> None:
-        for request, put in self.streams.items():
-            put(GenerationOutput(request, error=reason, status=RequestStatus.FAILED))
-
-    def _dispatch(self, outputs: list[GenerationOutput]) -> None:
-        for output in outputs:
-            put = self.streams.get(output.request_id)
-            if put is not None:
-                put(output)
-            elif not output.is_finished():
-                # A cancellation can overtake its request on the way to the thread; then it is repeated here.
-                self._cancel(output.request_id)
-
-
 def _cache_blocks(model: PreTrainedModel, max_concurrent_requests: int) -> int:
-    """Blocks of the KV cache: as much as the requests are likely to need, within a share of the free memory.
+    """Blocks of the KV cache: as many as the requests are likely to need, within a share of the free memory.
 
-    Left alone, transformers would take more than half of it, and on a CPU commit it at once. When the cache is full,
-    the manager sets requests back and reads their prompts again later, so a small one costs time, not answers; but it
-    must hold one whole context.
+    Left alone, transformers would take more than half of that memory, and on a CPU commit it at once. When the cache
+    is full, the manager sets requests back and reads their prompts again later, so a small cache costs time and not
+    answers; but it must hold one whole context.
     """
     config = model.config.get_text_config()
     context = config.max_position_embeddings
     likely = min(context, _LIKELY_TOKENS) if model.device.type == "cpu" else context
     # The scheduler lets no new prompt in while less than 15% of the cache is free.
-    wanted = math.ceil(max(context, likely * max_concurrent_requests) / 0.85 / _PAGE)
-    bytes_per_token = 2 * config.num_hidden_layers * find_num_key_value_heads(config) * find_head_dim(config)
-    bytes_per_token *= model.dtype.itemsize
-    affordable = int(_free_memory(model.device) * _CACHE_SHARE / bytes_per_token / _PAGE)
+    wanted = math.ceil(max(context, likely * max_concurrent_requests) / 0.85 / PAGE)
+    # A key and a value for each layer and head.
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+    affordable = int(_free_memory(model.device) * _CACHE_SHARE / bytes_per_token / PAGE)
     if affordable < 1:
         raise UserError("not enough free memory for a KV cache; free some, or serve a smaller model")
     return min(wanted, affordable)
@@ -406,7 +319,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _check_embedded(tokenizer: PreTrainedTokenizerBase, ends: set[int], vocabulary: int) -> None:
-    """Refuse a tokenizer that makes ids which the model has no embeddings for: one prompt would end all answers.
+    """Refuse a tokenizer with ids that the model has no embeddings for, because one such prompt would end all answers.
 
     Raises:
         UserError: Names the first of them.
@@ -422,4 +335,6 @@ def _check_embedded(tokenizer: PreTrainedTokenizerBase, ends: set[int], vocabula
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
     return value if isinstance(value, list) else [value]

@@ -17,15 +17,15 @@ from hfchat.serving.http.record import current_record
 from hfchat.serving.openai.protocol import ApiError
 
 _CONNECT_S = 5.0
-_CHECK_S = 5.0  # for an answer that takes no computation
+_CHECK_S = 5.0  # until an answer that takes no computation
 _SILENCE_S = 120.0  # a long prompt in a full queue takes its time to the first byte
 _USAGE_S = 2.0  # from the end of the text to the usage
 _END_S = 0.1  # from the last event to the end of the stream
 _IDLE_S = 4.0  # uvicorn closes idle connections after 5 s, and a request that is sent at that moment is lost
-_MAX_BODY_BYTES = 256 * 1024  # of what is no stream
-_MAX_MESSAGE = 1000  # characters of an upstream's message
+_MAX_BODY_BYTES = 256 * 1024  # as much is read of a response that is not a stream
+_MAX_MESSAGE = 1000  # characters of an upstream's message that are passed on
 _CODE = re.compile(r"[\w.-]{1,64}")  # it is logged
-# Not the client's fault, whatever they say: it has not chosen the address, the key, or the model's name there.
+# Statuses that are not the client's fault: it has not chosen the address, the key, or the model's name there.
 _NOT_THE_CLIENTS = frozenset({401, 403, 404, 405, 407, 408})
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ class UpstreamError(EngineError):
     """An upstream failed. Another one may do better.
 
     Attributes:
-        summary: What went wrong, without the upstream's words: some quote the request.
+        summary: What went wrong, without the upstream's own words, because some of them quote the request.
     """
 
     def __init__(self, summary: str, said: str = ""):
@@ -56,7 +56,7 @@ class UpstreamPrompt:
     """A `Prompt` that only the upstream can count: the path to ask at, and the prompt's own field."""
 
     path: str
-    field: Mapping[str, Any]
+    field: Mapping[str, object]
     tokens: None = None
 
 
@@ -67,7 +67,7 @@ class Upstream:
     its own. Where no usage comes, because the answer was cut before its end, the prompt counts no tokens.
 
     Attributes:
-        url: Of the server, up to and including `/v1`.
+        url: The server's, up to and including `/v1`.
     """
 
     context_length = None
@@ -79,8 +79,8 @@ class Upstream:
     def __init__(self, url: str, model: str | None = None, api_key: str | None = None):
         """
         Args:
-            url: As `http://host:8000/v1`, which `http://host:8000` also means.
-            model: The model's name there; None takes the only one that it lists.
+            url: For example `http://host:8000/v1`; `http://host:8000` means the same.
+            model: The model's name there; None takes the one that the server lists.
             api_key: Sent as a bearer token.
 
         Raises:
@@ -102,7 +102,7 @@ class Upstream:
         await self.ready()
 
     def open(self) -> None:
-        """Be able to ask, without finding out whether someone answers."""
+        """Get ready to ask, without finding out whether the server answers."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -163,17 +163,18 @@ class Upstream:
         return UpstreamPrompt("/completions", {"prompt": text if isinstance(text, str) else list(text)})
 
     async def stream(self, prompt: UpstreamPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
-        """The answer, as of any engine; text that has come together is one piece.
+        """The answer, as from any engine; text that has come together is one piece.
 
         Raises:
-            UpstreamError: If the server cannot be reached, fails, answers with what is no stream of OpenAI's API, or
-                breaks one off.
+            UpstreamError: If the server cannot be reached or fails, or its answer is not a stream of OpenAI's API or
+                breaks off.
             UpstreamBusyError: If it has no place for the request.
             ApiError: If it refuses the request.
         """
         response = await self._ask(prompt, sampling)
         answer = StreamedAnswer(sampling.max_tokens)
         try:
+            # Until it says why it ends, every packet can be the last one of a server that fails.
             while answer.finish_reason is None:
                 packet = await self._within(_SILENCE_S, response.content.readany())
                 if not packet or answer.done:
@@ -216,18 +217,20 @@ class Upstream:
         url = self.url + prompt.path
         try:
             response = await self._request("POST", url, _SILENCE_S, body)
-        except _DisconnectedError:  # an idle connection, perhaps, whose time was over: a new one will tell
+        except _DisconnectedError:  # perhaps an idle connection whose time was over: a new one will tell
             response = await self._request("POST", url, _SILENCE_S, body)
         if response.status == 200 and response.content_type == "text/event-stream":
             return response
+
+        # Anything else is a failure, which the body explains.
         content = await self._body(response)
         if response.status == 200:
             raise UpstreamError(f"it answered with {response.content_type} instead of a stream")
         try:
-            said = parsed(content)
+            refusal = parsed(content)
         except ValueError:
-            said = content.decode(errors="replace")
-        raise _failure(said, response.status, response.headers.get("Retry-After"))
+            refusal = content.decode(errors="replace")
+        raise _failure(refusal, response.status, response.headers.get("Retry-After"))
 
     async def _get(self, url: str) -> tuple[int, bytes]:
         response = await self._request("GET", url, _CHECK_S)
@@ -242,7 +245,7 @@ class Upstream:
         return await self._within(seconds, request)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        """Of a response that is no stream, as much as a sane one has."""
+        """The body of a response that is not a stream, as much of it as a sane one has."""
         body = b""
         try:
             while len(body) < _MAX_BODY_BYTES and (packet := await self._within(_CHECK_S, response.content.readany())):
@@ -252,7 +255,12 @@ class Upstream:
         return body
 
     async def _within(self, seconds: float, step: Awaitable[_T]) -> _T:
-        """Take one step of a conversation with the server, or say why it cannot be taken."""
+        """Take one step of a conversation with the server.
+
+        Raises:
+            UpstreamError: Says why it cannot be taken.
+            EngineError: If the engine was aborted meanwhile.
+        """
         try:
             async with asyncio.timeout(seconds) as wait:
                 if self._aborted is not None:
@@ -279,16 +287,16 @@ def _checked(url: str) -> str:
     except ValueError:
         port_is_valid = False
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
-        raise ValueError("must be as http://host:8000/v1")
+        raise ValueError("must be like http://host:8000/v1")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must have no user, no query and no fragment")
+        raise ValueError("must not have a user, a query or a fragment")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
-def _fields(prompt: UpstreamPrompt, sampling: Sampling) -> dict[str, Any]:
+def _fields(prompt: UpstreamPrompt, sampling: Sampling) -> dict[str, object]:
     """The request's fields beside the model and the prompt."""
     is_chat = prompt.path == "/chat/completions"
-    logprobs = {"logprobs": sampling.logprobs}
+    logprobs: dict[str, object] = {"logprobs": sampling.logprobs}
     if is_chat and sampling.logprobs is not None:
         logprobs = {"logprobs": True, "top_logprobs": sampling.logprobs}
     chosen = {
@@ -305,21 +313,23 @@ def _fields(prompt: UpstreamPrompt, sampling: Sampling) -> dict[str, Any]:
     return {"stream": True, "stream_options": {"include_usage": True}, **asked}
 
 
-def _failure(said: Any, status: int | None = None, retry_after: str | None = None) -> Exception:
+def _failure(body: Any, status: int | None = None, retry_after: str | None = None) -> Exception:
     """What an error means for the request.
 
     Args:
-        said: The body: OpenAI's, TGI's, FastAPI's and vLLM's older shapes are known.
+        body: Its JSON, or its text; OpenAI's, TGI's, FastAPI's and vLLM's older shapes are known.
         status: None if it came in the middle of a stream; some put it into the body.
         retry_after: The header.
     """
-    said = said if isinstance(said, dict) else {"message": said}
-    error = said.get("error") or said
-    error = error if isinstance(error, dict) else {"message": error}
+    error = (body.get("error") or body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        error = {"message": error}
     message = _in_words(error.get("message") or error.get("detail"))[:_MAX_MESSAGE]
     code = error.get("code")
     if status is None:
         status = code if isinstance(code, int) else 500
+
+    # Whose fault it is decides who hears of it: another upstream may have a place, or do better.
     if status == 429:
         seconds = retry_after if retry_after and retry_after.isascii() and retry_after.isdigit() else "5"
         message = "The server is busy. Please try again in a few seconds."
@@ -333,7 +343,7 @@ def _failure(said: Any, status: int | None = None, retry_after: str | None = Non
 
 
 def _in_words(message: Any) -> str:
-    """A message as a text; FastAPI's has a list of faults."""
+    """A message as a text; FastAPI's is a list of faults."""
     if isinstance(message, list):
         return "; ".join(_in_words(fault.get("msg")) for fault in message if isinstance(fault, dict))
     return str(message) if isinstance(message, str | int | float) else ""

@@ -1,9 +1,12 @@
-"""What an upstream streams, as an engine's pieces (https://platform.openai.com/docs/api-reference/chat/streaming)."""
+"""What an upstream streams, as an engine's pieces (https://platform.openai.com/docs/api-reference/chat/streaming).
+
+Nobody has checked its JSON, so here `Any` is what it is; what cannot be read as an answer is an `AnswerError`.
+"""
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hfchat.serving.engines.engine import FinishReason, Logprob, Piece, TokenLogprobs
@@ -26,7 +29,7 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "safety": "content_filter",
 }
 _WORD = re.compile(r"[\w.-]{1,40}")
-_MAX_CHARACTERS = 16 * 2**20  # of an answer
+_MAX_CHARACTERS = 16 * 2**20  # in an answer
 _MAX_TOKENS = 2**18
 _MORE_CHUNKS = 16  # than twice the tokens that were asked for
 _LONGEST_TOKEN = 256  # characters; those of known tokenizers have up to 128
@@ -36,7 +39,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class AnswerError(Exception):
-    """What came is no answer in OpenAI's shape."""
+    """What came is not an answer in OpenAI's shape. The message completes "it sent ..."."""
 
 
 class ErrorEvent(Exception):  # noqa: N818 - it is what came, and not what went wrong here
@@ -53,10 +56,10 @@ class StreamedAnswer:
     Attributes:
         finish_reason: Why it ended, once it has.
         done: Whether the stream has said that nothing else comes.
-        is_cut: Whether it was ended here, as its upstream did not end it.
+        is_cut: Whether it was ended here, because its upstream did not end it.
 
     Args:
-        max_tokens: As asked for; an answer that goes far beyond is cut, as a too long one. None asks for no limit.
+        max_tokens: As asked for; an answer that goes far beyond is cut, and ends with "length". None is no limit.
     """
 
     def __init__(self, max_tokens: int | None = None):
@@ -74,9 +77,9 @@ class StreamedAnswer:
         """The pieces that this packet completes; text that came without log probabilities is one.
 
         Raises:
-            AnswerError: If something in it is no chunk of an answer.
-            ErrorEvent: If it is an error.
-            EventError: If it is no stream of events.
+            AnswerError: If something in it is not a chunk of an answer.
+            ErrorEvent: If the upstream says that it failed.
+            EventError: If an event is too large.
         """
         pieces: list[Piece] = []
         text, chunks = "", 0
@@ -87,12 +90,16 @@ class StreamedAnswer:
             try:
                 more, logprobs = self._read(parsed(event))
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-                raise AnswerError("an event that is no chunk of an answer") from error
+                raise AnswerError("an event that is not a chunk of an answer") from error
+
+            # A server that ignores `max_tokens` is stopped here; one that never stops has failed.
             count = len(logprobs) or bool(more)
             if self._is_too_long(len(more), count):
                 self.finish_reason, self.is_cut = "length", True
                 break
             self._count(more, count)
+
+            # Tokens with log probabilities stay apart; other text is one piece, however it came.
             if logprobs:
                 pieces += _pieces(more, logprobs)
             elif more:
@@ -107,7 +114,9 @@ class StreamedAnswer:
 
         Chunks were counted as tokens until now. If there were more chunks than tokens, this takes the difference back.
         """
-        counted = self._max_tokens if self.is_cut else self._usage.get("completion_tokens", self._tokens)
+        counted = self._usage.get("completion_tokens", self._tokens)
+        if self.is_cut and self._max_tokens is not None:
+            counted = self._max_tokens
         tokens = counted - self._tokens
         prompt_tokens = self._usage.get("prompt_tokens")
         return Piece("\ufffd" if self._half else "", tokens, self.finish_reason, (), prompt_tokens)
@@ -133,7 +142,7 @@ class StreamedAnswer:
         self._usage |= {
             name: counts[name] for name in ("prompt_tokens", "completion_tokens") if _is_count(counts, name)
         }
-        text, logprobs = "", ()
+        text, logprobs = "", list[TokenLogprobs]()
         for choice in chunk.get("choices") or ():
             if choice.get("index"):  # only one was asked for
                 continue
@@ -165,12 +174,12 @@ def parsed(content: bytes) -> Any:
         raise ValueError("the JSON is nested too deeply") from None
 
 
-def _is_count(counts: Mapping[str, Any], name: str) -> bool:
+def _is_count(counts: Any, name: str) -> bool:
     count = counts.get(name)
     return isinstance(count, int) and 0 <= count < _MAX_COUNT
 
 
-def _text(choice: Mapping[str, Any]) -> str:
+def _text(choice: Any) -> str:
     """The text of a choice: a string, a list of parts, or null for none."""
     if "text" in choice:
         text = choice["text"]
@@ -183,17 +192,17 @@ def _text(choice: Mapping[str, Any]) -> str:
     if isinstance(text, list):
         text = "".join(part["text"] for part in text if part.get("type") == "text")
     if not isinstance(text, str | None):
-        raise TypeError("a text that is none")
+        raise TypeError("a text that is not a string")
     return text or ""
 
 
-def _finish_reason(choice: Mapping[str, Any]) -> FinishReason | None:
+def _finish_reason(choice: Any) -> FinishReason | None:
     """Why the answer ends with this choice; None, and for several servers an empty text, while it goes on."""
     reason = choice.get("finish_reason")
     if not reason:
         return None
     if not isinstance(reason, str) or reason.lower() not in _FINISH_REASONS:
-        word = repr(reason) if isinstance(reason, str) and _WORD.fullmatch(reason) else "what is no word"
+        word = repr(reason) if isinstance(reason, str) and _WORD.fullmatch(reason) else "something other than a word"
         raise AnswerError(f"an answer that ended with {word}")
     return _FINISH_REASONS[reason.lower()]
 
@@ -202,10 +211,10 @@ def _joined(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _logprobs(logprobs: Mapping[str, Any]) -> Iterator[TokenLogprobs]:
-    for token in logprobs.get("content") or ():  # of a chat
+def _logprobs(logprobs: Any) -> Iterator[TokenLogprobs]:
+    for token in logprobs.get("content") or ():  # a chat has these
         yield TokenLogprobs(_logprob(token), tuple(_logprob(top) for top in token.get("top_logprobs") or ()))
-    tokens = logprobs.get("tokens") or ()  # of a completion
+    tokens = logprobs.get("tokens") or ()  # a completion has these
     tops = logprobs.get("top_logprobs") or [None] * len(tokens)
     for token, logprob, top in zip(tokens, logprobs.get("token_logprobs") or (), tops, strict=True):
         named = sorted((top or {}).items(), key=lambda item: -item[1])
@@ -213,17 +222,17 @@ def _logprobs(logprobs: Mapping[str, Any]) -> Iterator[TokenLogprobs]:
         yield TokenLogprobs(_logprob({"token": token, "logprob": logprob}), others)
 
 
-def _logprob(token: Mapping[str, Any]) -> Logprob:
+def _logprob(token: Any) -> Logprob:
     text, logprob, code = _joined(token["token"]), float(token["logprob"]), token.get("bytes")
     if math.isnan(logprob) or logprob == math.inf:
-        raise AnswerError("a log probability that is no number")
+        raise AnswerError("a log probability that is not a number")
     if not isinstance(code, list | None):
-        raise AnswerError("a token whose bytes are no list")
+        raise AnswerError("a token whose bytes are not a list")
     return Logprob(text, max(logprob, _MIN_LOGPROB), text.encode() if code is None else bytes(code))
 
 
 def _pieces(text: str, logprobs: Sequence[TokenLogprobs]) -> list[Piece]:
-    """A piece for each token, so that each has its own place in the text, if the tokens are the text."""
+    """A piece for each token, so that each has its own place in the text; one piece if the tokens are not the text."""
     tokens = [token.chosen.token for token in logprobs]
     if "".join(tokens) != text:
         return [Piece(text, len(logprobs), logprobs=tuple(logprobs))]

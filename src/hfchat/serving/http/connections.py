@@ -1,7 +1,13 @@
-"""uvicorn's HTTP/1.1 connections, with an end to the patience for clients that hold one and do nothing."""
+"""uvicorn's HTTP/1.1 connections, with an end to the patience for clients that hold one and do nothing.
+
+This builds on an internal of uvicorn (read in 0.54), whose options bound none of this: `timeout_keep_alive` ends only
+before the first byte of the next request, `limit_concurrency` refuses whoever comes last, and nothing looks at a
+client that does not read. tests/serving/http/test_limits.py fails if uvicorn changes it.
+"""
 
 import asyncio
 from collections import Counter
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,18 +28,18 @@ class Connection(H11Protocol):
     use up its file descriptors ("slowloris"), and a client that does not read would keep its place in the engine.
 
     Where there are too many connections, one of those that have no request makes room for each new one: the oldest of
-    the address that has most of them. So who holds a thousand keeps out neither others nor the probes of the machinery
-    around.
+    the address that has most of them. So a client that holds a thousand keeps out neither others nor the probes of the
+    machinery around.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._head: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._since = 0.0  # when it was made, or its last answer was over
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
         self._since = self.loop.time()
         self._head = self.loop.call_later(_HEADERS_S, self._abort)
         if len(self.connections) > _MAX_CONNECTIONS:
@@ -92,7 +98,11 @@ class Connection(H11Protocol):
             return self._abort()
         error = ApiError(400, msg).response()
         headers = [*error.raw_headers, (b"connection", b"close")]
-        for part in (h11.Response(status_code=400, headers=headers), h11.Data(data=error.body), h11.EndOfMessage()):
+        for part in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(data=bytes(error.body)),
+            h11.EndOfMessage(),
+        ):
             self.transport.write(self.conn.send(part))
         self.transport.close()
 

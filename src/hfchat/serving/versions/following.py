@@ -12,29 +12,29 @@ from hfchat.serving.versions.models import ServedModels, Version, in_a_daemon_th
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _EVERY_S = 1.0
-_RETRY_S = 60.0  # after which a version that could not be loaded is tried again
+_RETRY_S = 60.0  # after this time a version that could not be loaded is tried again
 
 
 class Follower:
-    """Loads the versions that a registry names, and has them answer under one name.
+    """Loads the versions that a registry names, and lets them answer under one name.
 
-    A version that cannot be loaded changes nothing: what answered goes on, and the log says why.
+    A version that cannot be loaded changes nothing: the version before it goes on, and the log says why.
 
     Args:
         registry: Says which versions are to answer.
-        load: Makes the engine for the model in a folder. Called in a thread of its own.
+        load: Makes the engine for the model in a folder; called in a thread of its own.
     """
 
     def __init__(self, registry: Registry, load: Callable[[Path], Engine]):
         self._registry = registry
         self._load = load
-        self._here: dict[str, Version] = {}
-        self._failed: dict[str, float] = {}  # when, on the event loop's clock
+        self._here: dict[str | None, Version] = {}  # what answers, by the version's name
+        self._failed: dict[str, float] = {}  # when loading a version failed, on the event loop's clock
         self._deployed: Deployment | None = None
-        self._complaint: str | None = None  # the last one, so that the log has each once
+        self._complaint: str | None = None  # the last one, so that the log has it once
 
     def first(self) -> Version:
-        """The version that answers when the server starts. For `ServedModels`, which starts it.
+        """The version that answers when the server starts. `ServedModels` starts its engine.
 
         Raises:
             UserError: If it cannot be loaded.
@@ -73,8 +73,7 @@ class Follower:
         if wanted.candidate is not None:
             candidate, share = await self._get(wanted.candidate.version, models), wanted.candidate.share
         models.deploy(name, current, candidate, share if candidate else 0.0)
-        answering = {version.name: version for version in (current, candidate) if version is not None}
-        self._here = answering
+        self._here = {version.name: version for version in (current, candidate) if version is not None}
         if candidate is not None or wanted.candidate is None:
             self._deployed = wanted
             _LOGGER.info("%s: %s", name, _in_words(wanted))

@@ -1,6 +1,6 @@
 """The models of a server: each has a name in the API, and an engine that may still be loading while others answer.
 
-Another version can take a name over while the server runs: requests that have begun end with the version that they
+While the server runs, another version can take over a name: requests that have begun end with the version that they
 began with, and a share of the requests can go to a candidate.
 """
 
@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from hfchat.serving.engines.engine import Engine, EngineError
-from hfchat.serving.http.record import current_record
-from hfchat.serving.openai.protocol import ApiError, ChatCompletionRequest, GenerationRequest, Model
+from hfchat.serving.http.record import RequestRecord
+from hfchat.serving.openai.protocol import ApiError, ChatCompletionRequest, CompletionRequest, GenerationRequest, Model
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _LOADING = "the model is still loading"
@@ -29,9 +30,9 @@ class Version:
     """An engine under a name of the API.
 
     Attributes:
-        engine: Started.
-        name: Of the version, which its answers carry; None where the model has no versions.
-        requests: How many have begun with it and not ended.
+        engine: Has been started.
+        name: The version's name, which its answers carry; None where the model has no versions.
+        requests: How many requests have begun with it and not ended.
     """
 
     engine: Engine
@@ -71,10 +72,10 @@ class ServedModels:
     """Finds the engine for a request's `model`.
 
     Args:
-        names: Of the models in the API, the main one first; the others are adapters of it.
-        load: Makes the engine and the version's name for each of the names, in a thread of its own: the server answers
-            meanwhile, and says that it is loading.
-        follow: Runs from then on until the server stops, and deploys other versions.
+        names: The models' names in the API, the main one first; the others are adapters of it.
+        load: Makes a version for each of the names, in a thread of its own: the server answers meanwhile, and says
+            that it is loading.
+        follow: Runs after that until the server stops, and deploys other versions.
     """
 
     def __init__(
@@ -94,11 +95,11 @@ class ServedModels:
 
     @classmethod
     def of(cls, name: str, engine: Engine) -> "ServedModels":
-        """One model whose engine is there already."""
+        """One model, whose engine exists already."""
         return cls([name], lambda: {name: Version(engine)})
 
     async def start(self) -> None:
-        """Load and start the engines; each answers as soon as it can. Whatever loading raises comes out here."""
+        """Load and start the engines; each answers as soon as it can. An error while loading is raised here."""
         for name, version in (await in_a_daemon_thread(self._load)).items():
             await self.start_version(version)
             self.deploy(name, version)
@@ -113,13 +114,13 @@ class ServedModels:
         except BaseException:
             self._started.discard(version)
             raise
-        if self._aborted is not None:  # meanwhile
+        if self._aborted is not None:  # while it was starting
             version.engine.abort(self._aborted)
 
     def deploy(self, name: str, current: Version, candidate: Version | None = None, share: float = 0.0) -> None:
-        """Have versions with started engines answer under a name from now on.
+        """Let versions with started engines answer under a name from now on.
 
-        Those that did so before end what they have begun, and are stopped then.
+        The versions that answered before finish the requests that they have begun, and are then stopped.
         """
         before = self._served.get(name)
         self._served[name] = now = _Served(current, candidate, share)
@@ -180,13 +181,13 @@ class ServedModels:
         """The model of this name as the API describes it.
 
         Raises:
-            ApiError: 404 if there is none.
+            ApiError: 404 if there is no such model.
         """
         self._check_name(name)
         return self._describe(name)
 
-    def choose(self, request: GenerationRequest) -> Version:
-        """The version that answers a request; it is there until the request is over.
+    def choose(self, request: GenerationRequest, record: RequestRecord) -> Version:
+        """The version that answers a request, which its record notes; it is there until the request is over.
 
         Raises:
             ApiError: 404 if there is no such model, 503 while it cannot answer.
@@ -197,7 +198,6 @@ class ServedModels:
             message = f"The server cannot answer now: {error}"
             raise ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "10"})
         version = self._served[request.model].choose(request)
-        record = current_record()
         record.version = version.name
         record.at_end.enter_context(version.in_use())
         return version
@@ -223,29 +223,25 @@ class ServedModels:
 
 
 def _who(request: GenerationRequest) -> str:
-    """Who asks, or else how the conversation begins."""
+    """Who asks; where the request does not say, how its conversation begins."""
     if isinstance(request, ChatCompletionRequest):
         first = next((message for message in request.messages if message.role == "user"), request.messages[0])
         return request.safety_identifier or request.user or request.prompt_cache_key or first.plain()["content"]
-    return request.user or repr(request.prompts[0])
+    if isinstance(request, CompletionRequest):
+        return request.user or repr(request.prompts[0])
+    raise TypeError(f"there is no way to tell who sent a {type(request).__name__}")
 
 
 async def in_a_daemon_thread(function: Callable[[], _Result]) -> _Result:
     """Like `asyncio.to_thread`, but a process that ends does not wait for it: loading may take minutes."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[_Result] = loop.create_future()
-
-    def settle(set_: Callable, value: object) -> None:
-        if not result.done():
-            set_(value)
+    result = Future[_Result]()
+    result.set_running_or_notify_cancel()  # so that nobody who stops waiting keeps the thread from setting it
 
     def run() -> None:
         try:
-            outcome = result.set_result, function()
+            result.set_result(function())
         except BaseException as error:
-            outcome = result.set_exception, error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
+            result.set_exception(error)
 
     threading.Thread(target=run, name="load", daemon=True).start()
-    return await result
+    return await asyncio.wrap_future(result)

@@ -8,12 +8,12 @@ from hfchat.serving.http.limits import Gate
 from hfchat.serving.openai.protocol import ApiError
 from hfchat.serving.versions.models import ServedModels
 
-_KEPT_S = 5.0  # so that probes, which come every few seconds from several sides, cost nothing
-_PATIENCE_S = 10.0  # a token beside a full batch takes a while
+_KEPT_S = 5.0  # probes come every few seconds from several sides, and should cost nothing
+_PATIENCE_S = 10.0  # a token takes a while beside a full batch
 
 
 class Readiness:
-    """Says whether the models answer now."""
+    """Tells whether the models can answer now."""
 
     def __init__(self, models: ServedModels, gate: Gate):
         self._models = models
