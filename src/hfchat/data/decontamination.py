@@ -8,7 +8,7 @@ long; and it does not say which set a document was removed for.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pydantic
@@ -153,7 +153,7 @@ def _builder(path: str) -> str | None:
     return _BUILDERS.get(suffix_of(Path(path)))
 
 
-def _rows(entry: EvaluationSet) -> Iterator[dict[str, Any]]:
+def _rows(entry: EvaluationSet) -> Iterator[dict[str, object]]:
     from datasets import load_dataset
 
     columns, local = entry.columns, Path(entry.path)
@@ -175,7 +175,7 @@ def _rows(entry: EvaluationSet) -> Iterator[dict[str, Any]]:
         raise UserError(f"evaluation_sets: {entry.name}: cannot load {entry.path}: {reason}") from error
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
