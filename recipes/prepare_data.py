@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(f"read {counts['read']:,} documents, removed {counts['removed'] or 'none'}")
     if counts["skipped"]:
-        print(f"passed over {counts['skipped']:,} records that are no documents: {counts['skipped_for']}")
+        print(f"passed over {counts['skipped']:,} records that are not documents: {counts['skipped_for']}")
     for source, separator in counts["undivided"].items():
         print(f"the separator of {source}, {separator!r}, is in none of its files: each of them is one document")
     for split, documents in counts["documents"].items():

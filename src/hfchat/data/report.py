@@ -118,7 +118,7 @@ class Summary:
         cluster_sizes: Near-duplicate clusters per number of documents in them.
         clusters: Some of them.
         pii: Personal data replaced, per kind.
-        skipped: Records that are no documents, per what they are.
+        skipped: Records that are not documents, by what they are.
         undivided: Names of sources whose separator stands between no two documents, and that separator.
         evaluation_sets: `rows`, `n_grams` and `too_short` of each set that was kept out.
     """
