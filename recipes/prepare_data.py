@@ -71,8 +71,11 @@ class PrepareDataArguments(StageArguments):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
+ARGUMENTS = (PrepareDataArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(PrepareDataArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
     stage = Stage.begin(
         "prepare_data", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
