@@ -29,11 +29,12 @@ from urllib.parse import urlsplit
 
 from hfchat.config import StageArguments, parse
 from hfchat.data.conversation_checks import Cleaner
-from hfchat.data.conversation_formats import FORMATS, ConversationError, convert
+from hfchat.data.conversation_formats import FORMATS, convert
 from hfchat.data.conversation_report import as_text, card_header
 from hfchat.data.conversations import SPLITS, split_of
 from hfchat.data.decontamination import EvaluationSet, build_index, check_evaluation_sets
 from hfchat.data.rows import Row
+from hfchat.data.turns import ConversationError
 from hfchat.errors import UserError, run
 from hfchat.feedback.curation import CurationArguments, Example, Removed, curate
 from hfchat.feedback.curation_report import CurationCounts, card, counts, report, summary_lines

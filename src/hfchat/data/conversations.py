@@ -16,11 +16,12 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from hfchat.data.conversation_checks import Cleaner, all_messages
-from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, Example, convert, expand
+from hfchat.data.conversation_formats import FORMATS, KINDS, convert, expand
 from hfchat.data.conversation_report import SourceCounts, Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.decontamination import EvaluationSet, build_index
 from hfchat.data.rows import Row
+from hfchat.data.turns import ConversationError, Example
 from hfchat.errors import UserError
 from hfchat.messages import digest_of
 from hfchat.storage import remove_tree
