@@ -12,6 +12,7 @@ counted, however many documents have them. Of scripts without spaces, runs have 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from tqdm.auto import tqdm
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Example
-from hfchat.lineage import describe
+from hfchat.lineage import Ancestor, describe
+from hfchat.results import ComparedSource, Contamination
 from hfchat.words import word_sixths, words
 
 _SHORTEST, _LONGEST = 8, 13  # words of a run
@@ -74,8 +76,8 @@ class _Source:
 
 
 def find_contamination(
-    tasks: Mapping[str, Sequence[Example]], ancestry: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+    tasks: Mapping[str, Sequence[Example]], ancestry: Sequence[Ancestor]
+) -> dict[str, Contamination]:
     """Compare the examples of tasks with every row that a model was trained on, in one pass over them.
 
     The memory is that of the examples; the rows are streamed.
@@ -85,32 +87,25 @@ def find_contamination(
         ancestry: Lineages of what made the model, see `hfchat.lineage.ancestry`.
 
     Returns:
-        Task to `{"status", "sentence", "examples", "found", "equal", "equal_with_answer", "overlapping", "words",
-        "too_short", "common", "sources", "unknown"}`. `status` is `checked`, `partly` where some of what the model
-        learned from cannot be read here, or `unknown` where nothing can; `unknown` says what, a sentence each. `found`
-        are the indices of examples that were seen, those of the next three together; `words` is the length of a run
-        and `too_short` how many examples have none; `common` are the indices of examples that were not found, and of
-        which every run is in too many documents to tell; `sources` is a list of `{"stage", "path", "split", "rows",
-        "found"}`, the last a number of examples.
+        Task to what was found; a task without examples has no entry.
     """
     compared = {name: _Compared(examples) for name, examples in tasks.items() if examples}
     sources, unknown = _learned_from(ancestry)
-    read = []
+    read: list[tuple[_Source, int]] = []
+    seen: dict[str, list[_Seen]] = {name: [] for name in compared}
     for source in sources:
         try:
-            rows = _compare(source, list(compared.values()))
+            rows, found = _compare(source, list(compared.values()))
         except UserError as error:
             unknown.append(f"What {source.stage} learned from cannot be read here: {error}.")
-            for one in compared.values():
-                one.forget()
-        else:
-            read.append({"stage": source.stage, "path": source.path, "split": source.split, "rows": rows})
-            for one in compared.values():
-                one.keep()
-    return {name: one.result(read, unknown) for name, one in compared.items()}
+            continue
+        read.append((source, rows))
+        for own, one in zip(seen.values(), found, strict=True):
+            own.append(one)
+    return {name: one.result(read, seen[name], unknown) for name, one in compared.items()}
 
 
-def _learned_from(ancestry: Sequence[Mapping[str, Any]]) -> tuple[list[_Source], list[str]]:
+def _learned_from(ancestry: Sequence[Ancestor]) -> tuple[list[_Source], list[str]]:
     """What is named in the lineages, and what of the training they do not tell."""
     sources, unknown = [], []
     made = {lineage["path"] for lineage in ancestry}
@@ -139,32 +134,60 @@ def _learned_from(ancestry: Sequence[Mapping[str, Any]]) -> tuple[list[_Source],
     return sources, unknown
 
 
-def _compare(source: _Source, compared: Sequence["_Compared"]) -> int:
+def _compare(source: _Source, compared: Sequence["_Compared"]) -> tuple[int, list["_Seen"]]:
+    """Read a source: how many rows it has, and what of each task is in them."""
+    seen = [_Seen.nothing(len(one.runs)) for one in compared]
     rows, chunk, size = 0, [], 0
     for texts in tqdm(source.rows(), desc=f"contamination: {source.path}", unit="row", delay=2):
         rows += 1
-        for one in compared:
-            one.compare_whole(texts)
+        for one, of_one in zip(compared, seen, strict=True):
+            one.compare_whole(texts, of_one)
+        # Runs are compared many rows at a time, which is what makes numpy quick.
         chunk.append([words(text) for text in texts])
         size += sum(map(len, texts))
         if size >= _CHUNK:
-            for one in compared:
-                one.compare_runs(chunk)
+            for one, of_one in zip(compared, seen, strict=True):
+                one.compare_runs(chunk, of_one)
             chunk, size = [], 0
-    for one in compared:
-        one.compare_runs(chunk)
-    return rows
+    for one, of_one in zip(compared, seen, strict=True):
+        one.compare_runs(chunk, of_one)
+    return rows, seen
+
+
+@dataclass
+class _Seen:
+    """What of a task's examples is in a source.
+
+    Attributes:
+        equal: Examples whose whole question is there.
+        with_answer: Those of them whose answer stands beside it.
+        copied: Examples of which one document has most.
+        documents: `[runs]`, how many documents have each run.
+    """
+
+    equal: set[int]
+    with_answer: set[int]
+    copied: set[int]
+    documents: np.ndarray
+
+    @classmethod
+    def nothing(cls, runs: int) -> "_Seen":
+        return cls(set(), set(), set(), np.zeros(runs, dtype=np.int64))
 
 
 class _Compared:
-    """The examples of a task, and where they were seen."""
+    """The examples of a task, and their runs of words, as arrays that rows are compared with.
+
+    Attributes:
+        runs: `[runs]`, the hashes of all runs, sorted.
+    """
 
     def __init__(self, examples: Sequence[Example]):
         self._examples = len(examples)
         self._whole: dict[str, set[int]] = defaultdict(set)
         self._answers: list[set[str]] = []
         found = []  # the words of each example, text by text
-        asked = []  # likewise of its question alone
+        asked = []  # the words of its question alone
         for index, one in enumerate(examples):
             question, texts = _question(one), [*one.references, *one.targets]
             for text in [question] if question else texts:
@@ -180,14 +203,9 @@ class _Compared:
         numbers = np.random.default_rng(0).integers(1, 2**64, size=len(vocabulary), dtype=np.uint64)
         self._numbers = dict(zip(vocabulary, numbers.tolist(), strict=True))
         hashes, owners = self._hash(found)
-        self._runs, places = np.unique(hashes, return_inverse=True)
-        self._run_of, self._owner_of = places, owners
+        self.runs, self._run_of = np.unique(hashes, return_inverse=True)
+        self._owner_of = owners
         self._index_parts(asked)
-        self._documents = np.zeros(len(self._runs), dtype=np.int64)  # that have a run
-        self._equal: list[tuple[set[int], set[int]]] = []  # of each source: questions, and those with the answer
-        self._seen: list[np.ndarray] = []  # of each source: which runs
-        self._copied: list[set[int]] = []  # of each source: examples of which one document has most
-        self.forget()
 
     def _index_parts(self, asked: Sequence[Sequence[Sequence[str]]]) -> None:
         """Which runs each example is made of, and each question: its parts, the examples first.
@@ -196,33 +214,32 @@ class _Compared:
         """
         hashes, owners = self._hash(asked)
         of_examples = np.stack([self._run_of, self._owner_of])
-        of_questions = np.stack([np.searchsorted(self._runs, hashes), owners + self._examples])
+        of_questions = np.stack([np.searchsorted(self.runs, hashes), owners + self._examples])
         pairs = np.unique(np.concatenate([of_examples, of_questions], axis=1), axis=1)
-        owned_by = np.bincount(pairs[0, pairs[1] < self._examples], minlength=len(self._runs))
+        owned_by = np.bincount(pairs[0, pairs[1] < self._examples], minlength=len(self.runs))
         pairs = pairs[:, owned_by[pairs[0]] <= _COMMON]
         self._parts = pairs[1]  # of all runs, one after the other
-        self._parts_from = np.searchsorted(pairs[0], np.arange(len(self._runs) + 1))
+        self._parts_from = np.searchsorted(pairs[0], np.arange(len(self.runs) + 1))
         self._part_sizes = np.bincount(pairs[1], minlength=2 * self._examples)
 
-    def compare_whole(self, texts: Sequence[str]) -> None:
+    def compare_whole(self, texts: Sequence[str], seen: _Seen) -> None:
         """Look for whole questions among the texts of a row, and for the answers beside them."""
         normalized = {_normalized(text) for text in texts}
-        for text in normalized:
-            for index in self._whole.get(text, ()):
-                self._equal_now[0].add(index)
-                if self._answers[index] & normalized:
-                    self._equal_now[1].add(index)
+        for index in chain.from_iterable(self._whole.get(text, ()) for text in normalized):
+            seen.equal.add(index)
+            if self._answers[index] & normalized:
+                seen.with_answer.add(index)
 
-    def compare_runs(self, rows: Sequence[Sequence[Sequence[str]]]) -> None:
+    def compare_runs(self, rows: Sequence[Sequence[Sequence[str]]], seen: _Seen) -> None:
         """Look for runs of words in the texts of rows."""
         hashes, documents = self._hash(rows)
-        if not len(hashes) or not len(self._runs):
+        if not len(hashes) or not len(self.runs):
             return
-        places = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
-        hits = self._runs[places] == hashes
+        places = np.minimum(np.searchsorted(self.runs, hashes), len(self.runs) - 1)
+        hits = self.runs[places] == hashes
         pairs = np.unique(np.stack([places[hits], documents[hits]]), axis=1)
-        self._documents_now += np.bincount(pairs[0], minlength=len(self._runs))
-        self._copied_now |= self._mostly_in_one(*pairs)
+        seen.documents += np.bincount(pairs[0], minlength=len(self.runs))
+        seen.copied |= self._mostly_in_one(*pairs)
 
     def _mostly_in_one(self, runs: np.ndarray, documents: np.ndarray) -> set[int]:
         """The examples of which, or of whose question, one document has more than half of the runs.
@@ -239,60 +256,49 @@ class _Compared:
         parts = together % len(self._part_sizes)
         return {*(parts[2 * shared > self._part_sizes[parts]] % self._examples).tolist()}
 
-    def keep(self) -> None:
-        """What was found since the last source is a source's."""
-        self._equal.append(self._equal_now)
-        self._seen.append(self._documents_now > 0)
-        self._copied.append(self._copied_now)
-        self._documents += self._documents_now
-        self.forget()
+    def result(
+        self, sources: Sequence[tuple[_Source, int]], seen: Sequence[_Seen], unknown: Sequence[str]
+    ) -> Contamination:
+        """Say what was found.
 
-    def forget(self) -> None:
-        self._equal_now: tuple[set[int], set[int]] = (set(), set())
-        self._documents_now = np.zeros(len(self._runs), dtype=np.int64)
-        self._copied_now: set[int] = set()
-
-    def result(self, sources: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> dict[str, Any]:
-        told = self._documents <= _COMMON
+        Args:
+            sources: Those that were read, each with its number of rows.
+            seen: What is in each of them.
+            unknown: What could not be read.
+        """
+        # A run of many documents, wherever they are, is a common phrase and tells nothing.
+        documents = sum((one.documents for one in seen), np.zeros(len(self.runs), dtype=np.int64))
+        telling = documents <= _COMMON
         overlapping = [
-            copied.union(self._owner_of[(seen & told)[self._run_of]].tolist())
-            for seen, copied in zip(self._seen, self._copied, strict=True)
+            one.copied.union(self._owner_of[((one.documents > 0) & telling)[self._run_of]].tolist()) for one in seen
         ]
-        equal = set().union(*(one for one, _ in self._equal))
-        with_answer = set().union(*(one for _, one in self._equal))
+        equal = set().union(*(one.equal for one in seen))
+        with_answer = set().union(*(one.with_answer for one in seen))
         found = equal.union(*overlapping)
-        rare = {*self._owner_of[told[self._run_of]].tolist()}
+        rare = {*self._owner_of[telling[self._run_of]].tolist()}
         common = {*self._owner_of.tolist()} - rare - found
-        status = "unknown" if not sources else "partly" if unknown else "checked"
-        return {
-            "status": status,
-            "sentence": self._sentence(len(found), len(with_answer), len(common), sources, unknown),
-            "examples": self._examples,
-            "found": sorted(found),
-            "equal": sorted(equal),
-            "equal_with_answer": sorted(with_answer),
-            "overlapping": sorted(set().union(*overlapping)),
-            "words": self._n,
-            "too_short": self._too_short,
-            "common": sorted(common),
-            "sources": [
-                {**source, "found": len(whole | runs)}
-                for source, (whole, _), runs in zip(sources, self._equal, overlapping, strict=True)
+        rows = sum(number for _, number in sources)
+        return Contamination(
+            status="unknown" if not sources else "partly" if unknown else "checked",
+            sentence=self._sentence(len(found), len(with_answer), len(common), rows, unknown)
+            if sources
+            else " ".join(unknown),
+            examples=self._examples,
+            found=sorted(found),
+            equal=sorted(equal),
+            equal_with_answer=sorted(with_answer),
+            overlapping=sorted(set().union(*overlapping)),
+            words=self._n,
+            too_short=self._too_short,
+            common=sorted(common),
+            sources=[
+                ComparedSource(source.stage, source.path, source.split, number, len(one.equal | runs))
+                for (source, number), one, runs in zip(sources, seen, overlapping, strict=True)
             ],
-            "unknown": list(unknown),
-        }
+            unknown=list(unknown),
+        )
 
-    def _sentence(
-        self,
-        found: int,
-        with_answer: int,
-        common: int,
-        sources: Sequence[Mapping[str, Any]],
-        unknown: Sequence[str],
-    ) -> str:
-        if not sources:
-            return " ".join(unknown)
-        rows = sum(source["rows"] for source in sources)
+    def _sentence(self, found: int, with_answer: int, common: int, rows: int, unknown: Sequence[str]) -> str:
         what = "what it was trained on" if not unknown else "what is known of its training"
         text = f"{found or 'None'} of the {self._examples:,} examples {'are' if found > 1 else 'is'} in {what}"
         if found:
@@ -308,13 +314,15 @@ class _Compared:
 
         A run goes on until it holds as much as n words, see `hfchat.words.runs`.
         """
-        numbers, sixths, owners = [], [], []
+        numbers: list[int] = []
+        sixths: list[int] = []
+        owners: list[tuple[int, int]] = []
         for index, texts in enumerate(rows):
-            before = len(numbers)
+            first = len(numbers)
             for text in texts:
                 numbers += [*(self._numbers.get(word, 0) for word in text), 0]  # no run goes into the next text
                 sixths += [*word_sixths(text), 6]
-            owners.append((index, len(numbers) - before))
+            owners.append((index, len(numbers) - first))
         values = np.array(numbers, dtype=np.uint64)
         if not len(values):
             return np.zeros(0, np.uint64), np.zeros(0, np.int64)
