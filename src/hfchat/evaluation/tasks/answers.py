@@ -128,7 +128,7 @@ class Answers(AskingTask):
                     "written twice: {{ or }}"
                 )
             question += text if column is None else text + _as_text(row[column], f"{place}: {column}")
-        references = row[self.references]
+        references = row[self.references or ""]
         # What a list holds is checked text by text; no reference at all is as wrong as an empty one.
         several = (references or [None]) if isinstance(references, list) else [references]
         references = [_as_text(one, f"{place}: {self.references}", " or a list of texts") for one in several]
