@@ -173,15 +173,27 @@ def test_the_calibration_measures_real_steps_and_leaves_nothing(pretraining, tmp
     assert 0 < time["total"] < math.inf
     assert set(time["calibration"]) == set(Calibration.__dataclass_fields__)
     assert time["calibration"]["max_steps"] == 4
+    assert time["calibration"]["evaluation_seconds"] > 0
+    assert time["calibration"]["closing_seconds"] > 0
     assert report.figures["memory"]["calibrated_peak"] > 2**27
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fine_tuning_is_measured_until_its_certificate(chat_model, conversations, tmp_path):
+    data = conversations([chat(f"What is {number}?") for number in range(8)], [chat("Where?"), chat("When?")])
+    settings = ["--max_steps", "3", "--sample_answers", "2", "--lora_r", "2", "--per_device_train_batch_size", "2"]
+    report = examine(finetuning(chat_model, data, tmp_path, *settings), recipe="finetune")
+    calibration = report.figures["time"]["calibration"]
+    assert calibration["measured_steps"] == 3
+    assert min(calibration[part] for part in ("samples_seconds", "evaluation_seconds", "closing_seconds")) > 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_stops_the_recipe_is_said(pretraining, monkeypatch, tmp_path):
     broken = find_recipe(None, "pretrain")
     script = tmp_path / "nothing.py"
     script.write_text(
-        "from hfchat.training.pretraining import PretrainArguments\nARGUMENTS = (PretrainArguments,)\n"
+        "from hfchat.training.pretrain_arguments import PretrainArguments\nARGUMENTS = (PretrainArguments,)\n"
         "if __name__ == '__main__':\n    raise SystemExit('error: nothing.py stops')\n"
     )
     monkeypatch.setattr(type(broken), "script", script)

@@ -31,7 +31,7 @@ def calibrate(
         seconds: Seconds of steps after the warm-up.
 
     Returns:
-        What was measured, with the samples as long as the run's, or in one line why it could not be.
+        What was measured, with the time of samples as long as the run's; or in one line why nothing could be measured.
     """
     # Answers take as long as they have tokens: the time of short ones is scaled to the run's.
     overrides, scale = [], 1.0

@@ -24,8 +24,6 @@ from hfchat.training.initial_model import new_model
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfchat.training.adapters import ModelArguments
-    from hfchat.training.pretraining import PretrainArguments
 
 # What a process comes to hold, beyond its imports and its tensors, by its first step: compiled kernels, buffers of
 # its threads. Measured on a CPU, with SmolLM2-135M and torch 2.13; a guess for the context of a GPU.
@@ -161,7 +159,7 @@ class RunPlan:
         return sum(weight.numel() for name, weight in self.model.named_parameters() if "lora_" not in name)
 
 
-def plan_pretraining(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
+def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
     """Plan a pretraining.
 
     Args:
@@ -188,14 +186,12 @@ def plan_pretraining(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerB
     return _plan(args, model, None, step, evaluation, optimizer, "block_size", texts)
 
 
-def plan_tuning(
-    args: Any, model_args: "ModelArguments", tokenizer: "PreTrainedTokenizerBase", texts: Texts
-) -> RunPlan:
+def plan_tuning(args: Any, model_args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
     """Plan a fine-tuning or a preference tuning.
 
     Args:
         args: `FinetuneArguments` or `AlignArguments`.
-        model_args: Which model is trained, and how.
+        model_args: `ModelArguments`.
         tokenizer: The run's, with the tokens it adds.
         texts: Its conversations, or preferences.
     """
@@ -205,7 +201,7 @@ def plan_tuning(
     config = _base_config(model_args.model_name_or_path, model_args.model_revision, len(tokenizer))
     name = model_args.dtype or ("bfloat16" if args.bf16 else "float32")
     dtype = getattr(torch, name) if name != "auto" else getattr(config, "dtype", None) or torch.float32
-    bits = 8 if model_args.load_in_8bit else None
+    bits: float | None = 8 if model_args.load_in_8bit else None
     if model_args.load_in_4bit:
         bits = 4 if model_args.use_bnb_nested_quant else 4.5
     model = _without_weights(config, dtype if model_args.use_peft else torch.float32)
@@ -242,6 +238,7 @@ def _plan(
     texts: Texts,
 ) -> RunPlan:
     """Add how often the run evaluates and saves."""
+    # `Trainer` counts the steps of an epoch only when it has the data.
     steps, epochs = args.max_steps, float(args.num_train_epochs)
     if texts.sequences is not None:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
