@@ -193,7 +193,7 @@ def test_what_stops_the_recipe_is_said(pretraining, monkeypatch, tmp_path):
     broken = find_recipe(None, "pretrain")
     script = tmp_path / "nothing.py"
     script.write_text(
-        "from hfchat.training.pretraining import PretrainArguments\nARGUMENTS = (PretrainArguments,)\n"
+        "from hfchat.training.pretrain_arguments import PretrainArguments\nARGUMENTS = (PretrainArguments,)\n"
         "if __name__ == '__main__':\n    raise SystemExit('error: nothing.py stops')\n"
     )
     monkeypatch.setattr(type(broken), "script", script)
