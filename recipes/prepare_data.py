@@ -41,10 +41,12 @@ class PrepareDataArguments(StageArguments):
     )
     validation_fraction: float = field(
         default=0.01,
-        metadata={"help": "Share of documents in the validation split, chosen by a hash; near-duplicates together."},
+        metadata={
+            "help": "Share of documents in the validation split, chosen by a hash; near-duplicates stay together."
+        },
     )
     max_document_bytes: int = field(
-        default=50_000_000, metadata={"help": "Larger documents are removed; bounds the memory of a worker."}
+        default=50_000_000, metadata={"help": "Larger documents are removed, which bounds the memory of a worker."}
     )
     strict: bool = field(
         default=False, metadata={"help": "Make input that cannot be read an error.", "identity": False}

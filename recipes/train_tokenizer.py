@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             split_pattern=args.split_pattern,
             trainer=args.trainer,
         )
+    # What is reported is what a user will load, not what was trained.
     save_tokenizer(tokenizer, stage.work_dir, sentencepiece_model=args.sentencepiece_model)
     reloaded = check_saved_tokenizer(stage.work_dir, tokenizer, lossless=args.sentencepiece_model is None)
 

@@ -13,7 +13,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from hfchat.data.pieces import Blocks, Piece, Place
 from hfchat.entries import Entry, explain
 
-# Name in the YAML to the block. They are imported when a chain uses them: some bring spaCy or a language model.
+# Names in the YAML, and their blocks, which are imported when a chain uses them: some bring spaCy or a model.
 BLOCKS = {
     "url_filter": "hfchat.data.url_filter:UrlFilter",
     "fix_text": "hfchat.data.cleaning:FixText",

@@ -83,9 +83,7 @@ class Source(Entry):
         kinds = itertools.chain.from_iterable(
             get_args(model.model_fields["kind"].annotation) for model in cls.alternatives()
         )
-        raise ValueError(
-            f"{cls.title(fields)}: its name does not say what it is; give a 'kind': one of {', '.join(kinds)}"
-        )
+        raise ValueError(f"source {path}: its name does not say what it is; give a 'kind': one of {', '.join(kinds)}")
 
     @property
     def label(self) -> str:

@@ -114,19 +114,33 @@ def halving(model: EvaluatedModel, batch: list, compute: Callable[[list], list[R
         try:
             records = compute(indices)
         except (RuntimeError, MemoryError) as error:
-            if len(indices) == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            if len(indices) == 1 or not is_out_of_memory(error):
                 raise
         else:
             yield records
             continue
-        # Outside the handler, whose exception holds the frames that hold the memory.
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
-        model.batch_size = len(indices) // 2
-        tqdm.write(
-            f"{model.name}: out of memory with {len(indices)} examples at a time; going on with {model.batch_size}"
-        )
+        halve(model, len(indices))
         waiting.insert(0, indices)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a smaller batch may help, on an accelerator or a CPU."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+def halve(model: EvaluatedModel, size: int) -> int:
+    """Give back the memory of a batch that was too large, and halve the batches from here on.
+
+    Call it outside the handler of the error, which holds the frames that hold the memory.
+
+    Returns:
+        `model.batch_size`, half of `size`.
+    """
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    model.batch_size = size // 2
+    tqdm.write(f"{model.name}: out of memory with {size} examples at a time; going on with {model.batch_size}")
+    return model.batch_size
 
 
 def _ask(model: EvaluatedModel, examples: Sequence[Example], indices: Sequence[int], asked: Asked) -> list[Record]:

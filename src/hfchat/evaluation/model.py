@@ -16,12 +16,12 @@ class Reply:
     Attributes:
         text: Without special tokens.
         tokens: How many, the end-of-turn token included.
-        ended: Whether the model ended it itself, before `max_new_tokens`.
+        ended: Whether the model ended it itself, before `max_new_tokens`; None where that is not known.
     """
 
     text: str
     tokens: int
-    ended: bool
+    ended: bool | None
 
 
 @dataclass(frozen=True)

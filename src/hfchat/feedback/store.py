@@ -1,4 +1,4 @@
-"""Write what people say of answers, with the answers, and take it out again."""
+"""Write what people say about answers, with the answers, and delete it again."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class OtherPromptError(Exception):
 
 
 class NothingSaidError(Exception):
-    """An opinion says nothing, and there is none that it could take back."""
+    """An opinion is empty, and there is no earlier one that it could take back."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Store:
     """The feedback in a database. Its methods wait for the disk, and may be called from any thread.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
+        engine: What `hfchat.feedback.database.open_database` returns.
         redact: Takes personal data out of every text on its way in.
     """
 
@@ -107,18 +107,18 @@ class Store:
             self._add(session, *rows)
 
     def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = (), one_of_key: bool = False) -> Stored:
-        """Write an opinion in the place of what the same person (`api_key` and `user`) said of the same answer.
+        """Write an opinion in place of what the same person (`api_key` and `user`) said about the same answer.
 
-        The same once more changes nothing, so who got no reply may send it again.
+        The same opinion once more changes nothing, so a client that got no reply may send it again.
 
         Args:
             opinion: What is said.
-            exchanges: The answers that it is about, as far as they may not be in the database yet.
-            one_of_key: The person is the `api_key`, whichever `user` it names, because it may name anybody.
+            exchanges: The answers that it is about, if they may not be in the database yet.
+            one_of_key: Whether the person is the `api_key`, whichever `user` it names, because it may name anybody.
 
         Raises:
             UnknownAnswerError: If it is about an answer that is not there, or that another API key got.
-            OtherPromptError: If the answer it prefers and the one it discards have not the same prompt.
+            OtherPromptError: If the answer it prefers and the one it discards have different prompts.
             NothingSaidError: If it says nothing, and there is nothing to take back.
             StoreError: If it could not be written.
         """
@@ -135,13 +135,13 @@ class Store:
             return self._replace(session, opinion, answer, discarded, one_of_key)
 
     def delete_user(self, user: str, api_key: str | None = None) -> Counts:
-        """Delete what a user asked and was answered, and what they said of any answer.
+        """Delete what a user asked and was answered, and what they said about any answer.
 
-        An answer whose request named nobody is theirs if they gave feedback on it, as it is there because of that.
+        An answer whose request named nobody is theirs if they gave feedback on it: it is stored because of that.
 
         Args:
-            user: As requests and feedback name them.
-            api_key: Only what came with this API key: another one's user of the same name may be somebody else.
+            user: The user's name in requests and feedback.
+            api_key: Only what came with this API key: another key's user of the same name may be somebody else.
         """
 
         def of_user(table: type[AnswerRow] | type[OpinionRow]) -> sa.ColumnElement[bool]:
@@ -162,7 +162,7 @@ class Store:
         return self._delete(AnswerRow.created_at < moment, sa.false())
 
     def last_moment(self, longest_gap: timedelta) -> datetime | None:
-        """When the last answer was asked for, of those before the first gap that is longer; None without answers.
+        """When the last answer before the first longer gap was asked for; None without answers.
 
         Raises:
             StoreError: If it cannot be read.
@@ -177,7 +177,7 @@ class Store:
         return last
 
     def redact(self) -> Counts:
-        """Redact all that is stored once more, as after a change of the rules.
+        """Redact everything that is stored once more, for example after a change of the rules.
 
         Returns:
             How many rows were changed.
@@ -200,7 +200,7 @@ class Store:
 
         def feedback(row: OpinionRow) -> Values:
             user = self._pseudonym(row.user_id)
-            # Who gave an opinion before names were redacted, and another one since, has two that hold.
+            # A person who gave one opinion before names were redacted, and another since, has two that hold.
             is_replaced = row.replaced_at is None and user != row.user_id and _has_opinion(row, user)
             return {
                 "replaced_at": datetime.now(UTC) if is_replaced else row.replaced_at,
@@ -211,7 +211,7 @@ class Store:
             }
 
         counts = Counts(self._change(AnswerRow, answer), self._change(OpinionRow, feedback))
-        self._change(ConversationRow, conversation)  # last, as the answers are made with it
+        self._change(ConversationRow, conversation)  # last, because the answers' hashes are made from it
         return counts
 
     def forget_deleted(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer, KTOTrainer
@@ -69,6 +69,7 @@ class _PreferenceTrainer(CheckpointMixin):
         preferences: "Preferences",
         tokenizer: "PreTrainedTokenizerBase",
     ):
+        # What the policy is compared with, where it is not the same model without its adapter.
         reference = None
         if not is_peft_model(model):
             if not (args.precompute_ref_log_probs or is_deepspeed_zero3_enabled()):  # shards cannot be copied
@@ -87,6 +88,7 @@ class _PreferenceTrainer(CheckpointMixin):
         self.eval_dataset = preferences.held_out
         if is_peft_model(self.model) and "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter
             self.model.delete_adapter("ref")
+        # The held-out pairs at the start.
         self._thumbs_collator = DataCollatorForUnpairedPreference(pad_token_id=tokenizer.pad_token_id)
         references = self._held_out_log_probs(reference=True)
         self.start = self.outcome = PairScores(references, references, args.beta)
@@ -215,9 +217,7 @@ class _LogStart(TrainerCallback):
     def __init__(self, trainer: _PreferenceTrainer):
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         if state.global_step == 0:
             means = {f"eval_{name}": value for name, value in self.trainer.start.means().items()}
             self.trainer.log(means | {"eval_kl": 0.0})

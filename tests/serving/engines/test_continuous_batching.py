@@ -49,7 +49,7 @@ def test_the_router_takes_over_every_way_out():
     assert public == {"deliver", "deliver_batch", "fail_and_deliver"}
     assert list(inspect.signature(OutputRouter.deliver_batch).parameters) == ["self", "outputs"]
     delivered = []
-    router = Router(cancel=lambda request: None)
+    router = Router(cancel=lambda request: None, crashed=lambda manager: None)
     router.loop = asyncio.new_event_loop()
     router.streams["one"] = delivered.append
     router.fail_and_deliver(RequestState("one", [1, 2]), RuntimeError("broken"))

@@ -21,15 +21,7 @@ from transformers import ContinuousBatchingManager, PreTrainedModel, PreTrainedT
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
 from hfchat.processes import available_bytes
-from hfchat.serving.engines.continuous_batching import (
-    PAGE,
-    Output,
-    PerRequestSampler,
-    Router,
-    new_manager,
-    submit,
-    why_down,
-)
+from hfchat.serving.engines.continuous_batching import PAGE, Router, new_manager, submit, why_down
 from hfchat.serving.engines.encoding import NOTHING_RENDERED
 from hfchat.serving.engines.encoding_process import ModelEncoder
 from hfchat.serving.engines.engine import EngineError, Logprob, Piece, PromptError, Sampling, TokenLogprobs
@@ -109,16 +101,12 @@ class TransformersEngine:
         self._blocks = _cache_blocks(model, max_concurrent_requests)
         self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * PAGE)
         self._encoder = ModelEncoder(tokenizer, self._vocabulary, self.context_length)
-        self._router = Router(lambda request: self._manager.cancel_request(request))
+        self._router = Router(lambda request: self._manager.cancel_request(request), self._on_crash)
         self._manager = self._new_manager()
 
     def _new_manager(self) -> ContinuousBatchingManager:
-        vocabulary = self._model.config.get_text_config().vocab_size
         penalty = self._sampling.repetition_penalty
-        sampler = PerRequestSampler(self._rows, vocabulary, self._model.device, penalty)
-        return new_manager(
-            self._model, self._eos, self._blocks, sampler, self._rows, self._router, crashed=self._on_crash
-        )
+        return new_manager(self._model, self._eos, self._blocks, self._rows, penalty, self._router)
 
     @property
     def error(self) -> str | None:
@@ -227,7 +215,7 @@ class TransformersEngine:
         self._check(prompt)
         draws = Draws(self._complete(prompt, sampling), self._sampling, current_record().key_name, prompt.tokens)
         request = f"request-{next(self._ids)}"
-        outputs: asyncio.Queue[Output] = asyncio.Queue()
+        outputs: asyncio.Queue = asyncio.Queue()
         self._router.streams[request] = outputs.put_nowait
         manager = self._manager
         finished = False
