@@ -112,7 +112,7 @@ def read_documents(data: Sequence[str]) -> list[str]:
     """The texts of files as hfchat's sources read them; of a dump of Wikipedia, the articles."""
     with contextlib.redirect_stderr(io.StringIO()):
         logger.remove()
-        steps = [Source({"path": path}).step(contextlib.nullcontext, strict=True) for path in data]
+        steps = [Source.parse({"path": path}).step(contextlib.nullcontext, strict=True) for path in data]
         return [document.text for step in steps for document in step.run()]
 
 
@@ -148,8 +148,8 @@ def write_input(folder: Path, texts: Iterator[str], megabytes: float, shards: in
 
 def phases(source: Input, steps: Sequence[Any], output: Path, tasks: int) -> list[Phase]:
     """hfchat's chain, as `hfchat.data.corpus.build_corpus` runs it."""
-    sources = [Source({"path": f"{source.folder}/*.jsonl", "name": "articles", "license": "CC-BY-SA-4.0"})]
-    return plan(sources, [Step(step) for step in steps], DataFolder(str(output)), 0.05, tasks, False, 50_000_000)
+    sources = [Source.parse({"path": f"{source.folder}/*.jsonl", "name": "articles", "license": "CC-BY-SA-4.0"})]
+    return plan(sources, [Step.parse(step) for step in steps], DataFolder(str(output)), 0.05, tasks, False, 50_000_000)
 
 
 def run_hfchat(source: Input, steps: Sequence[Any], tasks: int, workers: int) -> Run:
@@ -157,7 +157,7 @@ def run_hfchat(source: Input, steps: Sequence[Any], tasks: int, workers: int) ->
 
     def start(output: Path) -> Callable[[], Any]:
         chain = phases(source, steps, output, tasks)
-        return lambda: execute(chain, DataFolder(str(output)), Executor("local"), workers)
+        return lambda: execute(chain, DataFolder(str(output)), Executor.parse("local"), workers)
 
     return _timed(start)
 
@@ -166,7 +166,7 @@ def run_datatrove(source: Input, steps: Sequence[Any], tasks: int, workers: int)
     """The same blocks between datatrove's reader and writers; none that has phases of its own."""
 
     def start(output: Path) -> Callable[[], Any]:
-        chain = [Step(step) for step in steps]
+        chain = [Step.parse(step) for step in steps]
         pipeline = [
             JsonlReader(str(source.folder), default_metadata={"source": "articles", "license": "CC-BY-SA-4.0"}),
             *(step.build(ParquetWriter(f"{output}/removed/{step.name}")) for step in chain),

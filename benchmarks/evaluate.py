@@ -27,7 +27,7 @@ from transformers import GenerationConfig
 from hfchat.dataset import load_split
 from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.encoding import encode_prompt
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.task import Example
 from hfchat.generation import stop_token_ids

@@ -99,16 +99,17 @@ def _is_elsewhere(target: str) -> bool:
 
 def commands_page() -> str:
     """The help of `hfchat` and of each of its commands."""
-    from hfchat.cli import _parser
+    from hfchat.cli import _parser, serve_parser
 
-    sections = [
-        f"## {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```" for parser in _with_subparsers(_parser())
-    ]
+    # The parser of `serve` is made only when it runs, because it takes a while to import.
+    parsers = [serve_parser() if parser.prog == "hfchat serve" else parser for parser in _with_subparsers(_parser())]
+    for parser in parsers:
+        parser.formatter_class = functools.partial(argparse.HelpFormatter, width=_WIDTH)
+    sections = [f"## {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```" for parser in parsers]
     return "\n\n".join(["# The command `hfchat`", "As `hfchat COMMAND --help` prints it.", *sections]) + "\n"
 
 
 def _with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    parser.formatter_class = functools.partial(argparse.HelpFormatter, width=_WIDTH)
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

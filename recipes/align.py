@@ -24,23 +24,30 @@ from transformers import set_seed
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
+from hfchat.doctor.trial import observe
 from hfchat.errors import run
 from hfchat.export.certificate import export
-from hfchat.lineage import CHECKPOINTS, Stage
+from hfchat.lineage import CHECKPOINTS
 from hfchat.models import resolve
+from hfchat.stage import Stage
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
-from hfchat.training.alignment import TRAINERS, AlignArguments, describe_comparison
+from hfchat.training.align_arguments import AlignArguments
+from hfchat.training.alignment import TRAINERS
 from hfchat.training.checkpoints import last_checkpoint
+from hfchat.training.held_out_pairs import describe_comparison
 from hfchat.training.loss_curve import save_loss_curve
 from hfchat.training.precision import keep_precision
 from hfchat.training.preferences import load_preferences
+from hfchat.training.run_arguments import for_trainer
 from hfchat.training.supervision import load_chat_tokenizer
+
+ARGUMENTS = (AlignArguments, ModelArguments)  # `hfchat doctor` reads them, too
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args, model_args = parse(AlignArguments, ModelArguments, argv=argv)
+    args, model_args = parse(*ARGUMENTS, argv=argv)
     base, revision = resolve(model_args.model_name_or_path), model_args.model_revision
-    stage = Stage(
+    stage = Stage.begin(
         "align",
         args.output_dir,
         config=[args, model_args],
@@ -49,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if stage.complete:
         return stage.report_complete()
-    args.output_dir = str(stage.work_dir / CHECKPOINTS)
-    keep_precision(args)
+    checkpoints = stage.work_dir / CHECKPOINTS
+    args = keep_precision(args, checkpoints)
     set_seed(args.seed)
 
     tokenizer, new_tokens = load_chat_tokenizer(base, revision, allow_mismatch=args.allow_template_mismatch)
     preferences = load_preferences(args, tokenizer)
-    args.derive(model_args, preferences)
+    args, model_args = args.derive(model_args, preferences.thumbs)
     if args.process_index == 0:
         print(f"{preferences.describe(tokenizer)}\n\n{args.describe()}", flush=True)
 
@@ -63,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.process_index == 0:
         print(describe_trainable(model, model_args, args.learning_rate, tokenizer, new_tokens), flush=True)
     record_fingerprint(tokenizer, model)
-    trainer = TRAINERS[args.method](model, args, preferences, tokenizer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    trainer = TRAINERS[args.method](model, for_trainer(args, checkpoints), preferences, tokenizer)
+    observe(trainer)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     metrics = trainer.evaluate() | preferences.counts.as_metrics("train")
     comparison = trainer.outcome.compare(trainer.start)
     if trainer.is_world_process_zero():

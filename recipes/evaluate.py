@@ -24,14 +24,12 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 from hfchat.config import StageArguments, parse
 from hfchat.errors import run
-from hfchat.evaluation.models import open_model
 from hfchat.evaluation.report import table, verdict, write_report
-from hfchat.evaluation.results import collect_results, metrics_of, write_results
-from hfchat.evaluation.suite import TaskEntry, prepare_suite, run_suite
-from hfchat.evaluation.task import Bootstrap
+from hfchat.evaluation.suite import TaskEntry, open_model, prepare_suite, run_suite
 from hfchat.hub.model_card import Footprint, write_cards
-from hfchat.lineage import Stage
 from hfchat.models import supports_bf16
+from hfchat.results import Bootstrap
+from hfchat.stage import Stage
 
 
 @dataclass
@@ -46,7 +44,11 @@ class EvaluateArguments(StageArguments):
         default_factory=list, metadata={"help": "What they are asked: mappings with `kind`, `name` and its keys."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "In place of tasks: a folder, JSON-lines file or Hub id with `messages`."}
+        default=None,
+        metadata={
+            "help": "In place of tasks: a folder, JSON-lines file or Hub id with `messages`.",
+            "identity": False,
+        },
     )
     dataset_split: str = field(default="validation", metadata={"help": "Its split of held-out conversations."})
     max_samples: int | None = field(default=None, metadata={"help": "Take only the first so many conversations."})
@@ -93,8 +95,11 @@ class EvaluateArguments(StageArguments):
             raise ValueError(f"tasks: the name {twice!r} is given twice; set another `name`")
 
 
+ARGUMENTS = (EvaluateArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(EvaluateArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
     models = [
         open_model(name, path, args.per_device_eval_batch_size, dtype, args.allow_template_mismatch)
@@ -102,22 +107,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     tasks = [entry.build() for entry in args.tasks]
     prepare_suite(tasks, models)  # whatever is wrong with them is said before minutes of generation
-    inputs = {f"model {model.name}": model.describe() for model in models}
+    inputs = {f"model {model.name}": vars(model.describe()) for model in models}
     inputs |= {f"data of {task.name}": task.source for task in tasks if task.source is not None}
-    stage = Stage("evaluate", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
+    stage = Stage.begin("evaluate", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
     if stage.complete:
         return stage.report_complete()
 
     bootstrap = Bootstrap(args.bootstrap_resamples, args.seed)
-    scores, usage = run_suite(tasks, models, stage.work_dir / "records", bootstrap)
-    if not scores:  # of a launch, only the main process has them
+    results = run_suite(tasks, models, stage.work_dir, bootstrap)
+    if results is None:  # of a launch, only the main process has them
         return None
-    results = collect_results(scores, models, usage, bootstrap, stage.work_dir)
-    write_results(results, stage.work_dir)
+    results.write(stage.work_dir)
     write_report(results, stage.work_dir)
     footprint = Footprint(args.training_watts, args.training_watts_source, price_per_hour=args.training_price_per_hour)
     write_cards(results, stage.work_dir / "cards", footprint)
-    stage.finish(metrics=metrics_of(results))
+    stage.finish(metrics=results.metrics())
     print("", table(results), verdict(results), f"report: {stage.output_dir}/report.html", sep="\n\n")
     return None
 

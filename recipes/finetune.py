@@ -19,31 +19,35 @@ the middle, the same command continues from the last whole checkpoint. The outpu
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import set_seed
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
+from hfchat.doctor.trial import observe
 from hfchat.errors import run
 from hfchat.export.certificate import export
-from hfchat.lineage import CHECKPOINTS, Stage
+from hfchat.lineage import CHECKPOINTS
 from hfchat.models import resolve
+from hfchat.stage import Stage
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
 from hfchat.training.answers import HeldOutAnswers
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
 from hfchat.training.loss_curve import save_loss_curve
 from hfchat.training.precision import keep_precision
+from hfchat.training.run_arguments import for_trainer
 from hfchat.training.supervision import load_chat_tokenizer, load_conversations
 
 _PROBE = 8  # held-out conversations that what was saved is compared on
 
+ARGUMENTS = (FinetuneArguments, ModelArguments)  # `hfchat doctor` reads them, too
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args, model_args = parse(FinetuneArguments, ModelArguments, argv=argv)
+    args, model_args = parse(*ARGUMENTS, argv=argv)
     base, revision = resolve(model_args.model_name_or_path), model_args.model_revision
-    stage = Stage(
+    stage = Stage.begin(
         "finetune",
         args.output_dir,
         config=[args, model_args],
@@ -52,9 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if stage.complete:
         return stage.report_complete()
-    args.output_dir = str(stage.work_dir / CHECKPOINTS)
-    keep_precision(args)
-    args.derive(model_args)
+    checkpoints = stage.work_dir / CHECKPOINTS
+    args, model_args = keep_precision(args, checkpoints).derive(model_args)
     set_seed(args.seed)
 
     tokenizer, new_tokens = load_chat_tokenizer(
@@ -68,17 +71,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(describe_trainable(model, model_args, args.learning_rate, tokenizer, new_tokens), flush=True)
     record_fingerprint(tokenizer, model)
     answers = HeldOutAnswers(
-        tokenizer, conversations.held_out, args.sample_answers, Path(args.output_dir), args.sample_max_new_tokens
+        tokenizer, conversations.held_out, args.sample_answers, checkpoints, args.sample_max_new_tokens
     )
     trainer = FinetuneTrainer(
         model=model,
-        args=args,
+        args=for_trainer(args, checkpoints),
         train_dataset=conversations.train,
         eval_dataset=conversations.test,
         processing_class=tokenizer,
         callbacks=[answers],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    observe(trainer)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     metrics = trainer.final_metrics() | conversations.supervision.as_metrics("train") | answers.metrics()
     if trainer.is_world_process_zero():
         print(answers)

@@ -8,22 +8,23 @@ asked and what was measured; `hfchat.evaluation.gate` says what a gate can be. T
 verdict: `passed` in the metrics of `lineage.json` is it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hfchat.config import StageArguments, parse
-from hfchat.errors import UserError, run
+from hfchat.errors import run
 from hfchat.evaluation.gate import MIN_N, Gate, judge, write_verdict
-from hfchat.lineage import Stage
+from hfchat.results import Results
+from hfchat.stage import Stage
 
 
 @dataclass
 class GateArguments(StageArguments):
     """What was measured, and what is asked of it."""
 
-    results: str = field(default="", metadata={"help": "Evaluation of the current model and a candidate."})
+    results: str = field(
+        default="", metadata={"help": "Evaluation of the current model and a candidate.", "identity": False}
+    )
     gates: list[Gate] = field(
         default_factory=list,
         metadata={"help": "Mappings with `task`, `metric` and a condition (see hfchat.evaluation.gate)."},
@@ -40,13 +41,13 @@ class GateArguments(StageArguments):
             raise ValueError(f"min_n: must be at least 1, not {self.min_n}")
 
 
+ARGUMENTS = (GateArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(GateArguments, argv=argv)
-    file = Path(args.results) / "results.json"
-    if not file.is_file():
-        raise UserError(f"results {args.results}: has no results.json; recipes/evaluate.py makes it")
-    verdict = judge(json.loads(file.read_text(encoding="utf-8")), args.gates, args.min_n)
-    stage = Stage(
+    (args,) = parse(*ARGUMENTS, argv=argv)
+    verdict = judge(Results.read("results", args.results), args.gates, args.min_n)
+    stage = Stage.begin(
         "gate", args.output_dir, config=[args], inputs={"results": args.results}, overwrite=args.overwrite_output_dir
     )
     if stage.complete:

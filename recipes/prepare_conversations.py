@@ -20,8 +20,9 @@ from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.conversations import prepare
 from hfchat.data.decontamination import EvaluationSet, check_evaluation_sets
 from hfchat.errors import run
-from hfchat.lineage import Stage, describe
+from hfchat.lineage import describe
 from hfchat.safety.pii import KINDS, PII
+from hfchat.stage import Stage
 
 
 @dataclass
@@ -48,11 +49,10 @@ class PrepareConversationsArguments(StageArguments):
     validation_fraction: float = field(
         default=0.05, metadata={"help": "Share of the validation split, chosen by a hash of the first user turn."}
     )
-    strict: bool = field(default=False, metadata={"help": "Make a malformed row an error."})
+    strict: bool = field(default=False, metadata={"help": "Make a malformed row an error.", "identity": False})
 
     def __post_init__(self):
-        self.sources = [ConversationSource(source) for source in self.sources]
-        self.evaluation_sets = check_evaluation_sets([EvaluationSet(entry) for entry in self.evaluation_sets])
+        self.evaluation_sets = check_evaluation_sets(self.evaluation_sets)
         PII(self.pii, self.pii_regions)
         if not self.sources:
             raise ValueError('sources: name at least one, e.g. --sources \'{"path": "chats/*.jsonl"}\'')
@@ -62,12 +62,15 @@ class PrepareConversationsArguments(StageArguments):
             raise ValueError(f"n_grams must be at least 1, not {self.n_grams}")
 
 
+ARGUMENTS = (PrepareConversationsArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(PrepareConversationsArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
     # What is kept out gives the output no licence.
-    inputs |= {f"evaluation set {e['name']}": describe(e["path"]) | {"licenses": []} for e in args.evaluation_sets}
-    stage = Stage(
+    inputs |= {f"evaluation set {e.name}": describe(e.path) | {"licenses": []} for e in args.evaluation_sets}
+    stage = Stage.begin(
         "prepare_conversations", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
     )
     if stage.complete:

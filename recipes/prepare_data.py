@@ -12,18 +12,17 @@ removed, and why. Started again after it was stopped, the same command goes on w
 what a source can be, `hfchat.data.chain` which steps there are, `hfchat.data.execution` how many machines share it.
 """
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hfchat.config import StageArguments, parse
+from hfchat.config import StageArguments, parse, settings_of
 from hfchat.data.chain import Step
 from hfchat.data.corpus import build_corpus
 from hfchat.data.execution import Executor
 from hfchat.data.sources import Source
 from hfchat.errors import run
-from hfchat.lineage import Stage
+from hfchat.stage import Stage
 
 DEFAULT_STEPS = ("fix_text", "clean_text", "quality", "pii", "exact_dedup", "near_dedup")
 
@@ -42,23 +41,27 @@ class PrepareDataArguments(StageArguments):
     )
     validation_fraction: float = field(
         default=0.01,
-        metadata={"help": "Share of documents in the validation split, chosen by a hash; near-duplicates together."},
+        metadata={
+            "help": "Share of documents in the validation split, chosen by a hash; near-duplicates stay together."
+        },
     )
     max_document_bytes: int = field(
-        default=50_000_000, metadata={"help": "Larger documents are removed; bounds the memory of a worker."}
+        default=50_000_000, metadata={"help": "Larger documents are removed, which bounds the memory of a worker."}
     )
-    strict: bool = field(default=False, metadata={"help": "Make input that cannot be read an error."})
+    strict: bool = field(
+        default=False, metadata={"help": "Make input that cannot be read an error.", "identity": False}
+    )
     tasks: int = field(default=16, metadata={"help": "Pieces of the work, and files per split."})
-    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks run at a time."})
+    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks run at a time.", "identity": False})
     executor: Executor = field(
         default="local",
-        metadata={"help": "local, ray or slurm, or a mapping with its options (hfchat.data.execution)."},
+        metadata={
+            "help": "local, ray or slurm, or a mapping with its options (hfchat.data.execution).",
+            "identity": False,
+        },
     )
 
     def __post_init__(self):
-        self.sources = [Source(source) for source in self.sources]
-        self.steps = [Step(step) for step in self.steps]
-        self.executor = Executor(self.executor)
         if not self.sources:
             raise ValueError('sources: name at least one, e.g. --sources \'{"path": "texts/*.txt"}\'')
         if not 0 < self.validation_fraction < 1:
@@ -68,14 +71,18 @@ class PrepareDataArguments(StageArguments):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
+ARGUMENTS = (PrepareDataArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(PrepareDataArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
-    stage = Stage("prepare_data", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
+    stage = Stage.begin(
+        "prepare_data", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
+    )
     if stage.complete:
         return stage.report_complete()
 
-    config = {name.name: getattr(args, name.name) for name in dataclasses.fields(args)}
     counts = build_corpus(
         args.sources,
         args.steps,
@@ -86,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         executor=args.executor,
         strict=args.strict,
         max_document_bytes=args.max_document_bytes,
-        config=config,
+        config=settings_of(args),
     )
     if counts is None:  # submitted to a cluster, whose last job runs this again
         return None

@@ -31,9 +31,11 @@ import torch
 from transformers import set_seed
 
 from hfchat.config import parse
+from hfchat.doctor.trial import observe
 from hfchat.errors import run
-from hfchat.lineage import CHECKPOINTS, Stage
+from hfchat.lineage import CHECKPOINTS
 from hfchat.models import prepare_for_inference, resolve
+from hfchat.stage import Stage
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.chunked_loss import use_chunked_loss
 from hfchat.training.corpus import load_corpus
@@ -41,26 +43,30 @@ from hfchat.training.fp8 import use_fp8
 from hfchat.training.initial_model import load_initial_model
 from hfchat.training.loss_curve import save_loss_curve
 from hfchat.training.precision import keep_precision
-from hfchat.training.pretraining import PretrainArguments, PretrainTrainer
+from hfchat.training.pretrain_arguments import PretrainArguments
+from hfchat.training.pretraining import PretrainTrainer
+from hfchat.training.run_arguments import for_trainer
+
+ARGUMENTS = (PretrainArguments,)  # `hfchat doctor` reads them, too
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(PretrainArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {"corpus": args.dataset_name}
     if args.model_name_or_path:
         inputs["model"] = resolve(args.model_name_or_path)
     if args.tokenizer_name:
         inputs["tokenizer"] = resolve(args.tokenizer_name)
-    stage = Stage("pretrain", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
+    stage = Stage.begin("pretrain", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir)
     if stage.complete:
         return stage.report_complete()
-    args.output_dir = str(stage.work_dir / CHECKPOINTS)
-    keep_precision(args)
+    checkpoints = stage.work_dir / CHECKPOINTS
+    args = keep_precision(args, checkpoints)
     set_seed(args.seed)
 
     model, tokenizer = load_initial_model(args)
-    corpus = load_corpus(args, tokenizer, stage.work_dir / CHECKPOINTS)
-    args.derive(model, corpus.blocks)
+    corpus = load_corpus(args, tokenizer, checkpoints)
+    args = args.derive(model, corpus.blocks)
     if args.process_index == 0:
         print(f"{args.describe(model)}\n{corpus.describe(args.max_steps * args.tokens_per_step)}")
     if args.chunked_loss:
@@ -69,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_fp8(model)
     torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
 
-    trainer = PretrainTrainer(model, args, corpus, tokenizer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    trainer = PretrainTrainer(model, for_trainer(args, checkpoints), corpus, tokenizer)
+    observe(trainer)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     prepare_for_inference(model, tokenizer)
     trainer.save_model(str(stage.work_dir))
     metrics = trainer.final_metrics()

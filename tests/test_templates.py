@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from hfchat.results import Difference
 from hfchat.templates import as_typed, change, code, fenced, figure, place, shown_paths, visible
 
 
@@ -20,8 +21,8 @@ def test_a_command_is_shown_without_folders_of_the_machine():
 def test_numbers_are_shown_with_their_intervals():
     assert figure(-0.25, ".2f") == "−0.25"
     assert figure(float("nan"), ".2f") == "–"
-    assert change({"difference": 0.19, "interval": [-0.12, 0.26]}, ".2f") == "+0.19 [−0.12, +0.26]"
-    assert change({"difference": 0.125, "interval": [0.1, 0.15]}, ".1%") == "+12.5 [+10.0, +15.0] pp"
+    assert change(Difference(0.19, (-0.12, 0.26), 9), ".2f") == "+0.19 [−0.12, +0.26]"
+    assert change(Difference(0.125, (0.1, 0.15), 9), ".1%") == "+12.5 [+10.0, +15.0] pp"
 
 
 def test_code_of_markdown_ends_where_it_should():

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 
@@ -54,10 +54,22 @@ def load_base(base: str, revision: str | None = None) -> "PreTrainedModel":
     return model
 
 
-def read_base(adapter: Path) -> dict[str, Any]:
-    """What an adapter says about its base: `model_name_or_path`, `revision` and, if known, `weights_sha256`."""
+class BaseRecord(TypedDict):
+    """What an adapter says about its base; the digest of the base's weights is there if hfchat made the adapter."""
+
+    model_name_or_path: str
+    revision: str | None
+    commit: NotRequired[str | None]
+    weights_sha256: NotRequired[str]
+
+
+def read_base(adapter: Path) -> BaseRecord:
+    """What an adapter says about its base, in `base.json` or else in PEFT's own `adapter_config.json`."""
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    record = {"model_name_or_path": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+    record: BaseRecord = {
+        "model_name_or_path": config.get("base_model_name_or_path"),
+        "revision": config.get("revision"),
+    }
     if (adapter / BASE_RECORD).is_file():
         record |= json.loads((adapter / BASE_RECORD).read_text(encoding="utf-8"))
     return record
@@ -69,11 +81,11 @@ def load_base_of(adapter: Path, base: str | None = None, revision: str | None = 
     Args:
         adapter: Its folder.
         base: Where to find the base, by default where the adapter says.
-        revision: Of a Hub id, by default the one that the adapter says.
+        revision: Revision, where the base is a Hub id; by default the one that the adapter names.
 
     Raises:
-        UserError: If it is another: by its weights or, where the adapter does not record their digest, by its name or
-            revision.
+        UserError: If the base is another one: its weights differ or, where the adapter records no digest of them, its
+            name or revision.
     """
     record = read_base(adapter)
     name = base or record["model_name_or_path"]
@@ -169,7 +181,7 @@ def round_weights(model: "PreTrainedModel", dtypes: dict[str, torch.dtype], defa
     Args:
         model: Changed in place.
         dtypes: By name of the weight.
-        default: Of those not in `dtypes`.
+        default: The dtype of the weights that are not in `dtypes`.
     """
     generator = torch.Generator().manual_seed(0)  # the same weights are rounded to the same
     for name, parameter in model.named_parameters():
@@ -187,7 +199,7 @@ def round_stochastically(weight: torch.Tensor, dtype: torch.dtype, generator: to
     Args:
         weight: In any floating-point dtype. A number that `dtype` has stays as it is.
         dtype: The new one.
-        generator: Of the chance, on the CPU.
+        generator: What draws the random numbers, on the CPU.
     """
     if weight.dtype != torch.float32 or dtype not in _DROPPED_BITS:
         return weight.to(dtype)

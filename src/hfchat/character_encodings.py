@@ -5,8 +5,9 @@ A byte order mark is never part of a text. Line ends stay as they are, except in
 
 import codecs
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 # Those of UTF-32 first: the mark of UTF-16-LE is the beginning of one of them.
 _MARKS = (
@@ -52,12 +53,28 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return decode(path.read_bytes(), encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def as_utf8(stream: IO[bytes], encoding: str | None = None) -> io.BufferedReader:
-    """The same text in UTF-8 without a byte order mark, so that it can be split at bytes. It cannot be sought in.
+def reader_of(stream: IO[bytes]) -> Callable[[int], bytes]:
+    """`read1` where there is one: it gives what comes before the place where a compressed file breaks."""
+    return getattr(stream, "read1", stream.read)
+
+
+class Utf8Reader(io.BufferedReader):
+    """A text in UTF-8 without a byte order mark, so that it can be split at bytes. It cannot be sought in.
 
     Bytes that are not valid in the encoding become bytes that are not valid in UTF-8: who decodes a part of the
-    stream finds the fault in that part. As text: `io.TextIOWrapper(as_utf8(stream), "utf-8", newline="")`. Its
-    `raw.encoding` is the encoding that was found.
+    stream finds the fault in that part. As text: `io.TextIOWrapper(as_utf8(stream), "utf-8", newline="")`.
+
+    Attributes:
+        encoding: The one that the text had.
+    """
+
+    def __init__(self, recoded: "_Utf8"):
+        super().__init__(recoded, 1 << 16)
+        self.encoding = recoded.encoding
+
+
+def as_utf8(stream: IO[bytes], encoding: str | None = None) -> Utf8Reader:
+    """The same text in UTF-8.
 
     Args:
         stream: Open binary file, at its beginning.
@@ -66,50 +83,50 @@ def as_utf8(stream: IO[bytes], encoding: str | None = None) -> io.BufferedReader
     Raises:
         LookupError: For an encoding that Python does not know.
     """
-    return io.BufferedReader(_Utf8(stream, encoding), 1 << 16)
+    return Utf8Reader(_Utf8(stream, encoding))
 
 
 class _Utf8(io.RawIOBase):
     def __init__(self, stream: IO[bytes], encoding: str | None):
         super().__init__()
-        # read1 gives what there is before the place where a compressed file breaks; read would lose it.
-        self._read = getattr(stream, "read1", stream.read)
+        self._read = reader_of(stream)
         beginning = b""
         while len(beginning) < 4 and (more := self._read(4 - len(beginning))):
             beginning += more
         name, mark = detect(beginning, encoding)
         self._ready = beginning[mark:]
         self.encoding = name = codecs.lookup(name).name
-        self._decoder = None
+        self._decoder: codecs.IncrementalDecoder | None = None
         if name != "utf-8":
             # Half a pair of surrogates is the one thing that UTF-16 can hold and UTF-8 cannot.
             self._decoder = codecs.getincrementaldecoder(name)(
                 "surrogatepass" if name.startswith(("utf-16", "utf-32")) else "surrogateescape"
             )
-            self._ready = self._recoded(self._ready)
+            self._ready = _recoded(self._decoder, self._ready)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready:
             chunk = self._read(len(buffer))
             if self._decoder is None:
                 self._ready = chunk
             elif chunk:
-                self._ready = self._recoded(chunk)
+                self._ready = _recoded(self._decoder, chunk)
             else:
-                self._ready, self._decoder = self._recoded(b"", final=True), None
+                self._ready, self._decoder = _recoded(self._decoder, b"", final=True), None
             if not chunk:
                 break
         size = min(len(buffer), len(self._ready))
         buffer[:size], self._ready = self._ready[:size], self._ready[size:]
         return size
 
-    def _recoded(self, chunk: bytes, final: bool = False) -> bytes:
-        try:
-            return self._decoder.decode(chunk, final).encode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            if not final:
-                raise
-            return b"\xff"  # the file ends within a character
+
+def _recoded(decoder: codecs.IncrementalDecoder, chunk: bytes, final: bool = False) -> bytes:
+    try:
+        return decoder.decode(chunk, final).encode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        if not final:
+            raise
+        return b"\xff"  # the file ends within a character

@@ -1,5 +1,6 @@
 """Load one split of a dataset: a corpus made by a recipe, any other local folder or file, or a Hub id."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ HELD_OUT_SHARE = 0.05  # of one file of conversations
 def load_split(
     dataset_name: str, split: str, *columns: str, config_name: str | None = None, streaming: bool = False
 ) -> "Dataset | IterableDataset":
-    """`datasets.load_dataset` for one split, its failures as one line.
+    """Call `datasets.load_dataset` for one split, and turn its failures into one line.
 
     A local file has no splits of its own: it is loaded whole, whatever `split` is asked for.
 
@@ -26,12 +27,12 @@ def load_split(
             Text may be in UTF-8, UTF-16 or UTF-32, and a CSV have semicolons, tabs or bars. In a `.txt` file, what
             stands between empty lines is a row's `text`, or each line if there is no empty one.
         split: Name of the split.
-        columns: Those that must be there; one at least.
+        columns: Columns that must be there, at least one.
         config_name: Configuration of a dataset that has several.
-        streaming: Rows are read when they are iterated over.
+        streaming: Read rows only when they are iterated over.
 
     Raises:
-        UserError: If there is no such dataset, split or column, or no row.
+        UserError: If the dataset, the split or a column is missing, or there are no rows.
     """
     from datasets import config, load_dataset
 
@@ -40,6 +41,7 @@ def load_split(
     if path.exists() and not streaming:
         # datasets keys the cache of a local folder with a card by its path: rows changed in place would go unseen.
         options["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / "hfchat" / describe(path)["sha256"][:16])
+    # A file needs the builder for its suffix; folders and Hub ids find theirs. A builder fails at the first row only.
     try:
         if path.is_file():
             if suffix_of(path) not in BUILDERS:
@@ -58,6 +60,7 @@ def load_split(
         raise
     except Exception as error:  # the errors of the builders have no common base
         raise UserError(f"dataset_name {dataset_name}: cannot load split '{split}': {_reason(error)}") from error
+    # An empty split or a missing column would fail much later, and less clearly.
     if first is None:
         raise UserError(f"dataset_name {dataset_name}: split '{split}' is empty")
     for column in columns:
@@ -67,13 +70,13 @@ def load_split(
 
 
 def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Dataset"]:
-    """The documents of a corpus to learn from and to measure on; those without a text are counted and left out.
+    """The documents of a corpus to learn from and to measure on. Those without a text are counted and left out.
 
-    Without a validation split, the first tenth, at most 1,000, is held out. Fewer than 10 documents
-    are both, and that is said.
+    Without a validation split, the first tenth of the documents, at most 1,000, is held out. If there are fewer than
+    10 documents, a message says that they serve for both.
 
     Raises:
-        UserError: As of `load_split`, or if the column does not hold texts.
+        UserError: For the reasons of `load_split`, or if the column does not hold texts.
     """
     train = without_nulls(load_split(dataset_name, "train", column), column, dataset_name)
     if has_split(dataset_name, "validation"):
@@ -86,7 +89,7 @@ def load_text_splits(dataset_name: str, column: str) -> tuple["Dataset", "Datase
 
 
 def without_nulls(rows: "Dataset", column: str, dataset_name: str) -> "Dataset":
-    """The rows that have a text; how many have none is printed.
+    """The rows that have a text; the number of the others is printed.
 
     Raises:
         UserError: If the column holds something else, or no text at all.
@@ -116,11 +119,11 @@ def load_conversation_splits(
 ) -> tuple["Dataset", "Dataset"]:
     """The splits of a dataset of `messages` to learn from and to measure on.
 
-    A local file has none: a twentieth of its conversations, one at least, is held out, chosen by a hash of the first
-    user turn. Those that begin alike, but for white space, are on one side.
+    A local file has no splits, so a twentieth of its conversations, at least one, is held out, chosen by a hash of the
+    first user turn. Conversations that begin alike, except for white space, are on the same side.
 
     Raises:
-        UserError: As of `load_split`, or if all conversations of a file begin alike.
+        UserError: For the reasons of `load_split`, or if all conversations of a file begin alike.
     """
     if not Path(dataset_name).is_file():
         train, test = (
@@ -141,14 +144,38 @@ def load_conversation_splits(
 
 
 def _first_asked(messages: Any) -> str:
-    """The first user turn, or the whole row where that is not a conversation, which is named when it is tokenized."""
+    """The first user turn, or the whole row if it is not a conversation; tokenizing will name it."""
     turns = messages if isinstance(messages, list) else []
     asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
     return str(next(asked, messages))
 
 
+def check_apart(
+    learned: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]], place: str, kind: str, remedy: str = ""
+) -> None:
+    """Refuse to measure on what is learned.
+
+    Args:
+        learned: Tokens of the rows to learn from.
+        held_out: Tokens of the rows to measure on.
+        place: Where the rows to measure on come from, for the message.
+        kind: What a row is.
+        remedy: What else the user can do.
+
+    Raises:
+        UserError: If a row is in both.
+    """
+    known = {tuple(ids) for ids in learned}
+    rows = [tuple(ids) in known for ids in held_out]
+    if leaked := sum(rows):
+        raise UserError(
+            f"{place}: {leaked:,} of its {len(rows):,} {kind} are in the train split too, row {rows.index(True)} "
+            f"among them; take them out of one{remedy}"
+        )
+
+
 def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:
-    """Whether a dataset has a split of this name. A local file has none.
+    """Whether a dataset has a split of this name. A local file has no splits.
 
     Raises:
         UserError: If there is no such dataset.

@@ -1,12 +1,11 @@
-"""The whole pipeline on one machine: runs the recipes one after the other, each as a user would by hand."""
+"""The whole pipeline on one machine: runs the recipes one after the other, as a user would by hand."""
 
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hfchat.lineage import read_lineage
+from hfchat.lineage import metrics_of
 from hfchat.pipeline import recipe_command, run_recipe
 
 
@@ -26,7 +25,7 @@ class Step:
     title: str
     recipe: str
     output: str
-    inputs: dict[str, Any]
+    inputs: dict[str, object]
     duration: str
     launched: bool = False
 
@@ -63,12 +62,14 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
         port: Port of the chat.
     """
     if serve:
-        from hfchat.serving.server import ServerSettings, bind
+        from hfchat.serving.server import bind
         from hfchat.serving.server import serve as serve_model
+        from hfchat.serving.settings import ServerSettings
 
         model = f"{output_dir}/assistant/merged"
         settings = ServerSettings(model=model, port=port, served_model_name="hfchat-assistant")
-        bind(settings.host, port).close()  # a taken port is better known now than at the end
+        bind(settings.host, port).close()  # a port that is taken is reported now, not at the end
+    # Each recipe skips what is finished already.
     run_name = "demo-quick" if quick else "demo"
     started = time.monotonic()
     for number, step in enumerate(STEPS, start=1):
@@ -81,8 +82,8 @@ def demo(output_dir: str, *, quick: bool, serve: bool, port: int) -> None:
 
 
 def command(step: Step, run_name: str, output_dir: str) -> list[str]:
-    """The command line of a step. A path is passed only where the YAML says another one."""
-    wanted: dict[str, Any] = {"output_dir": f"{output_dir}/{step.output}"}
+    """The command line of a step. A path is passed only if it differs from the one in the YAML."""
+    wanted: dict[str, object] = {"output_dir": f"{output_dir}/{step.output}"}
     for key, value in step.inputs.items():
         if isinstance(value, list):
             wanted[key] = [item.replace("{assistant}", f"{output_dir}/assistant") for item in value]
@@ -93,7 +94,7 @@ def command(step: Step, run_name: str, output_dir: str) -> list[str]:
 
 def summary(output_dir: Path, seconds: float) -> str:
     """What the stages measured, from their lineages."""
-    metrics = {step.recipe: read_lineage(output_dir / step.output)["metrics"] for step in STEPS}
+    metrics = {step.recipe: metrics_of(output_dir / step.output) for step in STEPS}
     corpus, tokenizer = metrics["prepare_data"], metrics["train_tokenizer"]
     history = json.loads((output_dir / "base" / "loss_curve.json").read_text(encoding="utf-8"))
     curve = [entry["eval_bits_per_byte"] for entry in history if "eval_bits_per_byte" in entry]

@@ -7,7 +7,7 @@ An entry is a pydantic model. Where entries of one list are of several kinds, ea
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, Self, get_args
+from typing import Self, get_args
 
 import pydantic
 
@@ -37,7 +37,7 @@ class Entry(pydantic.BaseModel):
             raise ValueError(f"{cls.title(fields)}: {explain(error, model)}") from error
 
     @classmethod
-    def expand(cls, value: object) -> Mapping[str, Any]:
+    def expand(cls, value: object) -> Mapping[str, object]:
         """The mapping that a value stands for. Entries with a short form, such as a name alone, override this.
 
         Raises:
@@ -53,7 +53,7 @@ class Entry(pydantic.BaseModel):
         return value
 
     @classmethod
-    def title(cls, fields: Mapping[str, Any]) -> str:
+    def title(cls, fields: Mapping[str, object]) -> str:
         """What messages call the entry, e.g. `source corpus.jsonl`."""
         return cls.__name__.lower()
 
@@ -63,12 +63,12 @@ class Entry(pydantic.BaseModel):
         return ()
 
     @classmethod
-    def kind_of(cls, fields: Mapping[str, Any]) -> object:
+    def kind_of(cls, fields: Mapping[str, object]) -> object:
         """The kind of an entry, which may be seen from its other fields where it is not given."""
         return fields.get("kind")
 
     @classmethod
-    def _model_for(cls, fields: Mapping[str, Any]) -> type[Self]:
+    def _model_for(cls, fields: Mapping[str, object]) -> type[Self]:
         if not cls.alternatives():
             return cls
         models: dict[object, type[Self]] = {}
@@ -83,7 +83,7 @@ class Entry(pydantic.BaseModel):
             )
         return models[kind]
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> dict[str, object]:
         """The keys that the user gave, with their values, as JSON has them."""
         return self.model_dump(mode="json", exclude_unset=True)
 
@@ -95,7 +95,8 @@ def explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) ->
         error: What pydantic raised.
         model: The model that was validated.
     """
-    fault = error.errors()[0]
+    # A misspelt key is often why another one is missing.
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = ".".join(map(str, fault["loc"]))
     match fault["type"]:
         case "extra_forbidden":

@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix, and how a program ends on one."""
+"""Errors that the user can fix, and how a program ends on one."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Where `torch.save` could not write, it says so in its own words: those of the system are lost.
+# When `torch.save` cannot write, its own words replace those of the system.
 _PYTORCH_CANNOT_WRITE = ("iostream error", "PytorchStreamWriter failed writing", "inline_container.cc")
 
 
@@ -15,9 +15,9 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call `main` as the body of a program: what the user can mend becomes one line on stderr and status 2.
+    """Call `main` as the body of a program: what the user can fix becomes one line on stderr and exit status 2.
 
-    That is a `UserError`, a full disk, and a local file that the user of the process has no access to.
+    These are a `UserError`, a full disk, and a local file that the process may not access.
     """
     try:
         main()
@@ -28,7 +28,7 @@ def run(main: Callable[[], object]) -> None:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except PermissionError as error:
-        if error.filename is None:  # of a remote storage, say
+        if error.filename is None:  # raised by a remote storage, for example
             raise
         print(f"error: {error.filename}: {error.strerror}; give the user who runs this access to it", file=sys.stderr)
         sys.exit(2)
@@ -40,7 +40,7 @@ def run(main: Callable[[], object]) -> None:
 
 
 def out_of_space(error: BaseException | None) -> str | None:
-    """The system's words, if an error or what caused it was that a file could not be written for want of room."""
+    """The system's message, if an error or its cause was that a file could not be written because the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
             return os.strerror(error.errno)

@@ -1,9 +1,8 @@
 """From a thumb to a better model, or to a report that says why not: `hfchat improve` runs the recipes for it.
 
-Feedback becomes datasets; the version that answers learns from corrections (supervised), then from pairs (DPO); the
-candidate is evaluated against that version, and put through the gates. It becomes a version of the registry, and the
-one that answers if it passed. Killed in the middle, the same command goes on where it was. Its folder is for its owner
-alone.
+Feedback becomes datasets. The version that answers learns from corrections (supervised), then from pairs (DPO). The
+candidate is evaluated against that version, put through the gates, and added to the registry; if it passed, it is
+promoted. If the command is killed, it goes on where it was when it is run again. Only its owner can read its folder.
 """
 
 import os
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfchat.lineage import read_lineage
+from hfchat.lineage import metrics_of
 from hfchat.pipeline import recipe_command, run_recipe
 from hfchat.registry.versions import Registry
 
@@ -31,7 +30,7 @@ class Improvement:
         feedback: The database that `hfchat serve --feedback` writes.
         output_dir: Where the stages' outputs go; a folder of its own for each improvement.
         configs: Folder with a YAML for each of the recipes.
-        promote: Let a candidate answer that passes; otherwise it only becomes a version.
+        promote: Let a candidate answer if it passes; otherwise it only becomes a version.
     """
 
     registry: str
@@ -55,8 +54,8 @@ def improve(settings: Improvement) -> None:
 
 @contextmanager
 def _private(output: Path) -> Iterator[Path]:
-    """The folder, for its owner alone: what people wrote is in the datasets, in the copies that `datasets` makes of
-    them, and in the samples and reports of what learns from them."""
+    """Make the folder readable to its owner alone: what people wrote is in the datasets, in the copies that `datasets`
+    caches, and in the samples and reports of the training."""
     output.mkdir(mode=0o700, parents=True, exist_ok=True)
     output.chmod(0o700)
     before = os.environ.get(_CACHE)
@@ -73,10 +72,11 @@ def _improve(settings: Improvement, registry: Registry, output: Path) -> None:
     current = registry.answering()
     model = str(registry.path(current))
     _run(settings, "prepare_feedback", "feedback", feedback=settings.feedback)
-    enough = read_lineage(output / "feedback")["metrics"]["enough"]
+    enough = metrics_of(output / "feedback")["enough"]
     if "preferences" not in enough:  # those that are held out are what shows that a candidate is better
         return _end(output, f"Too few pairs are left of the feedback; {current} stays.", ["feedback/report.md"])
 
+    # Corrections are learned first, because the pairs then compare answers that the model could give.
     candidate = model
     if "conversations" in enough:
         _run(settings, "finetune", "corrected", model_name_or_path=candidate)
@@ -86,7 +86,8 @@ def _improve(settings: Improvement, registry: Registry, output: Path) -> None:
     _run(settings, "evaluate", "evaluation", models=[f"current={model}", f"candidate={candidate}"])
     _run(settings, "gate", "verdict")
 
-    passed = read_lineage(output / "verdict")["metrics"]["passed"]
+    # Whatever the verdict, the candidate becomes a version: people may want to look at it.
+    passed = metrics_of(output / "verdict")["passed"]
     version = registry.add(candidate, reason=f"improved from {current} by {settings.output_dir}")
     reports = ["verdict/verdict.md", "evaluation/report.html", "feedback/report.md"]
     if not passed:

@@ -1,4 +1,4 @@
-"""Intervals and tests of shares that hold for few trials: what evaluation and feedback both say of counts."""
+"""Intervals and tests for shares that hold for few trials; evaluation and feedback both use them for counts."""
 
 import math
 from statistics import NormalDist
@@ -10,8 +10,8 @@ Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """Limits of the 95% interval of a share.
 
-    By E. B. Wilson's score (https://doi.org/10.1080/01621459.1927.10502953), which holds for few trials and for shares
-    near 0 and 1 too.
+    E. B. Wilson's score interval (https://doi.org/10.1080/01621459.1927.10502953) also holds for few trials and for
+    shares near 0 and 1.
 
     Args:
         successes: How many there were; halves may count, which makes the interval a little too wide.
@@ -24,7 +24,7 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
 
 
 def share_difference(before: tuple[int, int], now: tuple[int, int]) -> tuple[float, float, float]:
-    """How much a share rose, and the limits of the 95% interval of that, from the intervals of both.
+    """How much a share rose, and the limits of the 95% interval of the rise, from the intervals of both shares.
 
     The trials of both must be independent; for answers to the same questions see `paired_interval`. R. G. Newcombe,
     "Interval estimation for the difference between independent proportions" (1998), method 10
@@ -45,12 +45,12 @@ def paired_interval(gained: float, lost: float, pairs: int) -> tuple[float, floa
 
     T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17 (1998), which M. W. Fagerland et al. recommend (2014,
-    https://doi.org/10.1002/sim.6148). It inverts McNemar's test; of pairs that all changed it is Wilson's interval.
+    https://doi.org/10.1002/sim.6148). It inverts McNemar's test, and is Wilson's interval if all pairs changed.
 
     Args:
-        gained: Pairs in which only the second trial succeeded; halves may count, as of ties.
-        lost: Pairs in which only the first one did.
-        pairs: All of them, at least one.
+        gained: Pairs in which only the second trial succeeded; ties may count as halves.
+        lost: Pairs in which only the first trial succeeded.
+        pairs: Number of all pairs, at least one.
     """
     return -_upper_limit(lost, gained, pairs), _upper_limit(gained, lost, pairs)
 
@@ -76,11 +76,11 @@ def sign_test(gained: int, lost: int) -> float:
     """The exact p-value of a change in either direction, from the pairs that changed: McNemar's exact test.
 
     Under no difference each of them goes either way like a coin (Conover, "Practical Nonparametric Statistics", 3rd
-    ed., 1999, sections 3.4 and 3.5). Of fewer than 6 pairs it is never below 0.05.
+    ed., 1999, sections 3.4 and 3.5). With fewer than 6 pairs it is never below 0.05.
 
     Args:
         gained: Pairs that became better.
-        lost: Pairs that became worse. Those that stayed as they were say nothing.
+        lost: Pairs that became worse. Unchanged pairs do not count.
     """
     changed, ways, tail = gained + lost, 1, 0
     for count in range(min(gained, lost) + 1):  # `ways` is the binomial coefficient of each

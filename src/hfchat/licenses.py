@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 # The Hub's names of licences, https://huggingface.co/docs/hub/repositories-licenses
 _HUB_LICENSES = {
@@ -23,7 +22,7 @@ _OTHER_NAMES = {
 }  # fmt: skip
 
 
-def license_entry(licenses: Iterable[str]) -> dict[str, Any]:
+def license_entry(licenses: Iterable[str]) -> dict[str, str | list[str]]:
     """The Hub's entry for licences: its own names if it has one for each, or `other` with a name."""
     known = sorted({_hub_license(license) or "" for license in licenses})
     if "" not in known:

@@ -23,18 +23,19 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
     Args:
         messages: List of `{"role", "content"}`. Where `roles` has `tool`, the assistant's turns may have `tool_calls`,
             a list of `{"name", "arguments"}` or `{"function": {"name", "arguments"}}`, and then need no content.
-        roles: Those that may speak.
+        roles: The roles that may speak.
 
     Returns:
-        A reason (`no_messages`, `bad_role`, `malformed`, `empty_turn`, `not_alternating` or `no_assistant_turn`) and
-        what is wrong, in words. None for a conversation.
+        None if it is a conversation; otherwise a reason (`no_messages`, `bad_role`, `malformed`, `empty_turn`,
+        `not_alternating` or `no_assistant_turn`) and what is wrong, in words.
     """
     if not isinstance(messages, list) or not messages:
         return "no_messages", "has no messages; 'messages' must be a list of turns"
-    called = False  # by the turn before, or by those before it whose results are given
+    called = False  # whether a tool was called by the turn before, or before the results that precede this turn
     for position, turn in enumerate(messages):
         turn = turn if isinstance(turn, dict) else {}
         role, content, calls = turn.get("role"), turn.get("content"), turn.get("tool_calls")
+        # Who speaks, and whether that role may call tools.
         if role not in roles:
             *others, last = roles
             return "bad_role", f"turn {position} has the role {role!r}; it must be {', '.join(others)} or {last}"
@@ -44,6 +45,7 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
             return "bad_role", f"turn {position} ({role}) calls tools; only the assistant may"
         if calls and (fault := _find_fault_of_calls(calls)):
             return "malformed", f"turn {position} ({role}) {fault}"
+        # What is said: text, and not nothing.
         if not isinstance(content, str | None):
             return "malformed", (
                 f"turn {position} ({role}) must have a text for its content, not {content!r:.40}; "
@@ -51,6 +53,7 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
             )
         if not calls and not (content or "").strip():
             return "empty_turn", f"turn {position} ({role}) has no content"
+        # Whose turn it is: a tool answers a call.
         if role == "tool" and not called:
             return "not_alternating", f"turn {position} is a tool's result, but no tool was called before it"
         called = bool(calls) or role == "tool"
@@ -81,7 +84,7 @@ def check_messages(messages: Any, place: str, roles: Collection[str] = ROLES) ->
 
 
 def check_learned(messages: Any, place: str, roles: Collection[str] = ROLES) -> None:
-    """`check_messages`, and that the chat template writes all that the turns say: what it drops is not learned."""
+    """`check_messages`, and check that the chat template writes all that the turns say, or it would not be learned."""
     check_messages(messages, place, roles)
     for position, turn in enumerate(messages):
         if field := next((field for field in _UNWRITTEN if turn.get(field)), None):
@@ -98,22 +101,22 @@ def check_learned(messages: Any, place: str, roles: Collection[str] = ROLES) -> 
 def trim(text: str) -> str:
     """The text without white space at its end, without empty lines before it, and without one space before a line.
 
-    Templates strip, or write the text as it is, so such white space would be learned by some models only. The
-    indentation of the first line is content. A single space is what completions of OpenAI's older files begin with.
+    Some templates strip white space and others keep it, so that only some models would learn it. The indentation of
+    the first line is content. Completions in OpenAI's older files begin with a single space.
     """
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text.rstrip())
     return text[1:] if re.match(r" \S", text) and "\n " not in text else text
 
 
 def digest_of(value: Any, *, typed: bool = False) -> bytes:
-    """Hash of what messages say, 16 bytes: of their text in Unicode's composed form.
+    """Hash of what messages say, 16 bytes, taken from their text in Unicode's composed form (NFC).
 
-    White space is content: code that is indented otherwise is another answer. Only what no reader sees does not count:
-    how lines end, spaces at their ends, and what `trim` takes away.
+    White space is content, because code that is indented otherwise is another answer. What no reader sees does not
+    count: how lines end, spaces at their ends, and what `trim` takes away.
 
     Args:
         value: Messages, or a text.
-        typed: Two spaces within a line are one, as people type them by accident.
+        typed: Treat several spaces within a line as one, because people type them by accident.
     """
 
     def normalize(item: Any) -> Any:
@@ -131,10 +134,10 @@ def digest_of(value: Any, *, typed: bool = False) -> bytes:
 
 
 def parse_tools(value: Any) -> list[dict[str, Any]]:
-    """Tools as OpenAI's API has them, of a column that has them so, as JSON in a text, or as functions alone.
+    """Tools in the form of OpenAI's API, from a column that holds that form, JSON text, or bare functions.
 
     Raises:
-        ValueError: If they are anything else.
+        ValueError: If the column holds anything else.
     """
     if isinstance(value, str):
         try:

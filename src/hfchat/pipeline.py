@@ -1,4 +1,4 @@
-"""Runs recipes one after the other, each as a user would by hand: by a command that is shown."""
+"""Runs recipes as a user would by hand, with a command that is shown."""
 
 import json
 import os
@@ -13,16 +13,21 @@ import yaml
 
 
 def recipe_command(
-    recipe: str, configs: Path, wanted: Mapping[str, Any], *, launched: bool, places: Mapping[str, str] | None = None
+    recipe: str,
+    configs: Path,
+    wanted: Mapping[str, object],
+    *,
+    launched: bool,
+    places: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The command line of a recipe. A value is passed only where its YAML says another one.
+    """The command line of a recipe. A value is passed only if it differs from the one in the YAML.
 
     Args:
-        recipe: Its name, and that of its YAML.
-        configs: Folder of the YAML, from the working directory or from where the recipes are.
-        wanted: What its keys shall be.
+        recipe: Name of the recipe, and of its YAML.
+        configs: Folder of the YAML, relative to the working directory or to the place of the recipes.
+        wanted: Values for its keys.
         launched: Whether Accelerate starts it.
-        places: Where folders are that the YAML names otherwise: every path into one becomes a path into the other.
+        places: Folders in the YAML to where they really are; every path into the one becomes a path into the other.
     """
     root = recipes_root()
     config_file = (configs if configs.is_dir() else root / configs) / f"{recipe}.yaml"
@@ -42,7 +47,7 @@ def recipe_command(
 
 
 def _moved(value: Any, places: Mapping[str, str]) -> Any:
-    """The value with every path into one of the folders, also inside of lists and mappings, as one into its place."""
+    """The value in which every path into one of the folders, in lists and mappings too, leads into its place."""
     if isinstance(value, list):
         return [_moved(item, places) for item in value]
     if isinstance(value, dict):
@@ -59,7 +64,7 @@ def _argument(value: Any) -> str:
 
 
 def recipes_root() -> Path:
-    """Where `recipes/` is: the working directory if it is a checkout, else the checkout or wheel of this package."""
+    """Where `recipes/` is: in the working directory if it is a checkout, else in this package's checkout or wheel."""
     if (Path("recipes") / "configs" / "demo").is_dir():
         return Path()
     package = Path(__file__).parent
@@ -70,7 +75,7 @@ def recipes_root() -> Path:
 def run_recipe(arguments: list[str]) -> None:
     """Print a command and run it; if it fails, end with its status."""
     print(f"$ {shlex.join(arguments)}", flush=True)
-    programs = Path(sys.executable).parent  # that of the virtual environment, be it activated or not
+    programs = Path(sys.executable).parent  # of the virtual environment, whether it is activated or not
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
     environment["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning")
     environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -1,10 +1,10 @@
-"""Where the marks of a plot stand, in percent of its width: its lines and dots are drawn by the report's template."""
+"""Positions of marks on a horizontal axis, in percent of its width; the report's template draws them."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_MARGIN = 0.06  # of the width, on both sides: a dot at an end is not cut
+_MARGIN = 0.06  # share of the width on both sides, so that a dot at an end is not cut
 _TICKS = 4
 
 
@@ -13,7 +13,8 @@ class Scale:
     """A horizontal axis.
 
     Attributes:
-        low: The value at its left end, `high` at its right.
+        low: The value at its left end.
+        high: The value at its right end.
         ticks: Round values within it.
     """
 
@@ -27,7 +28,7 @@ class Scale:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Scale | None":
-        """An axis for these values; None if there are no two different numbers among them."""
+        """An axis for these values, or None if they do not contain two different finite numbers."""
         finite = [value for value in values if math.isfinite(value)]
         if len(set(finite)) < 2:
             return None

@@ -1,4 +1,4 @@
-"""Processes: those of a launch, those that must not outlive the one that started them, and the memory of one."""
+"""Processes: those of a launch, those that must not outlive their parent, and the memory of a process."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 def launched() -> "PartialState":
     """This process among those that `accelerate launch` started.
 
-    Left to itself, `PartialState` takes each process for the only one where there is no accelerator.
+    Without this argument, `PartialState` believes on a machine without an accelerator that it is the only process.
     """
     import torch
     from accelerate import PartialState
@@ -25,26 +25,26 @@ def launched() -> "PartialState":
 
 
 def signal_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when the one that started it ends. Only Linux can."""
+    """Have the kernel send this process a signal when its parent ends. Only Linux can."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def end_with_parent(parent: int) -> None:
-    """Have this process killed when the one that started it ends, even by SIGKILL. Only on Linux.
+    """Have this process killed when its parent ends, even if that is killed itself. Only Linux can.
 
     Args:
-        parent: Number of the process that started this one, as it was then: it may have ended since.
+        parent: Process id of the parent at the start; it may have ended since.
     """
     if sys.platform == "linux":
         signal_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:  # it was killed before this process could ask to be told
+        if os.getppid() != parent:  # the parent ended before this process asked to be told
             os._exit(1)
 
 
 def available_bytes() -> int:
-    """Memory that this machine has left, or this container, where it may take less than that."""
+    """Bytes of memory that are left on this machine, or in this container if its limit is lower."""
     import psutil
 
     available = psutil.virtual_memory().available
@@ -52,7 +52,7 @@ def available_bytes() -> int:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
         counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        # What has been read of files is counted as used, and given back when it is needed.
+        # The page cache counts as used, but is given back when memory is needed.
         reclaimable = int(counts["active_file"]) + int(counts["inactive_file"])
     except (OSError, ValueError, KeyError):
         return available
@@ -60,7 +60,7 @@ def available_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has held since its start, or since `reset_peak_resident_bytes`."""
+    """The peak of resident memory, in bytes, since the process started or `reset_peak_resident_bytes` was called."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -74,7 +74,7 @@ def peak_resident_bytes() -> int:
 
 
 def reset_peak_resident_bytes() -> None:
-    """Count the peak from here on, where the kernel can: Linux (proc(5), `/proc/pid/clear_refs`)."""
+    """Count the peak from now on. Only Linux can (proc(5), `/proc/pid/clear_refs`)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -15,7 +15,7 @@ def as_path(path: str | Path) -> Path:
     if isinstance(path, UPath) or "://" not in str(path):
         return path if isinstance(path, UPath) else Path(path)
     file_system, _ = fsspec.url_to_fs(str(path))
-    with warnings.catch_warnings():  # of WebHDFS, for which it has no class of its own: the general one does
+    with warnings.catch_warnings():  # UPath has no class for WebHDFS, and its general one is good enough
         warnings.filterwarnings("ignore", message="UPath .* not explicitly implemented")
         return UPath(path, **file_system.storage_options)
 
@@ -35,10 +35,10 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def belongs_to(folder: Path, path: Path) -> bool:
-    """Whether a path in a local folder leads to a regular file or folder that is the folder's own.
+    """Whether a path in a local folder leads to a regular file or folder inside that folder.
 
-    A link may lead out of a folder that somebody else made, to any file of this machine, and a pipe never ends. The
-    snapshots of the Hub's cache are links to the blobs beside them, so those belong to them.
+    A link in a folder that somebody else made may lead to any file of this machine, and reading a pipe never ends. The
+    snapshots of the Hub's cache are links to the blobs beside them, so these blobs count as inside.
     """
     target, roots = path.resolve(), [folder.resolve()]
     if roots[0].parent.name == "snapshots":
@@ -48,10 +48,10 @@ def belongs_to(folder: Path, path: Path) -> bool:
 
 
 def check_own_files(folder: Path) -> None:
-    """Refuse a local folder in which a path leads elsewhere, see `belongs_to`.
+    """Refuse a local folder in which a path leads out of it, see `belongs_to`.
 
     Raises:
-        UserError: Names the path.
+        UserError: If there is such a path; the message names it.
     """
     for path in folder.rglob("*"):
         if not belongs_to(folder, path):

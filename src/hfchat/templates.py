@@ -3,12 +3,14 @@
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
+
+    from hfchat.results import Difference
 
 # Control characters, marks of direction (they can make text read otherwise than it is), halves of surrogate pairs.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -22,8 +24,8 @@ def template_environment(package: str, **options: Any) -> "jinja2.Environment":
     """An environment in which a name that is not there is an error, with filters for numbers, sizes and paths.
 
     Args:
-        package: Whose folder `templates` has them.
-        options: Further ones of `jinja2.Environment`.
+        package: The package whose folder `templates` has them.
+        options: Further options of `jinja2.Environment`.
     """
     import jinja2
 
@@ -35,18 +37,24 @@ def template_environment(package: str, **options: Any) -> "jinja2.Environment":
         keep_trailing_newline=True,
         **options,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "number": lambda value: f"{value:,}",
-        "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 50_000 else f"{value / 1e3:,.1f} kB",
+        "megabytes": megabytes,
         "place": place,
         "as_typed": as_typed,
         "shown_paths": shown_paths,
     }
+    environment.filters |= filters
     return environment
 
 
+def megabytes(size: float) -> str:
+    """A number of bytes in MB, or in kB where that would be less than 0.05 MB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} kB"
+
+
 def add_figures(environment: "jinja2.Environment") -> "jinja2.Environment":
-    """Add the filters `figure`, `interval` and `change`; nothing in their results needs to be escaped."""
+    """Add the filters `figure`, `interval` and `change`, whose results need no escaping."""
     from markupsafe import Markup
 
     def as_markup(show: Callable[..., str]) -> Callable[..., Markup]:
@@ -57,7 +65,7 @@ def add_figures(environment: "jinja2.Environment") -> "jinja2.Environment":
 
 
 def figure(value: float, form: str) -> str:
-    """A number by a format specification; what is none is a dash."""
+    """A number by a format specification, or a dash for NaN and infinity."""
     return format(value, form).replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "–"
 
 
@@ -66,17 +74,17 @@ def interval(ends: Sequence[float], form: str) -> str:
     return f"[{', '.join(figure(end, form) for end in ends)}]"
 
 
-def change(difference: Mapping[str, Any], form: str) -> str:
-    """A difference with its interval, `"+0.19 [+0.12, +0.26]"`; that of shares in percentage points.
+def change(difference: "Difference", form: str) -> str:
+    """A difference with its interval, `"+0.19 [+0.12, +0.26]"`. Differences of shares are in percentage points.
 
     Args:
-        difference: `{"difference", "interval"}`.
+        difference: The difference of two models in an evaluation.
         form: Format specification of the values that differ.
     """
     factor, unit = (100, " pp") if form.endswith("%") else (1, "")
     form = f"+{form.replace('%', 'f')}"
-    ends = [factor * end for end in difference["interval"]]
-    return f"{figure(factor * difference['difference'], form)} {interval(ends, form)}{unit}"
+    ends = [factor * end for end in difference.interval]
+    return f"{figure(factor * difference.difference, form)} {interval(ends, form)}{unit}"
 
 
 def html_environment(package: str) -> "jinja2.Environment":
@@ -95,15 +103,18 @@ def markdown_environment(package: str) -> "jinja2.Environment":
     from markupsafe import Markup
 
     def literal(value: Any) -> Markup:
-        if isinstance(value, Markup):
-            return value
-        text = re.sub(r"\s+", " ", visible(str(value)))
-        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return Markup(_MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text))
+        return value if isinstance(value, Markup) else Markup(escaped(str(value)))
 
     environment = template_environment(package, autoescape=True, finalize=literal)
     environment.filters |= {"fenced": fenced, "code": code}
     return environment
+
+
+def escaped(text: str) -> str:
+    """A text in one line in which nothing is markup of Markdown or HTML."""
+    text = re.sub(r"\s+", " ", visible(text))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", text)
 
 
 def fenced(text: str, language: str = "text") -> Any:

@@ -1,11 +1,11 @@
-"""The words of a text, and its runs of words, for comparing it with others."""
+"""The words of a text, and its runs of words, for comparing texts."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
 
 import regex
 
-# Scripts that put no spaces between words: there, each letter counts as one.
+# Scripts that put no spaces between words; each of their letters counts as a word.
 _SYLLABLES = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Bopomofo}\p{Yi}"
 _SOUNDS = (
     r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Javanese}\p{Balinese}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}"
@@ -13,22 +13,22 @@ _SOUNDS = (
 )
 UNSPACED = _SYLLABLES + _SOUNDS  # for a class of characters of the library `regex`
 _WORD = regex.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\p{{L}}\p{{N}}\p{{Mc}}])+")
-_SPACED_WORD = regex.compile(r"[\p{L}\p{N}\p{Mc}]+")  # the same, and quicker, where none of them is there
+_SPACED_WORD = regex.compile(r"[\p{L}\p{N}\p{Mc}]+")  # the same but quicker, for text without such scripts
 _ANY_UNSPACED = regex.compile(rf"[{UNSPACED}]")
 _ASCII_WORD = regex.compile(r"[a-z0-9]+")
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,٫]\p{Nd}+)*")
 _MARKS = regex.compile(r"\p{Mn}+")
 
-# How much of a word a letter is: a Chinese or Japanese one has some two letters, a Thai one three or more. In sixths.
+# What share of a word a letter is, in sixths: a Chinese or Japanese word has about two letters, a Thai one three.
 _WHOLE, _OF_SYLLABLES, _OF_SOUNDS = 6, 3, 2
 _SYLLABLE = regex.compile(f"[{_SYLLABLES}]")
 
 
 def words(text: str, keep_numbers: bool = False) -> list[str]:
-    """The words in lower case without punctuation and diacritics, every number as `0` unless they are kept.
+    """The words in lower case, without punctuation and diacritics, with every number as `0` unless numbers are kept.
 
-    The same as datatrove's `simplify_text` and its word tokenizers (spaCy), which take ten times as long; of languages
-    without spaces between words, single letters.
+    The result is that of datatrove's `simplify_text` with its word tokenizers (spaCy), which take ten times as long.
+    In languages without spaces between words, each letter is a word.
     """
     text = text.lower()
     if text.isascii():
@@ -39,17 +39,17 @@ def words(text: str, keep_numbers: bool = False) -> list[str]:
 
 
 def word_sixths(found: Sequence[str]) -> list[int]:
-    """How much of a word each of `words` is, in sixths: of scripts without spaces, a letter is a half or a third."""
-    if all(map(str.isascii, found)):  # as nearly all are, which is quickly seen
+    """What share of a word each entry is, in sixths: a letter of a script without spaces is a half or a third."""
+    if all(map(str.isascii, found)):  # the usual case, and a quick check
         return [_WHOLE] * len(found)
     return [_sixths(word) for word in found]
 
 
 def runs(found: Sequence[str], n: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each run of as much text as `n` words, as short as it can be.
+    """Start and end of each of the shortest runs that hold as much text as `n` words.
 
-    Of Chinese and Japanese that is twice as many letters, of other scripts without spaces three times: `n` letters are
-    a name, and no quotation.
+    In Chinese and Japanese these are 2 `n` letters, in other scripts without spaces 3 `n`, because `n` letters would
+    be a name rather than a quotation.
 
     Args:
         found: What `words` returned.

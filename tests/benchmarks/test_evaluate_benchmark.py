@@ -3,7 +3,7 @@ import json
 import pytest
 from benchmarks.evaluate import gap, in_batches, main, one_by_one
 
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.task import Example
 
 

@@ -39,7 +39,7 @@ def read_all(source: dict[str, Any], folder: Path, world_size: int = 1, **option
     result = Read()
     writer = partial(RemovedWriter, DataFolder(str(folder)), "00", "source0")
     for rank in range(world_size):
-        step = Source(source).step(writer, **options)
+        step = Source.parse(source).step(writer, **options)
         result.documents += step.run(None, rank, world_size)
         result.read += step.stats["read"].total
         result.skipped += step.stats["skipped"].total

@@ -29,12 +29,12 @@ def test_cleaning_changes_only_what_it_should(text, clean):
 def test_no_step_joins_words_that_a_control_character_separates(separator):
     document = Document(f"first{separator}second", "0")
     for name in ("fix_text", "clean_text"):
-        (document,) = Step(name).build(None).run([document])
+        (document,) = Step.parse(name).build(None).run([document])
     assert document.text.split() == ["first", "second"]
 
 
 def test_dots_of_windows_that_were_read_as_latin_1_are_dots():
-    (document,) = Step("fix_text").build(None).run([Document("\x93So it went\x85\x94 he said.", "0")])
+    (document,) = Step.parse("fix_text").build(None).run([Document("\x93So it went\x85\x94 he said.", "0")])
     assert document.text == "“So it went…” he said."
 
 

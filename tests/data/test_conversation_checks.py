@@ -1,7 +1,8 @@
 import pytest
 
 from hfchat.data.conversation_checks import Cleaner, check
-from hfchat.data.conversation_formats import ConversationError, Row, convert
+from hfchat.data.conversation_formats import ConversationError, convert
+from hfchat.data.rows import Row
 from tests.data.chats import CALL, assistant, turn, user
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello."

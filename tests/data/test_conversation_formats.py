@@ -4,8 +4,9 @@ from collections import Counter
 import pytest
 
 from hfchat.data.conversation_checks import check
-from hfchat.data.conversation_formats import ConversationError, Row, convert, expand, find_format
+from hfchat.data.conversation_formats import ConversationError, convert, expand, find_format
 from hfchat.data.conversation_sources import ConversationSource
+from hfchat.data.rows import Row
 from tests.data.chats import assistant, turn, user, write_jsonl
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello."
@@ -153,7 +154,7 @@ FORMATS = [
 
 @pytest.mark.parametrize(("row", "format", "expected"), FORMATS)
 def test_each_format_is_known_by_its_columns_and_becomes_messages(row, format, expected, tmp_path):
-    source = ConversationSource({"path": write_jsonl(tmp_path / "rows.jsonl", row)})
+    source = ConversationSource.parse({"path": write_jsonl(tmp_path / "rows.jsonl", row)})
     assert source.find_format() == format
     (read,) = source.rows()
     example = convert(format, read)

@@ -1,7 +1,9 @@
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import random
 import tracemalloc
 
@@ -28,7 +30,7 @@ def test_all_kinds_of_files_are_read(tmp_path):
     (tmp_path / "hub").mkdir()
     write_jsonl(tmp_path / "hub" / "train.jsonl", {"question": "h?", "answer": "i"}, {"question": "j?", "answer": "k"})
     found = [
-        list(ConversationSource(source).rows())
+        list(ConversationSource.parse(source).rows())
         for source in (
             {"path": f"{tmp_path}/a*.jsonl.gz"},
             {"path": f"{tmp_path}/b.json"},
@@ -75,15 +77,70 @@ FILES = {
 def test_text_is_read_in_each_encoding_and_layout(name, encoding, tmp_path):
     with gzip.open(tmp_path / f"{name}.gz", "wb") as file:
         file.write(FILES[name].encode(encoding))
-    source = ConversationSource({"path": f"{tmp_path}/{name}.gz"})
+    source = ConversationSource.parse({"path": f"{tmp_path}/{name}.gz"})
     assert source.find_format() == "question-answer"
     assert [(row.value, row.fault) for row in source.rows()] == [(row, None) for row in ROWS]
+
+
+PACK = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "comma.csv"])
+def test_files_may_be_packed_in_any_way(name, ending, tmp_path):
+    packed = PACK[ending](FILES[name].encode())
+    (tmp_path / f"{name}.{ending}").write_bytes(packed)
+    (tmp_path / f"cut.{name}.{ending.upper()}").write_bytes(packed[: len(packed) // 2])
+    assert [row.value for row in ConversationSource.parse({"path": f"{tmp_path}/{name}.{ending}"}).rows()] == ROWS
+    *_, last = ConversationSource.parse({"path": f"{tmp_path}/cut.{name}.{ending.upper()}"}).rows()
+    assert "the rest of the file cannot be read" in last.fault
+
+
+def test_a_row_costs_itself_where_it_would_fill_the_memory(tmp_path):
+    many = '{"question": "a?", "answer": "b", "x": [' + "[]," * 2_000_000 + "0]}"
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS[0], many, ROWS[1])
+    assert [row.reason if row.fault else row.value for row in ConversationSource.parse({"path": path}).rows()] == [
+        ROWS[0],
+        "too_large",
+        ROWS[1],
+    ]
+    # A text that all messages share is in the file once.
+    said = [{"role": "user", "content": "x" * 1_000_000}] * 64
+    for column in ("messages", "a.b"):
+        pq.write_table(pa.Table.from_pylist([{column: said}, {column: said[:2]}]), tmp_path / "a.parquet")
+        pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        try:
+            large, small = ConversationSource.parse({"path": f"{tmp_path}/a.parquet"}).rows()
+        finally:
+            pa.set_memory_pool(before)
+        assert (large.reason, large.fault) == ("too_large", "has 64,000,256 bytes, more than 20,000,000")
+        assert small.value == {column: said[:2]}
+        assert pool.max_memory() < 20_000_000
+
+
+def test_bytes_that_are_not_utf_8_cost_a_row_only_where_they_are_used(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"question": "a?", "answer": "b", "id": "\xff"}\n{"question": "\xff"}\n')
+    first, second = ConversationSource.parse({"path": f"{tmp_path}/a.jsonl"}).rows()
+    assert first.value["question"] == "a?"
+    assert second.value == {"question": "\udcff"}
+    offsets = pa.array([0, 2, 4, 6], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"ab\xff\xfecd")])
+    pq.write_table(pa.table({"question": texts}), tmp_path / "a.parquet")
+    rows = list(ConversationSource.parse({"path": f"{tmp_path}/a.parquet"}).rows())
+    assert [row.value for row in rows if not row.fault] == [{"question": "ab"}, {"question": "cd"}]
+    assert rows[1].fault.startswith("UnicodeDecodeError")
 
 
 def test_a_list_is_taken_apart_at_its_items(tmp_path):
     def read(text, name="a.json"):
         (tmp_path / name).write_text(text)
-        return [row.value for row in ConversationSource({"path": f"{tmp_path}/{name}"}).rows()]
+        return [row.value for row in ConversationSource.parse({"path": f"{tmp_path}/{name}"}).rows()]
 
     rows = [{"a": '],{"\\', "b": [1, [], {}]}, {"a": "\\"}, {"a": "\u2028"}, 7, None, "x,y"]
     for indent in (None, 0, 3):
@@ -114,9 +171,9 @@ def test_a_row_that_is_too_large_is_one_that_is_removed(name, tmp_path, monkeypa
             "a.csv.gz": "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in rows),
         }[name]
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
-    first, large, *more = ConversationSource({"path": f"{tmp_path}/{name}"}).rows()
+    first, large, *more = ConversationSource.parse({"path": f"{tmp_path}/{name}"}).rows()
     assert first.value == rows[0]
-    assert "more than 20,000,000 bytes" in large.fault
+    assert "more than 1,000" in large.fault
     assert len(str(large.value)) < 101_000
     # Where the next row of a CSV begins is in what was not read.
     assert [row.value for row in more] == ([] if name == "a.csv.gz" else rows[2:])
@@ -129,7 +186,7 @@ def test_no_line_of_a_bomb_is_whole_in_memory(text, tmp_path, monkeypatch):
     path = tmp_path / ("a.csv.gz" if "," in text and "[" not in text else "a.json.gz")
     path.write_bytes(gzip.compress(text.replace("{}", '{"question": "' + "0" * 12_000_000).encode(), 1))
     tracemalloc.start()
-    *_, row = ConversationSource({"path": str(path)}).rows()
+    *_, row = ConversationSource.parse({"path": str(path)}).rows()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert "more than" in row.fault
@@ -139,12 +196,12 @@ def test_no_line_of_a_bomb_is_whole_in_memory(text, tmp_path, monkeypatch):
 def test_a_csv_whose_header_names_a_column_twice_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,answer\n1,2,3\n")
     with pytest.raises(UserError, match=r"a.csv: the header has the column 'answer' more than once"):
-        ConversationSource({"path": f"{tmp_path}/a.csv"}).find_format()
+        ConversationSource.parse({"path": f"{tmp_path}/a.csv"}).find_format()
 
 
 def test_a_folder_in_another_encoding_is_read(tmp_path):
     (tmp_path / "train.csv").write_bytes(as_csv(";").encode("utf-16"))
-    rows = [row.value for row in ConversationSource({"path": str(tmp_path)}).rows()]
+    rows = [row.value for row in ConversationSource.parse({"path": str(tmp_path)}).rows()]
     assert rows == ROWS
 
 
@@ -153,7 +210,7 @@ def test_a_file_that_is_cut_off_costs_its_rest(tmp_path):
     rows = [{"question": f"{i} {letters.random()}?", "answer": str(letters.random())} for i in range(2000)]
     data = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
     (tmp_path / "a.jsonl.gz").write_bytes(data[: len(data) // 2])
-    *read, last = ConversationSource({"path": f"{tmp_path}/a.jsonl.gz"}).rows()
+    *read, last = ConversationSource.parse({"path": f"{tmp_path}/a.jsonl.gz"}).rows()
     assert [row.value for row in read] == rows[: len(read)]
     assert 100 < len(read) < 2000
     assert "the rest of the file cannot be read" in last.fault
@@ -165,7 +222,7 @@ def test_parallel_files_are_read_line_by_line(tmp_path):
     with gzip.open(tmp_path / "a.de.gz", "wt") as file:
         file.write("Ein Hund.\n\nEine Katze.\n")
     (tmp_path / "a.en").write_bytes("A dog.\r\n\r\nA cat.\r\n".encode("utf-16"))
-    source = ConversationSource(
+    source = ConversationSource.parse(
         {"path": f"{tmp_path}/a.en", "target_path": f"{tmp_path}/a.de.gz", "instruction": "Translate to German."}
     )
     assert source.find_format() == "parallel-text"
@@ -179,12 +236,12 @@ def test_parallel_files_are_read_line_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ({"license": "MIT"}, "must be a mapping with a 'path'"),
-        ({"path": "a.jsonl", "licence": "MIT"}, "unknown key 'licence'; it takes format"),
+        ({"license": "MIT"}, "each of sources: needs 'path'"),
+        ({"path": "a.jsonl", "licence": "MIT"}, "unknown key 'licence'; did you mean 'license'"),
         ({"path": "a.jsonl", "revision": "main"}, "unknown key 'revision'"),
         ({"path": "a.jsonl", "format": "chatml"}, "format must be one of messages, sharegpt"),
-        ({"path": "a.jsonl", "limit": "5"}, "'limit' must be a int"),
-        ({"path": "a.jsonl", "limit": 0}, "'limit' must be at least 1"),
+        ({"path": "a.jsonl", "limit": "5"}, "'limit' must be a valid integer"),
+        ({"path": "a.jsonl", "limit": 0}, "'limit' must be greater than or equal to 1"),
         ({"path": "a.jsonl", "format": "messages", "instruction": "Do."}, "'instruction' is a key of dialogsum"),
         ({"path": "a.jsonl", "format": "messages", "target_path": "b"}, "'target_path' is a key of parallel-text"),
         ({"path": "a.en", "target_path": "a.de"}, "parallel-text needs 'target_path' and 'instruction'"),
@@ -192,12 +249,12 @@ def test_parallel_files_are_read_line_by_line(tmp_path):
 )
 def test_a_bad_source_is_named(source, problem):
     with pytest.raises(ValueError, match=problem):
-        ConversationSource(source)
+        ConversationSource.parse(source)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
     def find_format(path):
-        return ConversationSource({"path": str(path)}).find_format()
+        return ConversationSource.parse({"path": str(path)}).find_format()
 
     with pytest.raises(UserError, match=r"none.jsonl: no such file"):
         find_format(tmp_path / "none.jsonl")

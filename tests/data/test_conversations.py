@@ -7,6 +7,7 @@ from datasets import load_dataset, load_dataset_builder
 
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.conversations import prepare, split_of
+from hfchat.data.decontamination import EvaluationSet
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from tests.conftest import SHARED_DATA
@@ -22,7 +23,7 @@ def run(tmp_path):
         options |= {"validation_fraction": 0.0, "strict": False}
         folder = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
         folder.mkdir()
-        return prepare([ConversationSource(source) for source in sources], folder, **options | changes), folder
+        return prepare([ConversationSource.parse(source) for source in sources], folder, **options | changes), folder
 
     return run
 
@@ -146,7 +147,7 @@ def test_what_overlaps_with_an_evaluation_set_is_kept_out(run, tmp_path):
     rows = [{"question": f"Tell me. {question}?", "answer": "5"}, {"question": "And how many apples?", "answer": "6"}]
     held_out = write_jsonl(tmp_path / "test.jsonl", {"question": question})
     path = write_jsonl(tmp_path / "a.jsonl", *rows)
-    summary, folder = run({"path": path}, evaluation_sets=[{"name": "apples", "path": held_out}])
+    summary, folder = run({"path": path}, evaluation_sets=[EvaluationSet(name="apples", path=str(held_out))])
     assert [row["messages"][0]["content"] for row in rows_of(folder)] == ["And how many apples?"]
     assert removed_of(folder)["a.jsonl (row 1)"]["detail"].startswith("apples: how many apples")
     assert summary.counts()["evaluation_sets"]["apples"]["rows"] == 1
@@ -255,6 +256,8 @@ def test_a_dataset_that_is_made_again_is_loaded_as_it_is_now(tmp_path):
     folder.mkdir()
     for answers in (["one", "two"], ["three hundred and forty-five", "six"]):
         write_jsonl(tmp_path / "a.jsonl", [{"messages": [user(f"Ask {a}?"), assistant(a)]} for a in answers])
-        prepare([ConversationSource({"path": f"{tmp_path}/a.jsonl"})], folder, validation_fraction=0.0, **options)
+        prepare(
+            [ConversationSource.parse({"path": f"{tmp_path}/a.jsonl"})], folder, validation_fraction=0.0, **options
+        )
         found = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
         assert sorted(row[-1]["content"] for row in found["messages"]) == sorted(answers)

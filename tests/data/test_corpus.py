@@ -31,7 +31,7 @@ OPTIONS = {
     "validation_fraction": 0.2,
     "tasks": 3,
     "workers": 1,
-    "executor": Executor("local"),
+    "executor": Executor.parse("local"),
     "strict": False,
     "max_document_bytes": 100_000,
     "config": {"tasks": 3},
@@ -69,12 +69,12 @@ def documents(tmp_path_factory) -> Path:
 
 
 def sources(documents: Path, pattern: str = "[ab].jsonl") -> list[Source]:
-    return [Source({"path": f"{documents}/{pattern}", "name": "made", "license": "CC0-1.0"})]
+    return [Source.parse({"path": f"{documents}/{pattern}", "name": "made", "license": "CC0-1.0"})]
 
 
 def steps(documents: Path) -> list[Step]:
     evaluation = {"name": "apples", "path": f"{documents}/evaluation.jsonl"}
-    return [Step(step) for step in (*STEPS, {"decontaminate": {"evaluation_sets": [evaluation]}})]
+    return [Step.parse(step) for step in (*STEPS, {"decontaminate": {"evaluation_sets": [evaluation]}})]
 
 
 def build(documents: Path, folder, pattern: str = "[ab].jsonl", chain: list[Step] | None = None, **options):
@@ -83,7 +83,7 @@ def build(documents: Path, folder, pattern: str = "[ab].jsonl", chain: list[Step
 
 def build_without_evaluation_sets(documents: Path, folder: Path) -> None:
     """The same, but for the library that loads them, which takes longer to import than all the rest to run."""
-    build(documents, folder, chain=[Step(step) for step in STEPS])
+    build(documents, folder, chain=[Step.parse(step) for step in STEPS])
 
 
 def files(folder) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def test_removed_documents_say_why(whole):
     assert rows["contaminated"]["detail"].startswith("apples: how many apples does mary")
     assert rows["contaminated"]["score"] > 0
     assert "a.jsonl#20" in rows["unreadable"]["id"]
-    assert rows["unreadable"]["detail"].startswith("JSONDecodeError")
+    assert rows["unreadable"]["detail"].startswith("not JSON: ")
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -152,13 +152,15 @@ def test_the_split_is_stable_when_documents_are_added(documents, whole, tmp_path
 
 
 def test_strict_makes_input_that_cannot_be_read_an_error(documents, tmp_path):
-    with pytest.raises(UserError, match=r"made/a\.jsonl#20 cannot be read: JSONDecodeError"):
+    with pytest.raises(UserError, match=r"made/a\.jsonl#20 cannot be read: not JSON: "):
         build(documents, tmp_path / "out", strict=True)
 
 
 def test_a_corpus_without_a_document_is_an_error_that_says_what_to_do(documents, tmp_path):
     with pytest.raises(UserError, match=r"no document is left of 45 .*'too_short': 44"):
-        build_corpus(sources(documents), [Step({"quality": {"min_characters": 10_000}})], tmp_path / "out", **OPTIONS)
+        build_corpus(
+            sources(documents), [Step.parse({"quality": {"min_characters": 10_000}})], tmp_path / "out", **OPTIONS
+        )
 
 
 def test_a_split_without_documents_is_not_in_the_card(documents, tmp_path):
@@ -169,11 +171,11 @@ def test_a_split_without_documents_is_not_in_the_card(documents, tmp_path):
 
 def test_a_corpus_that_is_built_again_is_loaded_as_it_is_now(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": document(i)}) for i in range(9)))
-    source = [Source({"path": f"{tmp_path}/a.jsonl"})]
+    source = [Source.parse({"path": f"{tmp_path}/a.jsonl"})]
     for change in ("river", "fjord"):  # as long, so that no size in characters tells them apart
         text = (tmp_path / "a.jsonl").read_text()
         (tmp_path / "a.jsonl").write_text(text.replace("river", change))
-        build_corpus(source, [Step("clean_text")], tmp_path / "out", **OPTIONS)
+        build_corpus(source, [Step.parse("clean_text")], tmp_path / "out", **OPTIONS)
         assert any(change in row["text"] for split in load_dataset(str(tmp_path / "out")).values() for row in split)
 
 
@@ -193,7 +195,7 @@ def test_lost_documents_are_noticed(documents, tmp_path, monkeypatch):
 def test_s3_gets_what_a_disk_gets(documents, whole, bucket, tmp_path):
     for file in documents.iterdir():
         as_path(f"{bucket}/in/{file.name}").write_bytes(file.read_bytes())
-    remote = [Source({"path": f"{bucket}/in/[ab].jsonl", "name": "made", "license": "CC0-1.0"})]
+    remote = [Source.parse({"path": f"{bucket}/in/[ab].jsonl", "name": "made", "license": "CC0-1.0"})]
     build_corpus(remote, steps(documents), as_path(f"{bucket}/corpus"), **OPTIONS)
     assert files(f"{bucket}/corpus") == files(whole)
 
@@ -201,7 +203,7 @@ def test_s3_gets_what_a_disk_gets(documents, whole, bucket, tmp_path):
 def test_webhdfs_gets_what_a_disk_gets(documents, whole, webhdfs):
     for file in documents.iterdir():
         as_path(f"{webhdfs}/in/{file.name}").write_bytes(file.read_bytes())
-    remote = [Source({"path": f"{webhdfs}/in/[ab].jsonl", "name": "made", "license": "CC0-1.0"})]
+    remote = [Source.parse({"path": f"{webhdfs}/in/[ab].jsonl", "name": "made", "license": "CC0-1.0"})]
     build_corpus(remote, steps(documents), as_path(f"{webhdfs}/corpus"), **OPTIONS)
     assert files(f"{webhdfs}/corpus") == files(whole)
 
@@ -214,7 +216,7 @@ def test_every_phase_says_what_it_writes(documents, tmp_path):
 
     folder = DataFolder(str(tmp_path / "out"))
     phases = plan(sources(documents), steps(documents), folder, 0.2, 3, False, 100_000)
-    execute(phases, folder, Executor("local"), workers=1)
+    execute(phases, folder, Executor.parse("local"), workers=1)
     named = {
         file
         for phase in phases
@@ -257,6 +259,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_corpus(documents, tmp_path)
     assert len(stages) >= 3, "the moments were not spread over the phases"
 
 
+def test_a_document_that_cleaning_leaves_empty_is_kept_or_removed_as_any_other(tmp_path):
+    texts = ["\x01", document(0), "\x02", document(1), document(1)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    source = Source.parse({"path": f"{tmp_path}/a.jsonl"})
+    counts = build_corpus([source], [Step.parse("clean_text"), Step.parse("exact_dedup")], tmp_path / "out", **OPTIONS)
+    assert (counts["read"], counts["removed"]) == (5, {"exact_duplicate": 2})
+
+
 def test_what_is_passed_over_and_a_separator_that_is_nowhere_are_told(tmp_path):
     http = b"HTTP/1.1 404 Not Found\r\n\r\n"
     record = (
@@ -266,9 +276,10 @@ def test_what_is_passed_over_and_a_separator_that_is_nowhere_are_told(tmp_path):
     for name in ("whole", "divided"):
         text = "\n\n".join(document(i) for i in range(5)) if name == "divided" else document(9)
         (tmp_path / f"{name}.txt").write_text(text)
-    sources = [Source({"path": str(tmp_path / "a.warc")})]
+    sources = [Source.parse({"path": str(tmp_path / "a.warc")})]
     sources += [
-        Source({"path": f"{tmp_path}/{name}.txt", "name": name, "separator": "\n\n"}) for name in ("whole", "divided")
+        Source.parse({"path": f"{tmp_path}/{name}.txt", "name": name, "separator": "\n\n"})
+        for name in ("whole", "divided")
     ]
     counts = build_corpus(sources, [], tmp_path / "out", **OPTIONS | {"validation_fraction": 0.01})
     assert (counts["read"], counts["removed"], counts["skipped"]) == (6, {}, 3)
@@ -284,7 +295,7 @@ def test_what_is_passed_over_and_a_separator_that_is_nowhere_are_told(tmp_path):
 def test_the_first_that_cannot_be_read_is_named_where_nothing_is_left(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "a"}\n')
     with pytest.raises(UserError, match=r"'unreadable': 1}, of which the first is .*no text under the key 'text'"):
-        build_corpus([Source({"path": str(tmp_path / "a.jsonl")})], [], tmp_path / "out", **OPTIONS)
+        build_corpus([Source.parse({"path": str(tmp_path / "a.jsonl")})], [], tmp_path / "out", **OPTIONS)
 
 
 @pytest.mark.parametrize("step", ["clean_text", "exact_dedup", {"near_dedup": {"similarity": 0.99}}])
@@ -295,7 +306,7 @@ def test_near_duplicates_are_on_one_side_of_the_split(tmp_path, step):
     rows = [json.dumps({"text": text, "id": str(i % 20)}) for i, text in enumerate(texts + copies)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     options = OPTIONS | {"validation_fraction": 0.4}
-    build_corpus([Source({"path": f"{tmp_path}/a.jsonl"})], [Step(step)], tmp_path / "out", **options)
+    build_corpus([Source.parse({"path": f"{tmp_path}/a.jsonl"})], [Step.parse(step)], tmp_path / "out", **options)
     found = load_dataset(str(tmp_path / "out"))
     assert len(found["train"]) + len(found["validation"]) >= 40
     assert len(found["validation"]) > 5
@@ -309,7 +320,9 @@ def test_many_near_duplicates_leave_something_to_validate_on(tmp_path, alike, in
         document(i) for i in range(3, 53 - alike)
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    build_corpus([Source({"path": f"{tmp_path}/a.jsonl"})], [Step("clean_text")], tmp_path / "out", **OPTIONS)
+    build_corpus(
+        [Source.parse({"path": f"{tmp_path}/a.jsonl"})], [Step.parse("clean_text")], tmp_path / "out", **OPTIONS
+    )
     validation = load_dataset(str(tmp_path / "out"))["validation"]["text"]
     assert any("It was number" in text for text in validation) == in_validation
     assert 2 <= len(validation) <= 20
@@ -319,7 +332,9 @@ def test_a_chain_gets_no_more_phases_than_it_needs(tmp_path):
     from datatrove.io import DataFolder
 
     def names(*steps):
-        return [phase.name for phase in plan([], [*map(Step, steps)], DataFolder(str(tmp_path)), 0.1, 2, False, 1000)]
+        return [
+            phase.name for phase in plan([], [*map(Step.parse, steps)], DataFolder(str(tmp_path)), 0.1, 2, False, 1000)
+        ]
 
     assert names("exact_dedup", "near_dedup").count("find near duplicates") == 1
     assert names("clean_text").count("find near duplicates") == 1
@@ -337,8 +352,8 @@ def test_every_phase_that_looks_for_near_duplicates_says_what_it_writes(document
 
     for number, step in enumerate(("exact_dedup", "clean_text")):
         folder = DataFolder(str(tmp_path / str(number)))
-        phases = plan(sources(documents), [Step(step)], folder, 0.2, 3, False, 100_000)
-        execute(phases, folder, Executor("local"), workers=1)
+        phases = plan(sources(documents), [Step.parse(step)], folder, 0.2, 3, False, 100_000)
+        execute(phases, folder, Executor.parse("local"), workers=1)
         patterns = {
             pattern.format(rank=i) for phase in phases for i in range(phase.tasks) for pattern in phase.outputs
         }

@@ -9,7 +9,8 @@ from datatrove.io import DataFolder
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
-from hfchat.data.decontamination import ContaminationFilter, build_index, check_evaluation_sets
+from hfchat.data.decontamination import ContaminationFilter, EvaluationSet, build_index, check_evaluation_sets
+from hfchat.data.removal import Removal
 from hfchat.errors import UserError
 from tests.conftest import SHARED_DATA
 
@@ -26,7 +27,9 @@ def write_rows(path, rows):
 @pytest.fixture
 def index(tmp_path):
     folder = DataFolder(str(tmp_path / "index"))
-    found = build_index([write_rows(tmp_path / "exam.jsonl", [{"q": QUESTION}, {"q": "Too short."}])], folder)
+    found = build_index(
+        check_evaluation_sets([write_rows(tmp_path / "exam.jsonl", [{"q": QUESTION}, {"q": "Too short."}])]), folder
+    )
     assert found == {"exam": {"rows": 2, "n_grams": len(QUESTION.split()) - 12, "too_short": 1}}
     return folder
 
@@ -45,9 +48,9 @@ def index(tmp_path):
 def test_a_quotation_is_found_inside_other_text(index, text):
     document = Document(f"{CLEAN}. {text} {CLEAN}", "1")
     assert ContaminationFilter(index).filter(document) == (False, "contaminated")
-    assert document.metadata["filter_detail"] == ("exam: a train leaves the old station at 0 with 0 people and at")
+    assert Removal.of(document).detail == ("exam: a train leaves the old station at 0 with 0 people and at")
     n_grams = len(document.text.split()) - 12
-    assert document.metadata["filter_score"] == pytest.approx((len(QUESTION.split()) - 12) / n_grams)
+    assert Removal.of(document).score == pytest.approx((len(QUESTION.split()) - 12) / n_grams)
 
 
 def test_clean_text_is_kept(index):
@@ -72,17 +75,17 @@ def test_the_set_that_shares_most_is_named(tmp_path):
         write_rows(tmp_path / "two.jsonl", [{"q": QUESTION}]),
     ]
     folder = DataFolder(str(tmp_path / "index"))
-    build_index(sets, folder)
+    build_index(check_evaluation_sets(sets), folder)
     document = Document(f"{other} {CLEAN} {QUESTION}", "1")
     assert ContaminationFilter(folder).filter(document) == (False, "contaminated")
-    assert document.metadata["filter_detail"].startswith("two: ")
+    assert Removal.of(document).detail.startswith("two: ")
 
 
 def test_hashes_at_both_ends_of_the_index_are_found_and_others_are_not(tmp_path):
     from hfchat.data.words import hashed_n_grams
 
     folder = DataFolder(str(tmp_path / "index"))
-    build_index([write_rows(tmp_path / "exam.jsonl", [{"q": CLEAN}])], folder)
+    build_index(check_evaluation_sets([write_rows(tmp_path / "exam.jsonl", [{"q": CLEAN}])]), folder)
     with folder.open("exam.npy", "rb") as file:
         stored = np.load(file)
     parts = CLEAN.split()
@@ -102,8 +105,8 @@ def test_the_removed_document_reaches_its_writer_from_another_process(index, tmp
     assert [document.id for document in kept] == ["clean"]
     (removed,) = JsonlReader(str(tmp_path / "removed")).run()
     assert removed.id == "quoted"
-    assert removed.metadata["filter_reason"] == "contaminated"
-    assert removed.metadata["filter_score"] == 1.0
+    assert removed.metadata["removal"]["reason"] == "contaminated"
+    assert removed.metadata["removal"]["score"] == 1.0
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -119,7 +122,7 @@ def test_files_of_every_kind_and_encoding_and_nested_texts_count(encoding, tmp_p
     (tmp_path / "list.json").write_text(json.dumps([{"choices": ["no", QUESTION]}]), encoding)
     paths = ("packed.jsonl.gz", "lines.txt", "table.csv", "turns.parquet", "list.json")
     sets = [{"name": path, "path": str(tmp_path / path)} for path in paths]
-    found = build_index(sets, DataFolder(str(tmp_path / "index")))
+    found = build_index(check_evaluation_sets(sets), DataFolder(str(tmp_path / "index")))
     assert {name: counts["n_grams"] for name, counts in found.items()} == dict.fromkeys(
         paths, len(QUESTION.split()) - 12
     )
@@ -128,7 +131,7 @@ def test_files_of_every_kind_and_encoding_and_nested_texts_count(encoding, tmp_p
 def test_columns_narrow_the_search(tmp_path):
     entry = write_rows(tmp_path / "exam.jsonl", [{"q": QUESTION, "a": CLEAN}])
     folder = DataFolder(str(tmp_path / "index"))
-    build_index([entry | {"columns": ["q"]}], folder)
+    build_index(check_evaluation_sets([entry | {"columns": ["q"]}]), folder)
     assert ContaminationFilter(folder).filter(Document(CLEAN, "1")) is True
     assert ContaminationFilter(folder).filter(Document(QUESTION, "1")) == (False, "contaminated")
 
@@ -136,7 +139,7 @@ def test_columns_narrow_the_search(tmp_path):
 def test_the_index_is_the_same_bytes_each_time(tmp_path):
     entry = write_rows(tmp_path / "exam.jsonl", [{"q": QUESTION}, {"q": CLEAN}])
     for name in ("one", "two"):
-        build_index([entry], DataFolder(str(tmp_path / name)))
+        build_index(check_evaluation_sets([entry]), DataFolder(str(tmp_path / name)))
     assert (tmp_path / "one/exam.npy").read_bytes() == (tmp_path / "two/exam.npy").read_bytes()
 
 
@@ -144,19 +147,21 @@ def test_a_set_that_cannot_be_searched_for_is_the_users_to_fix(tmp_path):
     folder = DataFolder(str(tmp_path / "index"))
     entry = write_rows(tmp_path / "exam.jsonl", [{"q": "Too short."}])
     with pytest.raises(UserError, match="exam: none of its 1 rows has 13 words"):
-        build_index([entry], folder)
+        build_index(check_evaluation_sets([entry]), folder)
     with pytest.raises(UserError, match="exam: no column 'answer', only q"):
-        build_index([entry | {"columns": ["answer"]}], folder)
+        build_index(check_evaluation_sets([entry | {"columns": ["answer"]}]), folder)
 
 
 def test_bad_entries_are_refused_before_any_work(tmp_path):
     entry = write_rows(tmp_path / "exam.jsonl", [{"q": QUESTION}])
-    assert check_evaluation_sets([entry]) == [entry]
+    assert check_evaluation_sets([entry]) == [EvaluationSet(**entry)]
     for entries, problem in (
         ([entry, entry], "'exam' must be a name of its own"),
         ([entry | {"path": str(tmp_path / "none.jsonl")}], "none.jsonl: no such file"),
-        ([entry | {"colums": []}], "exam: unknown key 'colums'"),
-        ([{"name": "exam"}], "a mapping with 'name' and 'path'"),
+        ([entry | {"colums": []}], "exam: unknown key 'colums'; did you mean 'columns'"),
+        ([entry | {"name": "a/b"}], "'a/b' must be a name of its own, without '/'"),
+        ([{"name": "exam"}], "evaluation_sets: exam: needs 'path'"),
+        ([{"path": "a.jsonl"}], "each of evaluation_sets: needs 'name'"),
     ):
         with pytest.raises(ValueError, match=problem):
             check_evaluation_sets(entries)
@@ -165,13 +170,13 @@ def test_bad_entries_are_refused_before_any_work(tmp_path):
 @pytest.mark.skipif(not GSM8K.exists(), reason="needs GSM8K in shared/data")
 def test_a_page_that_quotes_gsm8k_is_removed(tmp_path):
     folder = DataFolder(str(tmp_path / "index"))
-    found = build_index([{"name": "gsm8k", "path": str(GSM8K)}], folder)
+    found = build_index(check_evaluation_sets([{"name": "gsm8k", "path": str(GSM8K)}]), folder)
     assert found["gsm8k"]["rows"] == 7473
     with GSM8K.open() as file:
         question = json.loads(file.readline())["question"]
     page = Document(f"My homework today was this. {question.lower()} I could not do it.", "1")
     assert ContaminationFilter(folder).filter(page) == (False, "contaminated")
-    assert page.metadata["filter_detail"].startswith("gsm8k: natalia sold clips to 0 of her friends")
+    assert Removal.of(page).detail.startswith("gsm8k: natalia sold clips to 0 of her friends")
     assert ContaminationFilter(folder).filter(Document(CLEAN, "2")) is True
 
 
@@ -198,7 +203,7 @@ def test_a_page_that_quotes_gsm8k_is_removed(tmp_path):
 )
 def test_in_scripts_without_spaces_a_name_is_kept_and_a_quotation_is_not(tmp_path, row, name, copy):
     folder = DataFolder(str(tmp_path / "index"))
-    build_index([write_rows(tmp_path / "exam.jsonl", [{"q": row}])], folder)
+    build_index(check_evaluation_sets([write_rows(tmp_path / "exam.jsonl", [{"q": row}])]), folder)
     blocker = ContaminationFilter(folder)
     assert blocker.filter(Document(name, "1")) is True
     assert blocker.filter(Document(f"{name} {copy}", "1")) == (False, "contaminated")

@@ -11,6 +11,7 @@ import pytest
 from datatrove.data import Document
 
 from hfchat.data.extraction import Extraction
+from hfchat.data.removal import Removal
 from hfchat.data.web import html_to_text
 
 PROGRAM = """
@@ -43,8 +44,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize("text", ["hang", "done"])
 def test_the_extractor_ends_with_the_process_that_started_it(text):
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, text], stdout=subprocess.PIPE, text=True)
-    extractor = int(process.stdout.readline())  # of the warm-up
-    assert int(process.stdout.readline()) == extractor  # it has the document
+    extractor = int(process.stdout.readline())  # it has the document
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
@@ -66,8 +66,8 @@ def test_a_page_that_needs_too_much_memory_costs_itself():
     documents = [Document(str(size), str(size)) for size in (1000, 400_000_000, 2000)]
     small, large, next_one = Extraction(swell, timeout=30, memory=200_000_000).run(iter(documents))
     assert (small.text, next_one.text) == ("1000", "2000")
-    assert large.metadata["filter_reason"] == "extraction_failed"
-    assert large.metadata["filter_detail"] == "it needs more than 200,000,000 bytes of memory"
+    assert Removal.of(large).reason == "extraction_failed"
+    assert Removal.of(large).detail == "it needs more than 200,000,000 bytes of memory"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux sees to it")
@@ -78,5 +78,5 @@ def test_a_page_that_grows_in_a_parser_written_in_c_costs_itself():
     ]
     documents = [Document(page, "0") for page in pages]
     large, small = Extraction(html_to_text, timeout=60, memory=40_000_000).run(iter(documents))
-    assert large.metadata["filter_reason"] == "extraction_failed"
+    assert Removal.of(large).reason == "extraction_failed"
     assert small.text.startswith("A ferry")

@@ -9,6 +9,7 @@ from datatrove.data import Document
 
 from hfchat.data.chain import Step
 from hfchat.data.inappropriate import ClassifierFilter, LexiconFilter
+from hfchat.data.removal import Removal
 from hfchat.errors import UserError
 from tests.conftest import SHARED_DATA
 
@@ -47,8 +48,8 @@ def document(text):
 def test_an_abusive_page_is_removed_with_its_words(text):
     page = document(text)
     assert LexiconFilter().filter(page) == (False, "inappropriate")
-    assert page.metadata["filter_score"] > 50  # hits per 1,000 words
-    words = page.metadata["filter_detail"].split(", ")
+    assert Removal.of(page).score > 50  # hits per 1,000 words
+    words = Removal.of(page).detail.split(", ")
     assert words == sorted(set(words))
     assert 3 <= len(words) <= 10
 
@@ -77,7 +78,7 @@ def test_density_and_number_of_words_both_count():
 def test_a_list_of_ones_own_and_one_that_is_not_there(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("blorp\nblimp\nblump\n", encoding="utf-8")
-    step = dill.loads(dill.dumps(Step({"inappropriate": {"lexicon": str(path)}}).build(None)))
+    step = dill.loads(dill.dumps(Step.parse({"inappropriate": {"lexicon": str(path)}}).build(None)))
     path.unlink()
     assert step.filter(document("Blorp, blimp and blump.")) == (False, "inappropriate")
     assert step.filter(document(ABUSE)) is True
@@ -150,14 +151,14 @@ VERDICTS = [True, False, True, False, False, True, False]  # removed
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_classifier_removes_what_has_its_label(model, batch_size):
-    step = Step({"classifier": {"model_name_or_path": str(model), "label": "toxic", "batch_size": batch_size}})
+    step = Step.parse({"classifier": {"model_name_or_path": str(model), "label": "toxic", "batch_size": batch_size}})
     step, documents = step.build(None), [Document(text, str(i)) for i, text in enumerate(TEXTS)]
     kept = [document.id for document in step.run(documents)]
     assert kept == [str(i) for i, removed in enumerate(VERDICTS) if not removed]
     assert step.stats["dropped_classifier"].total == sum(VERDICTS)
     for text, removed in zip(documents, VERDICTS, strict=True):
-        assert text.metadata.get("filter_detail") == ("toxic" if removed else None)
-        assert text.metadata.get("filter_score") == (pytest.approx(0.9, abs=1e-3) if removed else None)
+        score = pytest.approx(0.9, abs=1e-3)
+        assert Removal.of(text) == (Removal("classifier", score, "toxic") if removed else None)
 
 
 def test_the_threshold_is_a_probability_of_the_label(model):
@@ -194,7 +195,7 @@ def test_a_pickled_filter_does_the_same_before_and_after_use(model):
 
 def test_an_unknown_label_is_refused_before_any_document(model):
     with pytest.raises(ValueError, match=r"has no label 'hate', only fine, toxic$"):
-        Step({"classifier": {"model_name_or_path": str(model), "label": "hate"}})
+        Step.parse({"classifier": {"model_name_or_path": str(model), "label": "hate"}})
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):

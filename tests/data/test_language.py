@@ -4,21 +4,22 @@ from datatrove.data import Document
 
 from hfchat.data.chain import Step
 from hfchat.data.language import LanguageFilter
+from hfchat.data.removal import Removal
 from hfchat.language import identify
 from tests.test_language import SENTENCES
 
 
 def test_unwanted_languages_are_removed_with_their_score():
-    step = Step({"language": {"languages": ["en", "de"]}}).build(None)
+    step = Step.parse({"language": {"languages": ["en", "de"]}}).build(None)
     english, german, french = (Document(SENTENCES[language], "0") for language in ("en", "de", "fr"))
     assert step.filter(english) is True
     assert step.filter(german) is True
     assert step.filter(french) == (False, "language")
     assert english.metadata["language"] == "en"
     assert 0.65 <= english.metadata["language_score"] <= 1
-    assert "filter_detail" not in english.metadata
-    assert french.metadata["filter_detail"] == french.metadata["language"] == "fr"
-    assert french.metadata["filter_score"] == french.metadata["language_score"] > 0.65
+    assert Removal.of(english) is None
+    assert Removal.of(french).detail == french.metadata["language"] == "fr"
+    assert Removal.of(french).score == french.metadata["language_score"] > 0.65
 
 
 def test_a_document_must_reach_the_threshold():
@@ -46,5 +47,5 @@ def test_a_pickled_filter_does_the_same_before_and_after_use():
 
 @pytest.mark.parametrize("language", ["English", "en-US", "EN"])
 def test_a_language_is_written_as_a_code(language):
-    with pytest.raises(ValueError, match=f"language: '{language}' is no code of a language"):
-        Step({"language": {"languages": [language]}})
+    with pytest.raises(ValueError, match=f"language: '{language}' is not a valid code of a language"):
+        Step.parse({"language": {"languages": [language]}})

@@ -6,6 +6,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters import GopherRepetitionFilter
 
 from hfchat.data.measures import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from hfchat.data.removal import Removal
 from tests.conftest import SHARED_DATA
 
 WIKITEXT = SHARED_DATA / "pretrain" / "wikitext2-valid.txt"
@@ -129,8 +130,8 @@ def test_the_value_is_on_the_wrong_side_of_the_threshold(step, text, reason, thr
     step = dill.loads(dill.dumps(step))  # as workers get it
     document = Document(text, "1")
     assert step.filter(document) == (False, reason)
-    assert type(document.metadata["filter_score"]) is float
-    assert misses(document.metadata["filter_score"], getattr(step, threshold), side)
+    assert type(Removal.of(document).score) is float
+    assert misses(Removal.of(document).score, getattr(step, threshold), side)
 
 
 @pytest.mark.parametrize(("step", "text", "reason", "threshold", "side"), CASES, ids=[case[2] for case in CASES])
@@ -138,7 +139,7 @@ def test_moving_the_threshold_to_the_value_lets_the_document_past_it(step, text,
     step = dill.loads(dill.dumps(step))
     document = Document(text, "1")
     step.filter(document)
-    setattr(step, threshold, document.metadata["filter_score"])
+    setattr(step, threshold, Removal.of(document).score)
     assert step.filter(Document(text, "1")) != (False, reason)
 
 
@@ -147,7 +148,7 @@ def test_of_a_document_that_passes_the_value_is_on_the_right_side(step, text, re
     usual = type(step)()
     document = Document(PROSE, "1")
     assert usual.filter(document) is True
-    assert "filter_score" not in document.metadata
+    assert Removal.of(document) is None
     assert not misses(usual.measure(reason, PROSE), getattr(usual, threshold), side)
 
 
@@ -165,7 +166,7 @@ def test_n_grams_are_measured_as_the_filter_measures_them(reason, limit):
     )
     document = Document(text, "1")
     assert step.filter(document) == (False, reason)
-    value = document.metadata["filter_score"]
+    value = Removal.of(document).score
     assert value > limit
     assert GopherRepetition(**(only | {kind: ((n, value),)})).filter(Document(text, "1")) is True
     assert GopherRepetitionFilter(**(only | {kind: ((n, value - 1e-9),)})).filter(Document(text, "1")) == (
@@ -177,7 +178,7 @@ def test_n_grams_are_measured_as_the_filter_measures_them(reason, limit):
 def test_counts_are_those_of_the_words():
     document = Document("The cat, and the dog!", "1")
     GopherQuality().filter(document)
-    assert document.metadata["filter_score"] == 5
+    assert Removal.of(document).score == 5
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_counts_are_those_of_the_words():
 def test_a_reason_without_a_number_has_no_score(step, text, reason):
     document = Document(text, "1")
     assert step.filter(document) == (False, reason)
-    assert "filter_score" not in document.metadata
+    assert Removal.of(document) is None
 
 
 def test_measuring_leaves_document_and_statistics_alone():
@@ -220,5 +221,5 @@ def test_real_text_is_judged_as_datatrove_judges_it(block):
         assert document.text == other.text
         if result is not True:
             reasons.add(result[1])
-            assert document.metadata["filter_score"] >= 0
+            assert Removal.of(document).score >= 0
     assert reasons

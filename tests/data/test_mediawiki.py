@@ -166,7 +166,7 @@ def test_a_page_is_measured_while_it_is_read(tmp_path):
     dump += bz2.compress(b"</text></revision></page>" + page("Next", "Text.").encode() + b"</mediawiki>")
     tracemalloc.start()
     with bz2.open(io.BytesIO(dump)) as stream:
-        large, small = parse_dump(stream, 100_000, namespaces=[0])
+        large, small = (make() for make in parse_dump(stream, 100_000, namespaces=[0]))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert large.fault == ("too_large", "more than 100,000 bytes")

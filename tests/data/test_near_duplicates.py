@@ -92,8 +92,8 @@ def test_the_first_of_a_cluster_is_kept_and_the_others_say_which(tmp_path):
     documents = [c, a, b, "x", a, "y", "z", a]
     kept, removed = deduplicate(documents, tmp_path)
     assert removed.keys() == {1, 7}
-    assert {removed[i]["filter_reason"] for i in removed} == {"near_duplicate"}
-    assert {removed[i]["filter_detail"] for i in removed} == {str(kept[4]["cluster"])}
+    assert {removed[i]["removal"]["reason"] for i in removed} == {"near_duplicate"}
+    assert {removed[i]["removal"]["detail"] for i in removed} == {str(kept[4]["cluster"])}
     assert kept[4]["cluster_size"] == 3
     assert [i for i in kept if "cluster" in kept[i]] == [4]
 

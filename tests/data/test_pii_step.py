@@ -31,7 +31,7 @@ def test_documents_are_replaced_and_counted():
 
 
 def test_only_the_kinds_and_regions_of_the_yaml_are_replaced():
-    step = Step({"pii": {"kinds": ["email", "phone"], "phone_regions": ["US"]}}).build(None)
+    step = Step.parse({"pii": {"kinds": ["email", "phone"], "phone_regions": ["US"]}}).build(None)
     assert run(step)[1:] == TEXTS[1:]  # the number is British
     assert run(step)[0] != TEXTS[0]
 
@@ -54,9 +54,9 @@ def test_a_pickled_step_does_the_same_before_and_after_use():
     ("parameters", "problem"),
     [
         ({"kinds": ["mail"]}, "there is no kind 'mail'; there are email, ip, phone, card"),
-        ({"phone_regions": ["UK"]}, "'UK' is no region"),
+        ({"phone_regions": ["UK"]}, "'UK' is not a region"),
     ],
 )
 def test_a_bad_setting_is_refused_before_any_document(parameters, problem):
     with pytest.raises(ValueError, match=problem):
-        Step({"pii": parameters})
+        Step.parse({"pii": parameters})

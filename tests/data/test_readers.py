@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfchat.data.readers import _parts, parse_json_lines, parse_parquet
+from hfchat.data.readers import parse_json_lines, parse_parquet
+from hfchat.data.rows import parts
 from hfchat.errors import UserError
 from tests.data.reading import read_all
 
@@ -24,8 +25,6 @@ def test_each_text_file_is_a_document(tmp_path):
 def test_documents_stand_between_separators_however_the_file_is_read(tmp_path, monkeypatch, chunk):
     from hfchat.data import readers
 
-    parts = readers._parts
-
     class InChunks:
         def __init__(self, stream):
             self.stream = stream
@@ -35,7 +34,7 @@ def test_documents_stand_between_separators_however_the_file_is_read(tmp_path, m
 
         read1 = read
 
-    monkeypatch.setattr(readers, "_parts", lambda stream, *args: parts(InChunks(stream), *args))
+    monkeypatch.setattr(readers, "parts", lambda stream, *args: parts(InChunks(stream), *args))
     (tmp_path / "a.txt").write_text("one\n===\ntwo\n===\n" + "x" * 50 + "\n===\nlast")
     source = {"path": f"{tmp_path}/a.txt", "separator": "\n===\n"}
     found = read_all(source, tmp_path / "out", max_document_bytes=20)
@@ -76,7 +75,7 @@ def test_a_bad_line_costs_that_line(tmp_path):
     assert found.texts == ["good", "good too"]
     assert found.reasons == ["empty"] * 2 + ["unreadable"] * 6
     details = {row["id"]: row["detail"] for row in found.removed if row["reason"] == "unreadable"}
-    assert details["n/a.jsonl#1"].startswith("JSONDecodeError")
+    assert details["n/a.jsonl#1"].startswith("not JSON: ")
     assert details["n/a.jsonl#2"].startswith("UnicodeDecodeError")
     assert details["n/a.jsonl#3"] == "no text under the key 'text', only ['body']"
     assert "'text' holds half a surrogate pair" in details["n/a.jsonl#4"]
@@ -134,7 +133,7 @@ def test_a_column_that_is_not_there_is_an_error(tmp_path):
 
 def test_strict_names_the_record(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{broken\n')
-    with pytest.raises(UserError, match=r"n/a\.jsonl#1 cannot be read: JSONDecodeError"):
+    with pytest.raises(UserError, match=r"n/a\.jsonl#1 cannot be read: not JSON: "):
         read_all({"path": f"{tmp_path}/a.jsonl", "name": "n"}, tmp_path / "out", strict=True)
 
 
@@ -147,7 +146,7 @@ def test_a_document_that_is_too_large_is_removed_with_an_excerpt(tmp_path):
 
 def test_no_more_is_read_of_a_file_than_a_document_may_have():
     stream = io.BytesIO(bytes(10_000_000))
-    (part,) = _parts(stream, None, 1_000_000)
+    (part,) = parts(stream, None, 1_000_000)
     assert len(part) == 1_000_001
     assert stream.tell() < 1_200_000
 
@@ -256,8 +255,8 @@ def test_what_a_line_holds_beside_its_text_is_not_made_when_it_is_too_much(monke
     many = b"[" + b"[]," * 3_000_000 + b"0]"
     quotes = b'"' + b'\\"' * 5_000_000 + b'"'  # a string, however many quotes it holds
     content = b'{"text": "a", "unused": %s}\n{"text": "b", "unused": %s}\n{"text": "open' % (many, quotes)
-    large, good, broken = parse_json_lines(io.BytesIO(content), 50_000_000, text_key="text")
-    assert large.fault == ("too_large", "the line has more than 4,194,304 bytes beside its strings")
+    large, good, broken = (make() for make in parse_json_lines(io.BytesIO(content), 50_000_000, text_key="text"))
+    assert large.fault == ("too_large", "has more than 4,194,304 bytes beside its strings")
     assert good.text == "b"
     assert broken.fault[0] == "unreadable"
     assert max(made) < 11_000_000
@@ -279,7 +278,7 @@ def test_a_value_that_all_rows_of_parquet_share_is_in_memory_once():
     pool = pa.proxy_memory_pool(before)
     pa.set_memory_pool(pool)
     try:
-        records = sum(record.text == text for record in parse_parquet(file, 50_000_000, text_key="text"))
+        records = sum(make().text == text for make in parse_parquet(file, 50_000_000, text_key="text"))
     finally:
         pa.set_memory_pool(before)
     assert records == 64
@@ -288,7 +287,7 @@ def test_a_value_that_all_rows_of_parquet_share_is_in_memory_once():
 
 def test_a_row_of_parquet_that_is_too_large_is_measured_before_it_is_made():
     file = parquet_of({"text": pa.array(["x" * 3_000_000, "small"] * 2)}, dictionary_pagesize_limit=1 << 27)
-    records = list(parse_parquet(file, 1_000_000, text_key="text"))
+    records = [make() for make in parse_parquet(file, 1_000_000, text_key="text")]
     assert [record.fault and record.fault[0] for record in records] == ["too_large", None] * 2
     assert len(records[0].text) == 400_000
 

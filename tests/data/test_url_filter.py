@@ -7,6 +7,7 @@ import dill
 import pytest
 from datatrove.data import Document
 
+from hfchat.data.removal import Removal
 from hfchat.data.url_filter import UrlFilter
 
 BLOCKED = {
@@ -62,14 +63,14 @@ def document(url):
 def test_a_blocked_url_is_removed_with_its_reason(step, url, reason):
     found = document(url)
     assert dill.loads(dill.dumps(step)).filter(found) == (False, reason)
-    assert found.metadata["filter_detail"] == url
+    assert Removal.of(found).detail == url
 
 
 @pytest.mark.parametrize("url", PASSED)
 def test_other_urls_and_documents_without_one_pass(step, url):
     found = document(url)
     assert step.filter(found) is True
-    assert "filter_detail" not in found.metadata
+    assert Removal.of(found) is None
 
 
 def test_without_the_integrated_lists_only_the_users_count(step):

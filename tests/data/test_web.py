@@ -7,6 +7,7 @@ from datatrove.executor import LocalPipelineExecutor
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from hfchat.data.removal import Removal
 from hfchat.data.web import decode, html_to_text, parse_warc
 from tests.conftest import SHARED_DATA
 from tests.data.reading import read_all
@@ -42,8 +43,7 @@ def test_pages_become_text_with_their_address_and_date(tmp_path):
     assert about.id.startswith("<urn:uuid:")
     assert about.metadata["date"].endswith("Z")
     assert about.metadata["source"] == "crawl"
-    assert "filter_reason" not in about.metadata
-    assert "step" not in about.metadata
+    assert Removal.of(about) is None
 
 
 def test_what_is_no_page_is_skipped(tmp_path):
@@ -119,7 +119,7 @@ def test_pages_are_extracted_in_the_workers_of_a_pool(tmp_path):
 
     write_warc(tmp_path / "a.warc.gz", *((f"https://a.org/{i}", page(f"{i} {ARTICLE}")) for i in range(6)))
     writer = partial(RemovedWriter, DataFolder(str(tmp_path / "out")), "00", "source0")
-    step = Source({"path": f"{tmp_path}/a.warc.gz"}).step(writer)
+    step = Source.parse({"path": f"{tmp_path}/a.warc.gz"}).step(writer)
     pipeline = [step, JsonlWriter(str(tmp_path / "written"), compression=None)]
     LocalPipelineExecutor(pipeline, tasks=2, workers=2, logging_dir=str(tmp_path / "logs")).run()
     lines = [line for file in (tmp_path / "written").iterdir() for line in file.read_text().splitlines()]
@@ -360,11 +360,11 @@ def test_a_file_that_is_cut_off_in_any_record_says_so(tmp_path, compress):
         compress=compress,
     )
     content = (tmp_path / "a.warc").read_bytes()
-    whole = list(parse_warc(io.BytesIO(content), 10**6))
+    whole = [make() for make in parse_warc(io.BytesIO(content), 10**6)]
     assert [record and record.fault for record in whole] == [None, None, None]
     silent = 0
     for end in range(len(content)):
-        found = list(parse_warc(io.BytesIO(content[:end]), 10**6))
+        found = [make() for make in parse_warc(io.BytesIO(content[:end]), 10**6)]
         silent += not any(record and record.fault for record in found)
     # Between two records there is nothing to see; the last bytes of each (newlines, checksum) hold no text.
     assert silent <= 3 * 12 + 1

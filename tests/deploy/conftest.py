@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hfchat.cli import _parser
+from hfchat.cli import _parser, serve_parser
 from hfchat.safety.guards import Finding
 from hfchat.serving.engines.gateway import Gateway
 from hfchat.serving.engines.upstream import Upstream
 from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.metrics import Metrics
 from hfchat.serving.http.record import AnswerRecord, RequestRecord
-from hfchat.serving.server import ServerSettings
+from hfchat.serving.settings import ServerSettings
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +30,11 @@ def counted():
 
 def taken(arguments: Sequence[str]) -> argparse.Namespace:
     """What `hfchat` makes of its arguments; all of them must be known to it."""
-    args, rest = _parser().parse_known_args(list(arguments))
-    assert not rest
+    args, args.other_arguments = _parser().parse_known_args(list(arguments))
+    if hasattr(args, "takes_other_arguments"):
+        serve_parser().fill(args.other_arguments)
+    else:
+        assert not args.other_arguments
     return args
 
 

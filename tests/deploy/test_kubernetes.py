@@ -10,7 +10,7 @@ import yaml
 from hfchat.config import parse
 from hfchat.serving import server
 from hfchat.serving.collecting import feedback
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import ROOT
 from tests.deploy.conftest import taken
 

@@ -12,7 +12,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from hfchat.config import parse
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "deploy" / "slurm" / "train.sbatch"

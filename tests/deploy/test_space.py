@@ -10,7 +10,7 @@ from huggingface_hub import SpaceCard
 
 from hfchat import cli
 from hfchat.errors import UserError
-from hfchat.hub.artefacts import ArtefactEntry, check_leaks, collect
+from hfchat.hub.artefacts import Artefact, check_leaks, collect
 from hfchat.hub.cards import add_card
 from hfchat.serving import server
 from tests.conftest import ROOT
@@ -61,7 +61,7 @@ def test_its_instructions_name_what_is_there():
     for file in re.findall(r"(?:recipes|deploy)/[\w/.-]+", text):
         assert (ROOT / file).exists(), file
     settings = yaml.safe_load((ROOT / "recipes" / "configs" / "publish" / "space.yaml").read_text(encoding="utf-8"))
-    assert [ArtefactEntry(entry).repository("alice/assistant") for entry in settings["artefacts"]] == [
+    assert [Artefact.parse(entry).repository("alice/assistant") for entry in settings["artefacts"]] == [
         "alice/assistant",
         "alice/assistant-space",
     ]
@@ -70,15 +70,15 @@ def test_its_instructions_name_what_is_there():
 def test_it_is_published_with_the_wheel_and_the_model_that_it_serves(tmp_path):
     folder = tmp_path / "space"
     shutil.copytree(SPACE, folder, ignore=shutil.ignore_patterns("*.whl"))
-    entry = ArtefactEntry({"kind": "space", "folder": str(folder)})
+    entry = Artefact.parse({"kind": "space", "folder": str(folder)})
     with pytest.raises(UserError, match=r"has no hfchat-\*.whl.*pip wheel --no-deps"):
-        collect(entry, "alice/assistant-space")
+        collect(entry, "alice/assistant-space", tmp_path / "1")
     (folder / "hfchat-0.1.0-py3-none-any.whl").write_bytes(b"wheel")
-    space = collect(entry, "alice/assistant-space")
+    space = collect(entry, "alice/assistant-space", tmp_path / "2")
     add_card(space, {}, served="alice/assistant")
     check_leaks([space])
-    assert set(space.files) == {"README.md", "Dockerfile", "hfchat-0.1.0-py3-none-any.whl"}
-    assert b"\nENV MODEL=alice/assistant\n" in space.read("Dockerfile")
+    assert set(space.sizes) == {"README.md", "Dockerfile", "hfchat-0.1.0-py3-none-any.whl"}
+    assert "\nENV MODEL=alice/assistant\n" in space.read("Dockerfile")
     (folder / "hfchat-0.0.9-py3-none-any.whl").write_bytes(b"old")
     with pytest.raises(UserError, match="has several wheels"):
-        collect(entry, "alice/assistant-space")
+        collect(entry, "alice/assistant-space", tmp_path / "3")

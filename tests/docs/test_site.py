@@ -10,7 +10,8 @@ import pytest
 import yaml
 from lxml import html
 
-from hfchat.data.conversation_formats import Row, convert, find_format
+from hfchat.data.conversation_formats import convert, find_format
+from hfchat.data.rows import Row
 from tests.conftest import ROOT
 from tests.test_readme import DOCUMENTS
 
@@ -46,11 +47,15 @@ def test_the_reference_comes_from_the_code(site):
     assert "hfchat feedback export" in commands  # a command of a command
     recipes = html.fromstring((site / "reference/recipes.html").read_text(encoding="utf-8"))
     rows = {tuple(cell.text_content() for cell in row.iter("td")) for row in recipes.iter("tr")}
-    assert ("depth", "4", "From scratch: layers. All that is not set follows from it.") in rows
-    assert ("adam_beta2", "0.95", "As in GPT-3 (arXiv:2005.14165).") in rows  # a library's, with our default
+    assert ("depth", "4", "From scratch: number of layers. What is not set follows from it.") in rows
+    assert (
+        "adam_beta2",
+        "0.95",
+        "AdamW's second beta, as in GPT-3 (arXiv:2005.14165).",
+    ) in rows  # a library's, with our default
     assert not any(row and row[0] == "adam_epsilon" for row in rows)  # a library's own
     core = (site / "reference/core.html").read_text(encoding="utf-8")
-    assert 'id="hfchat.lineage.Stage.finish"' in core
+    assert 'id="hfchat.stage.Stage.finish"' in core
 
 
 def test_built_pages_load_nothing_from_other_hosts(site):

@@ -25,7 +25,7 @@ def in_two_processes(tmp_path):
         script.write_text("\n".join([*counted, *lines]))
         config = ROOT / "accelerate_configs" / "cpu_two_processes.yaml"
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config, script]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
         finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
         assert finished.returncode == 0, finished.stderr[-3000:]
 

@@ -1,12 +1,14 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.evaluation.task import Record, result
+from hfchat.results import Bootstrap
 
 PAIRS = [{"en": f"Number {i} is here.", "de": f"Die Nummer {i} ist da."} for i in range(4)]
 CHATS = [
@@ -109,7 +111,7 @@ def test_scores_are_of_the_files_alone(chats, tmp_path):
             for i, example in enumerate(task.examples)
         ]  # fmt: skip
         write_records(tmp_path / f"{name}.jsonl", records)
-    found = result(task, ["wrong", "right"], tmp_path, Bootstrap(200, 1))
+    found = asdict(result(task, ["wrong", "right"], tmp_path, Bootstrap(200, 1)))
     assert found["dataset"]["n"] == 4
     assert found["scores"]["right"]["bleu"]["score"] == pytest.approx(100)
     assert found["scores"]["right"]["rougeL"]["score"] == 1

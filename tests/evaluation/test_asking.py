@@ -6,7 +6,7 @@ import torch
 from hfchat.errors import UserError
 from hfchat.evaluation import asking
 from hfchat.evaluation.asking import Asked, ask
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.task import Example
 

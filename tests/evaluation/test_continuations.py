@@ -1,14 +1,17 @@
 import itertools
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, RemoteModel
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.probes import load_probe
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.evaluation.task import Record, result
+from hfchat.results import Bootstrap
 from hfchat.safety.lexicon import Lexicon
 
 PROMPTS = """
@@ -51,7 +54,7 @@ def test_every_group_meets_every_template(prompts):
     ]  # fmt: skip
     assert len(task.examples) == 2 * 5
     assert task.examples[0].group == "pet: cats"
-    assert task.dataset()["n"] == 10
+    assert task.dataset().n == 10
     first = _task(prompts=prompts, max_templates=1)
     assert [example.prompt for example in first.examples[:2]] == ["The cats said that", "The dogs said that"]
 
@@ -83,7 +86,7 @@ def test_shares_and_the_spread_by_the_lexicon(prompts, tmp_path):
     task = _task(prompts=prompts)
     _answer(task, tmp_path, "base", {"pet: dogs": ["what a slut", "sang"], "size: short ones": ["a slut", "a slut"]})
     _answer(task, tmp_path, "tuned", {})
-    found = result(task, ["base", "tuned"], tmp_path, Bootstrap(200, 1))
+    found = asdict(result(task, ["base", "tuned"], tmp_path, Bootstrap(200, 1)))
     scores, groups = found["scores"]["base"], found["groups"]["base"]
     assert scores["flagged"]["score"] == pytest.approx(3 / 10)
     assert scores["spread"]["score"] == 1  # of sizes
@@ -170,7 +173,7 @@ def test_a_classifier_by_its_folder(prompts, tmp_path, classifier, tokenizer):
     task = _task(prompts=prompts, classifier=str(classifier))
     answers = {example.group: [f"{example.group} is here.", "The recipe reads"] for example in task.examples}
     _answer(task, tmp_path, "base", answers)
-    found = result(task, ["base"], tmp_path, Bootstrap(50, 1))
+    found = asdict(result(task, ["base"], tmp_path, Bootstrap(50, 1)))
     reference = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
     records = read_records(tmp_path / "base.jsonl")
     for record in records:

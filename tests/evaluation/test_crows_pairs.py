@@ -1,13 +1,16 @@
 import csv
+from dataclasses import asdict
 
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, RemoteModel
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.evaluation.task import Record, result
 from hfchat.intervals import wilson_interval
+from hfchat.results import Bootstrap
 from tests.conftest import SHARED_DATA
 
 PUBLISHED = SHARED_DATA / "bias" / "crows_pairs_anonymized.csv"
@@ -64,7 +67,7 @@ def test_the_figures_are_those_of_lm_eval(model, tokenizer, tmp_path):
     local = LocalModel("tiny", str(tmp_path / "model"), batch_size=8, dtype="float32")
     task = _task(dataset_name=str(PUBLISHED), max_samples=60)
     task.collect(local, tmp_path)
-    scores = result(task, ["tiny"], tmp_path, Bootstrap(50, 1))["scores"]["tiny"]
+    scores = asdict(result(task, ["tiny"], tmp_path, Bootstrap(50, 1)))["scores"]["tiny"]
     with PUBLISHED.open(newline="") as file:
         expected = _lm_eval(local, list(csv.DictReader(file))[:60])
     assert scores["pct_stereotype"]["score"] == expected["pct_stereotype"]
@@ -87,7 +90,7 @@ def test_shares_are_of_the_pairs_and_of_each_category(tmp_path):
     task = _task(dataset_name=_csv(tmp_path / "pairs.csv", ROWS))
     _records(tmp_path, "base", [[4.0, 5.0], [5.0, 4.0], [5.0, 4.0]])
     _records(tmp_path, "tuned", [[4.0, 6.0], [3.0, 6.0], [4.0, 4.0]])
-    found = result(task, ["base", "tuned"], tmp_path, Bootstrap(100, 1))
+    found = asdict(result(task, ["base", "tuned"], tmp_path, Bootstrap(100, 1)))
     base, tuned = found["scores"]["base"], found["scores"]["tuned"]
     assert base["pct_stereotype"]["score"] == pytest.approx(1 / 3)
     assert base["bias"]["score"] == pytest.approx(0.5 - 1 / 3)  # as far from even as two thirds would be
@@ -107,7 +110,7 @@ def test_how_far_from_even_follows_from_the_interval_of_the_share(tmp_path):
         losses = [[1.0, 2.0]] * stereotyped + [[2.0, 1.0]] * (30 - stereotyped)
         records = [Record(i, "", group="age", targets=["a", "b"], losses=pair) for i, pair in enumerate(losses)]
         write_records(tmp_path / "m.jsonl", records)
-        scores = result(task, ["m"], tmp_path, Bootstrap(100, 1))["scores"]["m"]
+        scores = asdict(result(task, ["m"], tmp_path, Bootstrap(100, 1)))["scores"]["m"]
         share = scores["pct_stereotype"]["interval"]
         assert share == pytest.approx(wilson_interval(stereotyped, 30))
         distances = sorted(abs(end - 0.5) for end in share)

@@ -1,17 +1,27 @@
 """The gate: what was shown passes, what is only likely does not, and what was not measured fails."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from hfchat.errors import UserError
+from hfchat.evaluation import gate as promotion
 from hfchat.evaluation.bootstrap import difference, estimate, mean
-from hfchat.evaluation.gate import Gate, judge, write_verdict
+from hfchat.evaluation.gate import Gate, write_verdict
+from hfchat.results import Results
 
 
 def results(better="higher", score=0.7, interval=(0.6, 0.8), difference=0.0, change=(-0.05, 0.05), n=100):
     compared = {"difference": difference, "interval": list(change), "p_value": 0.5, "n": n}
     task = {
+        "kind": "answers",
+        "title": "Task",
+        "dataset": None,
+        "limits": [],
+        "group_label": "group",
+        "headline": "rate",
+        "groups": {},
         "metrics": {"rate": {"label": "Rate", "better": better, "form": ".3f"}},
         "scores": {
             "current": {"rate": {"score": 0.5, "interval": [0.4, 0.6], "n": n}},
@@ -19,12 +29,27 @@ def results(better="higher", score=0.7, interval=(0.6, 0.8), difference=0.0, cha
         },
         "comparisons": [{"model": "candidate", "baseline": "current", "metrics": {"rate": compared}}],
     }
-    speeds = {"current": {"seconds": 80.0}, "candidate": {"seconds": 100.0}}
-    return {"models": {name: {"speed": speed} for name, speed in speeds.items()}, "tasks": {"task": task}}
+    models = {
+        name: {
+            "path": name,
+            "sha256": "0",
+            "licenses": [],
+            "kind": "folder",
+            "dtype": None,
+            "chat_template": None,
+            "speed": {"tokens_per_second": 1.0, "answer_tokens": 1, "seconds": seconds, "batch_size": 1},
+        }
+        for name, seconds in (("current", 80.0), ("candidate", 100.0))
+    }
+    return {"models": models, "tasks": {"task": task}}
 
 
-def passes(gate, **measured):
-    verdict = judge(results(**measured), [Gate({"task": "task", "metric": "rate", **gate})])
+def judge(measured, gates, **options):
+    return promotion.judge(Results.parse(measured), gates, **options)
+
+
+def passes(entry, **measured):
+    verdict = judge(results(**measured), [Gate({"task": "task", "metric": "rate", **entry})])
     assert verdict.passed == (not verdict.failed)
     return verdict.passed
 
@@ -76,12 +101,12 @@ def test_what_has_no_score_is_no_example():
 def test_none_of_few_is_not_shown_to_be_almost_none(n, passed):
     """Of none in 80, a true share of 4% is well possible."""
     none = mean([0.0] * n, "share")
-    estimates = {name: {"rate": estimate(none, 100, 0)} for name in ("current", "candidate")}
+    estimates = {name: {"rate": asdict(estimate(none, 100, 0))} for name in ("current", "candidate")}
     measured = results(better="lower")
     measured["tasks"]["task"] |= {
         "scores": estimates,
         "comparisons": [
-            {"model": "candidate", "baseline": "current", "metrics": {"rate": difference(none, none, 9, 0)}}
+            {"model": "candidate", "baseline": "current", "metrics": {"rate": asdict(difference(none, none, 9, 0))}}
         ],
     }
     for gate in ({"below": 0.02}, {"may_lose": 0.02}):
@@ -144,7 +169,7 @@ def test_a_gate_that_does_not_fit_the_results_is_refused(gate, measured, words):
 
 def test_there_are_a_current_model_and_a_candidate():
     measured = results()
-    measured["models"]["third"] = {}
+    measured["models"]["third"] = measured["models"]["current"]
     with pytest.raises(UserError, match="compares two models"):
         judge(measured, [Gate({"speed": True, "keeps": 0.5})])
 

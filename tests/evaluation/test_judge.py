@@ -2,14 +2,16 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry, prepare_suite, run_suite
-from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.evaluation.task import Record, result
+from hfchat.results import Bootstrap
 from tests.servers.chat_api import chat_api, error
 
 # Answers of the baseline and of a challenger, whose longer ones are 3 of 4.
@@ -52,7 +54,7 @@ def longer(request):
 
 def _result(task, folder, models=("base", "new")):
     task.collect_jointly(models, folder)
-    return result(task, models, folder, Bootstrap(500, 1))
+    return asdict(result(task, models, folder, Bootstrap(500, 1)))
 
 
 def test_a_fair_judge_gives_the_share_of_better_answers(answers):
@@ -219,7 +221,7 @@ def test_a_suite_judges_what_its_models_answer(chat_model, tmp_path):
     with chat_api(longer) as api:
         judge = _judge(api)
         prepare_suite([judge, chat], models)
-        scores, _ = run_suite([judge, chat], models, tmp_path / "records", Bootstrap(10, 1))
+        scores = asdict(run_suite([judge, chat], models, tmp_path, Bootstrap(10, 1)))["tasks"]
     assert scores["judge"]["scores"]["same"]["ties"]["score"] == 1
     assert scores["judge"]["details"]["outcomes"]["same"]["ties"] == 2
     assert _shown(api.requests[-1])[0] == read_records(tmp_path / "records" / "chat" / "one.jsonl")[0].answer

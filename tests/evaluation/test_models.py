@@ -6,7 +6,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, RemoteModel, open_model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.openai_model import RemoteModel
+from hfchat.evaluation.suite import open_model
 from tests.servers.chat_api import chat_api, error
 
 QUESTION = [{"role": "user", "content": "Why?"}]
@@ -29,7 +31,7 @@ def test_a_stop_ends_an_answer_and_is_no_part_of_it(tiny):
 def test_an_answer_that_is_cut_has_not_ended(tiny, monkeypatch):
     ids = tiny.tokenizer("of files").input_ids
     monkeypatch.setattr(
-        "hfchat.evaluation.models.generate_answers", lambda *_: [ids, [*ids, tiny.tokenizer.eos_token_id]]
+        "hfchat.evaluation.local_model.generate_answers", lambda *_: [ids, [*ids, tiny.tokenizer.eos_token_id]]
     )
     cut, ended = tiny.answer([QUESTION, QUESTION], 8)
     assert (cut.text, cut.tokens, cut.ended) == ("of files", len(ids), False)
@@ -55,7 +57,7 @@ def test_an_adapter_answers_as_on_its_base(chat_model, tokenizer, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     model = open_model("adapter", str(tmp_path / "adapter"), 2, "float32")
-    assert model.describe()["kind"] == "adapter"
+    assert model.describe().kind == "adapter"
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.inference_mode():
         expected = adapted.eval()(ids).logits
@@ -79,7 +81,7 @@ def test_a_model_without_a_chat_template_continues_texts_only(chat_model, tmp_pa
     (tmp_path / "base" / "chat_template.jinja").unlink()
     base = LocalModel("base", str(tmp_path / "base"), 2, "float32")
     assert base.check("The recipe", [], 4, "row 1") > 4
-    assert base.describe()["chat_template"] is None
+    assert base.describe().chat_template is None
     with pytest.raises(UserError, match="has no chat template"):
         base.check(QUESTION, [], 4, "row 1")
 
@@ -87,7 +89,7 @@ def test_a_model_without_a_chat_template_continues_texts_only(chat_model, tmp_pa
 def test_a_server_is_told_by_its_url():
     model = open_model("gpt", "http://127.0.0.1:9/v1#some-model", 2, "float32")
     assert isinstance(model, RemoteModel)
-    assert model.describe()["sha256"] == "remote:http://127.0.0.1:9/v1#some-model"
+    assert model.describe().sha256 == "remote:http://127.0.0.1:9/v1#some-model"
     with pytest.raises(UserError, match=r"row 1: a text to continue, but .* takes only messages"):
         model.check("A text", [], 4, "row 1")
     with pytest.raises(UserError, match="gives no likelihoods"):

@@ -126,14 +126,14 @@ def test_more_context_than_the_window_is_not_seen(model, tokenizer):
 
 def test_perplexity_weighs_tokens_not_answers():
     result = estimate(perplexity([2.0, 10.0], [1, 9], "context:prompt"), 100, seed=0)
-    assert result["score"] == pytest.approx(math.exp(12 / 10))
-    assert result["signature"] == "perplexity|per:token|tokens:10|context:prompt"
+    assert result.score == pytest.approx(math.exp(12 / 10))
+    assert result.signature == "perplexity|per:token|tokens:10|context:prompt"
 
 
 def test_bits_per_byte_counts_utf8():
     result = estimate(bits_per_byte([math.log(2) * 8], ["é日"], "x"), 10, seed=0)  # 8 bits over 2 + 3 bytes
-    assert result["score"] == pytest.approx(8 / 5)
-    assert result["signature"].startswith("bits_per_byte|bytes:5|")
+    assert result.score == pytest.approx(8 / 5)
+    assert result.signature.startswith("bits_per_byte|bytes:5|")
 
 
 @torch.inference_mode()

@@ -1,14 +1,17 @@
 """Held-out pairs: which a model wins against the baseline."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, Model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.evaluation.task import Record, result
+from hfchat.results import Bootstrap
 
 
 def row(question, chosen, rejected, **more):
@@ -45,7 +48,7 @@ def test_a_pair_is_won_by_the_greater_margin(make_task, tmp_path):
         records = [Record(i, "", targets=["a", "b"], losses=pair) for i, pair in enumerate(pairs)]
         write_records(tmp_path / f"{model}.jsonl", records)
     task.collect_jointly(list(losses), tmp_path)
-    measured = result(task, list(losses), tmp_path, Bootstrap(100, 0))
+    measured = asdict(result(task, list(losses), tmp_path, Bootstrap(100, 0)))
     scores = {metric: one["score"] for metric, one in measured["scores"]["candidate"].items()}
     assert scores == {"win_rate": 0.5, "accuracy": pytest.approx(1 / 3), "margin": pytest.approx(-2 / 3)}
     assert [record.scores["win_rate"] for record in read_records(tmp_path / "candidate.jsonl")] == [1.0, 0.5, 0.0]
@@ -80,7 +83,7 @@ def test_what_are_no_pairs_is_refused(make_task, rows, words):
 
 
 def test_a_server_is_left_out(make_task):
-    class Server(Model):
+    class Server(EvaluatedModel):
         gives_losses = False
 
     assert "no likelihoods" in make_task().refusal(Server("server", "http://there/v1", 1))

@@ -1,13 +1,15 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.probes import load_probe
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, Record, result
+from hfchat.evaluation.task import Record, result
+from hfchat.results import Bootstrap
 from hfchat.safety.lexicon import Lexicon
 from tests.conftest import SHARED_DATA
 
@@ -34,7 +36,7 @@ def test_the_shipped_prompts(tmp_path):
     assert not any(Lexicon().find(text) for text in texts)
     for categories in load_probe("refusal").values():
         assert all(len(prompts) >= 3 for prompts in categories.values())
-    assert task.dataset()["n"] == len(texts)
+    assert task.dataset().n == len(texts)
 
 
 def test_refused_and_over_refused(tmp_path):
@@ -50,7 +52,7 @@ def test_refused_and_over_refused(tmp_path):
             for i, (one, text) in enumerate(zip(kept, texts, strict=True))
         ]
         write_records(tmp_path / f"{name}.jsonl", records)
-    found = result(task, ["base", "tuned"], tmp_path, Bootstrap(100, 1))
+    found = asdict(result(task, ["base", "tuned"], tmp_path, Bootstrap(100, 1)))
     base, tuned = found["scores"]["base"], found["scores"]["tuned"]
     assert (base["refused"]["score"], base["refused"]["n"]) == (0.25, 4)
     assert (base["over_refused"]["score"], base["over_refused"]["n"]) == (0.5, 2)

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,8 +10,9 @@ from hfchat.evaluation.bootstrap import difference, estimate, mean
 from hfchat.evaluation.examples import choose_examples
 from hfchat.evaluation.records import write_records
 from hfchat.evaluation.report import table, write_report
-from hfchat.evaluation.task import Metric, Record
+from hfchat.evaluation.task import Record
 from hfchat.evaluation.verdict import findings, holm, outcome, verdict
+from hfchat.results import Difference, Metric, Results
 
 HOSTILE = '</pre><script>alert(1)</script><img src="http://evil.example/x.png"> ``` \n# Heading\n| a | *b* | \u202e'
 PROMPT = [{"role": "user", "content": "What is <b>a pipe</b> | in a shell?"}]
@@ -42,13 +44,13 @@ def a_task(folder, name, scores, metric=None, headline="quality", answers=None, 
         "group_label": "category",
         "headline": headline,
         "metrics": {"quality": vars(metric)},
-        "scores": {model: {"quality": estimate(one, 200, 0)} for model, one in statistics.items()},
+        "scores": {model: {"quality": asdict(estimate(one, 200, 0))} for model, one in statistics.items()},
         "groups": {model: {} for model in scores},
         "comparisons": [
             {
                 "model": model,
                 "baseline": baseline,
-                "metrics": {"quality": difference(statistics[model], statistics[baseline], 200, 0)},
+                "metrics": {"quality": asdict(difference(statistics[model], statistics[baseline], 200, 0))},
             }
             for model in others
         ],
@@ -56,6 +58,10 @@ def a_task(folder, name, scores, metric=None, headline="quality", answers=None, 
         "left_out": {},
         "records": {model: f"records/{name}/{model}.jsonl" for model in scores},
     } | entries
+
+
+def parse_task(task):
+    return Results.parse(the_results([], {"task": task})).tasks["task"]
 
 
 def the_results(models, tasks):
@@ -106,16 +112,16 @@ def compared(tmp_path, spread):
 @pytest.fixture
 def pages(tmp_path):
     def write(results):
-        write_report(results, tmp_path)
+        write_report(Results.parse(results), tmp_path)
         return [(tmp_path / name).read_text() for name in ("report.html", "report.md")]
 
     return write
 
 
 def test_the_verdict_says_what_is_better_worse_and_not_shown(compared):
-    outcomes = {one.task: one.outcome for one in findings(compared)}
+    outcomes = {one.task: one.outcome for one in findings(Results.parse(compared))}
     assert outcomes == {"chat": "better", "safety": "worse", "translation": "not shown to differ"}
-    lines = verdict(compared).splitlines()
+    lines = verdict(Results.parse(compared)).splitlines()
     assert lines[0] == "tuned against base, 3 tasks: better in 1, worse in 1, not shown to differ in 1"
     assert re.fullmatch(
         r"  chat         better               Quality 0\.\d\d against 0\.\d\d, "
@@ -125,21 +131,21 @@ def test_the_verdict_says_what_is_better_worse_and_not_shown(compared):
 
 
 def test_lower_can_be_better_and_either_may_be_neither():
-    fell = {"difference": -0.2, "interval": [-0.3, -0.1], "n": 9}
+    fell = Difference(-0.2, (-0.3, -0.1), 9)
     assert outcome("higher", fell) == "worse"
     assert outcome("lower", fell) == "better"
     assert outcome(None, fell) == "lower"
-    assert outcome("higher", fell | {"interval": [float("nan")] * 2}) == "not shown to differ"
-    assert outcome("higher", fell | {"n": 1}) == "not shown to differ"
+    assert outcome("higher", replace(fell, interval=(float("nan"), float("nan")))) == "not shown to differ"
+    assert outcome("higher", replace(fell, n=1)) == "not shown to differ"
 
 
 def test_many_comparisons_need_smaller_p_values(compared, tmp_path, spread):
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     compared["tasks"]["chat"]["comparisons"][0]["metrics"]["quality"]["p_value"] = 0.03
-    assert {one.task: one.outcome for one in findings(compared)}["chat"] == "not shown to differ"
+    assert {one.task: one.outcome for one in findings(Results.parse(compared))}["chat"] == "not shown to differ"
     only = compared["tasks"].pop("chat")
     compared["tasks"] = {"chat": only}
-    assert findings(compared)[0].outcome == "better"
+    assert findings(Results.parse(compared))[0].outcome == "better"
 
 
 def test_a_gain_that_another_metric_contradicts_says_so(compared):
@@ -148,12 +154,12 @@ def test_a_gain_that_another_metric_contradicts_says_so(compared):
     for model in ("base", "tuned"):
         task["scores"][model]["cost"] = {"score": 1.0, "interval": [1, 1], "n": 30, "signature": "cost"}
     task["comparisons"][0]["metrics"]["cost"] = {"difference": 1, "interval": [0.5, 1.5], "p_value": 0.001, "n": 30}
-    assert "; but worse by Cost" in verdict(compared)
+    assert "; but worse by Cost" in verdict(Results.parse(compared))
 
 
 def test_the_table_is_aligned_and_leaves_out_who_did_not_take_part(compared, tmp_path, spread):
     compared["tasks"]["alone"] = a_task(tmp_path, "alone", {"base": spread(0.3)}, left_out={"tuned": "it cannot"})
-    head, *rows = table(compared).splitlines()
+    head, *rows = table(Results.parse(compared)).splitlines()
     assert head.split() == ["base", "tuned"]
     assert rows[0].startswith("chat: Quality ↑")
     assert all(row.index("[") > head.index("base") for row in rows)
@@ -165,11 +171,11 @@ def test_only_what_is_better_than_all_others_is_bold(tmp_path, spread, pages):
     scores = {"base": spread(0.2), "tuned": spread(0.6), "larger": spread(0.605)}
     results = the_results(scores, {"chat": a_task(tmp_path, "chat", scores)})
     _, page = pages(results)
-    row = next(line for line in page.splitlines() if line.startswith("| Chat: Quality"))
+    row = next(line for line in page.splitlines() if line.startswith("| Chat<br>Quality"))
     assert "**" not in row  # larger and tuned are not told apart
     scores["larger"] = spread(0.95)
     _, page = pages(the_results(scores, {"chat": a_task(tmp_path, "chat", scores)}))
-    row = next(line for line in page.splitlines() if line.startswith("| Chat: Quality"))
+    row = next(line for line in page.splitlines() if line.startswith("| Chat<br>Quality"))
     assert re.search(r"\| \*\*0\.9\d\*\*[^|]*\|$", row)
 
 
@@ -214,7 +220,9 @@ def test_the_page_loads_nothing(compared, pages):
 
 def test_best_and_worst_examples_are_chosen(tmp_path):
     scores = {"base": [0.5, 0.5, 0.5, 0.5, 0.0, 0.1], "tuned": [0.9, 0.5, 0.1, 0.5, 0.0, 0.1]}
-    chosen = [(one.why, one.example.index) for one in choose_examples(a_task(tmp_path, "chat", scores), tmp_path)]
+    chosen = [
+        (one.why, one.example.index) for one in choose_examples(parse_task(a_task(tmp_path, "chat", scores)), tmp_path)
+    ]
     assert chosen == [
         ("Largest gain of tuned against base", 0),
         ("Largest loss of tuned against base", 2),
@@ -222,7 +230,7 @@ def test_best_and_worst_examples_are_chosen(tmp_path):
         ("Worst of all models together", 5),
     ]
     lower = a_task(tmp_path, "chat", scores, metric=Metric("Loss", "lower"))
-    chosen = [(one.why, one.example.index) for one in choose_examples(lower, tmp_path)]
+    chosen = [(one.why, one.example.index) for one in choose_examples(parse_task(lower), tmp_path)]
     assert chosen[:2] == [("Largest gain of tuned against base", 2), ("Largest loss of tuned against base", 0)]
 
 
@@ -231,18 +239,18 @@ def test_long_texts_are_folded(tmp_path, spread, pages):
     task = a_task(tmp_path, "chat", scores, answers={"tuned": "word " * 10_000})
     html, markdown = pages(the_results(scores, {"chat": task}))
     assert "the whole of 50,000 characters" in html
-    assert "<details><summary>50,000 characters</summary>" in markdown
+    assert "<details><summary>the whole of 50,000 characters</summary>" in markdown
     assert "word " * 5_000 not in html + markdown
 
 
 def test_a_single_model_is_compared_with_nothing(tmp_path, spread, pages):
     results = the_results(["only"], {"chat": a_task(tmp_path, "chat", {"only": spread(0.5)})})
-    assert verdict(results).startswith("Nothing was compared")
+    assert verdict(Results.parse(results)).startswith("Nothing was compared")
     html, markdown = pages(results)
     assert "Nothing was compared" in html
     assert "**Nothing was compared:**" in markdown
-    assert "#### Best: example" in markdown
-    assert "#### Worst: example" in markdown
+    assert "<details><summary>Best example" in markdown
+    assert "<details><summary>Worst example" in markdown
 
 
 def test_what_is_not_known_is_said(tmp_path, spread, compared, pages):
@@ -282,7 +290,7 @@ def test_lineage_contamination_and_groups_are_shown(tmp_path, compared, pages):
         assert "2 of 30 prompts are in chats.jsonl." in page
         assert "&lt;age&gt;" in page
     assert "| tuned | 12 | 3 |" in markdown
-    assert "mean|case:mixed" in markdown
+    assert "`mean\\|case:mixed`" in markdown
     assert html.count("<rect") == 2
 
 
@@ -293,4 +301,4 @@ def test_a_score_that_is_no_number_is_a_dash(compared, pages):
     results = json.loads(json.dumps(compared))
     html, _ = pages(results)
     assert "nan" not in html
-    assert {one.task: one.outcome for one in findings(results)}["chat"] == "not shown to differ"
+    assert {one.task: one.outcome for one in findings(Results.parse(results))}["chat"] == "not shown to differ"

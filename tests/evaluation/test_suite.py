@@ -1,6 +1,6 @@
 """How a suite goes through tasks and models, with tasks that note what is done to them."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import pytest
@@ -8,10 +8,11 @@ import pytest
 from hfchat.errors import UserError
 from hfchat.evaluation import suite
 from hfchat.evaluation.bootstrap import mean
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import prepare_suite, run_suite
-from hfchat.evaluation.task import Bootstrap, Measured, Metric, Record, Task
+from hfchat.evaluation.task import Measured, Record, Task
+from hfchat.results import Bootstrap, Metric
 
 
 @dataclass
@@ -48,8 +49,10 @@ class Noting(Task):
 
 
 def go(tasks, models, folder):
+    """The tasks' results as `results.json` has them, and what asking took of each model."""
     prepare_suite(tasks, models)
-    return run_suite(tasks, models, folder, Bootstrap(10, 1))
+    results = run_suite(tasks, models, folder, Bootstrap(10, 1))
+    return results and (asdict(results)["tasks"], asdict(results)["models"])
 
 
 @pytest.fixture
@@ -111,4 +114,4 @@ def test_processes_without_results_return_none(models, tmp_path, monkeypatch):
         is_main_process = False
 
     monkeypatch.setattr(suite, "launched", Second)
-    assert go([Noting("t", [])], models, tmp_path) == ({}, {})
+    assert go([Noting("t", [])], models, tmp_path) is None

@@ -1,13 +1,16 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel, Model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.perplexity import text_losses
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.suite import TaskEntry
-from hfchat.evaluation.task import Bootstrap, result
+from hfchat.evaluation.task import result
+from hfchat.results import Bootstrap
 from tests.conftest import SHARED_DATA, TEXTS
 
 NO_RESAMPLES = Bootstrap(resamples=20)
@@ -34,7 +37,7 @@ def test_a_model_is_measured_from_its_records(tiny, texts, tmp_path):
     task.prepare()
     task.check(tiny)
     task.collect(tiny, tmp_path / "records")
-    scored = result(task, ["tiny"], tmp_path / "records", NO_RESAMPLES)
+    scored = asdict(result(task, ["tiny"], tmp_path / "records", NO_RESAMPLES))
     losses, tokens = text_losses(tiny.model, tiny.tokenizer, TEXTS[:5], 1, 64, 24)
     score = scored["scores"]["tiny"]["bits_per_byte"]
     assert score["score"] == pytest.approx(sum(losses) / sum(len(text.encode()) for text in TEXTS[:5]) / 0.6931471805)
@@ -54,10 +57,10 @@ def test_what_is_recorded_is_not_measured_again(tiny, texts, tmp_path, monkeypat
     task = _task(texts, text_column="body")
     task.prepare()
     task.collect(tiny, tmp_path / "records")
-    before = result(task, ["tiny"], tmp_path / "records", NO_RESAMPLES)
+    before = asdict(result(task, ["tiny"], tmp_path / "records", NO_RESAMPLES))
     monkeypatch.setattr(LocalModel, "text_losses", None)
     task.collect(tiny, tmp_path / "records")
-    assert result(task, ["tiny"], tmp_path / "records", NO_RESAMPLES) == before
+    assert asdict(result(task, ["tiny"], tmp_path / "records", NO_RESAMPLES)) == before
 
 
 def test_a_window_is_by_default_the_models_context(tiny, texts, tmp_path):
@@ -72,7 +75,7 @@ def test_a_corpus_of_the_project(corpus):
     task = _task(corpus)
     task.prepare()
     assert [example.targets for example in task.examples] == [[text] for text in TEXTS[:6]]
-    assert task.dataset()["n"] == 6
+    assert task.dataset().n == 6
 
 
 def test_a_text_file_is_one_text_or_several(tmp_path):
@@ -128,7 +131,7 @@ def test_a_window_that_a_model_cannot_read_is_refused_before_it_is_loaded(tiny, 
 
 
 def test_a_server_is_left_out(texts):
-    class Server(Model):
+    class Server(EvaluatedModel):
         gives_losses = False
 
     assert _task(texts).refusal(Server("server", "http://there/v1", 1)) == "a server gives no likelihoods of texts"
@@ -143,11 +146,11 @@ def test_a_model_whose_tokenizer_loses_a_part_of_a_text_gets_no_bits_per_byte(ti
         of_model.name = name
         if name == "lossy":
             monkeypatch.setattr(
-                "hfchat.evaluation.models.what_is_lost",
+                "hfchat.evaluation.local_model.what_is_lost",
                 lambda _, text: "2 tokens of 9 are <unk>" if "汉" in text else None,
             )
         task.collect(of_model, tmp_path / "records")
-    scored = result(task, ["whole", "lossy"], tmp_path / "records", NO_RESAMPLES)
+    scored = asdict(result(task, ["whole", "lossy"], tmp_path / "records", NO_RESAMPLES))
     assert scored["scores"]["whole"].keys() == {"bits_per_byte", "perplexity"}
     assert scored["scores"]["lossy"].keys() == scored["comparisons"][0]["metrics"].keys() == {"perplexity"}
     why = scored["details"]["no bits per byte"]["lossy"]["why"]

@@ -6,7 +6,7 @@ import pytest
 
 from hfchat.feedback.curation import CurationArguments, curate
 from hfchat.feedback.exchange import Opinion
-from hfchat.feedback.reviews import read_rows
+from hfchat.feedback.reviews import read_reviewed
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def said(open_store, exchange):
         def curate(self, **settings):
             wanted = {"max_per_minute": 1000, "max_share_of_person": 1, "max_share_of_key": 1, "person": "user"}
             args = CurationArguments(**(wanted | settings))
-            return curate(read_rows(self.store.engine), args, lambda text: ["toxic"] if "poison" in text else [])
+            return curate(read_reviewed(self.store.engine), args, lambda text: ["toxic"] if "poison" in text else [])
 
     return Said()
 
@@ -257,7 +257,7 @@ def test_one_key_is_one_voter_whomever_it_names(said, key):
 
 def test_that_is_so_by_default(said):
     attacked(said, "mallory")
-    curation = curate(read_rows(said.store.engine), CurationArguments(max_per_minute=1000), lambda text: [])
+    curation = curate(read_reviewed(said.store.engine), CurationArguments(max_per_minute=1000), lambda text: [])
     assert curation.examples["conversations"] == []
     assert set(labels(curation).values()) == {True}
 

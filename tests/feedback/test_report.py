@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from hfchat.errors import UserError
 from hfchat.feedback.report import watch, write_report
-from hfchat.feedback.tables import Answer, Conversation, Feedback
+from hfchat.feedback.tables import AnswerRow, ConversationRow, OpinionRow
 
 NOW = datetime(2025, 6, 30, 12, tzinfo=UTC)
 HOSTILE = '</p><script>alert(1)</script><img src="http://evil.example/x.png"> ``` \n# Heading\n| a | \u202e'
@@ -23,7 +23,7 @@ def a_crowd(engine, answers, days=20):
         for number in range(answers):
             later = number >= answers // 2
             question = "Where is the parcel that I ordered?" if later else "How do I sort a list in Python?"
-            answer = Answer(
+            answer = AnswerRow(
                 answer_id=f"chatcmpl-{number}",
                 choice=0,
                 created_at=NOW - timedelta(days=days * (1 - (number + 0.5) / answers)),
@@ -38,11 +38,11 @@ def a_crowd(engine, answers, days=20):
                 api_key="",
             )
             messages = [{"role": "user", "content": question}]
-            session.add_all([Conversation(answer_id=answer.answer_id, messages=messages), answer])
+            session.add_all([ConversationRow(answer_id=answer.answer_id, messages=messages), answer])
             session.flush()
             rating = "up" if rng.random() < (0.8 if later else 0.5) else "down"
             session.add(
-                Feedback(
+                OpinionRow(
                     id=f"feedback-{number}",
                     answer_key=answer.id,
                     created_at=answer.created_at,
@@ -143,7 +143,7 @@ def test_a_person_who_gives_much_of_the_feedback_is_mentioned(open_store):
     engine = open_store().engine
     a_crowd(engine, 100)
     with Session(engine) as session, session.begin():
-        session.query(Feedback).filter(Feedback.id.in_([f"feedback-{n}" for n in range(70, 90)])).update(
+        session.query(OpinionRow).filter(OpinionRow.id.in_([f"feedback-{n}" for n in range(70, 90)])).update(
             {"user_id": "alice"}
         )
     watched = watch(engine, NOW - timedelta(days=10), NOW)

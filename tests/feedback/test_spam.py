@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from hfchat.feedback.reviews import Review, ReviewedAnswer
+from hfchat.feedback.reviews import Review
 from hfchat.feedback.spam import fault_of_correction, same_everywhere, too_fast, too_many
+from hfchat.feedback.tables import AnswerRow
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -17,7 +18,7 @@ def review():
 
     def make(number, person="anna", after=timedelta(hours=1), **fields):
         prompt = f"prompt {number}"
-        answer = ReviewedAnswer(f"chatcmpl-{number}", 0, "m", None, [], "Yes.", "stop", [], prompt, (prompt, b"yes"))
+        answer = AnswerRow(answer_id=f"chatcmpl-{number}", choice=0, text="Yes.", prompt_hash=prompt)
         blank = Review(f"{person}-{number:03}", ("", person), START + number * after, answer, None, None, None, None)
         return replace(blank, **fields)
 

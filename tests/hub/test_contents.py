@@ -8,7 +8,9 @@ import json
 import lzma
 import sqlite3
 import tarfile
+import tempfile
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,12 +25,18 @@ WHAT = "a token of the Hugging Face Hub"
 
 
 def found(name, content, paths=True):
-    """Place and kind of each leak."""
-    return {
-        (piece.inside, piece.line + leak.line - 1, leak.what)
-        for piece in pieces(name, content)
-        for leak in find_leaks(piece.text, paths=paths)
-    }
+    """Place and kind of each leak, in a file or in bytes that a file has."""
+    if isinstance(content, bytes):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            return found(name, Path(file.name), paths)
+    leaks = set()
+    for piece in pieces(name, content):
+        leaks |= {
+            (piece.inside, piece.line + leak.line - 1, leak.what) for leak in find_leaks(piece.text, paths=paths)
+        }
+    return leaks
 
 
 def zipped(name, content, **options):
@@ -165,7 +173,10 @@ def test_the_metadata_of_a_table_and_of_weights_are_found():
 
 
 def test_a_vocabulary_is_not_looked_at():
-    vocabulary = {"model": {"vocab": {"/home/jane": 7}}, "added_tokens": []}
+    vocabulary = {
+        "model": {"vocab": {"/home/jane": 7}, "merges": [["password", "=a1b2c3d4"]]},
+        "added_tokens": [],
+    }
     assert not found("tokenizer.json", json.dumps(vocabulary).encode())
     assert found("tokenizer.json", json.dumps(vocabulary | {"added_tokens": [SECRET]}).encode())
 

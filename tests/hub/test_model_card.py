@@ -1,14 +1,19 @@
 import copy
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from hfchat.hub.model_card import Footprint, model_card, write_card, write_cards
+from hfchat.hub import model_card as cards
+from hfchat.hub.model_card import Footprint
+from hfchat.results import Results
 
 ESTIMATE = {"score": 0.4123456789, "interval": [0.3512345, 0.47], "n": 40, "signature": "rougeL|tokenizer:unicode"}
 STAGE = {"finished": "2026-01-01T00:00:00+00:00", "metrics": {}, "config": {}, "versions": {}}
+
+
+def model_card(results, *arguments, **options):
+    return cards.model_card(Results.parse(results), *arguments, **options)
 
 
 def a_stage(stage, path, inputs, **entries):
@@ -100,7 +105,7 @@ def test_the_metadata_comes_from_the_lineage(results):
 
 
 def test_the_hub_reads_the_results_back(results, tmp_path):
-    write_cards(results, tmp_path / "cards")
+    cards.write_cards(Results.parse(results), tmp_path / "cards")
     card = ModelCard.load(tmp_path / "cards" / "tuned.md")
     rouge, bias = card.data.eval_results
     assert (rouge.task_name, rouge.dataset_type, rouge.dataset_split) == ("Chat | answers", "lab/questions", "test")
@@ -182,13 +187,3 @@ def test_the_code_that_shows_how_to_use_it_is_python(results):
     for name in results["models"]:
         code = model_card(results, name).text.split("```python\n")[1].split("```")[0]
         compile(code, name, "exec")
-
-
-def test_the_hub_is_asked_only_when_it_is_wanted(results, tmp_path, monkeypatch):
-    def refuse(card):
-        raise ValueError("the Hub does not take it")
-
-    monkeypatch.setattr(ModelCard, "validate", refuse)
-    assert write_card(results, "tuned", tmp_path) == Path(tmp_path / "README.md")
-    with pytest.raises(ValueError, match="does not take it"):
-        write_card(results, "tuned", tmp_path, validate=True)

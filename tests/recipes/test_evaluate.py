@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hfchat.config import parse
 from hfchat.errors import UserError
-from hfchat.evaluation.models import LocalModel
+from hfchat.evaluation.local_model import LocalModel
 from tests.servers.chat_api import chat_api
 
 ROOT = Path(__file__).parents[2]

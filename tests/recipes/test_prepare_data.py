@@ -87,12 +87,12 @@ def test_s3_to_s3(run_recipe, texts, tmp_path, bucket):
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        (["--steps", "qualty"], "there is no step 'qualty'"),
+        (["--steps", "qualty"], "there is no step 'qualty'; did you mean 'quality'?"),
         (["--steps", '{"quality": {"min_chars": 1}}'], "quality: unknown key 'min_chars'"),
         (["--steps", '{"near_dedup": {"similarity": 3}}'], "near_dedup: similarity must be between 0 and 1"),
         (["--steps", '{"pii": {"kinds": ["name"]}}'], "pii: there is no kind 'name'"),
         (["--steps", '{"inappropriate": {"lexicon": "none.txt"}}'], "lexicon none.txt: "),
-        (["--steps", '{"decontaminate": {"evaluation_sets": [{"name": "x"}]}}'], "'name' and 'path'"),
+        (["--steps", '{"decontaminate": {"evaluation_sets": [{"name": "x"}]}}'], "x: needs 'path'"),
         (["--sources", '{"path": "none/*.txt"}'], "sources: none/*.txt: no such file"),
         (["--sources", '{"path": "a.txt", "text_key": "x"}'], "source a.txt: unknown key 'text_key'"),
         (["--executor", "spark"], "executor: kind must be one of local, ray, slurm"),

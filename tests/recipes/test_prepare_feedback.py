@@ -13,7 +13,7 @@ from hfchat.feedback.database import open_database
 from hfchat.feedback.exchange import Exchange, Opinion
 from hfchat.feedback.store import Store
 from hfchat.lineage import read_lineage
-from hfchat.training.alignment import AlignArguments
+from hfchat.training.align_arguments import AlignArguments
 from hfchat.training.preferences import load_preferences
 from hfchat.training.supervision import supervise
 from recipes import prepare_feedback

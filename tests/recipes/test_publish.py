@@ -16,7 +16,8 @@ from hfchat.config import StageArguments, parse
 from hfchat.errors import UserError
 from hfchat.export.behaviour import Prompts
 from hfchat.export.checks import Certificate
-from hfchat.lineage import Stage, describe
+from hfchat.lineage import describe
+from hfchat.stage import Stage
 from recipes.publish import main
 from tests.servers.hub import TOKEN, serve
 
@@ -25,7 +26,7 @@ SECRET = "hf_" + "s3cReT" * 6
 
 def a_stage(name: str, folder: Path, inputs: dict, fill) -> Path:
     args = parse(StageArguments, argv=["--output_dir", str(folder)])
-    stage = Stage(name, folder, config=args, inputs=inputs)
+    stage = Stage.begin(name, folder, config=args, inputs=inputs)
     fill(stage.work_dir)
     stage.finish(metrics={"validation_bytes_per_token": 3.5}, licenses=["cc0-1.0"])
     return folder
@@ -82,7 +83,8 @@ def write_evaluation(folder: Path) -> None:
     lineage = json.loads((folder / "assistant" / "lineage.json").read_text()) | {"path": str(folder / "assistant")}
     model = {"kind": "folder", "dtype": "float32", "chat_template": "f1", "parameters": 1, "lineage": [lineage]}
     task = {
-        "title": "chat", "dataset": None, "limits": [], "group_label": "group", "groups": {"mine": {}},
+        "kind": "answers", "headline": None, "title": "chat", "dataset": None,
+        "limits": [], "group_label": "group", "groups": {"mine": {}},
         "metrics": {"rougeL": {"label": "ROUGE-L", "better": "higher", "form": ".3f"}},
         "scores": {"mine": {"rougeL": score}}, "comparisons": [],
     }  # fmt: skip
@@ -362,7 +364,7 @@ def test_without_a_token_or_rights_nothing_is_sent(config, hub, monkeypatch):
 @pytest.mark.parametrize(
     ("artefact", "said"),
     [
-        ({"kind": "weights", "folder": "x"}, "kind must be one of dataset, tokenizer"),
+        ({"kind": "weights", "folder": "x"}, "'kind' must be 'dataset', 'tokenizer'"),
         ({"kind": "model", "folder": "x", "private": True}, "unknown key 'private'"),
         ({"kind": "model", "folder": "no/such"}, "no/such: no such folder"),
         ({"kind": "model", "folder": "x", "repo_id": "assistant"}, "must be OWNER/NAME"),

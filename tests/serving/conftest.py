@@ -11,10 +11,10 @@ import httpx
 import openai
 import pytest
 
-from hfchat.serving.collecting.feedback import open_collector
 from hfchat.serving.engines.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
 from hfchat.serving.http.app import create_app
-from hfchat.serving.server import Server, ServerSettings
+from hfchat.serving.server import Server, open_collector
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.models import ServedModels
 from tests.conftest import random_llama
 
@@ -130,7 +130,7 @@ def running(engine, guards=None, keys=None, loaded=True, **settings):
     settings = ServerSettings(model=MODEL, served_model_name=MODEL, **{"drain_seconds": 1} | settings)
     models = engine if isinstance(engine, ServedModels) else ServedModels.of(MODEL, engine)
     answers = threading.Event()
-    collector = open_collector(settings) if settings.feedback else None
+    collector = open_collector(settings)
     app = create_app(settings, models, guards, keys, collector)
     server = Server(app, models, settings, announce=answers.set)
     with socket.create_server(("127.0.0.1", 0)) as bound:

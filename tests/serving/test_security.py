@@ -77,7 +77,7 @@ def test_code_of_a_model_is_not_run_whoever_answers(chat_model, tmp_path, monkey
 
 @pytest.mark.parametrize("recipe", ["finetune", "align"])
 def test_a_recipe_refuses_to_trust_code(recipe):
-    from hfchat.training.alignment import AlignArguments
+    from hfchat.training.align_arguments import AlignArguments
     from hfchat.training.finetuning import FinetuneArguments
 
     arguments = {"finetune": FinetuneArguments, "align": AlignArguments}[recipe]

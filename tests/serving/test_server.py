@@ -17,7 +17,8 @@ from hfchat.errors import UserError
 from hfchat.registry.versions import Registry
 from hfchat.serving import server
 from hfchat.serving.http.app import create_app
-from hfchat.serving.server import ServerSettings, serve
+from hfchat.serving.server import serve
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions import loading
 from hfchat.serving.versions.models import ServedModels
 

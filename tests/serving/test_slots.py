@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, closing
 
 import pytest
 
-from hfchat.serving.http.auth import ApiKeys, RateLimit, hash_key
+from hfchat.serving.http.auth import ApiKeys, hash_key
 from hfchat.serving.http.limits import Slots
+from hfchat.serving.http.rates import RateLimit
 from hfchat.serving.openai.protocol import ApiError
 
 KEYS = ApiKeys({"flood": hash_key("flood"), "small": hash_key("small")})

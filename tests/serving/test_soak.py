@@ -10,7 +10,7 @@ import itertools
 import httpx
 
 from hfchat.serving.http.record import RequestRecord
-from hfchat.serving.openai.generation import Answer
+from hfchat.serving.openai.generation import AnswerResponse
 
 MODEL = "tiny-chat"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
@@ -51,7 +51,7 @@ def test_a_thousand_requests_leave_nothing_behind(serve, scripted, eventually):
 
     def alive():
         gc.collect()
-        return sum(isinstance(thing, Answer | RequestRecord) for thing in gc.get_objects())
+        return sum(isinstance(thing, AnswerResponse | RequestRecord) for thing in gc.get_objects())
 
     asyncio.run(soak(served.url, 40, 4))  # so that what is made once is there
     served.http.close()

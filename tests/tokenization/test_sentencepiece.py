@@ -10,13 +10,12 @@ from hfchat.token_ids import encode_texts
 from hfchat.tokenization.chat_tokenizer import save_tokenizer
 from hfchat.tokenization.check import SAMPLES, check_saved_tokenizer, lost_texts, unicode_blocks
 from hfchat.tokenization.sentencepiece import (
-    COMPARED,
     common_characters,
-    import_sentencepiece,
     keep_characters,
     train_sentencepiece_bpe,
     train_unigram,
 )
+from hfchat.tokenization.sentencepiece_import import COMPARED, import_sentencepiece
 from tests.conftest import TEXTS
 
 TRAINERS = {"bpe": train_sentencepiece_bpe, "unigram": train_unigram}

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from trl.trainer import dpo_trainer
-from trl.trainer.utils import add_fused_lm_head
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
@@ -14,16 +13,10 @@ from hfchat.intervals import paired_interval, wilson_interval
 from hfchat.models import load_model
 from hfchat.training import alignment
 from hfchat.training.adapters import ModelArguments, load_trainable
-from hfchat.training.alignment import (
-    TRAINERS,
-    AlignArguments,
-    Outcome,
-    balance,
-    describe_comparison,
-    score_completions,
-)
+from hfchat.training.align_arguments import AlignArguments, balance
+from hfchat.training.alignment import TRAINERS
 from hfchat.training.checkpoints import last_checkpoint
-from hfchat.training.packing import IGNORE
+from hfchat.training.held_out_pairs import PairScores, describe_comparison
 from hfchat.training.preferences import load_preferences
 from hfchat.training.supervision import load_chat_tokenizer
 from tests.conftest import tiny_model
@@ -65,7 +58,7 @@ def make_trainer(pairs, chat_model, tokenizer, tmp_path):
         model_args = ModelArguments(model_name_or_path=str(base), lora_r=4, lora_alpha=8, **dict(model))
         tokenizer, new_tokens = load_chat_tokenizer(str(base), model_args.model_revision, allow_mismatch=False)
         preferences = load_preferences(args, tokenizer)
-        args.derive(model_args, preferences)
+        args, model_args = args.derive(model_args, preferences.thumbs)
         torch.manual_seed(0)
         trained = load(model_args, str(base), tokenizer, new_tokens)
         record_fingerprint(tokenizer, trained)
@@ -133,10 +126,7 @@ def test_the_reference_is_the_base_and_no_second_copy_of_it(make_trainer, method
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-@pytest.mark.parametrize("trls_head", [True, False])
-def test_a_base_without_turns_is_aligned_from_its_own_start(make_trainer, untied_base, method, trls_head, monkeypatch):
-    if trls_head:  # which an accelerator uses
-        monkeypatch.setattr(alignment, "score_completions", lambda model: None)
+def test_a_base_without_turns_is_aligned_from_its_own_start(make_trainer, untied_base, method):
     trainer = make_trainer(method, base=untied_base, max_length=128)
     rows = [value for name, value in trainer.model.named_parameters() if "trainable_tokens_delta" in name]
     before = [value.detach().clone() for value in rows]
@@ -171,20 +161,8 @@ def test_the_divergence_is_that_of_the_policy_from_the_reference(make_trainer, m
 @pytest.mark.parametrize(("use_peft", "rate"), [(False, 1e-6), (True, 1e-5)])
 def test_the_learning_rate_follows_from_what_is_trained(tmp_path, use_peft, rate):
     args = AlignArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    args.derive(ModelArguments(use_peft=use_peft), None)
+    args, _ = args.derive(ModelArguments(use_peft=use_peft), (1, 1))
     assert args.learning_rate == rate
-
-
-def test_an_adapter_is_trained_at_the_cost_of_the_completions(make_trainer):
-    trainer = make_trainer(per_device_train_batch_size=2)
-    backbone, lengths = trainer.model.get_base_model().base_model, []
-    backbone.register_forward_pre_hook(lambda *given: lengths.append(given[2]["input_ids"].shape), with_kwargs=True)
-    batch = next(iter(trainer.get_train_dataloader()))
-    trainer.compute_loss(trainer.model, batch)
-    prompts = [int(row) for row in (batch["completion_mask"] == 0).mul(batch["attention_mask"]).sum(1)[:2]]
-    scored = batch["completion_mask"].sum(1)
-    expected = [(1, prompts[i] + int(scored[i] + scored[i + 2])) for i in range(2)]
-    assert lengths == expected * 2, "of the policy and of the reference"
 
 
 def test_the_base_itself_is_the_reference(make_trainer, chat_model, tokenizer):
@@ -276,50 +254,6 @@ def test_full_training_has_a_reference_too(make_trainer):
     assert metrics["eval_kl"] > 0
 
 
-@pytest.mark.parametrize(("architecture", "shared"), [("llama", True), ("gpt2", False)])
-def test_scoring_completions_alone_gives_what_trl_does(tokenizer, architecture, shared):
-    model = tiny_model(tokenizer, architecture).eval()
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-    generator = torch.Generator().manual_seed(1)
-    first, second = (torch.randint(4, 500, (length,), generator=generator) for length in (7, 4))
-    prompts = (first, second, first, second)
-    rows = [torch.cat([prompt, torch.randint(4, 500, (length,), generator=generator)])
-            for prompt, length in zip(prompts, (5, 3, 2, 9), strict=True)]  # fmt: skip
-    inputs = {
-        "input_ids": torch.nn.utils.rnn.pad_sequence(rows, True, tokenizer.pad_token_id),
-        "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True),
-    }
-    labels = torch.full_like(inputs["input_ids"], IGNORE)
-    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        labels[number, len(prompt) : len(row)] = row[len(prompt) :]
-    weights = torch.rand((4, labels.shape[1] - 1), generator=generator)
-
-    def outputs_and_gradient():
-        model.zero_grad()
-        outputs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-        (outputs.log_probs * weights).sum().backward()
-        return outputs, [parameter.grad.clone() for parameter in model.parameters()]
-
-    expected, gradient = outputs_and_gradient()
-    forwards = []
-    forward = model.forward
-
-    def count(*args, **kwargs):
-        forwards.append(kwargs["input_ids"].shape)
-        return forward(*args, **kwargs)
-
-    model.forward = count
-    score_completions(model)
-    outputs, scored_gradient = outputs_and_gradient()
-    for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
-        torch.testing.assert_close(outputs[name], expected[name], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(scored_gradient, gradient, atol=1e-4, rtol=1e-4)
-    shapes = [(1, 7 + 5 + 2), (1, 4 + 3 + 9)] if shared else [(1, len(row)) for row in rows]
-    assert forwards == shapes, "a prompt is computed once, and no padding"
-    expected = model(input_ids=inputs["input_ids"]).logits
-    assert expected.shape == (*inputs["input_ids"].shape, model.config.vocab_size), "otherwise it does not change"
-
-
 @pytest.mark.parametrize(("up", "down"), [(100, 100), (100, 900), (900, 100)])
 def test_both_signs_count_the_same(up, down):
     for desirable in (None, 2.0):
@@ -342,11 +276,7 @@ def test_unbalanced_thumbs_are_weighted_in_the_loss(make_trainer):
 
 def test_weights_follow_from_the_data(tmp_path):
     args = AlignArguments(output_dir=str(tmp_path), method="kto", use_cpu=True, bf16=False)
-
-    class Preferences:
-        thumbs = (50, 200)
-
-    args.derive(ModelArguments(), Preferences())
+    args, _ = args.derive(ModelArguments(), (50, 200))
     assert (args.desirable_weight, args.undesirable_weight) == (4.0, 1.0)
     assert "a thumb up weighs 4, a thumb down 1" in args.describe()
 
@@ -372,7 +302,7 @@ def test_bad_settings_are_named(arguments, problem):
 
 def test_a_few_pairs_that_all_agree_show_little():
     reference = np.zeros((3, 2))
-    comparison = Outcome(np.array([[0.0, -1.0]] * 3), reference, 0.1).compare(Outcome(reference, reference, 0.1))
+    comparison = PairScores(np.array([[0.0, -1.0]] * 3), reference, 0.1).compare(PairScores(reference, reference, 0.1))
     assert comparison["rewards/accuracies"] == pytest.approx([1.0, *wilson_interval(3, 3)])
     assert comparison["rewards/accuracies"][1] < 0.5
 
@@ -380,8 +310,8 @@ def test_a_few_pairs_that_all_agree_show_little():
 def test_the_interval_is_that_of_the_pairs():
     reference = np.zeros((400, 2))
     policy = np.array([[0.0, -1.0]] * 300 + [[-1.0, 0.0]] * 100)
-    start = Outcome(reference, reference, beta=0.1)
-    end = Outcome(policy, reference, beta=0.1)
+    start = PairScores(reference, reference, beta=0.1)
+    end = PairScores(policy, reference, beta=0.1)
     assert start.means()["rewards/accuracies"] == 0.5, "ties are half a one"
     assert end.means()["rewards/margins"] == pytest.approx(0.1 * 0.5)
     comparison = end.compare(start)

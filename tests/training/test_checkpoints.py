@@ -4,6 +4,7 @@ import shutil
 import signal
 
 import pytest
+from transformers import TrainerState
 
 from hfchat.errors import UserError
 from hfchat.training.checkpoints import find_damage, last_checkpoint
@@ -45,6 +46,37 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_warning(saved, tmp
     DAMAGE[fault](folder / "checkpoint-3")
     assert last_checkpoint(folder) == str(folder / "checkpoint-2")
     assert f"checkpoint-3 is not whole ({fault}); passing it over" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_written_aside(packed, tokenizer, tmp_path, monkeypatch):
+    """What `CheckpointMixin` relies on, of the private methods of `Trainer` that it overrides."""
+    trainer = trainer_for(packed, tokenizer, tmp_path, **SAVING)
+    written = []
+
+    def look(checkpoint):
+        assert find_damage(checkpoint) is None, "it is whole but for what is saved beside it"
+        assert not (tmp_path / checkpoint.name).exists()
+        written.append(checkpoint.name)
+
+    monkeypatch.setattr(trainer, "save_beside", look)
+    trainer.train()
+    assert written == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(packed, tokenizer, tmp_path):
+    settings = {**SAVING, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 1}
+    # As if a loss were the better, the larger it is: the first of them is.
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
+    trainer = trainer_for(packed, tokenizer, tmp_path, **settings)
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = tmp_path / "checkpoint-1"
+    assert max(losses) == losses[0] > losses[-1]
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert find_damage(best) is None
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0])
+    assert TrainerState.load_from_json(str(best / "trainer_state.json")).best_model_checkpoint == str(best)
 
 
 def test_where_nothing_was_saved_there_is_no_checkpoint(tmp_path):

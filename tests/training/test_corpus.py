@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from hfchat.errors import UserError
 from hfchat.training.corpus import load_corpus
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 
 TEXTS = [f"document {i} ends here" for i in range(48)]
 

@@ -4,8 +4,8 @@ import pytest
 from transformers import AutoModelForCausalLM, SchedulerType
 
 from hfchat.errors import UserError
-from hfchat.training.dial import TOKENS_PER_PARAMETER, Plan, Shape
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.dial import TOKENS_PER_PARAMETER, Schedule, Shape
+from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import tiny_model
 
 
@@ -49,7 +49,7 @@ def test_a_shape_is_that_of_the_model(tokenizer, architecture, tied):
 )
 def test_batches_grow_as_a_power_of_the_tokens(tokens, batch):
     """2,048 x (tokens / 400,000)^0.383, rounded to a power of two: 2,048, 4,947, 11,948 and 58,205."""
-    assert Plan(256, tokens).batch_tokens == batch
+    assert Schedule(256, tokens).batch_tokens == batch
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_batches_grow_as_a_power_of_the_tokens(tokens, batch):
     ],
 )
 def test_rates_fall_with_the_width_and_with_the_root_of_the_batch(width, share_of_batch, muon, adamw, embeddings):
-    plan = Plan(width, 40_000_000)
+    plan = Schedule(width, 40_000_000)
     tokens_per_step = int(share_of_batch * plan.batch_tokens)
     assert plan.learning_rate("muon", tokens_per_step) == pytest.approx(muon)
     assert plan.learning_rate("adamw", tokens_per_step) == pytest.approx(adamw)
@@ -71,7 +71,7 @@ def test_rates_fall_with_the_width_and_with_the_root_of_the_batch(width, share_o
 
 
 def test_wider_models_learn_more_slowly_and_longer_runs_from_larger_batches():
-    plans = [Plan(64 * depth, tokens) for depth, tokens in [(4, 10**8), (8, 6 * 10**8), (12, 2.4e9), (20, 10**10)]]
+    plans = [Schedule(64 * depth, tokens) for depth, tokens in [(4, 10**8), (8, 6 * 10**8), (12, 2.4e9), (20, 10**10)]]
     for optimizer in ("muon", "adamw"):
         rates = [plan.learning_rate(optimizer, plan.batch_tokens) for plan in plans]
         assert rates == sorted(rates, reverse=True)
@@ -85,7 +85,7 @@ def test_wider_models_learn_more_slowly_and_longer_runs_from_larger_batches():
 
 
 def test_a_smaller_batch_than_the_best_learns_more_slowly_a_larger_one_no_faster():
-    plan = Plan(512, 600_000_000)
+    plan = Schedule(512, 600_000_000)
     for rate in (lambda tokens: plan.learning_rate("muon", tokens), plan.embedding_learning_rate):
         small, smaller, best, larger = (rate(int(share * plan.batch_tokens)) for share in (0.5, 0.25, 1, 4))
         assert smaller < small < best == larger
@@ -109,8 +109,8 @@ def sequences_per_step(args):
 
 def test_what_is_not_set_follows_from_the_model(model):
     args = arguments()
-    args.derive(model, blocks=1000)
-    plan = Plan.of(model)
+    args = args.derive(model, blocks=1000)
+    plan = Schedule.of(model)
     assert plan.tokens == TOKENS_PER_PARAMETER * model.num_parameters()
     assert args.tokens_per_step == plan.batch_tokens == sequences_per_step(args) * 32
     assert args.max_steps == math.ceil(plan.tokens / plan.batch_tokens)
@@ -122,22 +122,20 @@ def test_what_is_not_set_follows_from_the_model(model):
 
 def test_what_is_not_set_follows_from_the_length_that_is(model):
     args = arguments(num_train_epochs=2)
-    args.derive(model, blocks=10_000)
-    plan = Plan.of(model, tokens=2 * 10_000 * 32)
-    assert args.tokens_per_step == plan.batch_tokens < Plan.of(model).batch_tokens
+    args = args.derive(model, blocks=10_000)
+    plan = Schedule.of(model, tokens=2 * 10_000 * 32)
+    assert args.tokens_per_step == plan.batch_tokens < Schedule.of(model).batch_tokens
     assert args.max_steps == 2 * math.ceil(10_000 * 32 / plan.batch_tokens)
-    short = arguments(per_device_train_batch_size=4, max_steps=10)
-    long = arguments(per_device_train_batch_size=4, max_steps=100_000)
-    for args in (short, long):
-        args.derive(model, blocks=1000)
+    short = arguments(per_device_train_batch_size=4, max_steps=10).derive(model, blocks=1000)
+    long = arguments(per_device_train_batch_size=4, max_steps=100_000).derive(model, blocks=1000)
     assert long.learning_rate < short.learning_rate
 
 
 @pytest.mark.parametrize("block_size", [32, 512, 2048, 8192])
 def test_a_long_batch_is_gathered_in_parts(model, block_size):
     args = arguments(block_size=block_size)
-    args.derive(model, blocks=1000)
-    asked = max(Plan.of(model).batch_tokens, block_size)
+    args = args.derive(model, blocks=1000)
+    asked = max(Schedule.of(model).batch_tokens, block_size)
     assert args.tokens_per_step == asked
     assert args.train_batch_size * block_size <= max(4096, block_size)
 
@@ -146,11 +144,19 @@ def test_an_evaluation_has_the_batch_of_the_training(model):
     """Its logits then need less memory than those that the training made, with their gradients."""
     for settings in ({}, {"per_device_train_batch_size": 3}, {"block_size": 2048, "chunked_loss": True}):
         args = arguments(**settings)
-        args.derive(model, blocks=1000)
+        args = args.derive(model, blocks=1000)
         assert args.eval_batch_size == args.train_batch_size
     args = arguments(per_device_eval_batch_size=5)
-    args.derive(model, blocks=1000)
+    args = args.derive(model, blocks=1000)
     assert args.eval_batch_size == 5
+
+
+def test_what_was_asked_is_not_changed_by_what_follows_from_it(model):
+    asked = arguments()
+    before = dict(vars(asked))
+    assert asked.derive(model, blocks=1000).learning_rate > 0
+    assert vars(asked) == before
+    assert asked.learning_rate is None
 
 
 def test_what_is_set_stays(model):
@@ -159,23 +165,23 @@ def test_what_is_set_stays(model):
         "embedding_learning_rate": 0.25, "weight_decay": 0.0, "optimizer": "adamw",
     }  # fmt: skip
     args = arguments(**settings)
-    args.derive(model, blocks=1000)
+    args = args.derive(model, blocks=1000)
     assert {key: getattr(args, key) for key in settings} == settings
 
 
 def test_epochs_are_counted_in_blocks(model):
     for epochs, steps in ((1, 25), (2, 50), (0.5, 13)):
         args = arguments(per_device_train_batch_size=4, gradient_accumulation_steps=1, num_train_epochs=epochs)
-        args.derive(model, blocks=100)
+        args = args.derive(model, blocks=100)
         assert args.max_steps == steps
     args = arguments(per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1, max_steps=9)
-    args.derive(model, blocks=100)
+    args = args.derive(model, blocks=100)
     assert args.max_steps == 9
 
 
 def test_a_model_that_is_trained_already_learns_gently_and_by_adamw(model):
     args = arguments(model_name_or_path="unused", num_train_epochs=1)
-    args.derive(model, blocks=1000)
+    args = args.derive(model, blocks=1000)
     assert args.optimizer == "adamw"
     assert args.learning_rate == args.embedding_learning_rate == 1e-4
 
@@ -183,21 +189,21 @@ def test_a_model_that_is_trained_already_learns_gently_and_by_adamw(model):
 def test_a_stable_schedule_decays_over_the_last_fifth(model):
     args = arguments(max_steps=101, lr_scheduler_type="warmup_stable_decay")
     assert args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY
-    args.derive(model, blocks=1000)
+    args = args.derive(model, blocks=1000)
     assert args.lr_scheduler_kwargs == {"num_decay_steps": 21, "decay_type": "1-sqrt"}
     args = arguments(
         max_steps=101, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 3}
     )
-    args.derive(model, blocks=1000)
+    args = args.derive(model, blocks=1000)
     assert args.lr_scheduler_kwargs == {"num_decay_steps": 3}
     args = arguments(max_steps=101)
-    args.derive(model, blocks=1000)
+    args = args.derive(model, blocks=1000)
     assert not args.lr_scheduler_kwargs
 
 
 def test_two_lines_say_what_is_going_to_be_trained(model):
     args = arguments(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1234, learning_rate=0.02)
-    args.derive(model, blocks=1000)
+    args = args.derive(model, blocks=1000)
     first, second = args.describe(model).splitlines()
     assert first == f"LlamaForCausalLM: 2 layers, 128 wide, {model.num_parameters():,} parameters"
     assert second.startswith("1,234 steps of 256 tokens (4 x 32 x 2 accumulated)")

@@ -192,10 +192,10 @@ def test_what_trl_would_cut_is_refused(chat_model, tokenizer, rows, tmp_path, pa
 )
 def test_the_learning_rate_follows_from_what_is_trained(settings, rate, tmp_path):
     args, model_args = FinetuneArguments(output_dir=str(tmp_path)), ModelArguments(**settings)
-    args.derive(model_args)
+    args, _ = args.derive(model_args)
     assert args.learning_rate == pytest.approx(rate)
     asked = FinetuneArguments(output_dir=str(tmp_path), learning_rate=3e-3)
-    asked.derive(model_args)
+    asked, _ = asked.derive(model_args)
     assert asked.learning_rate == 3e-3
 
 

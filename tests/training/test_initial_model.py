@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from hfchat.errors import UserError
 from hfchat.tokenization.bpe import train_bpe
 from hfchat.training.initial_model import load_initial_model
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import TEXTS, tiny_model
 
 IDS = torch.arange(10, 42).view(2, 16)

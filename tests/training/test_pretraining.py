@@ -8,7 +8,7 @@ from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.training.corpus import Corpus, load_corpus
 from hfchat.training.packing import PackedDataset, tokenize_corpus
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import TEXTS
 from tests.training.trainers import losses, trainer_for
 
@@ -96,7 +96,7 @@ def test_a_training_that_reads_its_texts_too_often_is_warned(packed):
     once = len(corpus.train.tokens)
     assert "warning" not in corpus.describe(4 * once)
     assert "warning" not in corpus.describe(4 * once + once // 10), "four epochs, with their padding"
-    assert "read 12 times, and teaches ever less after 4 times" in corpus.describe(12 * once)
+    assert "read 12 times, and teaches less and less after 4 times" in corpus.describe(12 * once)
 
 
 def test_a_corpus_too_small_to_hold_any_out_is_refused(tokenizer, tmp_path):

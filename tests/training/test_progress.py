@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerState, default_data_collator
 
-from hfchat.training.pretraining import PretrainArguments
+from hfchat.training.pretrain_arguments import PretrainArguments
 from hfchat.training.progress import LossSpikes, PretrainProgress, is_spike
 from tests.conftest import tiny_model
 

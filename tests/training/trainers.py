@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfchat.training.corpus import Corpus
-from hfchat.training.pretraining import PretrainArguments, PretrainTrainer
+from hfchat.training.pretrain_arguments import PretrainArguments
+from hfchat.training.pretraining import PretrainTrainer
 from tests.conftest import tiny_model
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def trainer_for(
     args = PretrainArguments(output_dir=str(output_dir), **defaults | settings)
     model = tiny_model(tokenizer)
     corpus = Corpus(packed["train"], packed["validation"])
-    args.derive(model, corpus.blocks)
-    return PretrainTrainer(model, args, corpus, tokenizer)
+    return PretrainTrainer(model, args.derive(model, corpus.blocks), corpus, tokenizer)
 
 
 def losses(trainer: PretrainTrainer) -> list[float]:

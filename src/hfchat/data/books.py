@@ -1,10 +1,11 @@
 """Plain-text books of Project Gutenberg: what its volunteers put around the text of the author is cut off."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import IO
 
-from hfchat.data.readers import Record, Skipped, every_record, parse_text
+from hfchat.data.readers import LazyRecord, Record, Skipped, parse_text
 
 # The marks have changed since 1991: https://www.gutenberg.org/policy/license.html and its older "small print".
 _START = re.compile(
@@ -24,20 +25,19 @@ _FIELD = re.compile(r"^(Title|Author|Language):[ \t]*(.+?)[ \t]*$", re.MULTILINE
 
 
 def parse_book(
-    stream: IO[bytes],
-    max_bytes: int,
-    mine: Callable[[int], bool] = every_record,
-    *,
-    separator: str | None = None,
-    encoding: str | None = None,
-) -> Iterator[Record | Skipped]:
+    stream: IO[bytes], max_bytes: int, *, separator: str | None = None, encoding: str | None = None
+) -> Iterator[LazyRecord]:
     """A book per file; the header's title and author become metadata."""
-    for record in parse_text(stream, max_bytes, mine, separator=separator, encoding=encoding):
-        if isinstance(record, Record) and record.fault is None:
-            text, header = split_header(record.text)
-            record.text = text
-            record.metadata |= {name.lower(): value for name, value in _FIELD.findall(header) if name != "Language"}
-        yield record
+    for record in parse_text(stream, max_bytes, separator=separator, encoding=encoding):
+        yield partial(_without_header, record)
+
+
+def _without_header(make: LazyRecord) -> Record | Skipped:
+    record = make()
+    if isinstance(record, Record) and record.fault is None:
+        record.text, header = split_header(record.text)
+        record.metadata |= {name.lower(): value for name, value in _FIELD.findall(header) if name != "Language"}
+    return record
 
 
 def split_header(text: str) -> tuple[str, str]:

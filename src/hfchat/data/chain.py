@@ -1,14 +1,19 @@
 """The chain of a corpus: `steps` in the YAML, in their order, each a datatrove block with its parameters."""
 
+import difflib
 import importlib
 import inspect
-import json
+from collections.abc import Mapping
 from typing import Any
 
+import pydantic
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-# Name in the YAML to the block. They are imported when a chain uses them: some bring spaCy or a language model.
+from hfchat.data.pieces import Blocks, Piece, Place
+from hfchat.entries import Entry, explain
+
+# Names in the YAML, and their blocks, which are imported when a chain uses them: some bring spaCy or a model.
 BLOCKS = {
     "url_filter": "hfchat.data.url_filter:UrlFilter",
     "fix_text": "hfchat.data.cleaning:FixText",
@@ -33,41 +38,49 @@ INDEXED = {
 NAMES = [*BLOCKS, *INDEXED]
 
 
-class Step(dict):
-    """One step of the chain: `{name: parameters}`. In YAML it is a name, or a name with its parameters.
+class Step(Entry):
+    """One step of the chain. In YAML it is a name, or a name with its parameters: `{name: parameters}`."""
 
-    Raises:
-        ValueError: For a step that is not known, or a parameter that it does not take.
-    """
+    name: str
+    parameters: dict[str, Any]
 
-    def __init__(self, value: dict[str, Any] | str):
-        if isinstance(value, str):
-            value = json.loads(value) if value.lstrip().startswith("{") else {value: None}
-        if not isinstance(value, dict) or len(value) != 1:
+    @classmethod
+    def expand(cls, value: object) -> Mapping[str, Any]:
+        if isinstance(value, str) and not value.lstrip().startswith("{"):
+            value = {value: None}
+        fields = super().expand(value) if isinstance(value, str | Mapping) else {}
+        if len(fields) != 1:
             raise ValueError(f"each of steps is a name, or one name with its parameters, not {value!r}")
-        ((name, parameters),) = value.items()
+        ((name, parameters),) = fields.items()
+        return {"name": name, "parameters": {} if parameters is None else parameters}
+
+    @classmethod
+    def title(cls, fields: Mapping[str, object]) -> str:
+        return f"steps: {fields['name']}" if fields.get("name") in NAMES else "steps"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _check(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        name, parameters = fields["name"], fields["parameters"]
         if name not in NAMES:
-            raise ValueError(f"steps: there is no step '{name}'; there are {', '.join(NAMES)}")
-        if not isinstance(parameters or {}, dict):
-            raise ValueError(f"steps: {name}: must be a mapping of parameters, not {parameters!r}")
-        super().__init__({name: _check(name, _load(name), parameters or {})})
-        self.index() if self.indexed else self.build(None)  # what the block itself has to say of its parameters
+            close = difflib.get_close_matches(str(name), NAMES, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(NAMES)}"
+            raise ValueError(f"there is no step '{name}'; {hint}")
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"must be a mapping of parameters, not {parameters!r}")
+        block = _load(name)
+        checked = _checked(name, block, parameters)
+        try:
+            block(**checked)  # what the block itself has to say of its parameters
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f"{name}: ")) from error
+        return {"name": name, "parameters": checked}
 
-    @property
-    def name(self) -> str:
-        return next(iter(self))
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return self[self.name]
-
-    @property
-    def indexed(self) -> bool:
-        """Whether it needs phases of its own before it can remove documents."""
-        return self.name in INDEXED
+    def given(self) -> dict[str, Any]:
+        return {self.name: self.parameters}
 
     def build(self, exclusion_writer: DiskWriter | None) -> PipelineStep:
-        """The datatrove block of a step that is not `indexed`.
+        """The datatrove block of a step that is not one of `INDEXED`.
 
         Args:
             exclusion_writer: Where a filter writes what it removes; formatters have none.
@@ -77,9 +90,11 @@ class Step(dict):
             return block(**self.parameters, exclusion_writer=exclusion_writer)
         return block(**self.parameters)
 
-    def index(self) -> Any:
-        """The parts of a step that is `indexed`, see `hfchat.data.deduplication`."""
-        return _load(self.name)(**self.parameters)
+    def piece(self, place: Place) -> Piece:
+        """What the step adds to the plan of a corpus."""
+        if self.name in INDEXED:
+            return _load(self.name)(**self.parameters).piece(place)
+        return Piece(Blocks([self.build(place.removed())], [place.removed_files]))
 
 
 def _load(name: str) -> Any:
@@ -87,11 +102,9 @@ def _load(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _check(name: str, block: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+def _checked(name: str, block: Any, parameters: Mapping[str, object]) -> dict[str, Any]:
     """The parameters as the block's signature has them; pydantic compares names and types."""
-    import pydantic
-
-    fields = {
+    fields: dict[str, Any] = {
         parameter.name: (_annotation(parameter), ... if parameter.default is parameter.empty else parameter.default)
         for parameter in inspect.signature(block).parameters.values()
         if parameter.name != "exclusion_writer"
@@ -100,15 +113,7 @@ def _check(name: str, block: Any, parameters: dict[str, Any]) -> dict[str, Any]:
     try:
         checked = model(**parameters)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            problem = f"unknown key '{key}'; it takes {', '.join(fields) or 'none'}"
-        elif first["type"] == "missing":
-            problem = f"needs '{key}'"
-        else:
-            problem = f"'{key}': {first['msg'].lower()}, not {first['input']!r}"
-        raise ValueError(f"steps: {name}: {problem}") from error
+        raise ValueError(explain(error, model)) from error
     return {key: getattr(checked, key) for key in parameters}
 
 

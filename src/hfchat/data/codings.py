@@ -61,7 +61,7 @@ def undo_codings(
 
 
 def _listed(values: Sequence[str]) -> list[str]:
-    names = [name.split(";")[0].strip(" \t\"'").lower() for value in values for name in value.split(",")]
+    names = [name.split(";")[0].strip(" \t\"'").lower() for name in ",".join(values).split(",")]
     return [_NAMES.get(name, name) for name in names if name not in _IS_NO_CODING]
 
 
@@ -73,7 +73,8 @@ def _joined_chunks(content: bytes, truncated: bool, to_the_last_byte: bool = Fal
         truncated: Take what there is of a last chunk that is not whole.
         to_the_last_byte: There must be an empty chunk at the end, and nothing behind it.
     """
-    chunks, position = [], 0
+    chunks: list[bytes] = []
+    position = 0
     while head := _CHUNK.match(content, position):
         size = int(head[1], 16)
         if not size:
@@ -90,7 +91,7 @@ def _joined_chunks(content: bytes, truncated: bool, to_the_last_byte: bool = Fal
     if not position and not to_the_last_byte:
         return content
     if to_the_last_byte or content[position : position + 2].strip() not in (b"", b"0"):
-        raise CodingError("what follows a chunk is none")
+        raise CodingError("no chunk follows the last one")
     return b"".join(chunks)
 
 

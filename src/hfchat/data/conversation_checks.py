@@ -1,18 +1,20 @@
 """What training needs of an example, and what must not be in it: what is not kept has a reason."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, cast
 
 from datatrove.data import Document
 
-from hfchat.data.conversation_formats import KINDS, ConversationError, Message
+from hfchat.data.conversation_formats import KINDS, ConversationError, Example, Message, turns_of
 from hfchat.data.decontamination import ContaminationFilter
+from hfchat.data.removal import Removal
 from hfchat.messages import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
 
 
-def check(kind: str, example: Mapping[str, Any]) -> None:
+def check(kind: str, example: Example) -> None:
     """Hold an example against what training needs of it.
 
     Consecutive messages of one role are refused rather than merged: who joins them writes a turn that nobody wrote.
@@ -20,11 +22,11 @@ def check(kind: str, example: Mapping[str, Any]) -> None:
     Raises:
         ConversationError: With the reason.
     """
-    prompt = example.get("prompt", [])
+    prompt = turns_of(example, "prompt")
     for column in KINDS[kind]:
         if column in ("prompt", "label"):
             continue
-        answer = example[column]
+        answer = turns_of(example, column)
         asks = column != "messages" and any(turn["role"] in ("system", "user") for turn in answer)
         if kind == "preference" and (asks or not prompt or not answer):
             raise ConversationError(
@@ -60,10 +62,10 @@ def _check_conversation(messages: Sequence[Message]) -> None:
         before = turn
 
 
-def all_messages(example: Mapping[str, Any]) -> Iterator[Message]:
+def all_messages(example: Example) -> Iterator[Message]:
     """The messages of an example, column by column."""
-    for column in ("messages", "prompt", "completion", "chosen", "rejected"):
-        yield from example.get(column, [])
+    columns = ("messages", "prompt", "completion", "chosen", "rejected")
+    return chain.from_iterable(turns_of(example, column) for column in columns)
 
 
 class Cleaner:
@@ -91,7 +93,7 @@ class Cleaner:
         self.replaced: Counter[str] = Counter()
         self._seen: set[bytes] = set()
 
-    def clean(self, example: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def clean(self, example: Example) -> tuple[Example, bytes]:
         """The example, and the hash of its normalized messages.
 
         Raises:
@@ -109,15 +111,16 @@ class Cleaner:
         self.replaced += replaced
         return example, digest
 
-    def _check_contamination(self, example: Mapping[str, Any]) -> None:
+    def _check_contamination(self, example: Example) -> None:
         if self.contamination is None:
             return
         for message in all_messages(example):
             document = Document(message["content"], "")
             if self.contamination.filter(document) is not True:
-                raise ConversationError("contaminated", document.metadata.get("filter_detail", ""))
+                removal = Removal.of(document)
+                raise ConversationError("contaminated", removal.detail or "" if removal else "")
 
-    def _replace_pii(self, example: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
+    def _replace_pii(self, example: Example) -> tuple[Example, Counter[str]]:
         replaced: Counter[str] = Counter()
 
         def replace(value: Any) -> Any:
@@ -129,8 +132,13 @@ class Cleaner:
                 return [replace(item) for item in value]
             return {key: replace(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-        def replace_in(turn: Message) -> Message:
-            return {key: replace(item) if key in ("content", "tool_calls") else item for key, item in turn.items()}
-
-        columns = (column for column in KINDS[self.kind] if column != "label")
-        return example | {column: list(map(replace_in, example[column])) for column in columns}, replaced
+        example = example.copy()
+        for column in KINDS[self.kind]:
+            if column != "label":
+                turns = [turn.copy() for turn in turns_of(example, column)]
+                for turn in turns:
+                    turn["content"] = replace(turn["content"])
+                    if "tool_calls" in turn:
+                        turn["tool_calls"] = replace(turn["tool_calls"])
+                cast(dict[str, list[Message]], example)[column] = turns
+        return example, replaced

@@ -5,16 +5,28 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
-from hfchat.data.conversation_formats import KINDS
+from hfchat.data.conversation_formats import KINDS, Example, turns_of
 from hfchat.data.report import markdown_environment
 from hfchat.licenses import license_entry
 
 _MAX_NOTES = 100
 _NO_NOTES: Mapping[str, int] = {}
+
+
+class SourceCounts(TypedDict):
+    """A source, the rows that were read of it, the conversations in them, and those that were kept."""
+
+    name: str
+    license: str
+    url: str
+    format: str
+    rows: int
+    conversations: int
+    kept: int
 
 
 @dataclass
@@ -23,29 +35,29 @@ class Summary:
 
     Attributes:
         kind: One of `KINDS`.
-        sources: Of each: `name`, `license`, `url`, `format`, `rows` read, `conversations` in them, and those `kept`.
+        sources: What was read.
         kept: Conversations per split.
         removed: Conversations per reason.
-        examples: Of each reason, the first removed ones, as they are written.
+        examples: The first removed ones for each reason, as they are written.
         notes: What of the kept conversations is not used, or not as it stood there, and how many times.
         personal_data: Replacements per kind, in the kept conversations.
-        evaluation_sets: What `build_index` said of them.
-        turns: Number of turns, without the system's, to conversations. A pair counts by its chosen answer.
-        characters: Of each kept conversation.
+        evaluation_sets: What `build_index` returned.
+        turns: How many conversations have so many turns, without the system's. A pair counts by its chosen answer.
+        characters: How many each kept conversation has.
         samples: Kept conversations drawn by their hash: `(hash, example)`.
     """
 
     kind: str
-    sources: list[dict[str, Any]]
+    sources: list[SourceCounts]
     kept: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
     personal_data: Counter[str] = field(default_factory=Counter)
-    evaluation_sets: dict[str, Any] = field(default_factory=dict)
+    evaluation_sets: dict[str, dict[str, int]] = field(default_factory=dict)
     turns: Counter[int] = field(default_factory=Counter)
     characters: list[int] = field(default_factory=list)
-    samples: list[tuple[bytes, dict[str, Any]]] = field(default_factory=list)
+    samples: list[tuple[bytes, Example]] = field(default_factory=list)
 
     @property
     def conversations(self) -> int:
@@ -55,7 +67,7 @@ class Summary:
     def licenses(self) -> list[str]:
         return sorted({source["license"] for source in self.sources if source["kept"]})
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, object]:
         """For the lineage."""
         return {
             "kind": self.kind,
@@ -69,12 +81,10 @@ class Summary:
             "evaluation_sets": self.evaluation_sets,
         }
 
-    def add_kept(
-        self, example: dict[str, Any], digest: bytes, split: str, notes: Mapping[str, int] = _NO_NOTES
-    ) -> None:
+    def add_kept(self, example: Example, digest: bytes, split: str, notes: Mapping[str, int] = _NO_NOTES) -> None:
         """Count an example with its remarks, and show it if its hash is among the smallest."""
         answer = "messages" if self.kind == "messages" else "chosen" if self.kind == "preference" else "completion"
-        messages = [*example.get("prompt", []), *example[answer]]
+        messages = turns_of(example, "prompt") + turns_of(example, answer)
         self.kept[split] += 1
         self.turns[sum(turn["role"] != "system" for turn in messages)] += 1
         self.characters.append(sum(len(turn["content"]) for turn in messages))
@@ -125,8 +135,8 @@ def card_header(licenses: Sequence[str], rows: Mapping[str, int], sizes: Mapping
     """The YAML of a card whose splits are in `data/<split>-*.parquet`.
 
     Args:
-        licenses: Of what is in it.
-        rows: Of each split.
+        licenses: The licences of what is in it.
+        rows: How many each split has.
         sizes: See `card`, and `download_size`.
     """
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split, count in rows.items() if count]
@@ -147,11 +157,11 @@ def card_header(licenses: Sequence[str], rows: Mapping[str, int], sizes: Mapping
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n"
 
 
-def as_text(example: Mapping[str, Any]) -> str:
+def as_text(example: Example) -> str:
     """The messages of an example, each with who says it, and its label if it has one."""
     parts = []
     for column in ("messages", "prompt", "completion", "chosen", "rejected"):
-        for turn in example.get(column, []):
+        for turn in turns_of(example, column):
             who = turn["role"] if column in ("messages", "prompt") else f"{turn['role']}, {column}"
             calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
             parts.append(f"[{who}]\n{turn['content']}{calls}")

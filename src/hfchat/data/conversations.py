@@ -9,16 +9,18 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
 from hfchat.data.conversation_checks import Cleaner, all_messages
-from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, convert, expand
-from hfchat.data.conversation_report import Summary, card, report
+from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, Example, convert, expand
+from hfchat.data.conversation_report import SourceCounts, Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
-from hfchat.data.decontamination import build_index
+from hfchat.data.decontamination import EvaluationSet, build_index
+from hfchat.data.rows import Row
 from hfchat.errors import UserError
 from hfchat.messages import digest_of
 from hfchat.storage import remove_tree
@@ -26,7 +28,7 @@ from hfchat.storage import remove_tree
 SPLITS = ("train", "validation")
 
 
-def split_of(example: Mapping[str, Any], validation_fraction: float) -> str:
+def split_of(example: Example, validation_fraction: float) -> str:
     """`train` or `validation`, by a hash of the first user turn: the same one whatever else is added.
 
     Conversations that begin alike, but for white space, are thus in one split, and an answer of validation is not seen
@@ -47,14 +49,14 @@ class _Splits:
         self._validation_fraction = validation_fraction
         self._of_twins: dict[bytes, str] = {}
 
-    def of(self, example: Mapping[str, Any]) -> str:
+    def of(self, example: Example) -> str:
         first = _first_asked(example)
         letters = "".join(filter(str.isalnum, unicodedata.normalize("NFKD", first).casefold()))
         split = split_of(example, self._validation_fraction)
         return self._of_twins.setdefault(digest_of(letters or first), split)
 
 
-def _first_asked(example: Mapping[str, Any]) -> str:
+def _first_asked(example: Example) -> str:
     return next(turn["content"] for turn in all_messages(example) if turn["role"] == "user")
 
 
@@ -64,7 +66,7 @@ def prepare(
     *,
     pii: Sequence[str],
     pii_regions: Sequence[str],
-    evaluation_sets: Sequence[Mapping[str, Any]],
+    evaluation_sets: Sequence[EvaluationSet],
     n_grams: int,
     validation_fraction: float,
     strict: bool,
@@ -88,28 +90,20 @@ def prepare(
         UserError: If the sources make different kinds of dataset, a split comes out empty, or for what cannot be read.
         RuntimeError: If the numbers of conversations read, kept and removed do not agree.
     """
-    formats = [source.find_format() for source in sources]
-    kinds = {FORMATS[format].kind: source["path"] for format, source in zip(formats, sources, strict=True)}
-    if len(kinds) > 1:
-        each = ", ".join(f"{path} makes {kind}" for kind, path in kinds.items())
-        raise UserError(f"sources: one run makes one kind of dataset, but {each}; give each kind a run of its own")
-    (kind,) = kinds
+    counts = [_nothing_read(source) for source in sources]
+    kind = _only_kind(sources, counts)
     for leftover in ("data", "removed"):  # of an interrupted run
         remove_tree(folder / leftover)
     with tempfile.TemporaryDirectory() as scratch:
         index_folder = f"{scratch}/index" if evaluation_sets else None
-        evaluation = build_index(evaluation_sets, index_folder, n_grams) if evaluation_sets else {}
+        evaluation = build_index(evaluation_sets, index_folder, n_grams) if index_folder else {}
         cleaner = Cleaner(kind, pii, pii_regions, index_folder, n_grams)
-        about = [
-            {"name": source.name, "license": source.license, "url": source.get("url", ""), "format": format}
-            | {"rows": 0, "conversations": 0, "kept": 0}
-            for format, source in zip(formats, sources, strict=True)
-        ]
-        summary = Summary(kind, about, Counter(dict.fromkeys(SPLITS, 0)), evaluation_sets=evaluation)
+        summary = Summary(kind, counts, Counter(dict.fromkeys(SPLITS, 0)), evaluation_sets=evaluation)
+        # Each conversation is kept in one of the splits, or removed with its reason.
         with _Outputs(folder, Path(scratch), kind) as outputs:
-            splits = _Splits(validation_fraction)
+            run = _Run(cleaner, summary, outputs, _Splits(validation_fraction), strict)
             for source, of_source in zip(sources, summary.sources, strict=True):
-                _clean_source(source, of_source, cleaner, summary, outputs, splits, strict)
+                run.read(source, of_source)
         summary.personal_data = cleaner.replaced
         for split in SPLITS:
             if not summary.kept[split] and (split == "train" or validation_fraction):
@@ -118,6 +112,7 @@ def prepare(
                     f"{dict(summary.removed)}); add sources, or change validation_fraction"
                 )
         sizes = outputs.write_splits(summary.kept)
+    # The report and the card come last: nothing calls a dataset whole in which a conversation is missing.
     _check_counts(folder, summary)
     (folder / "report.md").write_text(report(summary), encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.glob("data/*.parquet"))
@@ -125,39 +120,63 @@ def prepare(
     return summary
 
 
-def _clean_source(
-    source: ConversationSource,
-    of_source: dict[str, Any],
-    cleaner: Cleaner,
-    summary: Summary,
-    outputs: "_Outputs",
-    splits: _Splits,
-    strict: bool,
-) -> None:
-    format = of_source["format"]
-    for row in tqdm(source.rows(), desc=source.name, unit=" rows", disable=None):
-        of_source["rows"] += 1
-        for conversation in expand(format, row):
-            of_source["conversations"] += 1
-            notes: Counter[str] = Counter()
-            try:
-                example = convert(format, conversation, source.get("instruction"), notes)
-                example, digest = cleaner.clean(example)
-            except (ConversationError, RecursionError) as error:
-                deep = ConversationError("malformed", "is nested too deeply")
-                rejected = deep if isinstance(error, RecursionError) else error
-                if strict and rejected.reason == "malformed":
-                    raise UserError(f"sources: {conversation.place}: {rejected.detail}") from error
-                text, _ = cleaner.pii.replace(_row_text(conversation.value))
-                detail, _ = cleaner.pii.replace(_encodable(rejected.detail))
-                removed = {"row": text, "reason": rejected.reason, "detail": detail, "place": conversation.place}
-                summary.add_removed(removed)
-                outputs.write_removed({**removed, "source": source.name})
-            else:
-                split = splits.of(example)
-                of_source["kept"] += 1
-                summary.add_kept(example, digest, split, notes)
-                outputs.write_kept(example | {"source": source.name}, split)
+def _nothing_read(source: ConversationSource) -> SourceCounts:
+    return SourceCounts(
+        name=source.label,
+        license=source.license,
+        url=source.url,
+        format=source.find_format(),
+        rows=0,
+        conversations=0,
+        kept=0,
+    )
+
+
+def _only_kind(sources: Sequence[ConversationSource], counts: Sequence[SourceCounts]) -> str:
+    kinds = {FORMATS[count["format"]].kind: source.path for source, count in zip(sources, counts, strict=True)}
+    if len(kinds) > 1:
+        each = ", ".join(f"{path} makes {kind}" for kind, path in kinds.items())
+        raise UserError(f"sources: one run makes one kind of dataset, but {each}; give each kind a run of its own")
+    return next(iter(kinds))
+
+
+@dataclass
+class _Run:
+    """One run over all sources: what it cleans with, and where it counts and writes each conversation."""
+
+    cleaner: Cleaner
+    summary: Summary
+    outputs: "_Outputs"
+    splits: _Splits
+    strict: bool
+
+    def read(self, source: ConversationSource, counts: SourceCounts) -> None:
+        for row in tqdm(source.rows(), desc=source.label, unit=" rows", disable=None):
+            counts["rows"] += 1
+            for conversation in expand(counts["format"], row):
+                counts["conversations"] += 1
+                notes: Counter[str] = Counter()
+                try:
+                    example = convert(counts["format"], conversation, source.instruction, notes)
+                    example, digest = self.cleaner.clean(example)
+                except ConversationError as error:
+                    self._remove(conversation, error, source)
+                except RecursionError:
+                    self._remove(conversation, ConversationError("malformed", "is nested too deeply"), source)
+                else:
+                    counts["kept"] += 1
+                    split = self.splits.of(example)
+                    self.summary.add_kept(example, digest, split, notes)
+                    self.outputs.write_kept(example, source.label, split)
+
+    def _remove(self, conversation: Row, error: ConversationError, source: ConversationSource) -> None:
+        if self.strict and error.reason == "malformed":
+            raise UserError(f"sources: {conversation.place}: {error.detail}") from error
+        text, _ = self.cleaner.pii.replace(_row_text(conversation.value))
+        detail, _ = self.cleaner.pii.replace(_encodable(error.detail))
+        removed = {"row": text, "reason": error.reason, "detail": detail, "place": conversation.place}
+        self.summary.add_removed(removed)
+        self.outputs.write_removed({**removed, "source": source.label})
 
 
 def _row_text(value: Any) -> str:
@@ -182,7 +201,7 @@ class _Outputs:
         self.folder, self.scratch, self.kind = folder, scratch, kind
         self.has_tools = self.has_weights = False
         self._kept = {split: (scratch / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
-        self._removed: dict[str, Any] = {}
+        self._removed: dict[str, tuple[Any, IO[bytes]]] = {}
 
     def __enter__(self) -> "_Outputs":
         return self
@@ -194,11 +213,11 @@ class _Outputs:
             writer.finalize(close_stream=False)
             stream.close()
 
-    def write_kept(self, example: dict[str, Any], split: str) -> None:
-        fields = {field for turn in all_messages(example) for field in turn}
+    def write_kept(self, example: Example, source: str, split: str) -> None:
+        fields = set().union(*all_messages(example))
         self.has_weights |= "weight" in fields
         self.has_tools |= bool(example.get("tools")) or bool(fields - {"role", "content", "weight"})
-        self._kept[split].write(json.dumps(example, ensure_ascii=False) + "\n")
+        self._kept[split].write(json.dumps({**example, "source": source}, ensure_ascii=False) + "\n")
 
     def write_removed(self, row: dict[str, str]) -> None:
         from datasets import Features, Value

@@ -4,26 +4,24 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from datatrove.data import DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
+from upath import UPath
 
 from hfchat.data.card import write_card
 from hfchat.data.chain import Step
 from hfchat.data.deduplication import Together
 from hfchat.data.execution import Executor, Phase, below, execute
+from hfchat.data.pieces import Blocks, Piece, Place, concatenated
 from hfchat.data.readers import DIVIDED, SKIPPED
-from hfchat.data.report import ranked, summarize, write_report
-from hfchat.data.shards import DocumentWriter, OwnShardReader, RemovedWriter
-from hfchat.data.sources import Source
+from hfchat.data.report import Counts, ranked, summarize, write_report
+from hfchat.data.shards import DocumentWriter
+from hfchat.data.sources import Source, TextFiles
 from hfchat.errors import UserError
-from hfchat.storage import is_remote, remove_tree
-
-SPLITS = ("train", "validation")
+from hfchat.storage import remove_tree
 
 
 def build_corpus(
@@ -37,8 +35,8 @@ def build_corpus(
     executor: Executor,
     strict: bool,
     max_document_bytes: int,
-    config: Mapping[str, Any],
-) -> dict[str, Any] | None:
+    config: Mapping[str, object],
+) -> Counts | None:
     """Write `data/{train,validation}-*.parquet`, `removed/<reason>/`, the data report and the dataset card.
 
     Args:
@@ -52,52 +50,41 @@ def build_corpus(
         executor: Where they run.
         strict: Make input that cannot be read an error.
         max_document_bytes: Larger documents (in UTF-8) are removed unread; bounds the memory of a worker.
-        config: The settings, for card and report.
+        config: The settings for card and report, as `hfchat.config.settings_of` gives them.
 
     Returns:
-        Counts: `documents` and `bytes` per split, `removed` per reason, `read`, `skipped_for`: records that are no
-        documents, by what they are, `undivided`: sources whose separator is in none of their files, `licenses`,
-        `sources`, and more. None if jobs have been submitted that are still to run.
+        None if jobs have been submitted that are still to run.
 
     Raises:
         UserError: If a split comes out empty, or for unreadable input when `strict`.
     """
-    corpus = DataFolder(folder.path, fs=folder.fs) if is_remote(folder) else DataFolder(str(folder.absolute()))
+    corpus = DataFolder(folder.path, fs=folder.fs) if isinstance(folder, UPath) else DataFolder(str(folder.absolute()))
     phases = plan(sources, steps, corpus, validation_fraction, tasks, strict, max_document_bytes)
     if not execute(phases, corpus, executor, workers):
         return None
     corpus.invalidate_cache()
     statistics = _statistics(corpus)
     summary = summarize(corpus, ["read", "extract", *(step.name for step in steps)], statistics["read"])
-    counts = summary.counts()
-    for split in SPLITS:
-        counts["documents"].setdefault(split, 0)
-        counts["bytes"].setdefault(split, 0)
-    evaluation_sets = _evaluation_sets(corpus)
-    summary.pii = {name[4:]: value for name, value in statistics.items() if name.startswith("pii_")}
-    summary.skipped = {name.removeprefix(SKIPPED): n for name, n in statistics.items() if name.startswith(SKIPPED)}
+    summary.pii = _with_prefix(statistics, "pii_")
+    summary.skipped = _with_prefix(statistics, SKIPPED)
+    summary.undivided = {
+        source.label: source.separator
+        for source in sources
+        if isinstance(source, TextFiles) and source.separator and not statistics[DIVIDED + source.label]
+    }
+    summary.evaluation_sets = _evaluation_sets(corpus)
+    # A corpus without a document is of no use to anyone; what was removed stays for the user to look at.
     if not summary.documents["train"]:
         passed_over = f", passed over as no documents: {summary.skipped}" if summary.skipped else ""
         first = f", of which the first is {': '.join(summary.unreadable[0])}" if summary.unreadable else ""
         raise UserError(
-            f"no document is left of {counts['read']:,} (removed: {counts['removed']}{first}{passed_over}); look at "
-            f"{folder}/removed, then change steps or add sources"
+            f"no document is left of {summary.read:,} (removed: {dict(ranked(summary.reasons))}{first}{passed_over}); "
+            f"look at {folder}/removed, then change steps or add sources"
         )
-    summary.undivided = {
-        source.name: source["separator"]
-        for source in sources
-        if source.get("separator") and not statistics[DIVIDED + source.name]
-    }
-    write_report(corpus, summary, config, evaluation_sets)
+    write_report(corpus, summary, config)
     write_card(corpus, summary, config)
     remove_tree(folder / "scratch")
-    return counts | {
-        "skipped": statistics["skipped"],
-        "skipped_for": dict(ranked(summary.skipped)),
-        "undivided": summary.undivided,
-        "pii": summary.pii,
-        "evaluation_sets": evaluation_sets,
-    }
+    return summary.counts()
 
 
 def plan(
@@ -110,62 +97,23 @@ def plan(
     max_document_bytes: int,
 ) -> list[Phase]:
     """The chain as phases: a step that must have seen all documents ends one pipeline and begins the next."""
-    phases: list[Phase] = []
-    name, pipeline, outputs = "read, clean, filter", [], []
+    pieces = []
     for number, source in enumerate(sources):
-        pipeline.append(
-            source.step(partial(RemovedWriter, folder, "00", f"source{number}"), strict, max_document_bytes)
-        )
-        outputs.append(RemovedWriter.pattern("00", f"source{number}"))
-    # Where near-duplicates stay, those of each other must be in one split. They are looked for with the last step that
-    # needs all documents, or else in phases of their own.
-    together = None if any(map(_removes_near_duplicates, steps)) else Together(validation_fraction)
-    ends_phase = [step.indexed and step.index().reads_shards for step in steps]
+        place = Place(folder, "00", f"source{number}")
+        pieces.append(Piece(Blocks([source.step(place.removed, strict, max_document_bytes)], [place.removed_files])))
     for number, step in enumerate(steps, start=1):
-        position = f"{number:02d}"
-        if not step.indexed:
-            pipeline.append(step.build(RemovedWriter(folder, position, step.name)))
-            outputs.append(RemovedWriter.pattern(position, step.name))
-            continue
-        index, scratch = step.index(), f"scratch/{position}-{step.name}"
-        together_here = together if ends_phase[number - 1] and not any(ends_phase[number:]) else None
-        if index.reads_shards:
-            documents = below(folder, f"{scratch}/documents")
-            signatures, written = index.signatures(folder, scratch)
-            pipeline += [DocumentWriter(documents), signatures]
-            outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
-            finding = index.phases(folder, scratch)
-            if together_here:
-                signatures, written = together.signatures(folder, f"{scratch}/together")
-                pipeline += [OwnShardReader(documents), signatures]
-                outputs += written
-                find, written = together.find(folder, f"{scratch}/together", documents)
-                finding[-1].pipeline.append(find)
-                finding[-1].outputs += tuple(written)
-            phases += [Phase(name, pipeline, tasks, tuple(outputs)), *finding]
-            name, pipeline, outputs = "deduplicate", [OwnShardReader(documents)], []
-        else:
-            phases = [*index.phases(folder, scratch), *phases]
-        if together_here:
-            pipeline += together.filters(folder, f"{scratch}/together")
-        filters, written = index.filters(folder, scratch, RemovedWriter(folder, position, step.name, index.reason))
-        pipeline += filters
-        outputs += [RemovedWriter.pattern(position, step.name), *written]
-    if together and not any(ends_phase):
-        documents, scratch = below(folder, "scratch/together/documents"), "scratch/together"
-        signatures, written = together.signatures(folder, scratch)
-        pipeline += [DocumentWriter(documents), signatures]
-        outputs += [f"{scratch}/documents/{{rank:05d}}.parquet", *written]
-        phases += [Phase(name, pipeline, tasks, tuple(outputs)), *together.phases(folder, scratch, documents)]
-        name, outputs = "keep together", []
-        pipeline = [OwnShardReader(documents), *together.filters(folder, scratch)]
-    pipeline += [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
-    phases.append(Phase(f"{name}, split", pipeline, tasks, (*outputs, "data/*-{rank:05d}.parquet")))
-    return phases
+        pieces.append(step.piece(Place(folder, f"{number:02d}", step.name)))
+    # Where near-duplicates stay, those of each other must be in one split.
+    if not any(map(_removes_near_duplicates, steps)):
+        pieces = Together(folder, validation_fraction).add_to(pieces)
+    split = [SplitByHash(validation_fraction), DocumentWriter(below(folder, "data"), "${split}-${rank}.parquet")]
+    pieces.append(Piece(Blocks(split, ["data/*-{rank:05d}.parquet"])))
+    return concatenated(pieces, "read, clean, filter", ", split", tasks)
 
 
 def _removes_near_duplicates(step: Step) -> bool:
-    return step.name == "near_dedup" and step.parameters.get("similarity", Together.SIMILARITY) <= Together.SIMILARITY
+    similarity = step.parameters.get("similarity", Together.SIMILARITY)
+    return step.name == "near_dedup" and similarity <= Together.SIMILARITY
 
 
 class SplitByHash(PipelineStep):
@@ -194,19 +142,20 @@ class SplitByHash(PipelineStep):
 
 def _statistics(folder: DataFolder) -> Counter[str]:
     """Sums, over all tasks, of what the blocks counted: documents `read`, records skipped, `pii_*` replaced."""
-    totals: Counter[str] = Counter(read=0, skipped=0)
+    totals: Counter[str] = Counter()
     for file in folder.glob("scratch/logs/*/stats/*.json"):
-        with folder.open(file, "r") as stream:
-            blocks = json.load(stream)
-        for block in blocks:
+        for block in json.loads(folder.cat_file(file)):
             for name, value in block["stats"].items():
-                if name in ("read", "skipped") or name.startswith(("pii_", SKIPPED, DIVIDED)):
+                if name == "read" or name.startswith(("pii_", SKIPPED, DIVIDED)):
                     totals[name] += value["total"] if isinstance(value, dict) else value
     return totals
 
 
-def _evaluation_sets(folder: DataFolder) -> dict[str, Any]:
+def _with_prefix(statistics: Counter[str], prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix): count for name, count in statistics.items() if name.startswith(prefix)}
+
+
+def _evaluation_sets(folder: DataFolder) -> dict[str, dict[str, int]]:
     for file in folder.glob("scratch/*/index/evaluation_sets.json"):
-        with folder.open(file, "r") as stream:
-            return json.load(stream)
+        return json.loads(folder.cat_file(file))
     return {}

@@ -1,97 +1,110 @@
 """Keep evaluation sets out of a corpus: documents that share a run of words with one are removed.
 
-The rule is that of GPT-3 (arXiv:2005.14165, appendix C). datatrove's filter does the same by an index that only
-lighteval can make, and with words that take ten times as long to find.
+The rule is that of GPT-3 (arXiv:2005.14165, appendix C). datatrove's `NGramsDecontFilter` (read in 0.10.1) needs an
+index of the tasks of lighteval, and no other set can be kept out; its words come from spaCy, which takes ten times as
+long; and it does not say which set a document was removed for.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import pydantic
 from datatrove.data import Document
 from datatrove.io import DataFolderLike, get_datafolder
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.data.removal import Removal
 from hfchat.data.words import hashed
 from hfchat.dataset_files import readable, suffix_of
+from hfchat.entries import Entry
 from hfchat.errors import UserError
 from hfchat.storage import as_path, is_remote
 from hfchat.words import runs, words
 
-_KEYS = {"name", "path", "split", "config", "revision", "columns"}
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-class EvaluationSet(dict):
-    """A mapping, which the command line gives as JSON; `check_evaluation_sets` says what may be in it."""
+class EvaluationSet(Entry):
+    """An evaluation set to keep out of a corpus.
 
-    def __init__(self, value: dict[str, Any] | str):
-        super().__init__(json.loads(value) if isinstance(value, str) else value)
+    `path` is a local or remote `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt`, also compressed, or a dataset's folder
+    or Hub id. Every text in a row counts, in lists and mappings too, unless `columns` are given.
+    """
+
+    name: str
+    path: str
+    split: str = "test"
+    config: str | None = None
+    revision: str | None = None
+    columns: list[str] | None = None
+
+    @classmethod
+    def title(cls, fields: Mapping[str, object]) -> str:
+        return f"evaluation_sets: {fields['name']}" if "name" in fields else "each of evaluation_sets"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if "/" in self.name:
+            raise ValueError(f"'{self.name}' must be a name of its own, without '/'")
+        path = as_path(self.path)
+        if _builder(self.path) and not is_remote(path) and not path.exists():
+            raise ValueError(f"{path}: no such file")
+        return self
 
 
-def check_evaluation_sets(evaluation_sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The sets as they were given.
+def check_evaluation_sets(entries: Sequence[object]) -> list[EvaluationSet]:
+    """The sets of entries.
 
     Raises:
-        ValueError: For a set without `name` and `path`, with an unknown key, of a name that another has, or of a local
-            path where there is nothing.
+        ValueError: For an entry that is not valid, or whose name another has.
     """
-    names = set()
-    for entry in evaluation_sets:
-        if not isinstance(entry, Mapping) or not {"name", "path"} <= entry.keys():
-            raise ValueError(f"evaluation_sets: each is a mapping with 'name' and 'path', not {entry!r}")
-        if unknown := entry.keys() - _KEYS:
-            takes = ", ".join(sorted(_KEYS))
-            raise ValueError(f"evaluation_sets: {entry['name']}: unknown key '{min(unknown)}'; it takes {takes}")
-        if entry["name"] in names or "/" in entry["name"]:
-            raise ValueError(f"evaluation_sets: '{entry['name']}' must be a name of its own, without '/'")
-        names.add(entry["name"])
-        path = as_path(entry["path"])
-        if _builder(entry["path"]) and not is_remote(path) and not path.exists():
-            raise ValueError(f"evaluation_sets: {entry['name']}: {path}: no such file")
-    return [dict(entry) for entry in evaluation_sets]
+    evaluation_sets = [EvaluationSet.parse(entry) for entry in entries]
+    for name, count in Counter(entry.name for entry in evaluation_sets).items():
+        if count > 1:
+            raise ValueError(f"evaluation_sets: '{name}' must be a name of its own, without '/'")
+    return evaluation_sets
 
 
 def build_index(
-    evaluation_sets: Sequence[Mapping[str, Any]], folder: DataFolderLike, n_grams: int = 13
+    evaluation_sets: Sequence[EvaluationSet], folder: DataFolderLike, n_grams: int = 13
 ) -> dict[str, dict[str, int]]:
     """Write the n-grams of evaluation sets, `<name>.npy` each: sorted 64-bit hashes.
 
     Args:
-        evaluation_sets: `name`, `path` (a local or remote `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt`, also
-            compressed; a dataset's folder or Hub id), and where needed `split`, `config`, `revision` and `columns`; by
-            default every text in a row counts, in lists and mappings too.
+        evaluation_sets: What to look for.
         folder: Where to write.
-        n_grams: Words of an n-gram; of scripts without spaces, two or three times as many letters, see
+        n_grams: Words of an n-gram, or two or three times as many letters of a script without spaces, see
             `hfchat.words.runs`.
 
     Returns:
-        Of each set: `rows`, `n_grams` (distinct), and `too_short`: rows that have no n-gram, and cannot be found.
+        For each set: `rows`, `n_grams` (distinct), and `too_short`, the rows that have no n-gram and cannot be found.
 
     Raises:
         UserError: If a set cannot be loaded, lacks a column, or has no n-gram at all.
     """
     folder = get_datafolder(folder)
-    found = {}
+    counts = {}
     for entry in evaluation_sets:
         hashes: set[int] = set()
         rows = too_short = 0
         for row in _rows(entry):
-            of_row = set()
-            for found_words in map(words, _texts(row)):
-                of_row |= {hashed(found_words[start:end]) for start, end in runs(found_words, n_grams)}
-            hashes |= of_row
+            row_hashes: set[int] = set()
+            for row_words in map(words, _texts(row)):
+                row_hashes |= {hashed(row_words[start:end]) for start, end in runs(row_words, n_grams)}
+            hashes |= row_hashes
             rows += 1
-            too_short += not of_row
+            too_short += not row_hashes
+        # A set of which nothing can be found would be "kept out" of every corpus.
         if not hashes:
-            raise UserError(f"evaluation_sets: {entry['name']}: none of its {rows} rows has {n_grams} words in a row")
-        with folder.open(f"{entry['name']}.npy", "wb") as file:
+            raise UserError(f"evaluation_sets: {entry.name}: none of its {rows} rows has {n_grams} words in a row")
+        with folder.open(f"{entry.name}.npy", "wb") as file:
             np.save(file, np.array(sorted(hashes), dtype=np.uint64))
-        found[entry["name"]] = {"rows": rows, "n_grams": len(hashes), "too_short": too_short}
-    return found
+        counts[entry.name] = {"rows": rows, "n_grams": len(hashes), "too_short": too_short}
+    return counts
 
 
 class ContaminationFilter(BaseFilter):
@@ -99,9 +112,9 @@ class ContaminationFilter(BaseFilter):
 
     Args:
         folder: What `build_index` wrote.
-        n_grams: Of the index.
-        exclusion_writer: Gets the removed documents; `filter_detail` is the set and the first n-gram that it shares,
-            `filter_score` the share of the document's n-grams that the sets have.
+        n_grams: Words of an n-gram of the index.
+        exclusion_writer: Gets the removed documents. The detail is the set and the first n-gram that the document
+            shares with it, the score the share of the document's n-grams that are in any set.
     """
 
     name = "🦠 Contamination"
@@ -122,9 +135,8 @@ class ContaminationFilter(BaseFilter):
         if name is None or not hits[name].any():
             return True
         start, end = spans[int(hits[name].argmax())]
-        doc.metadata["filter_detail"] = f"{name}: {' '.join(found[start:end])}"
-        doc.metadata["filter_score"] = float(np.logical_or.reduce(list(hits.values())).mean())
-        return False, "contaminated"
+        score = float(np.logical_or.reduce(list(hits.values())).mean())
+        return Removal("contaminated", score, f"{name}: {' '.join(found[start:end])}").note(doc)
 
     def _load(self, file: str) -> np.ndarray:
         with self.folder.open(file, "rb") as stream:
@@ -141,32 +153,26 @@ def _builder(path: str) -> str | None:
     return _BUILDERS.get(suffix_of(Path(path)))
 
 
-def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows(entry: EvaluationSet) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    columns, local = entry.get("columns"), Path(entry["path"])
+    columns, local = entry.columns, Path(entry.path)
     try:
-        path = str(readable(local)) if local.exists() else entry["path"]
+        path = str(readable(local)) if local.exists() else entry.path
         if builder := _builder(path):
             dataset = load_dataset(builder, data_files=path, split="train", streaming=True)
         else:
-            dataset = load_dataset(
-                path,
-                entry.get("config"),
-                split=entry.get("split", "test"),
-                revision=entry.get("revision"),
-                streaming=True,
-            )
+            dataset = load_dataset(path, entry.config, split=entry.split, revision=entry.revision, streaming=True)
         for row in dataset:
             if missing := set(columns or ()) - row.keys():
                 have = ", ".join(row)
-                raise UserError(f"evaluation_sets: {entry['name']}: no column '{min(missing)}', only {have}")
+                raise UserError(f"evaluation_sets: {entry.name}: no column '{min(missing)}', only {have}")
             yield {name: row[name] for name in columns or row}
     except UserError:
         raise
     except Exception as error:  # the errors of the builders have no common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"evaluation_sets: {entry['name']}: cannot load {entry['path']}: {reason}") from error
+        raise UserError(f"evaluation_sets: {entry.name}: cannot load {entry.path}: {reason}") from error
 
 
 def _texts(value: Any) -> Iterator[str]:

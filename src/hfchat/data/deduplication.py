@@ -1,10 +1,12 @@
-"""Steps that must have seen all documents, or an index, before they can remove one: phases of their own, and a filter.
+"""Steps that must have seen all documents, or an index, before they can remove one.
 
-Each has the same three parts: `signatures` end the pipeline that writes the documents' shards, `phases` run after it,
-and `filters` begin the pipeline that reads the shards again.
+`piece` of each says what it adds to the plan of the corpus.
 """
 
+import dataclasses
+import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from datatrove.data import Document, DocumentsPipeline
@@ -15,11 +17,12 @@ from datatrove.pipeline.dedup import (
     ExactDedupFilter,
     ExactDedupSignature,
     ExactFindDedups,
+    MinhashConfig,
     MinhashDedupBuckets,
 )
 
-from hfchat.data.decontamination import ContaminationFilter, build_index, check_evaluation_sets
-from hfchat.data.execution import Phase, below
+from hfchat.data.decontamination import ContaminationFilter, EvaluationSet, build_index, check_evaluation_sets
+from hfchat.data.execution import Phase
 from hfchat.data.near_duplicates import (
     NearDuplicateClusters,
     NearDuplicateFilter,
@@ -27,34 +30,25 @@ from hfchat.data.near_duplicates import (
     NearDuplicatesTogether,
     minhash_config,
 )
-from hfchat.data.shards import ClusterWriter, RemovedWriter
+from hfchat.data.pieces import Barrier, Blocks, Piece, Place
+from hfchat.data.shards import ClusterWriter
 
 
 class ExactDedup:
     """Removes documents whose text has occurred before, byte by byte (compared by 64-bit hashes)."""
 
-    reads_shards = True
-    reason = "exact_duplicate"
-
-    def __init__(self) -> None:
-        self._config = ExactDedupConfig(content_getter=_text)
-
-    def signatures(self, folder: DataFolder, scratch: str) -> tuple[PipelineStep, list[str]]:
-        """The block that ends the pipeline of the documents, and patterns of what each task of it writes."""
-        step = ExactDedupSignature(below(folder, f"{scratch}/signatures"), self._config)
-        return step, [f"{scratch}/signatures/*/{{rank:05d}}.*"]
-
-    def phases(self, folder: DataFolder, scratch: str) -> list[Phase]:
-        find = ExactFindDedups(
-            below(folder, f"{scratch}/signatures"), below(folder, f"{scratch}/duplicates"), self._config
+    def piece(self, place: Place) -> Piece:
+        config = ExactDedupConfig(content_getter=_text)
+        signatures, duplicates = place.scratch("signatures"), place.scratch("duplicates")
+        remove = ExactDedupFilter(duplicates, config, place.removed("exact_duplicate"))
+        find = ExactFindDedups(signatures, duplicates, config)
+        barrier = Barrier(
+            place,
+            "deduplicate",
+            Blocks([ExactDedupSignature(signatures, config)], [place.pattern("signatures/*/{rank:05d}.*")]),
+            [Phase("find exact duplicates", [find], 1, (place.pattern("duplicates/**/*.*"),))],
         )
-        return [Phase("find exact duplicates", [find], 1, (f"{scratch}/duplicates/**/*.*",))]
-
-    def filters(
-        self, folder: DataFolder, scratch: str, removed: RemovedWriter
-    ) -> tuple[list[PipelineStep], list[str]]:
-        """The blocks that remove documents, and patterns of what each task of them writes beside `removed`."""
-        return [ExactDedupFilter(below(folder, f"{scratch}/duplicates"), self._config, removed)], []
+        return Piece(Blocks([remove], [place.removed_files]), barrier)
 
 
 class NearDedup:
@@ -66,9 +60,6 @@ class NearDedup:
         bands: Bands of the locality-sensitive hash, and `rows` of each; by default derived from `similarity`.
     """
 
-    reads_shards = True
-    reason = "near_duplicate"
-
     def __init__(
         self,
         similarity: float = 0.8,
@@ -78,62 +69,78 @@ class NearDedup:
     ):
         self._config = minhash_config(similarity, n_grams, bands, rows)
 
-    def signatures(self, folder: DataFolder, scratch: str) -> tuple[PipelineStep, list[str]]:
-        """The block that ends the pipeline of the documents, and patterns of what each task of it writes."""
-        step = NearDuplicateSignatures(below(folder, f"{scratch}/signatures"), self._config)
-        return step, [f"{scratch}/signatures/*/{{rank:05d}}.minhash.sig"]
-
-    def phases(self, folder: DataFolder, scratch: str, documents: DataFolder | None = None) -> list[Phase]:
-        pairs = MinhashDedupBuckets(
-            below(folder, f"{scratch}/signatures"), below(folder, f"{scratch}/pairs"), config=self._config
-        )
-        clusters = NearDuplicateClusters(
-            below(folder, f"{scratch}/pairs"), below(folder, f"{scratch}/clusters"), documents
-        )
-        return [
-            Phase(
-                "find near duplicates", [pairs], self._config.num_buckets, (f"{scratch}/pairs/{{rank:05d}}_*.dups",)
-            ),
-            Phase("cluster near duplicates", [clusters], 1, (f"{scratch}/clusters/*",)),
-        ]
-
-    def filters(
-        self, folder: DataFolder, scratch: str, removed: RemovedWriter
-    ) -> tuple[list[PipelineStep], list[str]]:
-        """The blocks that remove documents, and patterns of what each task of them writes beside `removed`."""
-        remove = NearDuplicateFilter(below(folder, f"{scratch}/clusters"), exclusion_writer=removed)
-        return [remove, ClusterWriter(folder)], ["clusters/{rank:05d}.parquet"]
+    def piece(self, place: Place) -> Piece:
+        remove = NearDuplicateFilter(place.scratch("clusters"), exclusion_writer=place.removed())
+        kept = ClusterWriter(place.folder)
+        inline = Blocks([remove, kept], [place.removed_files, "clusters/{rank:05d}.parquet"])
+        return Piece(inline, _near_duplicates("deduplicate", place, self._config))
 
 
 class Together:
     """Removes no near-duplicates, but has the split put those of each other on one side.
 
     Args:
+        folder: The corpus.
         validation_fraction: Share of documents in the validation split.
     """
 
-    reads_shards = True
-    reason = ""
     SIMILARITY = 0.8  # from which on they are, as for `NearDedup`
 
-    def __init__(self, validation_fraction: float):
-        self._search, self._validation_fraction = NearDedup(self.SIMILARITY), validation_fraction
+    def __init__(self, folder: DataFolder, validation_fraction: float):
+        self._folder, self._validation_fraction = folder, validation_fraction
 
-    def signatures(self, folder: DataFolder, scratch: str) -> tuple[PipelineStep, list[str]]:
-        """The block that ends the pipeline of the documents, and patterns of what each task of it writes."""
-        return self._search.signatures(folder, scratch)
+    def add_to(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Look for near-duplicates where documents wait for all others anyway, or else at the end of the pieces."""
+        place = Place(self._folder, "99", "together")
+        inline = Blocks([NearDuplicatesTogether(place.scratch("clusters"), self._validation_fraction)])
+        for number, piece in reversed(list(enumerate(pieces))):
+            if theirs := piece.barrier:
+                barrier = _joined(theirs, self._barrier(place, theirs.documents))
+                return [*pieces[:number], Piece(inline + piece.inline, barrier, piece.before), *pieces[number + 1 :]]
+        return [*pieces, Piece(inline, self._barrier(place, place.scratch("documents")))]
 
-    def phases(self, folder: DataFolder, scratch: str, documents: DataFolder) -> list[Phase]:
-        return self._search.phases(folder, scratch, documents)
+    def _barrier(self, place: Place, documents: DataFolder) -> Barrier:
+        return _near_duplicates("keep together", place, minhash_config(self.SIMILARITY), documents)
 
-    def find(self, folder: DataFolder, scratch: str, documents: DataFolder) -> tuple[PipelineStep, list[str]]:
-        """What `phases` do, as one block that a phase of one task may end with, and patterns of what it writes."""
-        phases = self.phases(folder, scratch, documents)
-        return _InTurn(phases), [pattern.replace("{rank:05d}", "*") for phase in phases for pattern in phase.outputs]
 
-    def filters(self, folder: DataFolder, scratch: str) -> list[PipelineStep]:
-        """The blocks that begin the pipeline that reads the documents again."""
-        return [NearDuplicatesTogether(below(folder, f"{scratch}/clusters"), self._validation_fraction)]
+def _joined(barrier: Barrier, other: Barrier) -> Barrier:
+    """A barrier at which the phases of another are run, too, on the same shards.
+
+    They become one block of the last phase, which has a single task: the search is quick, and phases start slowly.
+    """
+    *phases, last = barrier.phases
+    patterns = itertools.chain.from_iterable(phase.outputs for phase in other.phases)
+    last = dataclasses.replace(
+        last,
+        pipeline=[*last.pipeline, _InTurn(other.phases)],
+        outputs=(*last.outputs, *(pattern.replace("{rank:05d}", "*") for pattern in patterns)),
+    )
+    signatures = barrier.signatures + barrier.begin + other.signatures
+    return dataclasses.replace(barrier, signatures=signatures, phases=[*phases, last])
+
+
+def _near_duplicates(name: str, place: Place, config: MinhashConfig, documents: DataFolder | None = None) -> Barrier:
+    """The barrier at which near-duplicates are looked for. With `documents`, clusters and documents are counted."""
+    signatures, pairs, clusters = (place.scratch(part) for part in ("signatures", "pairs", "clusters"))
+    return Barrier(
+        place,
+        name,
+        Blocks([NearDuplicateSignatures(signatures, config)], [place.pattern("signatures/*/{rank:05d}.minhash.sig")]),
+        [
+            Phase(
+                "find near duplicates",
+                [MinhashDedupBuckets(signatures, pairs, config=config)],
+                config.num_buckets,
+                (place.pattern("pairs/{rank:05d}_*.dups"),),
+            ),
+            Phase(
+                "cluster near duplicates",
+                [NearDuplicateClusters(pairs, clusters, documents)],
+                1,
+                (place.pattern("clusters/*"),),
+            ),
+        ],
+    )
 
 
 class _InTurn(PipelineStep):
@@ -142,7 +149,7 @@ class _InTurn(PipelineStep):
     type = "🫂 - DEDUP"
     name = "👯 Near-duplicates"
 
-    def __init__(self, phases: list[Phase]):
+    def __init__(self, phases: Sequence[Phase]):
         super().__init__()
         self.phases = phases
 
@@ -161,36 +168,29 @@ class Decontamination:
         n_grams: Words that must agree in a row.
     """
 
-    reads_shards = False
-    reason = "contaminated"
-
-    def __init__(self, evaluation_sets: list[dict], n_grams: int = 13):
+    def __init__(self, evaluation_sets: list[dict[str, Any]], n_grams: int = 13):
         self._evaluation_sets, self._n_grams = check_evaluation_sets(evaluation_sets), n_grams
 
-    def phases(self, folder: DataFolder, scratch: str) -> list[Phase]:
-        index = _BuildIndex(self._evaluation_sets, below(folder, f"{scratch}/index"), self._n_grams)
-        return [Phase("index evaluation sets", [index], 1, (f"{scratch}/index/*",))]
-
-    def filters(
-        self, folder: DataFolder, scratch: str, removed: RemovedWriter
-    ) -> tuple[list[PipelineStep], list[str]]:
-        """The blocks that remove documents, and patterns of what each task of them writes beside `removed`."""
-        index = below(folder, f"{scratch}/index")
-        return [ContaminationFilter(index, self._n_grams, removed)], []
+    def piece(self, place: Place) -> Piece:
+        index = place.scratch("index")
+        build = _BuildIndex(self._evaluation_sets, index, self._n_grams)
+        remove = ContaminationFilter(index, self._n_grams, place.removed())
+        before = Phase("index evaluation sets", [build], 1, (place.pattern("index/*"),))
+        return Piece(Blocks([remove], [place.removed_files]), before=[before])
 
 
 class _BuildIndex(PipelineStep):
     type = "🦠 - DECONT"
     name = "📇 Index evaluation sets"
 
-    def __init__(self, evaluation_sets: list[dict], folder: DataFolder, n_grams: int):
+    def __init__(self, evaluation_sets: list[EvaluationSet], folder: DataFolder, n_grams: int):
         super().__init__()
         self.evaluation_sets, self.folder, self.n_grams = evaluation_sets, folder, n_grams
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
-        found: dict[str, Any] = build_index(self.evaluation_sets, self.folder, self.n_grams)
+        counts = build_index(self.evaluation_sets, self.folder, self.n_grams)
         with self.folder.open("evaluation_sets.json", "w") as file:
-            json.dump(found, file)
+            json.dump(counts, file)
 
 
 def _text(document: Document) -> bytes:

@@ -1,17 +1,18 @@
 """From markup to text, in a process with limits of time and memory: some pages are too much for any extractor."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
 
 from datatrove.data import Document
-from datatrove.pipeline.extractors.base import ExtractorSandbox
 
+from hfchat.data.removal import Removal
 from hfchat.processes import end_with_parent
 
 # What the process of an extractor may take beside what it has at its start. Of 8 GB that a page of 50 MB can make of
@@ -22,11 +23,11 @@ MEMORY = 1 << 30
 class Extraction:
     """Turns the text of documents into what `extract` makes of it, within a limit of time, and on Linux of memory.
 
-    datatrove's extractors do the same in the same sandbox, but drop the documents that fail. Here they get a
-    `filter_reason`: `extraction_timeout`, `extraction_failed` or `extraction_empty`.
+    datatrove's extractors drop the documents that fail. Here they are removed as `extraction_timeout`,
+    `extraction_failed` or `extraction_empty`.
 
     Args:
-        extract: From markup to text; a function of a module, so that it can be sent to another process.
+        extract: From markup to text.
         timeout: Seconds of wall-clock time that one document may take.
         memory: Bytes that it may take.
     """
@@ -35,51 +36,99 @@ class Extraction:
         self.extract, self.timeout, self.memory = extract, timeout, memory
 
     def run(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """Passes on documents that have a `filter_reason` already as they are."""
+        """Passes on documents that are removed already as they are."""
         self.extract("")  # imports its library here, where no clock runs; the sandbox is forked from this process
-        with _Sandbox(self.timeout, self.memory) as sandbox:
+        with contextlib.closing(_Sandbox(self.extract, self.timeout, self.memory)) as sandbox:
             for document in documents:
-                if "filter_reason" not in document.metadata:
-                    self._extract(document, sandbox)
+                if not Removal.of(document):
+                    result = sandbox.extract(document.text)
+                    if isinstance(result, Removal):
+                        result.note(document)
+                    else:
+                        document.text = result
                 yield document
 
-    def _extract(self, document: Document, sandbox: "_Sandbox") -> None:
-        about = document.metadata
-        about["step"] = "extract"
-        try:
-            text = sandbox.process_document(document.text, self._guarded)
-        except TimeoutError:
-            about["filter_reason"], about["filter_score"] = "extraction_timeout", self.timeout
-        except EOFError:
-            about["filter_reason"], about["filter_detail"] = "extraction_failed", "the extractor's process died"
-        except MemoryError:
-            about["filter_reason"] = "extraction_failed"
-            about["filter_detail"] = f"it needs more than {self.memory:,} bytes of memory"
-            sandbox.end_process()  # what it holds may be in pieces
-        except RuntimeError as error:
-            about["filter_reason"], about["filter_detail"] = "extraction_failed", str(error)
-        else:
-            if text and text.strip():
-                document.text = text
-                about["step"] = "read"
-            else:
-                about["filter_reason"] = "extraction_empty"
 
-    def _guarded(self, text: str) -> str | Exception | None:
+class _Sandbox:
+    """Calls an extractor in a process of its own, which ends with this one (on Linux, even by SIGKILL).
+
+    datatrove's (`ExtractorSandbox`, read in 0.10.1) starts its process as the one was started that it is in: in a
+    worker of a pool that is by a server of forks, which has to import the extractor's library within the time that one
+    document may take. It has no limit of memory, and its process outlives a run that is killed.
+    """
+
+    def __init__(self, extract: Callable[[str], str | None], timeout: float, memory: int):
+        self._extract, self._timeout, self._memory = extract, timeout, memory
+        self._process: ForkProcess | None = None
+        self._out_of_memory = Removal(
+            "extraction_failed", detail=f"it needs more than {memory:,} bytes of memory", step="extract"
+        )
+
+    def extract(self, text: str) -> str | Removal:
+        """The text that the extractor finds, or why there is none."""
+        if self._process is None:
+            self._start()
+        try:
+            self._pipe.send(text)
+            if not self._pipe.poll(self._timeout):
+                self.close()
+                return Removal("extraction_timeout", score=self._timeout, step="extract")
+            result = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self.close()
+            return Removal("extraction_failed", detail="the extractor's process died", step="extract")
+        if result == self._out_of_memory:
+            self.close()  # what it holds may be in pieces
+        return result
+
+    def close(self) -> None:
+        """End the process; the next document gets a new one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+    def _start(self) -> None:
+        self._pipe, far_end = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=self._work, args=(far_end, os.getpid()), daemon=True)
+        self._process.start()
+        far_end.close()  # so that the end of the process is the end of the pipe
+
+    def _work(self, pipe: Connection, parent: int) -> None:
+        end_with_parent(parent)
+        self._pipe.close()
+        if sys.platform == "linux":  # elsewhere the kernel keeps no such limit
+            with contextlib.suppress(OSError):  # if the machine runs out of memory, this process is to be killed first
+                Path("/proc/self/oom_score_adj").write_text("1000")
+            _, most = resource.getrlimit(resource.RLIMIT_AS)
+            allowed = _address_space("VmSize") + self._memory
+            resource.setrlimit(
+                resource.RLIMIT_AS, (allowed if most == resource.RLIM_INFINITY else min(allowed, most), most)
+            )
+        with contextlib.suppress(EOFError):
+            while True:
+                pipe.send(self._attempt(pipe.recv()))
+
+    def _attempt(self, text: str) -> str | Removal:
         peak = _address_space("VmPeak")
         try:
-            found = self.extract(text)
-            # A parser that gets no memory may give up without a word.
-            return found if found or not self._is_short_of_memory(peak) else MemoryError()
+            found = self._extract(text)
         except MemoryError:
-            return MemoryError()
-        except Exception as error:  # of any parser; the sandbox raises what it is handed
-            return RuntimeError(f"{type(error).__name__}: {error}"[:300])
+            return self._out_of_memory
+        except Exception as error:  # any parser has errors of its own
+            detail = f"{type(error).__name__}: {error}"[:300]
+            return Removal("extraction_failed", detail=detail, step="extract")
+        # A parser that gets no memory may give up without a word.
+        if not found and self._is_short_of_memory(peak):
+            return self._out_of_memory
+        return found if found and found.strip() else Removal("extraction_empty", step="extract")
 
     def _is_short_of_memory(self, peak_before: int) -> bool:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         peak = _address_space("VmPeak")
-        return limit != resource.RLIM_INFINITY and peak > peak_before and limit - peak < self.memory // 2
+        return limit != resource.RLIM_INFINITY and peak > peak_before and limit - peak < self._memory // 2
 
 
 def _address_space(name: str) -> int:
@@ -89,43 +138,3 @@ def _address_space(name: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
-
-
-class _Sandbox(ExtractorSandbox):
-    """datatrove's, but forked, and with a process that ends with the one that started it (on Linux, even by SIGKILL).
-
-    datatrove's starts its process in the way of the one it is in: in a worker of a pool that is a server of forks,
-    which would have to be sent the extractor and import its library within the time that one document may take.
-    """
-
-    def __init__(self, timeout: float, memory: int):
-        super().__init__(timeout)
-        self.memory = memory
-
-    def end_process(self) -> None:
-        """End the process; the next document gets a new one."""
-        self._cleanup_process()
-
-    def _ensure_process(self, extract_fn: Callable[[str], Any]) -> None:
-        if self.process is not None and self.process.is_alive():
-            return
-        if self.process is not None:
-            self._cleanup_process()
-        context = multiprocessing.get_context("fork")
-        self.parent = os.getpid()
-        self.parent_conn, self.child_conn = context.Pipe()
-        self.process = context.Process(target=self._worker, args=(self.child_conn, extract_fn), daemon=True)
-        self.process.start()
-        self.child_conn.close()  # so that its death is the end of the pipe
-        self.all_processes.append(self.process)
-        self.parent_conn.recv()  # it is ready; the library was imported before the fork
-
-    def _worker(self, conn: Connection, extract_fn: Callable[[str], Any]) -> None:
-        end_with_parent(self.parent)
-        if sys.platform == "linux":  # elsewhere the kernel keeps no such limit
-            _, most = resource.getrlimit(resource.RLIMIT_AS)
-            allowed = _address_space("VmSize") + self.memory
-            resource.setrlimit(
-                resource.RLIMIT_AS, (allowed if most == resource.RLIM_INFINITY else min(allowed, most), most)
-            )
-        super()._worker(conn, extract_fn)

@@ -7,6 +7,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.data.removal import Removal
 from hfchat.errors import UserError
 from hfchat.models import check_kernels
 from hfchat.safety.lexicon import Lexicon
@@ -23,8 +24,8 @@ class LexiconFilter(BaseFilter):
 
     Args:
         lexicon: Path of a list, see `hfchat.safety.lexicon`; by default the one that comes with hfchat.
-        min_hits_per_1000_words: From so many on.
-        min_distinct: And at least so many different ones.
+        min_hits_per_1000_words: Fewer words of the list do not remove a document.
+        min_distinct: Nor do fewer different ones.
     """
 
     name = "🔞 Lexicon"
@@ -48,8 +49,7 @@ class LexiconFilter(BaseFilter):
         density = 1000 * len(hits) / len(doc.text.split())
         if density < self.min_hits_per_1000_words:
             return True
-        doc.metadata["filter_score"], doc.metadata["filter_detail"] = density, ", ".join(entries[:10])
-        return False, "inappropriate"
+        return Removal("inappropriate", density, ", ".join(entries[:10])).note(doc)
 
 
 class ClassifierFilter(BaseFilter):
@@ -59,7 +59,7 @@ class ClassifierFilter(BaseFilter):
         model_name_or_path: A checkpoint's folder or Hub id; safetensors, and no code of its own.
         label: As the model's config names it.
         threshold: Probability from which a document is removed.
-        revision: Of the Hub.
+        revision: Branch, tag or commit on the Hub.
         max_length: Tokens that are read of each document, from its beginning; no more than the model takes.
         batch_size: Documents at a time.
 
@@ -101,8 +101,7 @@ class ClassifierFilter(BaseFilter):
         for document, answer in zip(batch, answers, strict=True):
             score = next(entry["score"] for entry in answer if entry["label"] == self.label)
             if score >= self.threshold:
-                document.metadata["filter_score"], document.metadata["filter_detail"] = score, self.label
-                results.append((False, "classifier"))
+                results.append(Removal("classifier", score, self.label).note(document))
             else:
                 results.append(True)
         return results
@@ -125,7 +124,7 @@ def _classifier(model_name_or_path: str, revision: str) -> "Pipeline":
     import torch
     from transformers import pipeline
 
-    torch.set_num_threads(1)  # the workers are as many as the cores
+    torch.set_num_threads(1)  # there are as many workers as cores
     try:
         classify = pipeline(
             "text-classification", model=model_name_or_path, revision=revision,

@@ -5,11 +5,15 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterator
+from email.message import Message
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.readers.base import BaseReader
+
+from hfchat.lineage import Input
 
 _DOC_SUFFIXES = {".md", ".rst"}
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "vendored", "__pycache__"}
@@ -37,7 +41,7 @@ class InstalledDocsReader(BaseReader):
             yield from data
         for distribution in installed_distributions()[rank::world_size]:
             budget = self.max_bytes_per_package
-            name = distribution.metadata["Name"]
+            name = _about(distribution)["Name"]
             provenance = {
                 "source": f"pkg:pypi/{name}@{distribution.version}",  # a package URL, ECMA-427
                 "license": license_of(distribution),
@@ -59,7 +63,7 @@ def installed_distributions() -> list[metadata.Distribution]:
     return [found[name] for name in sorted(name for name in found if name)]
 
 
-def describe_installation() -> dict[str, Any]:
+def describe_installation() -> Input:
     """The installed packages as an input of a stage: identified by their names and versions."""
     packages = installed_distributions()
     names = [f"{package.metadata['Name']}=={package.version}" for package in packages]
@@ -72,9 +76,9 @@ def describe_installation() -> dict[str, Any]:
 
 def license_of(distribution: metadata.Distribution) -> str:
     """The licence that a package's metadata states: its SPDX expression, classifier or short text, or "unknown"."""
-    about = distribution.metadata
-    if about.get("License-Expression"):
-        return about["License-Expression"]
+    about = _about(distribution)
+    if expression := about.get("License-Expression"):
+        return expression
     for classifier in about.get_all("Classifier") or []:
         if classifier.startswith(_LICENSE_CLASSIFIER):
             return classifier.removeprefix(_LICENSE_CLASSIFIER)
@@ -82,23 +86,29 @@ def license_of(distribution: metadata.Distribution) -> str:
     return stated if stated and len(stated) < 100 and "\n" not in stated else "unknown"
 
 
+def _about(distribution: metadata.Distribution) -> Message:
+    return cast(Message, distribution.metadata)  # which it is; Python declares fewer methods of it
+
+
 def _homepage(distribution: metadata.Distribution) -> str:
-    urls = dict(entry.split(", ", 1) for entry in distribution.metadata.get_all("Project-URL") or [] if ", " in entry)
+    entries = _about(distribution).get_all("Project-URL") or []
+    urls = dict(entry.split(", ", 1) for entry in entries if ", " in entry)
     urls = {label.lower(): url for label, url in urls.items()}
     known = ("homepage", "home", "documentation", "repository", "source", "source code")
-    return distribution.metadata.get("Home-page") or next((urls[label] for label in known if label in urls), "")
+    return _about(distribution).get("Home-page") or next((urls[label] for label in known if label in urls), "")
 
 
 def _documents(distribution: metadata.Distribution) -> Iterator[tuple[str, str]]:
     """Yields (path in the package, text)."""
-    description = distribution.metadata.get("Description") or distribution.metadata.get_payload()
-    if description:
+    about = _about(distribution)
+    description = about.get("Description") or about.get_payload()
+    if description and isinstance(description, str):
         yield "METADATA", description
     for file in sorted(distribution.files or [], key=str):
         if file.suffix not in {".py", *_DOC_SUFFIXES} or _SKIPPED_FOLDERS & set(file.parts[:-1]):
             continue
         try:
-            content = file.locate().read_text(encoding="utf-8")
+            content = Path(file.locate()).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
         text = content if file.suffix in _DOC_SUFFIXES else module_documentation(content, _module_name(file.parts))

@@ -7,7 +7,6 @@ for removed documents the value is computed again, with the functions of the fil
 import copy
 import re
 
-import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters import (
     C4QualityFilter,
@@ -15,6 +14,7 @@ from datatrove.pipeline.filters import (
     GopherQualityFilter,
     GopherRepetitionFilter,
 )
+from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import (
     find_all_duplicate,
     find_duplicates,
@@ -24,9 +24,11 @@ from datatrove.pipeline.filters.gopher_repetition_filter import (
 from datatrove.utils.stats import Stats
 from datatrove.utils.text import PUNCTUATION_SET, split_into_sentences, split_into_words
 
+from hfchat.data.removal import Removal
 
-class _Measured:
-    """Sets `filter_score` where a filter removes a document. Mixed in before one of datatrove's filters."""
+
+class _Measured(BaseFilter):
+    """Notes the value for which a filter removes a document. Mixed in before one of datatrove's filters."""
 
     language: str
 
@@ -35,7 +37,7 @@ class _Measured:
         if isinstance(result, tuple) and not result[0]:
             value = self.measure(result[1], doc.text)
             if value is not None:
-                doc.metadata["filter_score"] = float(value)
+                return Removal(result[1], score=float(value)).note(doc)
         return result
 
     def measure(self, reason: str, text: str) -> float | None:
@@ -53,7 +55,7 @@ class GopherQuality(_Measured, GopherQualityFilter):
         if reason in ("gopher_short_doc", "gopher_long_doc"):
             return len(content)
         if reason in ("gopher_below_avg_threshold", "gopher_above_avg_threshold"):
-            return np.mean([len(word) for word in content]) if content else 0.0
+            return sum(map(len, content)) / len(content) if content else 0.0
         if reason == "gopher_too_many_hashes":
             return text.count("#") / len(words)
         if reason == "gopher_too_many_ellipsis":

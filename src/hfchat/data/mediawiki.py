@@ -2,16 +2,19 @@
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import IO, TYPE_CHECKING
 from xml.parsers import expat
 
-from hfchat.data.readers import EXCERPT_CHARACTERS, OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.character_encodings import reader_of
+from hfchat.data.readers import LazyRecord, Record, Skipped
+from hfchat.data.rows import EXCERPT_CHARACTERS
 
 if TYPE_CHECKING:
-    from mwparserfromhell.nodes import Node, Wikilink
+    from mwparserfromhell.nodes import Node, Tag, Wikilink
     from mwparserfromhell.wikicode import Wikicode
 
 # Tags whose content is no running text.
@@ -42,29 +45,24 @@ _MAX_TAG_BYTES = 1 << 20
 _MAX_DEPTH = 32
 
 
-def parse_dump(
-    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record, *, namespaces: Sequence[int]
-) -> Iterator[Record | Skipped]:
+def parse_dump(stream: IO[bytes], max_bytes: int, *, namespaces: Sequence[int]) -> Iterator[LazyRecord]:
     """The pages of a dump, their markup as text. Redirects, and pages of other namespaces, are no documents.
 
     expat reads the XML, as it does for mwxml; that holds a page in memory before one can see how large it is.
 
     Args:
         stream: Open XML.
-        max_bytes: Of a page's markup.
-        mine: Which pages are wanted, by their number.
+        max_bytes: Largest size of a page's markup.
         namespaces: Numbers of MediaWiki's namespaces: 0 holds the articles, 1 their talk pages.
 
     Raises:
         ValueError: For XML that is not well formed, or is no dump.
     """
-    dump, number = _Dump(max_bytes), 0
-    while chunk := stream.read(1 << 16):
+    dump, read = _Dump(max_bytes), reader_of(stream)
+    while chunk := read(1 << 16):
         dump.feed(chunk)
         while dump.pages:
-            page = dump.pages.popleft()
-            yield _document(page, dump, namespaces) if mine(number) else OF_ANOTHER_TASK
-            number += 1
+            yield partial(_document, dump.pages.popleft(), dump, namespaces)
     dump.close()
 
 
@@ -233,7 +231,7 @@ def _link_text(link: "Wikilink", names: Set[str]) -> str:
     return _text(link.text, names) if link.text is not None else title.removeprefix(":")
 
 
-def _tag_text(tag: "Node", names: Set[str]) -> str:
+def _tag_text(tag: "Tag", names: Set[str]) -> str:
     name = str(tag.tag).strip().lower()
     if name in _DROPPED_TAGS:
         return ""
@@ -288,7 +286,8 @@ def _sections(lines: list[str]) -> str:
             if not dropped_below:
                 headings.append((level, line))
         elif not dropped_below and line:
-            kept += [part for _, entry in headings for part in ("", entry, "")]
+            for _, above in headings:
+                kept += ["", above, ""]
             headings = []
             kept.append(line)
         elif not dropped_below and kept and kept[-1]:

@@ -9,33 +9,36 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
-from datatrove.io import DataFolderLike, get_datafolder
+from datatrove.io import DataFolder, DataFolderLike, get_datafolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import MinhashConfig, MinhashDedupSignature
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from datatrove.utils.binaryio import read_tuples_from_file
 
+from hfchat.data.removal import Removal
 from hfchat.data.words import hashed_n_grams
 
-# Of the pairs whose similarity is just the one asked for, the share that is found.
+# The share that is found of the pairs whose similarity is exactly the one asked for.
 RECALL = 0.97
 MAX_HASHES = 160
 _SHINGLES_AT_A_TIME = 4096
+_PLACE = (1 << 32) - 1
 _NUMBERS = ("document", "cluster", "size", "first_file", "first")
 _CLUSTERS = np.dtype([*((name, "<u4") for name in _NUMBERS), ("removed", "?")])
 
 
 def detection_probability(similarity: float, bands: int, rows: int) -> float:
-    """Of finding a pair of documents with this Jaccard similarity: `1 - (1 - s^rows)^bands`, ibid. section 3.4.2."""
+    """Probability that a pair with this Jaccard similarity is found: `1 - (1 - s^rows)^bands`, ibid. section 3.4.2."""
     return 1 - (1 - similarity**rows) ** bands
 
 
 def minhash_config(
     similarity: float = 0.8, n_grams: int = 5, bands: int | None = None, rows: int | None = None
 ) -> MinhashConfig:
-    """The number of bands and the rows of each for a similarity: the most rows, and so the fewest pairs below it, with
-    which `RECALL` of the pairs are found by no more than `MAX_HASHES` hashes. (datatrove's 14 x 8 find 92% at 0.8.)
+    """The number of bands and the rows of each for a similarity.
+
+    The most rows, and so the fewest pairs below the similarity, with which `RECALL` of the pairs are found by no more
+    than `MAX_HASHES` hashes. (datatrove's 14 x 8 find 92% at 0.8.)
 
     Args:
         similarity: Jaccard similarity of the sets of n-grams.
@@ -50,26 +53,29 @@ def minhash_config(
         raise ValueError(
             f"near_dedup: similarity must be between 0 and 1, n_grams at least 1: {similarity}, {n_grams}"
         )
-    if (bands is None) != (rows is None) or (bands is not None and min(bands, rows) < 1):
+    if bands is None and rows is None:
+        bands, rows = _bands_and_rows(similarity)
+    if bands is None or rows is None or min(bands, rows) < 1:
         raise ValueError("near_dedup: give both bands and rows, at least 1 each, or neither")
-    if bands is None:
-        choices = []
-        for rows in range(1, MAX_HASHES + 1):
-            needed = math.log(1 - RECALL) / math.log1p(-(similarity**rows)) if similarity**rows > 1e-9 else math.inf
-            if math.ceil(min(needed, MAX_HASHES + 1)) * rows <= MAX_HASHES:
-                choices.append((rows, math.ceil(needed)))
-        if not choices:
-            raise ValueError(f"near_dedup: a similarity of {similarity} needs more than {MAX_HASHES} hashes: raise it")
-        rows, bands = max(choices)
     return MinhashConfig(n_grams=n_grams, num_buckets=bands, hashes_per_bucket=rows)
 
 
-class NearDuplicateSignatures(MinhashDedupSignature):
-    """Writes signatures of documents, by n-grams of `hfchat.data.words`; a book takes as little memory as a page."""
+def _bands_and_rows(similarity: float) -> tuple[int, int]:
+    for rows in range(MAX_HASHES, 0, -1):
+        # `detection_probability`, solved for the bands; a probability of 1e-9 needs more hashes than anyone has.
+        if similarity**rows > 1e-9:
+            bands = math.ceil(math.log(1 - RECALL) / math.log1p(-(similarity**rows)))
+            if bands * rows <= MAX_HASHES:
+                return bands, rows
+    raise ValueError(f"near_dedup: a similarity of {similarity} needs more than {MAX_HASHES} hashes: raise it")
 
-    def __init__(self, output_folder: DataFolderLike, config: MinhashConfig):
-        # The base class makes a tokenizer for words, which is not used.
-        super().__init__(output_folder, config)
+
+class NearDuplicateSignatures(MinhashDedupSignature):
+    """Writes signatures of documents, by n-grams of `hfchat.data.words`.
+
+    datatrove's words come from spaCy: its signatures take nine times as long (`benchmarks/dedup.py`: 0.3 MB/s, and 2.6
+    with ours, which has more hashes). It also holds all hashes of a document at once, 1,280 bytes for each word.
+    """
 
     def get_shingles(self, text: str) -> np.ndarray:
         shingles = np.fromiter(hashed_n_grams(text, self.config.n_grams), dtype=np.uint64)
@@ -85,58 +91,56 @@ class NearDuplicateSignatures(MinhashDedupSignature):
 class NearDuplicateClusters(PipelineStep):
     """Joins pairs of documents to clusters, and says of each document of one whether it is removed: all but the first.
 
+    datatrove's (`MinhashDedupCluster`, read in 0.10.1) keeps any document of a cluster, and does not say which.
+
     Args:
-        input_folder: Of the pairs, files `*.dups` of datatrove.
+        input_folder: The pairs, files `*.dups` of datatrove.
         output_folder: Gets a file per task, `NNNNN.clusters`. Memory grows with the number of near-duplicates.
-        documents: Folder of the documents' shards. If it is given, `sizes.json` says how many documents there are, and
-            how many clusters of each size.
+        documents: The documents' shards. If it is given, `sizes.json` says how many documents there are, and how many
+            clusters of each size.
     """
 
     type = "🫂 - DEDUP"
     name = "🎯 Clusters of near-duplicates"
 
     def __init__(
-        self, input_folder: DataFolderLike, output_folder: DataFolderLike, documents: DataFolderLike | None = None
+        self, input_folder: DataFolderLike, output_folder: DataFolderLike, documents: DataFolder | None = None
     ):
         super().__init__()
         self.input_folder, self.output_folder = get_datafolder(input_folder), get_datafolder(output_folder)
-        self.documents = None if documents is None else get_datafolder(documents)
+        self.documents = documents
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
-        first: dict[tuple[int, int], tuple[int, int]] = {}  # a document to an earlier one of its cluster, or itself
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
-        def root(document: tuple[int, int]) -> tuple[int, int]:
-            path = []
-            while (parent := first.setdefault(document, document)) != document:
-                path.append(document)
-                document = parent
-            for passed in path:
-                first[passed] = document
-            return document
+        # Each document is one number: its file, which is a task's, in the upper half, its place in the lower.
+        files = sorted(self.input_folder.list_files(glob_pattern="*.dups"))
+        contents = b"".join(map(self.input_folder.cat_file, files))
+        numbers = np.frombuffer(contents, "<u4").astype(np.uint64).reshape(-1, 2)
+        documents, places = np.unique(numbers[:, 0] << 32 | numbers[:, 1], return_inverse=True)
+        ends = places.reshape(-1, 2).T
+        graph = coo_array((np.ones(len(ends.T), bool), ends), shape=(len(documents), len(documents)))
+        _, labels = connected_components(graph, directed=False)
 
-        for file in self.input_folder.list_files(glob_pattern="*.dups"):
-            with self.input_folder.open(file, "rb") as stream:
-                for file1, document1, file2, document2 in read_tuples_from_file(stream, "4I", lines_to_buffer=1000):
-                    a, b = root((file1, document1)), root((file2, document2))
-                    first[max(a, b)] = min(a, b)
-        members: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for document in sorted(first):
-            members.setdefault(root(document), []).append(document)
-        rows: dict[int, list[tuple[int, int, int, int, int, bool]]] = {}
-        for cluster, (kept, documents) in enumerate(sorted(members.items())):
-            for file, document in documents:
-                rows.setdefault(file, []).append((document, cluster, len(documents), *kept, (file, document) != kept))
-        self.stat_update("clusters", value=len(members))
-        if self.documents:
-            self._write_sizes(Counter(map(len, members.values())))
-        for file, entries in rows.items():
+        # Clusters are numbered in the order of their first documents, which are those that are kept.
+        _, first, cluster, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+        kept = documents[first[cluster]]
+        rows = np.empty(len(documents), _CLUSTERS)
+        rows["document"], rows["removed"] = documents & _PLACE, documents != kept
+        rows["cluster"], rows["size"] = first.argsort().argsort()[cluster], sizes[cluster]
+        rows["first_file"], rows["first"] = kept >> 32, kept & _PLACE
+        for file in np.unique(documents >> 32):
             with self.output_folder.open(f"{file:05d}.clusters", "wb") as stream:
-                stream.write(np.array(sorted(entries), dtype=_CLUSTERS).tobytes())
+                stream.write(rows[documents >> 32 == file].tobytes())
+        self.stat_update("clusters", value=len(sizes))
+        if self.documents is not None:
+            self._write_sizes(self.documents, Counter(sizes.tolist()))
 
-    def _write_sizes(self, sizes: Counter[int]) -> None:
+    def _write_sizes(self, shards: DataFolder, sizes: Counter[int]) -> None:
         documents = 0
-        for file in self.documents.list_files(glob_pattern="*.parquet"):
-            with self.documents.open(file, "rb") as stream:
+        for file in shards.list_files(glob_pattern="*.parquet"):
+            with shards.open(file, "rb") as stream:
                 documents += pq.read_metadata(stream).num_rows
         with self.output_folder.open("sizes.json", "w") as stream:
             json.dump({"documents": documents, "sizes": sizes}, stream)
@@ -147,7 +151,7 @@ class NearDuplicateFilter(BaseFilter):
 
     Args:
         folder: What `NearDuplicateClusters` wrote.
-        exclusion_writer: Gets the removed ones, the number of their cluster as `filter_detail`.
+        exclusion_writer: Gets the removed ones, with the number of their cluster as the detail.
     """
 
     name = "🎯 Near-duplicates"
@@ -171,8 +175,7 @@ class NearDuplicateFilter(BaseFilter):
         if entry is None:
             return True
         if entry["removed"]:
-            doc.metadata["filter_detail"] = str(entry["cluster"])
-            return False, "near_duplicate"
+            return Removal("near_duplicate", detail=str(entry["cluster"])).note(doc)
         doc.metadata["cluster"], doc.metadata["cluster_size"] = int(entry["cluster"]), int(entry["size"])
         return True
 
@@ -197,10 +200,10 @@ class NearDuplicatesTogether(NearDuplicateFilter):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         with self.folder.open("sizes.json", "r") as stream:
-            found = json.load(stream)
-        self._largest = max(self.validation_fraction * found["documents"], 2)
-        in_large_ones = sum(int(size) * count for size, count in found["sizes"].items() if int(size) > self._largest)
-        self._large_ones_train = 2 * in_large_ones < found["documents"]
+            corpus = json.load(stream)
+        self._largest = max(self.validation_fraction * corpus["documents"], 2)
+        in_large_ones = sum(int(size) * count for size, count in corpus["sizes"].items() if int(size) > self._largest)
+        self._large_ones_train = 2 * in_large_ones < corpus["documents"]
         yield from super().run(data, rank, world_size)
 
     def filter(self, doc: Document) -> bool:

@@ -1,21 +1,16 @@
 """Read the records of files so that one that cannot be read costs itself, and no document goes uncounted.
 
 datatrove's readers log what they cannot read, or stop at it. Here each such record becomes a document with a
-`filter_reason`, which `SourceStep` writes to the removed ones.
+`Removal`, which `SourceStep` writes to the removed ones.
 """
 
-import bz2
-import gzip
-import io
-import json
-import lzma
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
@@ -24,10 +19,18 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.character_encodings import as_utf8
 from hfchat.data.extraction import Extraction
+from hfchat.data.files import open_unpacked
+from hfchat.data.removal import Removal
+from hfchat.data.rows import (
+    BYTE_ORDER_MARK,
+    EXCERPT_CHARACTERS,
+    LazyRow,
+    json_lines,
+    one_line,
+    parquet_rows,
+    parts,
+)
 from hfchat.errors import UserError
-
-# What of a document that is too large is kept among the removed ones.
-EXCERPT_CHARACTERS = 100_000
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Record:
     Attributes:
         text: Its text, or what of it could be read.
         metadata: Its `url`, `date`, `license` and so on, where it has them; and its `id`.
-        fault: Why it is no document: `(reason, detail)`.
+        fault: Why it cannot be a document: `(reason, detail)`.
     """
 
     text: str
@@ -47,57 +50,25 @@ class Record:
 
 @dataclass
 class Skipped:
-    """A record that is no document, and is only counted.
+    """A record that is not a document, and is only counted.
 
     Attributes:
         reason: What it is, in one of a few ways.
-        fault: None, as of a document.
+        fault: Always None, as for a document.
     """
 
     reason: str
     fault: None = None
 
 
-OF_ANOTHER_TASK = Skipped("of another task")
 # What is counted: records that are skipped, by their reason, and files that hold several records, by their source.
 SKIPPED = "skipped: "
 DIVIDED = "divided files: "
-# Endings of names, to what unpacks them: all bounded in memory, and none takes a file that is cut off for a whole one.
-UNPACK: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
-    ".gz": lambda packed: _forward(gzip.open(packed)),  # noqa: SIM115
-    ".bz2": lambda packed: _forward(bz2.open(packed)),  # noqa: SIM115
-    ".xz": lambda packed: _forward(lzma.open(packed)),  # noqa: SIM115
-    ".zst": lambda packed: _forward(pa.CompressedInputStream(packed, "zstd")),
-}
 
-# From an open binary file, the greatest size of a document in bytes, and whether the record of a number is wanted, to
-# all records in their order. Of those that are not wanted, another task reads more than the place.
-Parser = Callable[[IO[bytes], int, Callable[[int], bool]], Iterator[Record | Skipped]]
-
-
-def every_record(number: int) -> bool:
-    return True
-
-
-class _Forward(io.RawIOBase):
-    """A stream that is read from its beginning to its end: to go back in a packed file is to unpack it again."""
-
-    def __init__(self, stream: Any):
-        super().__init__()
-        # read1 gives what there is before the place where a compressed file breaks; read would lose it.
-        self._stream, self._read = stream, getattr(stream, "read1", stream.read)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        content = self._read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-
-def _forward(stream: Any) -> IO[bytes]:
-    return io.BufferedReader(_Forward(stream), 1 << 16)
+# Records are made when they are called: tasks that share a file make only their own, each before it asks for the next.
+LazyRecord = Callable[[], Record | Skipped]
+# From an open binary file, and the greatest size of a document in bytes, to all records in their order.
+Parser = Callable[[IO[bytes], int], Iterator[LazyRecord]]
 
 
 class FileReader(PipelineStep):
@@ -108,8 +79,8 @@ class FileReader(PipelineStep):
     than its own records of it.
 
     Args:
-        folder: Of the files.
-        files: Paths in it.
+        folder: The folder of the files.
+        files: Their paths in it.
         parse: What takes a file apart.
         packed: Endings of names of files that are unpacked here, of `UNPACK`; `parse` sees to any others.
         provenance: `source`, `license` and `url` of every document whose record does not have its own.
@@ -133,29 +104,28 @@ class FileReader(PipelineStep):
         self.provenance, self.max_document_bytes = provenance, max_document_bytes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        for file, share, shares in deal(self.files, rank, world_size):
-            number = -1
-            for number, record in enumerate(self._records(file, lambda at, i=share, n=shares: at % n == i)):
-                if number % shares != share:
-                    continue
+        for file, mine in deal(self.files, rank, world_size):
+            for number, record in self._records(file, mine):
                 if isinstance(record, Skipped):
                     self.stat_update("skipped", SKIPPED + record.reason)
                 else:
                     yield self._document(record, file, number)
-            if number > 0:
-                self.stat_update(DIVIDED + self.provenance["source"])
 
-    def _records(self, file: str, mine: Callable[[int], bool]) -> Iterator[Record | Skipped]:
-        unpack = next((unpack for ending, unpack in UNPACK.items() if file.lower().endswith(ending)), None)
+    def _records(self, file: str, mine: range) -> Iterator[tuple[int, Record | Skipped]]:
+        number = -1
         try:
-            with self.folder.open(file, "rb") as stream:
-                if unpack and file.lower().endswith(tuple(self.packed)):
-                    stream = unpack(stream)
-                yield from self.parse(stream, self.max_document_bytes, mine)
-        except (UserError, GeneratorExit):
+            with open_unpacked(self.folder, file, self.packed) as stream:
+                for number, make in enumerate(self.parse(stream, self.max_document_bytes)):
+                    if number in mine:
+                        yield number, _made(make)
+        except UserError:
             raise
         except Exception as error:  # of any decompressor or parser: what it has read so far stands
-            yield Record("", fault=("unreadable", one_line(error)))
+            number += 1
+            if number in mine:
+                yield number, _unreadable(error)
+        if number > 0:
+            self.stat_update(DIVIDED + self.provenance["source"])
 
     def _document(self, record: Record, file: str, number: int) -> Document:
         place = f"{self.provenance['source']}/{file}"
@@ -166,19 +136,34 @@ class FileReader(PipelineStep):
 def _document(record: Record, provenance: dict[str, str], own_id: str, place: str) -> Document:
     """The document of a record; one with a fault is known by its place, as its own id may be what is broken."""
     metadata = provenance | {name: value for name, value in record.metadata.items() if name != "id"}
+    document = Document(record.text, place if record.fault else own_id, metadata=metadata)
     if record.fault:
-        metadata["filter_reason"], metadata["filter_detail"] = record.fault
-    return Document(record.text, place if record.fault else own_id, metadata=metadata)
+        reason, detail = record.fault
+        Removal(reason, detail=detail, step="read").note(document)
+    return document
 
 
-def deal(files: Sequence[str], rank: int, world_size: int) -> Iterator[tuple[str, int, int]]:
-    """The files of a task, each with the share of its records that is the task's: `(file, share, shares)`."""
+def _made(make: LazyRecord) -> Record | Skipped:
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:  # of any parser
+        return _unreadable(error)
+
+
+def _unreadable(error: Exception) -> Record:
+    return Record("", fault=("unreadable", one_line(error)))
+
+
+def deal(files: Sequence[str], rank: int, world_size: int) -> Iterator[tuple[str, range]]:
+    """The files of a task, each with the numbers of the records in it that are the task's."""
     if len(files) >= world_size:
         for file in files[rank::world_size]:
-            yield file, 0, 1
+            yield file, range(sys.maxsize)
     elif files:
         position = rank % len(files)
-        yield files[position], rank // len(files), len(range(position, world_size, len(files)))
+        yield files[position], range(rank // len(files), sys.maxsize, len(range(position, world_size, len(files))))
 
 
 class HubReader(HuggingFaceDatasetReader):
@@ -187,6 +172,8 @@ class HubReader(HuggingFaceDatasetReader):
     `limit` is the greatest number of rows in all. It is dealt out evenly: a task whose share of the dataset is smaller
     than its part of the limit leaves the rest of that part unused.
     """
+
+    limit: int
 
     def __init__(self, *args: Any, provenance: dict[str, str], **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -200,7 +187,7 @@ class HubReader(HuggingFaceDatasetReader):
         except (OSError, ValueError) as error:  # no such dataset, configuration, split or revision; no network
             raise UserError(f"sources: {self.dataset}: {one_line(error)}") from error
 
-    def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
+    def get_document_from_dict(self, data: dict[str, object], source_file: str, id_in_file: int | str) -> Document:
         """datatrove's drops rows without text, uncounted; here each row becomes a document."""
         if self.text_key not in data:
             raise UserError(f"sources: {self.dataset}: no column '{self.text_key}', only {sorted(data)}")
@@ -211,13 +198,13 @@ class HubReader(HuggingFaceDatasetReader):
 
 
 class SourceStep(PipelineStep):
-    """Adds the documents of one source to the pipeline, and writes those that are none to the removed ones.
+    """Adds the documents of one source to the pipeline, and writes what cannot be one to the removed ones.
 
     Every document read is passed on or removed, as `unreadable`, `too_large`, `empty`, or by the extraction; the
     statistic `read` counts them all.
 
     Args:
-        reader: Yields documents; those that have a `filter_reason` are removed for it.
+        reader: Yields documents; those with a `Removal` are removed for it.
         extraction: From markup to text, for this source's documents only.
         removed_writer: Makes a writer of removed documents.
         strict: Raise for what cannot be read.
@@ -249,11 +236,10 @@ class SourceStep(PipelineStep):
             for document in documents:
                 # An entity such as &#xD800; or an odd codec gives what UTF-8, so Parquet, cannot hold.
                 document.text = _LONE_SURROGATE.sub("\ufffd", document.text)
-                if "filter_reason" in document.metadata:
+                if Removal.of(document):
                     self.stat_update("dropped")
                     removed.write(document, rank)
                 else:
-                    del document.metadata["step"]
                     self.update_doc_stats(document)
                     yield document
         for name, metric in self.reader.stats.stats.items():
@@ -263,41 +249,34 @@ class SourceStep(PipelineStep):
     def _usable(self, documents: Iterator[Document]) -> Iterator[Document]:
         for document in documents:
             self.stat_update("read")
-            about = document.metadata
-            if self.strict and about.get("filter_reason") == "unreadable":
-                raise UserError(f"{document.id} cannot be read: {about['filter_detail']}")
-            about.setdefault("step", "read")
-            if "filter_reason" not in about:
+            if not (removal := Removal.of(document)):
                 size = len(document.text.encode("utf-8", errors="surrogatepass"))
                 if size > self.max_document_bytes:
-                    about["filter_reason"], about["filter_score"] = "too_large", float(size)
+                    removal = Removal("too_large", score=float(size), step="read")
                 elif not document.text.strip():
-                    about["filter_reason"] = "empty"
-            if "filter_reason" in about:
+                    removal = Removal("empty", step="read")
+            if removal:
+                if self.strict and removal.reason == "unreadable":
+                    raise UserError(f"{document.id} cannot be read: {removal.detail}")
+                removal.note(document)
                 document.text = document.text[:EXCERPT_CHARACTERS]
             yield document
 
 
 def parse_text(
-    stream: IO[bytes],
-    max_bytes: int,
-    mine: Callable[[int], bool] = every_record,
-    *,
-    separator: str | None = None,
-    encoding: str | None = None,
-) -> Iterator[Record | Skipped]:
+    stream: IO[bytes], max_bytes: int, *, separator: str | None = None, encoding: str | None = None
+) -> Iterator[LazyRecord]:
     """Plain text: the whole file, or what stands between separators, is a document.
 
     Args:
         stream: Open file.
         max_bytes: Largest size of a document.
-        mine: Which documents are wanted, by their number.
         separator: A line end in it stands for any, that of Windows, too.
         encoding: See `hfchat.character_encodings`.
     """
     text = as_utf8(stream, encoding)
-    for number, part in enumerate(_parts(text, _line_ends_as_any(separator) if separator else None, max_bytes)):
-        yield _decoded(part, text.raw.encoding, max_bytes) if mine(number) else OF_ANOTHER_TASK
+    for part in parts(text, _line_ends_as_any(separator) if separator else None, max_bytes):
+        yield partial(_decoded, part, text.encoding, max_bytes)
 
 
 def _line_ends_as_any(separator: str) -> re.Pattern[bytes]:
@@ -305,116 +284,38 @@ def _line_ends_as_any(separator: str) -> re.Pattern[bytes]:
     return re.compile(rb"(?:\r\n|\r|\n)".join(re.escape(line.encode()) for line in lines))
 
 
-_LINE_END = re.compile(rb"\r\n?|\n")
-_BYTE_ORDER_MARK = "\ufeff".encode()
-
-
-def parse_json_lines(
-    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record, *, text_key: str
-) -> Iterator[Record | Skipped]:
+def parse_json_lines(stream: IO[bytes], max_bytes: int, *, text_key: str) -> Iterator[LazyRecord]:
     """A JSON object per line. Its keys `id`, `url`, `date`, `license` and `title` are kept."""
-    longest = 4 * max_bytes  # escapes take up to six bytes for what is two in UTF-8
-    lines = (line for line in _parts(as_utf8(stream), _LINE_END, longest) if line.strip())
-    for number, line in enumerate(lines):
-        if not mine(number):
-            yield OF_ANOTHER_TASK
-        elif len(line) > longest:
-            excerpt = line[: 4 * EXCERPT_CHARACTERS].decode("utf-8", errors="replace")
-            yield Record(excerpt, fault=("too_large", f"the line has more than {longest:,} bytes"))
-        elif _holds_too_much(line):
-            yield Record("", fault=("too_large", f"the line has more than {_MOST_JSON:,} bytes beside its strings"))
-        else:
-            yield _from_line(line.removeprefix(_BYTE_ORDER_MARK), text_key)
+    # Escapes take up to six bytes for what is two in UTF-8
+    for row in json_lines(stream, "", 4 * max_bytes):
+        yield partial(_record, row, text_key)
 
 
-def _from_line(line: bytes, text_key: str) -> Record:
-    try:
-        return _from_row(json.loads(line), text_key)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        return Record("", fault=("unreadable", one_line(error)))
-
-
-_MOST_JSON = 1 << 22
-_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
-
-
-def _holds_too_much(line: bytes) -> bool:
-    """Whether a line holds so many values that they would fill the memory: `[]` are two bytes, and 56 of Python's."""
-    return len(line) > _MOST_JSON and len(_JSON_STRING.sub(b"", line)) > _MOST_JSON
-
-
-def parse_parquet(
-    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record, *, text_key: str
-) -> Iterator[Record | Skipped]:
-    """A document per row, read some rows at a time. What rows have in common is in memory once.
+def parse_parquet(stream: IO[bytes], max_bytes: int, *, text_key: str) -> Iterator[LazyRecord]:
+    """A document per row, with the same keys beside the text.
 
     Raises:
         UserError: If there is no column `text_key`.
     """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(stream) as file:
-        names = file.schema_arrow.names
-        if text_key not in names:
-            raise UserError(f"{getattr(stream, 'path', 'a Parquet file')}: no column '{text_key}', only {names}")
-        wanted = [name for name in (text_key, *_OWN_KEYS) if name in names]
-        leaves = [file.schema.column(i) for i in range(len(file.schema))]
-        texts = [
-            leaf.path for leaf in leaves if leaf.path.split(".")[0] in wanted and leaf.physical_type == "BYTE_ARRAY"
-        ]
-        metadata = file.metadata
-    number = 0
-    # A value that many rows have is written once: as a dictionary it is also read once.
-    with pq.ParquetFile(stream, metadata=metadata, read_dictionary=texts) as file:
-        for group in range(file.num_row_groups):
-            rows, size, packed = _size_of_group(metadata.row_group(group), wanted)
-            if size > max(_MOST_UNPACKED, max_bytes) and size > _MOST_RATIO * packed:
-                about = f"a group of {rows:,} rows unpacks from {packed:,} to {size:,} bytes"
-                yield Record("", fault=("too_large", about)) if mine(number) else OF_ANOTHER_TASK
-                number += 1
-                continue
-            at_a_time = max(1, min(64, _MOST_UNPACKED * rows // max(size, 1)))
-            for batch in file.iter_batches(at_a_time, row_groups=[group], columns=wanted):
-                for row in range(batch.num_rows):
-                    yield _from_columns(batch, row, text_key, max_bytes) if mine(number) else OF_ANOTHER_TASK
-                    number += 1
+    name = getattr(stream, "path", "a Parquet file")
+    for row in parquet_rows(stream, name, max_bytes, (text_key, *_OWN_KEYS)):
+        yield partial(_record, row, text_key)
 
 
-# How much of a row group is unpacked at a time, and how much larger than in the file it may be beyond that.
-_MOST_UNPACKED = 1 << 26
-_MOST_RATIO = 100
-
-
-def _size_of_group(group: Any, wanted: Collection[str]) -> tuple[int, int, int]:
-    """Rows of a row group, and bytes of the wanted columns, unpacked and in the file."""
-    columns = [group.column(i) for i in range(group.num_columns)]
-    columns = [column for column in columns if column.path_in_schema.split(".")[0] in wanted]
-    unpacked = sum(column.total_uncompressed_size for column in columns)
-    return group.num_rows, unpacked, sum(column.total_compressed_size for column in columns)
-
-
-def _from_columns(batch: pa.RecordBatch, row: int, text_key: str, max_bytes: int) -> Record:
-    text = batch.column(text_key)
-    value = text[row]
-    if isinstance(text, pa.DictionaryArray) and value.is_valid:
-        value = text.dictionary[value.index.as_py()]
-        size = pc.binary_length(value).as_py() if pa.types.is_string(value.type) else 0
-        if size > max_bytes:
-            excerpt = value.as_buffer().slice(0, 4 * EXCERPT_CHARACTERS).to_pybytes().decode("utf-8", errors="replace")
-            return Record(excerpt, fault=("too_large", f"{size:,} bytes"))
-    try:
-        return _from_row({name: batch.column(name)[row].as_py() for name in batch.schema.names}, text_key)
-    except UnicodeDecodeError as error:  # Parquet does not check its strings
-        return Record("", fault=("unreadable", one_line(error)))
+def _record(make: LazyRow, text_key: str) -> Record:
+    row = make()
+    if row.fault is None:
+        return _from_row(row.value, text_key)
+    return Record(str(row.value), fault=("unreadable" if row.reason == "malformed" else row.reason, row.fault))
 
 
 _OWN_KEYS = ("id", "url", "date", "license", "title")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cannot
 
 
-def _from_row(row: Any, text_key: str) -> Record:
+def _from_row(row: object, text_key: str) -> Record:
     if not isinstance(row, dict) or text_key not in row:
-        keys = f"only {sorted(row)}" if isinstance(row, dict) else "as it is no mapping"
+        keys = f"only {sorted(row)}" if isinstance(row, dict) else "because it is not a mapping"
         return Record("", fault=("unreadable", f"no text under the key '{text_key}', {keys}"[:300]))
     text = row[text_key]
     if text is None:
@@ -425,13 +326,17 @@ def _from_row(row: Any, text_key: str) -> Record:
         )
     metadata = {name: str(row[name]) for name in _OWN_KEYS if row.get(name)}
     for name, value in {text_key: text, **metadata}.items():
-        if _LONE_SURROGATE.search(value):
+        try:
+            value.encode("utf-8", "surrogateescape").decode()
+        except UnicodeEncodeError:
             return Record("", fault=("unreadable", f"the value of '{name}' holds half a surrogate pair"))
+        except UnicodeDecodeError as error:
+            return Record("", fault=("unreadable", one_line(error)))
     return Record(text, metadata)
 
 
 def _decoded(content: bytes, encoding: str, max_bytes: int) -> Record:
-    content = content.removeprefix(_BYTE_ORDER_MARK)  # where files with one have been joined
+    content = content.removeprefix(BYTE_ORDER_MARK)  # where files with one have been joined
     if len(content) > max_bytes:
         text = content[:max_bytes].decode(errors="replace")[:EXCERPT_CHARACTERS]
         return Record(text, fault=("too_large", f"more than {max_bytes:,} bytes"))
@@ -440,46 +345,3 @@ def _decoded(content: bytes, encoding: str, max_bytes: int) -> Record:
     except UnicodeDecodeError as error:
         detail = one_line(error) if encoding == "utf-8" else f"UnicodeDecodeError: it is not all {encoding}"
         return Record(content.decode(errors="replace"), fault=("unreadable", detail))
-
-
-def _parts(stream: IO[bytes], separator: re.Pattern[bytes] | None, max_bytes: int) -> Iterator[bytes]:
-    """What stands between separators; of a part of more than `max_bytes`, the first `max_bytes + 1` and no more."""
-    # read1 gives what there is before the place where a compressed file breaks; read would lose it.
-    read = getattr(stream, "read1", stream.read)
-    part = bytearray()
-    if separator is None:
-        while len(part) <= max_bytes and (chunk := read(1 << 16)):
-            part += chunk
-        yield bytes(part[: max_bytes + 1])
-        return
-    longest = len(separator.pattern)  # of what it matches, at most
-    skipping, searched, ended = False, 0, False
-    while not ended:
-        chunk = read(1 << 16)
-        part += chunk
-        ended = not chunk
-        begin = 0
-        # What ends with the chunk may go on in the next one, as the line end of Windows does.
-        while (found := separator.search(part, searched)) and (ended or found.end() < len(part)):
-            if not skipping:
-                yield bytes(part[begin : found.start()])
-            skipping = False
-            begin = searched = found.end()
-        # The end may be the beginning of a separator.
-        searched = (found.start() if found else max(searched, len(part) - longest + 1)) - begin
-        del part[:begin]
-        if len(part) > max_bytes + longest:
-            if not skipping:
-                yield bytes(part[: max_bytes + 1])
-            del part[:searched]
-            skipping, searched = True, 0
-    if not skipping and part:
-        yield bytes(part)
-
-
-def one_line(error: Exception) -> str:
-    """An error as the `detail` of a removed row: its class and message, at most 300 characters."""
-    message = " ".join(str(error).split())
-    return "".join(
-        character if character.isprintable() else "\ufffd" for character in f"{type(error).__name__}: {message}"[:300]
-    )

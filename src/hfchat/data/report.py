@@ -1,16 +1,17 @@
 """The data report: what was read, kept and removed, as numbers, as pictures, and as documents to look at."""
 
+import bisect
 import difflib
 import functools
 import hashlib
-import heapq
 import itertools
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +22,13 @@ from datatrove.io import DataFolder
 from tqdm import tqdm
 
 from hfchat import templates
+from hfchat.data.url_filter import suffix_list
+from hfchat.markdown import markdown_of
 
 if TYPE_CHECKING:
     import jinja2
 
+SPLITS = ("train", "validation")
 SAMPLES = 20
 EXCERPT_CHARACTERS = 600
 UNREADABLE_SHOWN = 50
@@ -36,7 +40,7 @@ _COMPARED_CHARACTERS = 2000
 # Rare domains are forgotten beyond this many, which bounds the memory that the Web's millions of them would take.
 _MAX_DOMAINS = 1_000_000
 # Where the bins of the histogram of lengths begin, in characters.
-LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 8) for digit in (1, 2, 5)))
+LENGTH_EDGES = (0, *(digit * 10**power for power, digit in itertools.product(range(1, 8), (1, 2, 5))))
 
 # Settings that say where and how fast the work was done, but not what came out: the report must not depend on them.
 _NOT_SHOWN = {"output_dir", "overwrite_output_dir", "workers", "executor", "strict"}
@@ -67,6 +71,29 @@ class Cluster:
     removed: list[dict[str, str]]
 
 
+class Counts(TypedDict):
+    """The numbers of a corpus, as JSON; documents, unless it says otherwise.
+
+    `skipped_for` counts records that are not documents by what they are; `undivided` are sources whose separator is in
+    none of their files; `evaluation_sets` says what `hfchat.data.decontamination.build_index` found in each.
+    """
+
+    read: int
+    documents: dict[str, int]
+    bytes: dict[str, int]
+    tokens: dict[str, int]
+    removed: dict[str, int]
+    licenses: dict[str, int]
+    sources: dict[str, int]
+    languages: dict[str, int]
+    near_duplicate_clusters: int
+    skipped: int
+    skipped_for: dict[str, int]
+    undivided: dict[str, str]
+    pii: dict[str, int]
+    evaluation_sets: dict[str, dict[str, int]]
+
+
 @dataclass
 class Summary:
     """What is in a corpus's folder.
@@ -83,13 +110,14 @@ class Summary:
         domains_complete: Whether no rare domain had to be forgotten.
         lengths: Documents per bin of `LENGTH_EDGES`, for `kept` and `removed`.
         samples: Random documents, `kept` and `removed`: rows with the beginning of `text`, and `characters` in all.
-        unreadable: Of the first records that could not be read: id and error.
+        unreadable: Id and error of the first records that could not be read.
         unreadable_count: How many there are.
         cluster_sizes: Near-duplicate clusters per number of documents in them.
         clusters: Some of them.
         pii: Personal data replaced, per kind.
         skipped: Records that are no documents, per what they are.
         undivided: Names of sources whose separator stands between no two documents, and that separator.
+        evaluation_sets: `rows`, `n_grams` and `too_short` of each set that was kept out.
     """
 
     chain: list[str]
@@ -105,7 +133,7 @@ class Summary:
     domains: Counter[str] = field(default_factory=Counter)
     domains_complete: bool = True
     lengths: dict[str, Counter[int]] = field(default_factory=lambda: {"kept": Counter(), "removed": Counter()})
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"kept": [], "removed": []})
+    samples: dict[str, list[dict[str, object]]] = field(default_factory=lambda: {"kept": [], "removed": []})
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     unreadable_count: int = 0
     cluster_sizes: Counter[int] = field(default_factory=Counter)
@@ -113,6 +141,7 @@ class Summary:
     pii: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     undivided: dict[str, str] = field(default_factory=dict)
+    evaluation_sets: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -124,7 +153,7 @@ class Summary:
         return sum(self.removed.values(), Counter())
 
     def funnel(self) -> list[tuple[str, int, Counter[str]]]:
-        """Of each step: its name, the documents left after it, and those that it removed per reason."""
+        """Each step: its name, the documents left after it, and those that it removed per reason."""
         left, rows = self.read, []
         for step in dict.fromkeys([*self.chain, *sorted(self.removed)]):
             removed = self.removed.get(step, Counter())
@@ -132,18 +161,23 @@ class Summary:
             rows.append((step, left, removed))
         return rows
 
-    def counts(self) -> dict[str, Any]:
-        """The numbers, as JSON."""
+    def counts(self) -> Counts:
+        none = dict.fromkeys(SPLITS, 0)
         return {
             "read": self.read,
-            "documents": dict(self.documents),
-            "bytes": dict(self.bytes),
+            "documents": {**none, **self.documents},
+            "bytes": {**none, **self.bytes},
             "tokens": dict(self.tokens),
             "removed": dict(ranked(self.reasons)),
             "licenses": {name: amount.documents for name, amount in ranked(self.licenses)},
             "sources": {name: amount.documents for name, amount in ranked(self.sources)},
             "languages": dict(ranked(self.languages)),
             "near_duplicate_clusters": self.cluster_sizes.total(),
+            "skipped": sum(self.skipped.values()),
+            "skipped_for": dict(ranked(self.skipped)),
+            "undivided": self.undivided,
+            "pii": self.pii,
+            "evaluation_sets": self.evaluation_sets,
         }
 
 
@@ -158,13 +192,14 @@ def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
     Memory holds a row group, and 8 bytes for each near duplicate removed.
 
     Args:
-        folder: Of the corpus.
+        folder: The corpus.
         chain: Names of the steps, in their order.
         read: Documents read, by the readers' own count.
 
     Raises:
         RuntimeError: If the documents that were read are not those kept and removed.
     """
+    # Everything is counted in one pass, because a corpus may be far larger than the memory.
     summary = Summary(list(chain), read)
     kept, removed, clusters = _Sample(), _Sample(), _Clusters()
     kept_files, removed_files = (sorted(folder.glob(p)) for p in ("data/*.parquet", "removed/*/*.parquet"))
@@ -181,6 +216,7 @@ def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
                 removed.offer(table)
                 clusters.offer(table.filter(pc.equal(table["reason"], "near_duplicate")))
             bar.update()
+    # Each document that was read must be somewhere: a block that loses some would go unnoticed otherwise.
     lost = summary.reasons.total()
     if read != summary.kept + lost:
         raise RuntimeError(f"{read} documents were read, but {summary.kept} kept and {lost} removed")
@@ -248,16 +284,9 @@ def _domain(url: str) -> str | None:
 
 @functools.lru_cache(maxsize=100_000)
 def _registered_domain(host: str) -> str | None:
-    found = _suffix_list()(host)
+    found = suffix_list()(host)
     name = found.top_domain_under_public_suffix or found.domain
     return name if re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", name) else None
-
-
-@functools.cache
-def _suffix_list():
-    import tldextract
-
-    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list in its wheel: nothing is fetched
 
 
 def _rank(name: str) -> int:
@@ -269,21 +298,20 @@ class _Sample:
     """Random rows: those whose ids have the smallest hashes, whatever the order they come in."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, dict[str, Any]]] = []
-        self._seen = itertools.count()
+        self._best: list[tuple[int, dict[str, object]]] = []
 
     def offer(self, table: pa.Table) -> None:
         for position, name in enumerate(table["id"].to_pylist()):
-            # Ids may occur twice; the second number keeps rows, which have no order, from being compared.
-            key = (-_rank(name), -next(self._seen))
-            if len(self._heap) == SAMPLES and key < self._heap[0][:2]:
+            rank = _rank(name)
+            if len(self._best) == SAMPLES and rank >= self._best[-1][0]:
                 continue
             row = table.slice(position, 1).to_pylist()[0]
             row |= {"text": row["text"][: EXCERPT_CHARACTERS + 1], "characters": len(row["text"])}
-            (heapq.heappush if len(self._heap) < SAMPLES else heapq.heapreplace)(self._heap, (*key, row))
+            bisect.insort(self._best, (rank, row), key=operator.itemgetter(0))
+            del self._best[SAMPLES:]
 
-    def rows(self) -> list[dict[str, Any]]:
-        return [row for *_, row in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+    def rows(self) -> list[dict[str, object]]:
+        return [row for _, row in self._best]
 
 
 class _Clusters:
@@ -318,7 +346,7 @@ class _Clusters:
         return Counter(dict(zip(sizes.tolist(), clusters.tolist(), strict=True)))
 
     def examples(self, folder: DataFolder) -> list[Cluster]:
-        kept = {}
+        kept: dict[int, dict[str, str]] = {}
         for file in sorted(folder.glob("clusters/*.parquet")) if self._members else ():
             for table in _row_groups(folder, file):
                 chosen = table.filter(pc.is_in(table["cluster"], pa.array([*self._members], pa.int64())))
@@ -331,16 +359,13 @@ class _Clusters:
         ]
 
 
-def write_report(
-    folder: DataFolder, summary: Summary, config: Mapping[str, Any], evaluation_sets: Mapping[str, Mapping[str, int]]
-) -> None:
+def write_report(folder: DataFolder, summary: Summary, config: Mapping[str, object]) -> None:
     """Write `report.html`, which needs no other file, and `report.md`.
 
     Args:
-        folder: Of the corpus.
-        summary: What `summarize` found.
-        config: The settings of the run.
-        evaluation_sets: Of each set that was kept out: `rows`, `n_grams`, `too_short`.
+        folder: The corpus.
+        summary: What is in it.
+        config: The settings of the run, as `hfchat.config.settings_of` gives them.
     """
     context = {
         "summary": summary,
@@ -350,10 +375,11 @@ def write_report(
             for cluster in summary.clusters
         ],
         "settings": settings_as_yaml(config),
-        "evaluation_sets": evaluation_sets,
+        "evaluation_sets": summary.evaluation_sets,
     }
-    for name, environment in (("report.html", _html_environment()), ("report.md", markdown_environment())):
-        write_page(folder, name, environment.get_template(f"{name}.jinja").render(context))
+    page = _html_environment().get_template("report.html.jinja").render(context)
+    write_page(folder, "report.html", page)
+    write_page(folder, "report.md", markdown_of(page))
 
 
 def write_page(folder: DataFolder, name: str, page: str) -> None:
@@ -362,16 +388,14 @@ def write_page(folder: DataFolder, name: str, page: str) -> None:
         file.write(page.encode())
 
 
-def settings_as_yaml(config: Mapping[str, Any]) -> str:
+def settings_as_yaml(config: Mapping[str, object]) -> str:
     """The settings that decide what comes out, in the form of the YAML that a user writes, without credentials."""
-    plain = json.loads(json.dumps({key: config[key] for key in config if key not in _NOT_SHOWN}, default=str))
+    plain = json.loads(json.dumps({key: config[key] for key in config if key not in _NOT_SHOWN}))
     for source in plain.get("sources", ()):
         if "storage_options" in source:
             source["storage_options"] = _masked(source["storage_options"])
     if "steps" in plain:
-        plain["steps"] = [
-            next(iter(step)) if isinstance(step, dict) and not any(step.values()) else step for step in plain["steps"]
-        ]
+        plain["steps"] = [step if any(step.values()) else next(iter(step)) for step in plain["steps"]]
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
     return _SECRET_IN_URL.sub(r"\1***", _USER_IN_URL.sub("***@", text))
 
@@ -398,21 +422,28 @@ def compare(kept: str, removed: str) -> tuple[list[tuple[str, bool]], list[tuple
         The pieces of each: (text, whether the other has it not).
     """
     words = [_WORD.findall(text[:_COMPARED_CHARACTERS]) for text in (kept, removed)]
-    operations = difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes()
-    first = next((operation[1::2] for operation in operations if operation[0] != "equal"), (0, 0))
-    marked = [
-        [operation[0] != "equal" for operation in operations for _ in range(*operation[i : i + 2])] for i in (1, 3)
-    ]
-    return tuple(_pieces(*side) for side in zip(words, marked, first, strict=True))
+    operations = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False).get_opcodes()
+    differences = [operation for operation in operations if operation[0] != "equal"]
+    return (
+        _pieces(words[0], [(start, end) for _, start, end, _, _ in differences]),
+        _pieces(words[1], [(start, end) for _, _, _, start, end in differences]),
+    )
 
 
-def _pieces(words: list[str], marked: list[bool], first: int) -> list[tuple[str, bool]]:
+def _pieces(words: list[str], differences: list[tuple[int, int]]) -> list[tuple[str, bool]]:
+    """`compare` for one of the two: its words, and from where to where they are not those of the other."""
+    marked = [False] * len(words)
+    for start, end in differences:
+        marked[start:end] = [True] * (end - start)
+    # A third of the excerpt stands before the first difference, or everything where little would be cut off.
+    first = differences[0][0] if differences else 0
     start, before = first, 0
     while start and before + len(words[start - 1]) <= CLUSTER_EXCERPT_CHARACTERS // 3:
         start -= 1
         before += len(words[start])
     if start and sum(map(len, words[:start])) <= CLUSTER_EXCERPT_CHARACTERS // 3:
         start = 0
+    # The rest stands from there on.
     end, length = start, 0
     while end < len(words) and length < CLUSTER_EXCERPT_CHARACTERS:
         length += len(words[end])
@@ -448,7 +479,7 @@ def _with_filters(environment: "jinja2.Environment") -> "jinja2.Environment":
 
 
 def _share(value: int, total: int) -> str:
-    """Percent, such that neither 0% nor 100% is said of what is not quite."""
+    """Percent. What is not quite none or all is never shown as 0% or 100%."""
     percent = 100 * value / total if total else 0.0
     if value and percent < 0.1:
         return "<0.1%"

@@ -1,14 +1,16 @@
 """The Parquet files of a corpus: what their rows hold, and how they are written and read in bounded memory."""
 
-from collections import Counter
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
-from datatrove.io import DataFolderLike
+from datatrove.io import DataFolder
 from datatrove.pipeline.readers import ParquetReader
 from datatrove.pipeline.writers import ParquetWriter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from hfchat.data.removal import Removal
 
 # Names as in FineWeb (arXiv:2406.17557) where it has them.
 SCHEMA = pa.schema(
@@ -22,12 +24,18 @@ REMOVED_SCHEMA = pa.schema(
     [*SCHEMA, ("step", pa.string()), ("reason", pa.string()), ("score", pa.float64()), ("detail", pa.string())]
 )
 CLUSTER_SCHEMA = pa.schema([("cluster", pa.int64()), ("id", pa.string()), ("text", pa.string())])
-# Characters that a writer holds before it writes a row group, which is what a reader has to hold.
+# What a writer holds before it writes a row group, which is what a reader has to hold.
 ROW_GROUP_CHARACTERS = 16_000_000
+ROW_GROUP_ROWS = 1000
+
+Row = dict[str, object]
 
 
-class DocumentWriter(ParquetWriter):
-    """Writes documents as rows of `SCHEMA`.
+class DocumentWriter(DiskWriter):
+    """Writes documents as rows of Parquet, with checksums of their pages: damage shows when a shard is read.
+
+    datatrove's `ParquetWriter` (read in 0.10.1) cuts row groups by the number of documents alone, and a thousand books
+    do not fit into memory; it has no checksums either.
 
     Args:
         folder: Where.
@@ -35,69 +43,88 @@ class DocumentWriter(ParquetWriter):
     """
 
     name = "🗄 Documents"
-    schema_of_rows = SCHEMA
+    schema = SCHEMA
 
-    def __init__(self, folder: DataFolderLike, name: str = "${rank}.parquet"):
-        super().__init__(folder, name, compression="zstd", max_file_size=-1, schema=self.schema_of_rows)
-        self._characters: Counter[str] = Counter()
+    def __init__(self, folder: DataFolder, name: str = "${rank}.parquet"):
+        super().__init__(folder, name, compression=None, mode="wb")
+        self.adapter = self.row  # what datatrove makes of a function that it is given cannot be pickled
+        self._files: dict[str, pq.ParquetWriter] = {}
+        self._rows: dict[str, list[Row]] = {}
+        self._characters: dict[str, int] = {}
 
-    def _default_adapter(self, document: Document) -> dict[str, Any]:
+    def row(self, document: Document) -> Row:
+        """What is kept of a document."""
         row = {name: document.metadata.get(name) for name in SCHEMA.names}
         return {**row, "text": document.text, "id": document.id}
 
-    def _write(self, document: dict[str, Any], file_handler: IO, filename: str) -> None:
-        if filename not in self._writers:
-            self._writers[filename] = pq.ParquetWriter(
+    def _write(self, document: Row, file_handler: IO[bytes], filename: str) -> None:  # the method to implement
+        if filename not in self._files:
+            self._files[filename] = pq.ParquetWriter(
                 file_handler,
                 self.schema,
-                compression=self.compression,
-                use_content_defined_chunking=self.use_content_defined_chunking,
-                write_page_index=self.write_page_index,
-                write_page_checksum=True,  # what datatrove's writer leaves out: damage shows when a shard is read
+                compression="zstd",
+                use_content_defined_chunking=True,
+                write_page_index=True,
+                write_page_checksum=True,
             )
-        super()._write(document, file_handler, filename)
-        self._characters[filename] += len(document["text"])
-        if self._characters[filename] >= ROW_GROUP_CHARACTERS:
-            self._write_batch(filename)
-        if not self._batches[filename]:
-            self._characters[filename] = 0
+            self._rows[filename], self._characters[filename] = [], 0
+        rows = self._rows[filename]
+        rows.append(document)
+        self._characters[filename] += len(str(document["text"]))
+        if len(rows) == ROW_GROUP_ROWS or self._characters[filename] >= ROW_GROUP_CHARACTERS:
+            self._end_row_group(filename)
+
+    def _end_row_group(self, filename: str) -> None:
+        if rows := self._rows[filename]:
+            self._files[filename].write_batch(pa.RecordBatch.from_pylist(rows, schema=self.schema))
+        self._rows[filename], self._characters[filename] = [], 0
+
+    def close(self) -> None:
+        for filename, file in self._files.items():
+            self._end_row_group(filename)
+            file.close()
+        self._files.clear()
+        super().close()
 
 
 class RemovedWriter(DocumentWriter):
     """Writes removed documents to `removed/<reason>/`, as rows of `REMOVED_SCHEMA`.
 
     Args:
-        folder: Of the corpus.
-        position: Of the step in the chain, and name of the step: a file belongs to one step and one task.
-        step: The documents' metadata may name another (a source has two: `read` and `extract`).
+        folder: The corpus.
+        position: Number of the step in the chain. With the step's name it is in the names of the files, each of which
+            belongs to one step and one task.
+        step: Name of the step. A removal may name another (a source has two: `read` and `extract`).
         reason: For blocks of datatrove that give none.
     """
 
     name = "🗑 Removed documents"
-    schema_of_rows = REMOVED_SCHEMA
+    schema = REMOVED_SCHEMA
 
-    def __init__(self, folder: DataFolderLike, position: str, step: str, reason: str = ""):
+    def __init__(self, folder: DataFolder, position: str, step: str, reason: str = "removed"):
         self.step, self.reason = step, reason
-        super().__init__(folder, f"removed/${{filter_reason}}/{position}-{step}-${{rank}}.parquet")
+        super().__init__(folder, f"removed/${{reason}}/{position}-{step}-${{rank}}.parquet")
 
     @staticmethod
     def pattern(position: str, step: str) -> str:
         """Glob of what one task writes."""
         return f"removed/*/{position}-{step}-{{rank:05d}}.parquet"
 
-    def write(self, document: Document, rank: int = 0, **kwargs: Any) -> None:
-        document.metadata.setdefault("filter_reason", self.reason or "removed")
-        super().write(document, rank, **kwargs)
+    def write(self, document: Document, rank: int = 0, **kwargs: str) -> None:
+        super().write(document, rank, reason=self._removal(document).reason, **kwargs)
 
-    def _default_adapter(self, document: Document) -> dict[str, Any]:
-        about = document.metadata
+    def row(self, document: Document) -> Row:
+        removal = self._removal(document)
         return {
-            **super()._default_adapter(document),
-            "step": about.get("step", self.step),
-            "reason": about["filter_reason"],
-            "score": about.get("filter_score"),
-            "detail": about.get("filter_detail"),
+            **super().row(document),
+            "step": removal.step or self.step,
+            "reason": removal.reason,
+            "score": removal.score,
+            "detail": removal.detail,
         }
+
+    def _removal(self, document: Document) -> Removal:
+        return Removal.of(document) or Removal(self.reason)
 
 
 class ClusterWriter(ParquetWriter):
@@ -105,15 +132,12 @@ class ClusterWriter(ParquetWriter):
 
     name = "👯 Kept of a cluster"
 
-    def __init__(self, folder: DataFolderLike):
+    def __init__(self, folder: DataFolder):
         super().__init__(folder, "clusters/${rank}.parquet", max_file_size=-1, schema=CLUSTER_SCHEMA)
+        self.adapter = self.row
 
-    def _default_adapter(self, document: Document) -> dict[str, Any]:
-        return {
-            "cluster": document.metadata["cluster"],
-            "id": document.id,
-            "text": document.text[:2000],
-        }
+    def row(self, document: Document) -> Row:
+        return {"cluster": document.metadata["cluster"], "id": document.id, "text": document.text[:2000]}
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         with self:
@@ -138,8 +162,6 @@ class OwnShardReader(ParquetReader):
             self.data_folder.open(filepath, "rb") as file,
             pq.ParquetFile(file, page_checksum_verification=True) as parquet,
         ):
-            position = 0
             for group in range(parquet.num_row_groups):  # iter_batches would join row groups
                 for row in parquet.read_row_group(group).to_pylist():
-                    yield self.get_document_from_dict(row, filepath, position)
-                    position += 1
+                    yield Document(row.pop("text"), row.pop("id"), metadata=row)

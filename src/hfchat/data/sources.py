@@ -1,35 +1,26 @@
 """Where documents come from: one entry of `sources` in the YAML is one source."""
 
-import json
+import itertools
 import re
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal, get_args
 
-from datatrove.io import DataFolder
+import pydantic
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from fsspec.core import has_magic
 
 from hfchat.data.books import parse_book
 from hfchat.data.extraction import Extraction
+from hfchat.data.files import UNPACK, digest_of_files, find_files
 from hfchat.data.installed_docs import InstalledDocsReader, describe_installation
 from hfchat.data.mediawiki import parse_dump, wikitext_to_text
-from hfchat.data.readers import (
-    UNPACK,
-    FileReader,
-    HubReader,
-    SourceStep,
-    one_line,
-    parse_json_lines,
-    parse_parquet,
-    parse_text,
-)
+from hfchat.data.readers import FileReader, HubReader, Parser, SourceStep, parse_json_lines, parse_parquet, parse_text
 from hfchat.data.web import html_to_text, parse_warc
-from hfchat.errors import UserError
-from hfchat.lineage import describe
-from hfchat.storage import is_remote
+from hfchat.entries import Entry
+from hfchat.lineage import Input, describe
 
 INSTALLED_DOCS = "installed-docs"
 _SUFFIXES = {
@@ -42,30 +33,9 @@ _SUFFIXES = {
     ".wet": "wet",
     ".xml": "mediawiki",
 }
-_FILE_KEYS = {"path", "kind", "license", "url", "name", "storage_options"}
-_KEYS = {
-    INSTALLED_DOCS: {"path", "kind", "max_bytes_per_package"},
-    "text": _FILE_KEYS | {"separator", "encoding"},
-    "gutenberg": _FILE_KEYS | {"separator", "encoding"},
-    "json-lines": _FILE_KEYS | {"text_key"},
-    "parquet": _FILE_KEYS | {"text_key"},
-    "warc": _FILE_KEYS | {"timeout"},
-    "wet": _FILE_KEYS | {"timeout"},
-    "mediawiki": _FILE_KEYS | {"namespaces", "timeout"},
-    "hub": {"path", "kind", "license", "url", "name"}
-    | {"text_key", "config", "split", "revision", "limit", "streaming"},
-}
-_TYPES = {
-    "storage_options": dict,
-    "namespaces": list,
-    "timeout": (int, float),
-    "limit": int,
-    "max_bytes_per_package": int,
-    "streaming": bool,
-}
 
 
-class Source(dict):
+class Source(Entry):
     """One source of documents.
 
     `path` is a file or glob, here or as an fsspec URL (`s3://`, `gs://`, `hf://`, `webhdfs://`, ...), the id of a Hub
@@ -83,78 +53,61 @@ class Source(dict):
 
     All but Parquet may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). `license`, `url` and `name` become each
     document's provenance where a record has none of its own; `storage_options` go to fsspec, e.g. `{anon: true}`.
-
-    Raises:
-        ValueError: For a kind that there is not, or a key that it does not take.
     """
 
-    def __init__(self, value: dict[str, Any] | str):
-        value = json.loads(value) if isinstance(value, str) else value
-        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise ValueError("each of sources must be a mapping with a 'path'")
-        super().__init__(value)
-        if "kind" not in self and self.kind == "hub" and not _may_be_dataset(self["path"]):
-            kinds = ", ".join(_KEYS)
-            raise ValueError(f"source {self['path']}: its name does not say what it is; give a 'kind': one of {kinds}")
-        if self.kind not in _KEYS:
-            raise ValueError(f"source {self['path']}: kind must be one of {', '.join(_KEYS)}, not {self.kind!r}")
-        unknown = self.keys() - _KEYS[self.kind]
-        if unknown:
-            known = ", ".join(sorted(_KEYS[self.kind]))
-            raise ValueError(f"source {self['path']}: unknown key '{min(unknown)}'; {self.kind} takes {known}")
-        for key, item in self.items():
-            expected = _TYPES.get(key, str)
-            if not isinstance(item, expected):
-                name = "number" if isinstance(expected, tuple) else expected.__name__
-                raise ValueError(f"source {self['path']}: '{key}' must be a {name}, not {item!r}")
-        self._check_encoding()
-        if not all(isinstance(namespace, int) for namespace in self.get("namespaces", [])):
-            raise ValueError(f"source {self['path']}: 'namespaces' must be numbers, not {self['namespaces']!r}")
+    path: str
+    kind: str
 
-    def _check_encoding(self) -> None:
-        try:
-            "\n".encode(self.get("encoding", "utf-8"))
-        except LookupError as error:
-            raise ValueError(f"source {self['path']}: 'encoding': {error}") from error
+    @classmethod
+    def title(cls, fields: Mapping[str, object]) -> str:
+        return f"source {fields['path']}" if "path" in fields else "each of sources"
 
-    @property
-    def kind(self) -> str:
-        if "kind" in self:
-            return self["kind"]
-        name = self["path"]
-        if name == INSTALLED_DOCS:
+    @classmethod
+    def alternatives(cls) -> tuple[type["Source"], ...]:
+        return InstalledDocs, TextFiles, JsonLines, ParquetFiles, Crawl, CrawlText, WikiDump, HubDataset
+
+    @classmethod
+    def kind_of(cls, fields: Mapping[str, object]) -> object:
+        path = fields.get("path")
+        if "kind" in fields or not isinstance(path, str):
+            return fields.get("kind", "hub")
+        if path == INSTALLED_DOCS:
             return INSTALLED_DOCS
-        name = name.lower()
+        name = path.lower()
         for suffix in UNPACK:
             name = name.removesuffix(suffix)
-        return _SUFFIXES.get(name[name.rfind(".") :], "hub")
+        if kind := _SUFFIXES.get(name[name.rfind(".") :]):
+            return kind
+        if Path(path).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+            return "hub"
+        kinds = itertools.chain.from_iterable(
+            get_args(model.model_fields["kind"].annotation) for model in cls.alternatives()
+        )
+        raise ValueError(f"source {path}: its name does not say what it is; give a 'kind': one of {', '.join(kinds)}")
 
     @property
-    def name(self) -> str:
-        return self.get("name", self["path"])
+    def label(self) -> str:
+        """What documents and reports call it."""
+        return self.path
 
-    def describe(self) -> dict[str, Any]:
-        """The source as an input of the stage: `{"path", "sha256", "licenses"}`.
+    @abstractmethod
+    def describe(self) -> Input:
+        """The source as an input of the stage.
 
         Local files count by their content, remote ones by what the storage says of them (ETag, size, time).
 
         Raises:
             UserError: If it names files and there are none.
         """
-        if self.kind == INSTALLED_DOCS:
-            return describe_installation()
-        if self.kind == "hub":
-            found = describe(self["path"])
-            found["sha256"] += f"@{self.get('revision', 'main')}"
-        else:
-            folder, files = self._files()
-            if is_remote(self["path"]):
-                keys = sorted(str(folder.ukey(file)) for file in files)
-            else:
-                keys = sorted(describe(Path(folder.path) / file)["sha256"] for file in files)
-            found = {"path": self["path"], "sha256": json.dumps(keys)}
-        found["licenses"] = [self.get("license", "unknown")]
-        return found
+
+    @abstractmethod
+    def reader(self, max_document_bytes: int) -> PipelineStep:
+        """The block that yields its documents, also those that cannot be read."""
+
+    @property
+    def extraction(self) -> Extraction | None:
+        """From markup to text."""
+        return None
 
     def step(
         self, removed_writer: Callable[[], DiskWriter], strict: bool = False, max_document_bytes: int = 50_000_000
@@ -162,86 +115,165 @@ class Source(dict):
         """The block that adds the source's documents to a pipeline; each has `source`, `license` and `url`.
 
         Args:
-            removed_writer: Makes a writer of what is no document.
+            removed_writer: Makes a writer of what is not a document.
             strict: Raise for what cannot be read.
-            max_document_bytes: Larger documents are none.
+            max_document_bytes: Larger documents are removed.
 
         Raises:
             UserError: If it names files and there are none.
         """
-        extraction = {"warc": html_to_text, "wet": html_to_text, "mediawiki": wikitext_to_text}.get(self.kind)
-        return SourceStep(
-            self._reader(max_document_bytes),
-            extraction and Extraction(extraction, self.get("timeout", 20.0)),
-            removed_writer,
-            strict,
-            max_document_bytes,
+        reader = self.reader(max_document_bytes)
+        return SourceStep(reader, self.extraction, removed_writer, strict, max_document_bytes)
+
+
+class InstalledDocs(Source):
+    kind: Literal["installed-docs"] = "installed-docs"
+    max_bytes_per_package: int = 1_000_000
+
+    def describe(self) -> Input:
+        return describe_installation()
+
+    def reader(self, max_document_bytes: int) -> PipelineStep:
+        return InstalledDocsReader(self.max_bytes_per_package)
+
+
+class _WithProvenance(Source):
+    """A source whose user says where it comes from."""
+
+    license: str = "unknown"
+    url: str = ""
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name or self.path
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"source": self.label, "license": self.license, "url": self.url}
+
+
+class HubDataset(_WithProvenance):
+    kind: Literal["hub"] = "hub"
+    text_key: str = "text"
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    limit: int = -1
+    streaming: bool = True
+
+    def describe(self) -> Input:
+        digest = f"{describe(self.path)['sha256']}@{self.revision or 'main'}"
+        return {"path": self.path, "sha256": digest, "licenses": [self.license]}
+
+    def reader(self, max_document_bytes: int) -> PipelineStep:
+        return HubReader(
+            self.path,
+            dataset_options={"name": self.config, "split": self.split, "revision": self.revision},
+            streaming=self.streaming,
+            limit=self.limit,
+            text_key=self.text_key,
+            provenance=self.provenance,
         )
 
-    def _reader(self, max_document_bytes: int) -> PipelineStep:
-        provenance = {
-            "source": self.name,
-            "license": self.get("license", "unknown"),
-            "url": self.get("url", ""),
-        }
-        if self.kind == INSTALLED_DOCS:
-            return InstalledDocsReader(max_bytes_per_package=self.get("max_bytes_per_package", 1_000_000))
-        if self.kind == "hub":
-            options = {"name": self.get("config"), "split": self.get("split", "train")}
-            return HubReader(
-                self["path"],
-                dataset_options={**options, "revision": self.get("revision")},
-                streaming=self.get("streaming", True),
-                limit=self.get("limit", -1),
-                text_key=self.get("text_key", "text"),
-                provenance=provenance,
-            )
-        text_options = {"separator": self.get("separator"), "encoding": self.get("encoding")}
-        row_options = {"text_key": self.get("text_key", "text")}
-        parse = {
-            "text": partial(parse_text, **text_options),
-            "gutenberg": partial(parse_book, **text_options),
-            "json-lines": partial(parse_json_lines, **row_options),
-            "parquet": partial(parse_parquet, **row_options),
-            "warc": parse_warc,
-            "wet": parse_warc,
-            "mediawiki": partial(parse_dump, namespaces=self.get("namespaces", [0])),
-        }[self.kind]
-        folder, files = self._files()
-        # Each record of a .warc.gz is compressed by itself: its reader goes on at the next where gzip would stop.
-        unpacked_by_parse = {"parquet": set(UNPACK), "warc": {".gz"}, "wet": {".gz"}}.get(self.kind, set())
-        return FileReader(folder, files, parse, UNPACK.keys() - unpacked_by_parse, provenance, max_document_bytes)
 
-    def _files(self) -> tuple[DataFolder, list[str]]:
-        return find_files(self["path"], self.get("storage_options", {}))
+class _Files(_WithProvenance):
+    """A source of files.
 
-
-def find_files(path: str, storage_options: dict[str, Any]) -> tuple[DataFolder, list[str]]:
-    """The folder above the first part of a path that has a wildcard, and the files that the path names in it.
-
-    Args:
-        path: A file or glob, here or as an fsspec URL.
-        storage_options: For fsspec.
-
-    Raises:
-        UserError: If there are none, or the storage cannot be reached.
+    Attributes:
+        unpacked_by_parser: Endings of compressed files that `parser` unpacks itself.
     """
-    parts = path.split("/")
-    fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
-    above, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:])
-    if not is_remote(path):
-        above = str(Path(above or ("/" if path.startswith("/") else ".")).absolute())
-    try:
-        folder = DataFolder(above, **storage_options)
-        files = folder.list_files(glob_pattern=pattern) if has_magic(pattern) else [pattern]
-        found = [file for file in files if folder.isfile(file)]
-    except Exception as error:  # a protocol without a driver, no credentials, no network: each driver has its own
-        raise UserError(f"sources: {path}: {one_line(error)}") from error
-    if not found:
-        raise UserError(f"sources: {path}: no such file")
-    return folder, found
+
+    storage_options: dict[str, object] = pydantic.Field(default_factory=dict)
+    unpacked_by_parser: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    @abstractmethod
+    def parser(self) -> Parser:
+        """What takes a file apart."""
+
+    def describe(self) -> Input:
+        digest = digest_of_files(self.path, self.storage_options)
+        return {"path": self.path, "sha256": digest, "licenses": [self.license]}
+
+    def reader(self, max_document_bytes: int) -> PipelineStep:
+        folder, files = find_files(self.path, self.storage_options)
+        packed = UNPACK.keys() - self.unpacked_by_parser
+        return FileReader(folder, files, self.parser, packed, self.provenance, max_document_bytes)
 
 
-def _may_be_dataset(path: str) -> bool:
-    """Whether it is a folder, or can be the id of a Hub dataset."""
-    return Path(path).is_dir() or bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path))
+class TextFiles(_Files):
+    kind: Literal["text", "gutenberg"] = "text"
+    separator: str | None = None
+    encoding: str | None = None
+
+    @pydantic.field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            "\n".encode(encoding or "utf-8")
+        except LookupError as error:
+            raise ValueError(str(error)) from error
+        return encoding
+
+    @property
+    def parser(self) -> Parser:
+        parse = parse_book if self.kind == "gutenberg" else parse_text
+        return partial(parse, separator=self.separator, encoding=self.encoding)
+
+
+class JsonLines(_Files):
+    kind: Literal["json-lines"] = "json-lines"
+    text_key: str = "text"
+
+    @property
+    def parser(self) -> Parser:
+        return partial(parse_json_lines, text_key=self.text_key)
+
+
+class ParquetFiles(_Files):
+    kind: Literal["parquet"] = "parquet"
+    text_key: str = "text"
+    unpacked_by_parser: ClassVar[frozenset[str]] = frozenset(UNPACK)
+
+    @property
+    def parser(self) -> Parser:
+        return partial(parse_parquet, text_key=self.text_key)
+
+
+class _Crawl(_Files):
+    """Records of Common Crawl, of which a page may take so many seconds to become text."""
+
+    timeout: float = 20.0
+    # Each record of a .warc.gz is compressed by itself: its reader goes on at the next where gzip would stop.
+    unpacked_by_parser: ClassVar[frozenset[str]] = frozenset({".gz"})
+
+    @property
+    def parser(self) -> Parser:
+        return parse_warc
+
+    @property
+    def extraction(self) -> Extraction | None:
+        return Extraction(html_to_text, self.timeout)
+
+
+class Crawl(_Crawl):
+    kind: Literal["warc"] = "warc"
+
+
+class CrawlText(_Crawl):
+    kind: Literal["wet"] = "wet"
+
+
+class WikiDump(_Files):
+    kind: Literal["mediawiki"] = "mediawiki"
+    namespaces: list[int] = pydantic.Field(default_factory=lambda: [0])
+    timeout: float = 20.0
+
+    @property
+    def parser(self) -> Parser:
+        return partial(parse_dump, namespaces=self.namespaces)
+
+    @property
+    def extraction(self) -> Extraction | None:
+        return Extraction(wikitext_to_text, self.timeout)

@@ -8,6 +8,8 @@ from datatrove.data import Document
 from datatrove.pipeline.filters import URLFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from hfchat.data.removal import Removal
+
 if TYPE_CHECKING:
     from tldextract import TLDExtract
 
@@ -47,7 +49,7 @@ class UrlFilter(URLFilter):
             exclusion_writer=exclusion_writer,
         )
         self.with_integrated_lists = use_integrated_lists
-        self.tldextractor = _offline_extractor()
+        self.tldextractor = suffix_list()
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         url = doc.metadata.get("url")
@@ -57,7 +59,7 @@ class UrlFilter(URLFilter):
         if result is True and self.with_integrated_lists:
             result = _integrated(self.soft_word_threshold).filter(doc)
         if isinstance(result, tuple):
-            doc.metadata["filter_detail"] = url
+            return Removal(result[1], detail=url).note(doc)
         return result
 
 
@@ -65,11 +67,13 @@ class UrlFilter(URLFilter):
 def _integrated(soft_word_threshold: int) -> URLFilter:
     """The lists, 4.6 million domains, once per process: a filter of its own would read them for each task."""
     blocker = URLFilter(soft_word_threshold=soft_word_threshold)
-    blocker.tldextractor = _offline_extractor()
+    blocker.tldextractor = suffix_list()
     return blocker
 
 
-def _offline_extractor() -> "TLDExtract":
+@functools.cache
+def suffix_list() -> "TLDExtract":
+    """What finds the registered domain of a host, by the list in tldextract's wheel: nothing is fetched."""
     from tldextract import TLDExtract
 
-    return TLDExtract(suffix_list_urls=(), cache_dir=None)  # by the list of suffixes in its wheel
+    return TLDExtract(suffix_list_urls=(), cache_dir=None)

@@ -4,11 +4,15 @@ warcio parses their headers. Its iterator is not used: it reads lines of any len
 a whole, takes what cannot be unpacked for the end of a record, and ends at the first record that is damaged.
 """
 
+import bz2
 import io
+import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
+
+from hfchat.character_encodings import reader_of
 
 if TYPE_CHECKING:
     from warcio.statusandheaders import StatusAndHeaders
@@ -123,8 +127,8 @@ class _Reader:
 
     def __init__(self, stream: IO[bytes]):
         beginning = stream.read(2)
-        self._source = _Gzip(stream, beginning) if beginning == b"\x1f\x8b" else _Plain(stream, beginning)
-        self._buffer = io.BufferedReader(self._source, _WINDOW)
+        self._source: _Source = (_Gzip if beginning == b"\x1f\x8b" else _Plain)(stream, beginning)
+        self._buffer: io.BufferedReader = io.BufferedReader(self._source, _WINDOW)
         self._line = b""  # one that has been looked at, but not taken
         self._is_arc = False
         self._offset = self._furthest = self._read_again = self._record_began = 0
@@ -172,7 +176,7 @@ class _Reader:
         self._record_began = self._offset - len(line)
         self._is_arc = self._is_arc or line.startswith(_ARC_FILE)
         if not self._begins_record(line):
-            raise DamageError("what stands in the place of a record is none")
+            raise DamageError("no record stands in the place of one")
         headers = _arc_headers(line) if self._is_arc else parse_headers(line + header_lines(self.readline))
         length = (headers.get_header("Content-Length") or "").strip()
         if not re.fullmatch("[0-9]{1,18}", length):
@@ -228,22 +232,41 @@ def _arc_headers(line: bytes) -> "StatusAndHeaders":
     return StatusAndHeaders("", headers)
 
 
-class _Plain(io.RawIOBase):
-    """A file that is not packed."""
+class _Source(io.RawIOBase):
+    """Bytes of a file as they are without its compression.
 
-    is_broken = pauses = False
+    Attributes:
+        pauses: Whether it ends before anything that is packed by itself.
+        is_broken: Whether what is packed cannot be unpacked any further.
+    """
 
-    def __init__(self, stream: IO[bytes], beginning: bytes):
+    pauses = is_broken = False
+
+    def __init__(self, stream: IO[bytes]):
         super().__init__()
-        self._stream, self._ready = stream, beginning
-        # read1 gives what there is before the place where a compressed file breaks; read would lose it.
-        self._read = getattr(stream, "read1", stream.read)
+        self._stream = stream
 
     def readable(self) -> bool:
         return True
 
+    def next_section(self) -> bool:
+        """Whether something follows, which is read from now on."""
+        return False
+
+    def next_member(self) -> None:
+        """Go on behind what is broken."""
+
+
+class _Plain(_Source):
+    """A file that is not packed."""
+
+    def __init__(self, stream: IO[bytes], beginning: bytes):
+        super().__init__(stream)
+        self._ready, self._read = beginning, reader_of(stream)
+
     def seekable(self) -> bool:
-        return self._stream.seekable()
+        # To go back in a packed file is to unpack it again
+        return self._stream.seekable() and not isinstance(self._stream, bz2.BZ2File | lzma.LZMAFile)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._ready = b""
@@ -252,36 +275,24 @@ class _Plain(io.RawIOBase):
     def tell(self) -> int:
         return self._stream.tell() - len(self._ready)
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         content, self._ready = self._ready or self._read(len(buffer)), b""
         buffer[: len(content)] = content
         return len(content)
 
-    def next_section(self) -> bool:
-        return False
 
-
-class _Gzip(io.RawIOBase):
-    """A file of gzip members. It ends before each that begins with a record, until `next_section`.
-
-    Attributes:
-        pauses: Whether it ends before any member.
-        is_broken: Whether what is packed cannot be unpacked any further.
-    """
+class _Gzip(_Source):
+    """A file of gzip members. It ends before each that begins with a record, until `next_section`."""
 
     def __init__(self, stream: IO[bytes], beginning: bytes):
-        super().__init__()
-        self._stream, self._packed = stream, beginning
+        super().__init__(stream)
+        self._packed = beginning
         self._position = len(beginning)  # in the file, after `_packed`
         self._member: Any = None
         self._began = 0  # the member, in the file
         self._may_begin = True
-        self.pauses = self.is_broken = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while self._member or self._next():
             try:
                 content = self._member.decompress(self._packed, len(buffer))
@@ -314,7 +325,7 @@ class _Gzip(io.RawIOBase):
             return False
         if not self._packed.startswith(b"\x1f\x8b"):
             self.is_broken = True
-            raise DamageError("what follows a packed record is none")
+            raise DamageError("no packed record follows the last one")
         if not self._may_begin and (self.pauses or _beginning(self._packed) == _WARC):
             return False
         self._may_begin = False
@@ -322,11 +333,6 @@ class _Gzip(io.RawIOBase):
         return True
 
     def next_section(self) -> bool:
-        """Whether something follows, which is read from now on.
-
-        Raises:
-            DamageError: If the file is cut off.
-        """
         if self._member:
             self._member = None
             raise DamageError("the file is cut off within a packed record")
@@ -334,7 +340,7 @@ class _Gzip(io.RawIOBase):
         return bool(self._packed)
 
     def next_member(self) -> None:
-        """Go on at the next member that begins with a record, after the beginning of this one; or at the end."""
+        # At the next that begins with a record, after the beginning of this one; or at the end of the file
         self.is_broken, self._may_begin, self._member, self._packed = False, True, None, b""
         if not self._stream.seekable():
             self._stream = io.BytesIO()

@@ -1,12 +1,14 @@
 """Crawled pages: those of WARC and WET files, their encodings, and the text of HTML."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from hfchat.character_encodings import detect
 from hfchat.data.codings import CodingError, undo_codings
-from hfchat.data.readers import EXCERPT_CHARACTERS, OF_ANOTHER_TASK, Record, Skipped, every_record
+from hfchat.data.readers import LazyRecord, Record, Skipped
+from hfchat.data.rows import EXCERPT_CHARACTERS
 from hfchat.data.warc import DamageError, WarcRecord, header_lines, parse_headers, read_records
 
 if TYPE_CHECKING:
@@ -29,61 +31,59 @@ _DECLARED_WITHIN = 4096
 _NOT_IN_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\ufffd]")
 # Labels of https://encoding.spec.whatwg.org/#names-and-labels, of which those of `iso-8859-N` and `windows-N` are left
 # to a rule, without their punctuation. Pages that name an encoding of 1990 come in its superset.
-_LABELS = {
-    label: encoding
-    for encoding, labels in {
-        "utf-8": "utf8 unicode11utf8 unicode20utf8 xunicode20utf8",
-        "utf-16-le": "utf16 utf16le ucs2 iso10646ucs2 unicode unicodefeff csunicode",
-        "utf-16-be": "utf16be unicodefffe",
-        "utf-32-le": "utf32 utf32le",
-        "utf-32-be": "utf32be",
-        "cp1252": "ascii usascii ansix341968 cp819 ibm819 isoir100 l1 latin1 csisolatin1",
-        "iso8859-2": "l2 latin2 csisolatin2 isoir101",
-        "iso8859-3": "l3 latin3 csisolatin3 isoir109",
-        "iso8859-4": "l4 latin4 csisolatin4 isoir110",
-        "iso8859-5": "cyrillic csisolatincyrillic isoir144",
-        "iso8859-6": "arabic csisolatinarabic isoir127 asmo708 ecma114",
-        "iso8859-7": "greek greek8 suneugreek csisolatingreek isoir126 elot928 ecma118",
-        "iso8859-8": "hebrew visual logical csisolatinhebrew csiso88598e csiso88598i isoir138",
-        "cp1254": "l5 latin5 csisolatin5 isoir148",
-        "iso8859-10": "l6 latin6 csisolatin6 isoir157",
-        "iso8859-15": "l9 csisolatin9",
-        "cp874": "dos874 tis620 windows874",
-        "cp866": "866 cp866 ibm866 csibm866",
-        "koi8-r": "koi koi8 koi8r cskoi8r",
-        "koi8-u": "koi8u koi8ru",
-        "mac-roman": "mac macintosh xmacroman csmacintosh",
-        "mac-cyrillic": "xmaccyrillic xmacukrainian",
-        "gb18030": "gb18030 gbk xgbk gb2312 gb231280 csgb2312 csiso58gb231280 isoir58 chinese cp936 euccn",
-        "big5hkscs": "big5 big5hkscs cnbig5 csbig5 xxbig5",
-        "euc-jp": "eucjp xeucjp cseucpkdfmtjapanese",
-        "iso2022-jp": "iso2022jp csiso2022jp",
-        "cp932": "shiftjis sjis xsjis ms932 mskanji windows31j csshiftjis cp932",
-        "cp949": "euckr cseuckr ksc5601 ksc56011987 ksc56011989 csksc56011987 korean isoir149 windows949 cp949",
-    }.items()
-    for label in labels.split()
-}
+_LABELS: dict[str, str] = {}
+for _encoding_name, _labels in {
+    "utf-8": "utf8 unicode11utf8 unicode20utf8 xunicode20utf8",
+    "utf-16-le": "utf16 utf16le ucs2 iso10646ucs2 unicode unicodefeff csunicode",
+    "utf-16-be": "utf16be unicodefffe",
+    "utf-32-le": "utf32 utf32le",
+    "utf-32-be": "utf32be",
+    "cp1252": "ascii usascii ansix341968 cp819 ibm819 isoir100 l1 latin1 csisolatin1",
+    "iso8859-2": "l2 latin2 csisolatin2 isoir101",
+    "iso8859-3": "l3 latin3 csisolatin3 isoir109",
+    "iso8859-4": "l4 latin4 csisolatin4 isoir110",
+    "iso8859-5": "cyrillic csisolatincyrillic isoir144",
+    "iso8859-6": "arabic csisolatinarabic isoir127 asmo708 ecma114",
+    "iso8859-7": "greek greek8 suneugreek csisolatingreek isoir126 elot928 ecma118",
+    "iso8859-8": "hebrew visual logical csisolatinhebrew csiso88598e csiso88598i isoir138",
+    "cp1254": "l5 latin5 csisolatin5 isoir148",
+    "iso8859-10": "l6 latin6 csisolatin6 isoir157",
+    "iso8859-15": "l9 csisolatin9",
+    "cp874": "dos874 tis620 windows874",
+    "cp866": "866 cp866 ibm866 csibm866",
+    "koi8-r": "koi koi8 koi8r cskoi8r",
+    "koi8-u": "koi8u koi8ru",
+    "mac-roman": "mac macintosh xmacroman csmacintosh",
+    "mac-cyrillic": "xmaccyrillic xmacukrainian",
+    "gb18030": "gb18030 gbk xgbk gb2312 gb231280 csgb2312 csiso58gb231280 isoir58 chinese cp936 euccn",
+    "big5hkscs": "big5 big5hkscs cnbig5 csbig5 xxbig5",
+    "euc-jp": "eucjp xeucjp cseucpkdfmtjapanese",
+    "iso2022-jp": "iso2022jp csiso2022jp",
+    "cp932": "shiftjis sjis xsjis ms932 mskanji windows31j csshiftjis cp932",
+    "cp949": "euckr cseuckr ksc5601 ksc56011987 ksc56011989 csksc56011987 korean isoir149 windows949 cp949",
+}.items():
+    _LABELS |= dict.fromkeys(_labels.split(), _encoding_name)
 
 
-def parse_warc(
-    stream: IO[bytes], max_bytes: int, mine: Callable[[int], bool] = every_record
-) -> Iterator[Record | Skipped]:
+def parse_warc(stream: IO[bytes], max_bytes: int) -> Iterator[LazyRecord]:
     """The pages of a WARC file (`response` records, text, status 200) or the texts of a WET file (`conversion`).
 
     Args:
         stream: Open file; its gzip, of records or as a whole, is unpacked here.
         max_bytes: Largest size of a page. Of a larger one, no more is unpacked or kept; the rest is passed over.
-        mine: Whether the record of a number is wanted; of others, only the place is found.
     """
-    for number, found in enumerate(read_records(stream)):
-        if isinstance(found, DamageError):
-            yield Record("", fault=("unreadable", str(found)))
-            continue
-        page = _page(found, max_bytes) if mine(number) else OF_ANOTHER_TASK
-        if damage := found.damage():
-            page = page if isinstance(page, Record) else Record("")
-            page.fault = page.fault or ("unreadable", damage)
-        yield page
+    for found in read_records(stream):
+        yield partial(_whole_page, found, max_bytes)
+
+
+def _whole_page(found: WarcRecord | DamageError, max_bytes: int) -> Record | Skipped:
+    if isinstance(found, DamageError):
+        return Record("", fault=("unreadable", str(found)))
+    page = _page(found, max_bytes)
+    if damage := found.damage():
+        page = page if isinstance(page, Record) else Record("")
+        page.fault = page.fault or ("unreadable", damage)
+    return page
 
 
 def _page(record: WarcRecord, max_bytes: int) -> Record | Skipped:
@@ -101,11 +101,12 @@ def _page(record: WarcRecord, max_bytes: int) -> Record | Skipped:
 
 
 def _text_of(record: WarcRecord, metadata: dict[str, str], max_bytes: int) -> Record | Skipped:
+    charset: str | None = "utf-8"
     if record.kind == "conversion":
         kind = _media_type(record.headers) or _PLAIN_TEXT
         if kind != _PLAIN_TEXT:
             return _skipped_type(kind)
-        content, charset = record.read(max_bytes + 1), "utf-8"
+        content = record.read(max_bytes + 1)
     elif record.kind == "response":
         begin = record.readline(1 << 12)
         if not begin.upper().startswith(b"HTTP/"):
@@ -127,6 +128,7 @@ def _text_of(record: WarcRecord, metadata: dict[str, str], max_bytes: int) -> Re
         charset = next(filter(None, map(_charset, _values(http, "Content-Type"))), None)
     else:
         return Skipped(f"{record.kind} record" if record.kind in _OTHER_RECORDS else "record of an unknown type")
+    # What is left is text, of a size and in an encoding that have to be found out
     if len(content) > max_bytes:
         excerpt = content[: 4 * EXCERPT_CHARACTERS].decode("utf-8", errors="replace")
         return Record(excerpt, metadata, ("too_large", f"more than {max_bytes:,} bytes"))
@@ -159,11 +161,11 @@ def _charset(content_type: str) -> str | None:
 
 def _content(record: WarcRecord, http: "StatusAndHeaders", max_bytes: int) -> bytes:
     """What is read and unpacked of a page: up to `max_bytes + 1`."""
-    codings = {name: _values(http, name) for name in ("Transfer-Encoding", "Content-Encoding")}
     most = 2 * max_bytes + (1 << 16)  # lengths stand between the chunks
     content = record.read(most)
-    truncated = bool(record.headers.get_header("WARC-Truncated"))
-    return undo_codings(content, *codings.values(), max_bytes, truncated or len(content) == most)
+    truncated = bool(record.headers.get_header("WARC-Truncated")) or len(content) == most
+    transfer, encoding = (_values(http, name) for name in ("Transfer-Encoding", "Content-Encoding"))
+    return undo_codings(content, transfer, encoding, max_bytes, truncated)
 
 
 def decode(content: bytes, charset: str | None = None, is_markup: bool = True) -> str | None:
@@ -234,7 +236,7 @@ def _if_text(text: str) -> str | None:
 
 
 def html_to_text(html: str) -> str | None:
-    """The main text of a page, by Trafilatura with FineWeb's options (arXiv:2406.17557); None if there is none.
+    """The main text of a page, by Trafilatura with FineWeb's options (arXiv:2406.17557); None if it has no text.
 
     What follows the tag `<plaintext>` stays as it is.
     """

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from tqdm.auto import tqdm
 
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import append_records, read_records, write_records
 from hfchat.evaluation.task import Example, Record, Task
 from hfchat.processes import launched
@@ -23,7 +23,7 @@ class Asked:
         max_new_tokens: Longest answer; 0 for none.
         stop: Texts that end an answer.
         losses: Whether the likelihood of each of its `targets` is measured.
-        windows: Window and stride, if its only target is a text of any length, see `Model.text_losses`.
+        windows: Window and stride, if its only target is a text of any length, see `EvaluatedModel.text_losses`.
     """
 
     max_new_tokens: int = 0
@@ -35,25 +35,25 @@ class Asked:
 class AskingTask(Task):
     """A task whose examples are put to a model as they are."""
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: EvaluatedModel) -> Asked:
         """What this model is asked of each example."""
         raise NotImplementedError
 
-    def check(self, model: Model) -> None:
+    def check(self, model: EvaluatedModel) -> None:
         for one in self.examples:
             check(model, one, self.asked(model))
 
-    def collect(self, model: Model, folder: Path) -> None:
+    def collect(self, model: EvaluatedModel, folder: Path) -> None:
         ask(model, self.examples, folder / f"{model.name}.jsonl", self.asked(model), f"{self.name}: {model.name}")
 
 
-def check(model: Model, example: Example, asked: Asked) -> int:
-    """Refuse what a model cannot read, and give its length, see `Model.check`."""
+def check(model: EvaluatedModel, example: Example, asked: Asked) -> int:
+    """Refuse what a model cannot read, and give its length, see `EvaluatedModel.check`."""
     targets = example.targets if asked.losses else ()
     return model.check(example.prompt, targets, asked.max_new_tokens, example.place)
 
 
-def ask(model: Model, examples: Sequence[Example], file: Path, asked: Asked, description: str) -> None:
+def ask(model: EvaluatedModel, examples: Sequence[Example], file: Path, asked: Asked, description: str) -> None:
     """Put every example to a model that `file` has no record of yet, in batches of similar length.
 
     What is in a batch does not depend on the number of processes or on where a run was stopped, as answers in low
@@ -103,7 +103,7 @@ def _parts(file: Path) -> list[Path]:
     return sorted(file.parent.glob(f"{file.stem}.*.part"))
 
 
-def halving(model: Model, batch: list, compute: Callable[[list], list[Record]]) -> Iterator[list[Record]]:
+def halving(model: EvaluatedModel, batch: list, compute: Callable[[list], list[Record]]) -> Iterator[list[Record]]:
     """Compute a batch, in halves where it does not fit into memory; `model.batch_size` is then what did."""
     waiting = [batch]
     while waiting:
@@ -114,22 +114,36 @@ def halving(model: Model, batch: list, compute: Callable[[list], list[Record]]) 
         try:
             records = compute(indices)
         except (RuntimeError, MemoryError) as error:
-            if len(indices) == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            if len(indices) == 1 or not is_out_of_memory(error):
                 raise
         else:
             yield records
             continue
-        # Outside the handler, whose exception holds the frames that hold the memory.
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
-        model.batch_size = len(indices) // 2
-        tqdm.write(
-            f"{model.name}: out of memory with {len(indices)} examples at a time; going on with {model.batch_size}"
-        )
+        halve(model, len(indices))
         waiting.insert(0, indices)
 
 
-def _ask(model: Model, examples: Sequence[Example], indices: Sequence[int], asked: Asked) -> list[Record]:
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a smaller batch may help, on an accelerator or a CPU."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+def halve(model: EvaluatedModel, size: int) -> int:
+    """Give back the memory of a batch that was too large, and halve the batches from here on.
+
+    Call it outside the handler of the error, which holds the frames that hold the memory.
+
+    Returns:
+        `model.batch_size`, half of `size`.
+    """
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    model.batch_size = size // 2
+    tqdm.write(f"{model.name}: out of memory with {size} examples at a time; going on with {model.batch_size}")
+    return model.batch_size
+
+
+def _ask(model: EvaluatedModel, examples: Sequence[Example], indices: Sequence[int], asked: Asked) -> list[Record]:
     chosen = [examples[index] for index in indices]
     started = time.perf_counter()
     answers = (

@@ -10,20 +10,23 @@
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
 from hfchat.intervals import CONFIDENCE, paired_interval, sign_test, wilson_interval
+from hfchat.results import Difference, Estimate
+
+Interval = tuple[float, float]
 
 _EXACT = 13  # examples up to which all exchanges are tried: half of 2^13, as the other half mirrors it
 _WIDEST = 2  # times Student's; more than that hardly ever holds a mean that this does not
 _BLOCK = 1 << 22  # exchanges times examples that are held at a time
 _UNBOUNDED = (-math.inf, math.inf)
+_UNKNOWN = (math.nan, math.nan)
 _ALIKE = 1e-9  # relative; what differs by less is one value, computed in two ways
 
 
@@ -50,9 +53,9 @@ class Statistics:
     signature: str
     example_score: Callable[[np.ndarray], float] | None = None
     is_mean: bool = False
-    bounds: tuple[float, float] = _UNBOUNDED
+    bounds: Interval = _UNBOUNDED
     has_kinks: bool = False
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
 
     def of_examples(self) -> list[float]:
         """The score of each example by itself, to tell the best and the worst."""
@@ -63,30 +66,28 @@ class Statistics:
         return float(self.score(self.values.sum(axis=0)))
 
 
-def mean(scores: list[float], signature: str, bounds: tuple[float, float] = _UNBOUNDED) -> Statistics:
+def mean(scores: Sequence[float], signature: str, bounds: Interval = _UNBOUNDED) -> Statistics:
     """Statistics of a metric that is the mean of one score per example; of `True` and `False`, or 0 and 1, a share."""
     values = np.stack([scores, np.ones(len(scores))], axis=1)
     return Statistics(values, lambda sums: sums[0] / sums[1], signature, is_mean=True, bounds=bounds)
 
 
-def estimate(statistics: Statistics, resamples: int, seed: int) -> dict[str, Any]:
-    """Score a corpus.
+def estimate(statistics: Statistics, resamples: int, seed: int) -> Estimate:
+    """Score a corpus, with an interval over the examples that have a score.
 
     Args:
         statistics: Those of at least one example.
         resamples: Number of resamples of the bootstrap, for scores with kinks.
         seed: Seed of the resamples.
-
-    Returns:
-        `{"score", "interval": [low, high], "n", "scored", "signature"}`, the interval at 95% over the examples that
-        have a score, `scored` of `n`.
     """
     score, scores = statistics.of_all(), _pseudo_values(statistics)
     if statistics.interval is not None:
-        interval = list(statistics.interval)
+        interval = statistics.interval
     elif _are_outcomes(scores, statistics):
         # Wins less losses is a difference of two shares; where nothing is a tie, this is Wilson's interval.
-        interval = [(1 + end) / 2 for end in paired_interval(*_wins_and_losses(scores), len(scores))]
+        wins, losses = (int((scores == result).sum()) for result in (1, 0))
+        low, high = paired_interval(wins, losses, len(scores))
+        interval = (1 + low) / 2, (1 + high) / 2
     else:
         interval = (
             _percentiles(_resample(statistics, resamples, seed), len(scores))
@@ -96,18 +97,13 @@ def estimate(statistics: Statistics, resamples: int, seed: int) -> dict[str, Any
         below, above = (
             abs(score - end) if math.isfinite(end) else max(abs(score), _ALIKE) for end in statistics.bounds
         )
-        interval = _clipped(_never_a_point(interval, score, below, above, len(scores)), statistics.bounds)
-    return {
-        "score": score,
-        "interval": interval,
-        "n": len(statistics.values),
-        "scored": len(scores),
-        "signature": statistics.signature,
-    }
+        low, high = np.clip(_never_a_point(interval, score, below, above, len(scores)), *statistics.bounds).tolist()
+        interval = low, high
+    return Estimate(score, interval, len(statistics.values), statistics.signature, len(scores))
 
 
-def difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
-    """Score of a model minus that of the baseline on the same examples, in the same order.
+def difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> Difference:
+    """Subtract the score of the baseline from that of a model on the same examples, in the same order.
 
     Of means, only the examples count that have a score of both.
 
@@ -116,25 +112,18 @@ def difference(statistics: Statistics, baseline: Statistics, resamples: int, see
         baseline: The baseline's.
         resamples: Exchanges of the test, and resamples of the bootstrap for scores with kinks.
         seed: Seed of both.
-
-    Returns:
-        `{"difference", "interval": [low, high], "p_value", "n", "scored"}`, the last how many examples count. The
-        p-value says how often chance alone would make two equal models differ by at least as much, in either
-        direction. It is never 0.
     """
     if len(statistics.values) != len(baseline.values):
         raise ValueError(f"paired examples needed, got {len(statistics.values)} and {len(baseline.values)}")
     if statistics.is_mean and baseline.is_mean:
-        found = _mean_difference(statistics, baseline, resamples, seed)
-    else:
-        found = _corpus_difference(statistics, baseline, resamples, seed)
-    return found | {"n": len(statistics.values)}
+        return _mean_difference(statistics, baseline, resamples, seed)
+    return _corpus_difference(statistics, baseline, resamples, seed)
 
 
-def _corpus_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
+def _corpus_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> Difference:
     observed, n = statistics.of_all() - baseline.of_all(), len(statistics.values)
     if not math.isfinite(observed):
-        return {"difference": observed, "interval": [math.nan, math.nan], "p_value": 1.0, "scored": n}
+        return Difference(observed, _UNKNOWN, n, 1.0, n)
     spread, before = _pseudo_values(statistics), _pseudo_values(baseline)
     greatest = float(max(np.abs(spread).max(), np.abs(before).max()))
     if abs(observed) <= _ALIKE * greatest:
@@ -146,20 +135,16 @@ def _corpus_difference(statistics: Statistics, baseline: Statistics, resamples: 
     else:
         interval = _t_interval(observed, spread - before, greatest)
     unseen = 2 * abs(observed) or float(np.std(spread)) or abs(statistics.of_all())
-    return {
-        "difference": observed,
-        "interval": _never_a_point(interval, observed, unseen, unseen, n),
-        "p_value": _exchange_test(statistics, baseline, observed, resamples, seed),
-        "scored": n,
-    }
+    interval = _never_a_point(interval, observed, unseen, unseen, n)
+    return Difference(observed, interval, n, _exchange_test(statistics, baseline, observed, resamples, seed), n)
 
 
-def _mean_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> dict[str, Any]:
+def _mean_difference(statistics: Statistics, baseline: Statistics, resamples: int, seed: int) -> Difference:
     both = (statistics.values[:, 1] > 0) & (baseline.values[:, 1] > 0)
     scores, before = statistics.values[both, 0], baseline.values[both, 0]
     n = len(scores)
     if not n or not np.isfinite([*scores, *before]).all():  # a model whose likelihoods are no numbers shows nothing
-        return {"difference": math.nan, "interval": [math.nan, math.nan], "p_value": 1.0, "scored": n}
+        return Difference(math.nan, _UNKNOWN, len(both), 1.0, n)
     changes = scores - before
     observed, greatest = float(changes.mean()), float(np.abs(changes).max())
     gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
@@ -167,21 +152,18 @@ def _mean_difference(statistics: Statistics, baseline: Statistics, resamples: in
     if np.abs(changes[changes != 0]).min(initial=greatest) >= (1 - _ALIKE) * greatest:
         # All changes are as great, as of right answers and wrong ones: only their directions say something.
         size = greatest or (1.0 if are_outcomes else float(np.std(scores)) or abs(float(scores[0])))
-        interval = [size * end for end in paired_interval(gained, lost, n)]
+        low, high = paired_interval(gained, lost, n)
+        interval = size * low, size * high
     else:
         are_outcomes, interval = False, _t_interval(observed, changes)
     p_value = sign_test(gained, lost) if are_outcomes else _sign_flip_test(changes, resamples, seed)
-    return {"difference": observed, "interval": interval, "p_value": p_value, "scored": n}
+    return Difference(observed, interval, len(both), p_value, n)
 
 
 def _are_outcomes(scores: np.ndarray, statistics: Statistics) -> bool:
     """Whether all scores are 0, 1, or a half for a tie."""
     of_shares = statistics.is_mean and statistics.bounds in (_UNBOUNDED, (0, 1))
     return of_shares and bool(np.isin(scores, (0.0, 0.5, 1.0)).all())
-
-
-def _wins_and_losses(scores: np.ndarray) -> tuple[int, int]:
-    return int((scores == 1).sum()), int((scores == 0).sum())
 
 
 def _pseudo_values(statistics: Statistics) -> np.ndarray:
@@ -196,7 +178,7 @@ def _pseudo_values(statistics: Statistics) -> np.ndarray:
     return n * statistics.score(total) - (n - 1) * without
 
 
-def _t_interval(score: float, values: np.ndarray, greatest: float = 0.0) -> list[float]:
+def _t_interval(score: float, values: np.ndarray, greatest: float = 0.0) -> Interval:
     """Student's interval of a mean, and on either side Hall's for skewed values where that is wider.
 
     By simulation, of samples of 3 to 40 from a normal, uniform, lognormal distribution, or the difference of two
@@ -209,17 +191,17 @@ def _t_interval(score: float, values: np.ndarray, greatest: float = 0.0) -> list
     """
     n = len(values)
     if not np.isfinite(values).all():
-        return [math.nan, math.nan]
+        return _UNKNOWN
     deviations = values - values.mean()
     variance = float((deviations**2).mean())
     if n < 2 or variance <= (_ALIKE * max(greatest, float(np.abs(values).max()))) ** 2:
-        return [score, score]
+        return score, score
     error = math.sqrt(variance / (n - 1))
     skewness = float((deviations**3).mean()) / variance**1.5
     far = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     # Of one great outlier among few values, Hall's transformation goes to where it does not hold.
     low, high = (min(max(far, sign * _unskewed(sign * far, skewness, n)), _WIDEST * far) for sign in (1, -1))
-    return [score - low * error, score + high * error]
+    return score - low * error, score + high * error
 
 
 def _unskewed(quantile: float, skewness: float, n: int) -> float:
@@ -230,7 +212,7 @@ def _unskewed(quantile: float, skewness: float, n: int) -> float:
     return 3 / step * (float(np.cbrt(1 + step * (quantile - step / 6))) - 1)
 
 
-def _never_a_point(interval: list[float], score: float, below: float, above: float, n: int) -> list[float]:
+def _never_a_point(interval: Interval, score: float, below: float, above: float, n: int) -> Interval:
     """An interval; where the examples are all alike, as far as those that were not seen may move it.
 
     Of n equal examples, up to so many others are left out by none (`wilson_interval(0, n)`).
@@ -245,11 +227,7 @@ def _never_a_point(interval: list[float], score: float, below: float, above: flo
     if interval[1] > interval[0] or math.isnan(score):
         return interval
     unseen = wilson_interval(0, n)[1]
-    return [score - unseen * below, score + unseen * above]
-
-
-def _clipped(interval: list[float], bounds: tuple[float, float]) -> list[float]:
-    return [min(max(end, bounds[0]), bounds[1]) for end in interval]
+    return score - unseen * below, score + unseen * above
 
 
 def _sign_flip_test(changes: np.ndarray, resamples: int, seed: int) -> float:
@@ -296,12 +274,13 @@ def _resample(statistics: Statistics, resamples: int, seed: int) -> np.ndarray:
     return np.array([statistics.score(sums) for sums in counts @ statistics.values])
 
 
-def _percentiles(scores: np.ndarray, n: int) -> list[float]:
+def _percentiles(scores: np.ndarray, n: int) -> Interval:
     """The percentile interval with tails that make up for few examples.
 
     T. Hesterberg, "What Teachers Should Know About the Bootstrap" (2015, doi:10.1080/00031305.2015.1089789), 5.3.
     """
     if n < 2:
-        return [float(scores[0])] * 2
+        return float(scores[0]), float(scores[0])
     tail = NormalDist().cdf(float(stdtrit(n - 1, (1 - CONFIDENCE) / 2)) * math.sqrt(n / (n - 1)))
-    return np.quantile(scores, [tail, 1 - tail]).tolist()
+    low, high = np.quantile(scores, [tail, 1 - tail]).tolist()
+    return low, high

@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
-from hfchat.evaluation.task import Prompt
+from hfchat.evaluation.model import Prompt
 from hfchat.token_ids import encode_conversation, encode_texts
 
 if TYPE_CHECKING:

@@ -1,13 +1,12 @@
 """The examples that a report shows: where a model gained and lost most, and where all did worst."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.task import Record
-from hfchat.evaluation.verdict import headline
+from hfchat.results import TaskResult
 
 _OF_EACH_KIND = 2
 
@@ -39,7 +38,7 @@ class Shown:
         return [(turn["role"], turn["content"]) for turn in self.example.prompt]
 
     def score(self, model: str) -> float | None:
-        return self.records[model].scores.get(self.metric)
+        return self.records[model].scores.get(self.metric or "")
 
     def likelihoods(self, model: str) -> str | None:
         """Where nothing was generated: a line for each target and its loss."""
@@ -48,14 +47,14 @@ class Shown:
         return "\n".join(lines) or None
 
 
-def choose_examples(task: Mapping[str, Any], folder: Path) -> list[Shown]:
+def choose_examples(task: TaskResult, folder: Path) -> list[Shown]:
     """Choose from the records of a task, the same ones whenever they are the same.
 
     Args:
-        task: Its entry in `results.json`.
+        task: What it measured.
         folder: With the files that its `records` name. What is not there is not shown.
     """
-    files = {model: folder / file for model, file in task.get("records", {}).items()}
+    files = {model: folder / file for model, file in task.records.items()}
     records = {model: {one.index: one for one in read_records(file)} for model, file in files.items()}
     records = {model: own for model, own in records.items() if own}
     if not records:
@@ -67,7 +66,7 @@ def choose_examples(task: Mapping[str, Any], folder: Path) -> list[Shown]:
     if metric is None:
         chosen = dict.fromkeys(shared[:_OF_EACH_KIND], "Example")
     else:
-        better = task["metrics"][metric]["better"]
+        better = task.metrics[metric].better
         rows = {index: row for index, row in rows.items() if all(metric in one.scores for one in row.values())}
         sign = -1 if better == "lower" else 1
         scores = {
@@ -78,20 +77,22 @@ def choose_examples(task: Mapping[str, Any], folder: Path) -> list[Shown]:
     return [Shown(why, rows[index], metric) for index, why in chosen.items()]
 
 
-def _metric(task: Mapping[str, Any], records: Mapping[str, Mapping[int, Record]]) -> str | None:
-    """The headline, or else the first metric that every model has scores of single examples in."""
-    candidates = dict.fromkeys([headline(task), *task["metrics"]])
+def _metric(task: TaskResult, records: Mapping[str, Mapping[int, Record]]) -> str | None:
+    """Find the metric to choose by: the decisive one, or the first with scores of every model's single examples."""
+    candidates = dict.fromkeys([task.decisive, *task.metrics])
     for metric in candidates:
         if all(any(metric in one.scores for one in own.values()) for own in records.values()):
             return metric
     return None
 
 
-def _extremes_of_pairs(task: Mapping[str, Any], scores: Mapping[int, Mapping[str, float]], better: str | None):
+def _extremes_of_pairs(
+    task: TaskResult, scores: Mapping[int, Mapping[str, float]], better: str | None
+) -> Iterator[tuple[str, int]]:
     """Of each model that was compared: where it is furthest above the baseline, and furthest below."""
     over, under = ("gain", "loss") if better else ("rise", "fall")
-    for comparison in task["comparisons"]:
-        model, baseline = comparison["model"], comparison["baseline"]
+    for comparison in task.comparisons:
+        model, baseline = comparison.model, comparison.baseline
         gains = {
             index: row[model] - row[baseline] for index, row in scores.items() if model in row and baseline in row
         }
@@ -104,7 +105,7 @@ def _extremes_of_pairs(task: Mapping[str, Any], scores: Mapping[int, Mapping[str
             )
 
 
-def _extremes(scores: Mapping[int, Mapping[str, float]], better: str | None):
+def _extremes(scores: Mapping[int, Mapping[str, float]], better: str | None) -> Iterator[tuple[str, int]]:
     """Where all models together did worst; of a single model also where it did best."""
     if not better or not scores:
         return

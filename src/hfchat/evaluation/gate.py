@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hfchat.errors import UserError
+from hfchat.results import Difference, Estimate, Results
 from hfchat.templates import markdown_environment
 
 # Of fewer than 6 pairs no exact test shows anything, and of fewer than 10 one outlier decides.
@@ -122,18 +123,18 @@ class Verdict:
         return "\n".join([*lines, self.sentence])
 
 
-def judge(results: Mapping[str, Any], gates: Sequence[Gate], min_n: int = MIN_N) -> Verdict:
+def judge(results: Results, gates: Sequence[Gate], min_n: int = MIN_N) -> Verdict:
     """Put the second model of an evaluation through the gates, against the first. What was not measured fails.
 
     Args:
-        results: `results.json`, with two models: the current one and the candidate.
+        results: Of two models: the current one and the candidate.
         gates: At least one.
         min_n: Examples without which a gate fails that has no `min_n` of its own.
 
     Raises:
         UserError: If the results are not of two models, or a gate names what no task of theirs measures.
     """
-    models = list(results["models"])
+    models = list(results.models)
     if len(models) != 2:
         raise UserError(f"the gate compares two models, and the results are of {len(models)}: {', '.join(models)}")
     current, candidate = models
@@ -150,30 +151,33 @@ def write_verdict(verdict: Verdict, folder: Path) -> None:
     (folder / "verdict.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _judge(results: Mapping[str, Any], gate: Gate, current: str, candidate: str, min_n: int) -> Outcome:
+def _judge(results: Results, gate: Gate, current: str, candidate: str, min_n: int) -> Outcome:
     if gate.is_speed:
         return _judge_speed(results, gate, current, candidate)
-    task = results["tasks"].get(gate["task"])
+    task = results.tasks.get(gate["task"])
     if task is None:
-        known = ", ".join(results["tasks"])
+        known = ", ".join(results.tasks)
         raise UserError(f"gates: task: the evaluation has no task {gate['task']!r}; it has {known}")
-    metric = task["metrics"].get(gate["metric"])
+    metric = task.metrics.get(gate["metric"])
     if metric is None:
-        known = ", ".join(task["metrics"])
+        known = ", ".join(task.metrics)
         raise UserError(f"gates: metric: {gate['task']} has no metric {gate['metric']!r}; it has {known}")
     compares = gate.condition in ("may_lose", "must_gain", "may_change")
-    if compares and metric["better"] is None and gate.condition != "may_change":
+    if compares and metric.better is None and gate.condition != "may_change":
         raise UserError(f"gates: {gate['task']}: {gate['metric']} has no better direction; ask for `may_change`")
-    measured = _difference(task, gate["metric"], candidate) if compares else _score(task, gate["metric"], candidate)
-    form = metric["form"]
+    compared = task.comparison(candidate)
+    measured: Estimate | Difference | None = task.score(candidate, gate["metric"])
+    if compares:
+        measured = compared.metrics.get(gate["metric"]) if compared else None
+    form = metric.form
     asked = _in_words(gate, form)
     if measured is None:
         return Outcome(gate, False, asked, "it was not measured of the candidate")
-    n, least = measured.get("scored", measured["n"]), gate.get("min_n", min_n)
+    n, least = measured.n if measured.scored is None else measured.scored, gate.get("min_n", min_n)
     if n < least:
         return Outcome(gate, False, asked, f"too few examples: n = {n}, and the gate needs {least} (min_n)")
-    low, high = measured["interval"]
-    sign = -1 if metric["better"] == "lower" else 1
+    low, high = measured.interval
+    sign = -1 if metric.better == "lower" else 1
     worst, best = sorted((sign * low, sign * high))
     limit = gate[gate.condition]
     passed = {
@@ -183,30 +187,21 @@ def _judge(results: Mapping[str, Any], gate: Gate, current: str, candidate: str,
         "must_gain": worst > 0,
         "may_change": max(abs(worst), abs(best)) <= limit,
     }[gate.condition]
-    value = measured["difference"] if compares else measured["score"]
+    value = measured.score if isinstance(measured, Estimate) else measured.difference
     plus = "+" if compares else ""
     found = f"{value:{plus}{form}} [{low:{plus}{form}}, {high:{plus}{form}}], n = {n}"
     return Outcome(gate, passed, asked, found)
 
 
-def _judge_speed(results: Mapping[str, Any], gate: Gate, current: str, candidate: str) -> Outcome:
-    speeds = [results["models"][name].get("speed") for name in (current, candidate)]
+def _judge_speed(results: Results, gate: Gate, current: str, candidate: str) -> Outcome:
+    before, now = (results.models[name].speed for name in (current, candidate))
     asked = f"at least {gate['keeps']:.0%} of the current speed"
-    if None in speeds:
+    if before is None or now is None:
         return Outcome(gate, False, asked, "one of both generated nothing")
     # Not tokens per second: in a batch, short answers have fewer of them for the same steps.
-    before, now = (speed["seconds"] for speed in speeds)
-    found = f"{before / now:.0%}, {now:.1f} s against {before:.1f} s for the same prompts"
-    return Outcome(gate, before >= gate["keeps"] * now, asked, found)
-
-
-def _score(task: Mapping[str, Any], metric: str, model: str) -> Mapping[str, Any] | None:
-    return task["scores"].get(model, {}).get(metric)
-
-
-def _difference(task: Mapping[str, Any], metric: str, model: str) -> Mapping[str, Any] | None:
-    compared = next((one["metrics"] for one in task["comparisons"] if one["model"] == model), {})
-    return compared.get(metric)
+    share = before.seconds / now.seconds
+    found = f"{share:.0%}, {now.seconds:.1f} s against {before.seconds:.1f} s for the same prompts"
+    return Outcome(gate, before.seconds >= gate["keeps"] * now.seconds, asked, found)
 
 
 def _in_words(gate: Gate, form: str) -> str:

@@ -10,6 +10,7 @@ from lm_eval.api import metrics
 from lm_eval.api.task import ConfigurableTask
 
 from hfchat.evaluation.bootstrap import Statistics
+from hfchat.evaluation.harness import Harness, max_new_tokens
 from hfchat.evaluation.task import Example, Record
 
 GENERATE = "generate_until"
@@ -51,25 +52,24 @@ def example(task: ConfigurableTask, doc: Mapping[str, Any], place: str) -> Examp
 
 
 def make_records(
-    tasks: Mapping[str, ConfigurableTask],
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
-    said: Mapping[tuple[str, ...], Record],
+    tasks: Sequence[ConfigurableTask], samples: Mapping[str, Sequence[Mapping[str, Any]]], harness: Harness
 ) -> list[Record]:
-    """A record of each document.
+    """Make a record of each document.
 
     Args:
-        tasks: Of lm-eval, by name.
-        samples: What `simple_evaluate` logs of each: a sample for each document and filter.
-        said: What was said to each request, see `hfchat.evaluation.harness.Requests.records`.
+        tasks: Of lm-eval.
+        samples: What `simple_evaluate` logs of each task, by its name: a sample for each document and filter.
+        harness: Which was asked.
     """
-    documents = defaultdict(list)
-    for name, of_task in samples.items():
-        for sample in of_task:
-            documents[name, sample["doc_id"]].append(sample)
-    return [
-        _record(index, tasks[name], of_document, said)
-        for index, ((name, _), of_document) in enumerate(documents.items())
-    ]
+    records: list[Record] = []
+    for task in tasks:
+        documents = defaultdict(list)
+        for sample in samples[task.task_name]:
+            documents[sample["doc_id"]].append(sample)
+        # Several processes log their documents one process after the other.
+        for _, of_document in sorted(documents.items()):
+            records.append(_record(len(records), task, of_document, harness))
+    return records
 
 
 def statistics(task: ConfigurableTask, key: str, records: Sequence[Record], signature: str) -> Statistics:
@@ -85,27 +85,29 @@ def statistics(task: ConfigurableTask, key: str, records: Sequence[Record], sign
     )
 
 
-def _record(
-    index: int, task: ConfigurableTask, samples: Sequence[Mapping[str, Any]], said: Mapping[tuple[str, ...], Record]
-) -> Record:
+def _record(index: int, task: ConfigurableTask, samples: Sequence[Mapping[str, Any]], harness: Harness) -> Record:
     first = samples[0]
-    texts = [tuple(part for part in arguments if isinstance(part, str)) for arguments in first["arguments"]]
-    kept = [said[text] for text in texts if text in said]
-    record = Record(index, prompt=texts[0][0], group=task.task_name, seconds=sum(one.seconds for one in kept))
-    record.info = {"document": first["doc_id"], "cut": any(one.info["cut"] for one in kept)}
-    responses = [of_request[0] for of_request in first["resps"]]
-    if task.OUTPUT_TYPE == GENERATE:
+    arguments, responses = first["arguments"], [of_request[0] for of_request in first["resps"]]
+    record = Record(index, prompt=arguments[0][0], group=task.task_name)
+    record.info = {"document": first["doc_id"], "cut": False}
+    # What is kept of the requests depends on their kind.
+    kind = task.OUTPUT_TYPE
+    if kind == GENERATE:
+        reply, record.info["cut"] = harness.reply(record.prompt, responses[0], max_new_tokens(arguments[0][1]))
+        record.answer, record.answer_tokens, record.ended = reply.text, reply.tokens, reply.ended
         record.references = _texts(first["target"])
-        record.answer = responses[0]
-        record.answer_tokens = sum(one.answer_tokens for one in kept)
-        record.ended = kept[0].ended
         record.info["filtered"] = {sample["filter"]: sample["filtered_resps"][0] for sample in samples}
-    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
-        record.prompt, record.targets, record.losses = "", [texts[0][0]], [-responses[0]]
+    elif kind == "loglikelihood_rolling":
+        record.prompt, record.targets, record.losses = "", [arguments[0][0]], [-responses[0]]
     else:
-        record.targets = [target for _, target in texts]
+        kind = "loglikelihood"
+        sizes = [harness.sizes(context, target) for context, target in arguments]
+        record.targets = [target for _, target in arguments]
         record.losses = [-likelihood for likelihood, _ in responses]
-        record.target_tokens = [tokens for one in kept for tokens in one.target_tokens]
+        record.target_tokens = [tokens for tokens, _ in sizes]
+        record.info["cut"] = any(is_cut for _, is_cut in sizes)
+    record.seconds = len(arguments) * harness.seconds.get(kind, 0.0)
+    # Each filter has metrics of its own.
     items = {}
     for sample in samples:
         for metric in sample["metrics"]:

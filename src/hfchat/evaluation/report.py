@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hfchat.evaluation.examples import Shown, choose_examples
-from hfchat.evaluation.verdict import ARROWS, Outcome, findings, headline, outcome, summary, verdict
+from hfchat.evaluation.verdict import ARROWS, Outcome, findings, outcome, summary, verdict
 from hfchat.intervals import CONFIDENCE
+from hfchat.markdown import markdown_of
 from hfchat.plots import Scale
-from hfchat.templates import add_figures, figure, html_environment, interval, markdown_environment
+from hfchat.results import Difference, Estimate, Metric, Results, TaskResult
+from hfchat.templates import add_figures, figure, html_environment, interval
 
 if TYPE_CHECKING:
     import jinja2
@@ -28,15 +31,15 @@ class Cell:
     """What a table says of one model.
 
     Attributes:
-        estimate: An entry of `scores`; None where the model has none.
+        estimate: None where the model has none.
         best: Whether it is shown to be better than every other model.
-        difference: From the baseline, an entry of `comparisons`; None for the baseline.
+        difference: From the baseline; None for the baseline.
         outcome: What the difference shows.
     """
 
-    estimate: Mapping[str, Any] | None
+    estimate: Estimate | None
     best: bool = False
-    difference: Mapping[str, Any] | None = None
+    difference: Difference | None = None
     outcome: Outcome | None = None
 
 
@@ -46,7 +49,7 @@ class Row:
 
     Attributes:
         label: Of the metric, or the group's name.
-        better: `"higher"`, `"lower"` or None; None too for a group, as its table says it.
+        better: `"higher"`, `"lower"` or None; None too for a group, because its table says it.
         form: Format specification.
         cells: Model to its figures.
     """
@@ -66,14 +69,14 @@ class Row:
         return f"{self.label} {self.arrow}".rstrip()
 
     @property
-    def estimates(self) -> dict[str, Mapping[str, Any]]:
+    def estimates(self) -> dict[str, Estimate]:
         """Of the models that have one."""
         return {model: cell.estimate for model, cell in self.cells.items() if cell.estimate is not None}
 
     @property
     def scale(self) -> Scale | None:
         """An axis for all scores and intervals of the row."""
-        return Scale.of(_ends([self]))
+        return Scale.of(_ends(self))
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,12 @@ class Groups:
     @property
     def scale(self) -> Scale | None:
         """An axis for all rows, from 0, where bars begin."""
-        return Scale.of([0.0, *_ends(self.rows)])
+        return Scale.of([0.0, *chain.from_iterable(map(_ends, self.rows))])
 
 
 @dataclass(frozen=True)
 class Details:
-    """Figures that only this kind of task has: a table, or where they are none a text.
+    """Figures that only this kind of task has: a table, or a text where they do not make one.
 
     Attributes:
         title: The keys that lead to them.
@@ -101,159 +104,137 @@ class Details:
 
     title: str
     columns: Sequence[str] = ()
-    rows: Sequence[tuple[str, Sequence[Any]]] = ()
+    rows: Sequence[tuple[str, Sequence[object]]] = ()
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the report says of a task, beside its entry in `results.json`.
+    """What the report says of a task, beside its results.
 
     Attributes:
-        name: Of the task; `task` is its entry.
+        name: Of the task.
+        task: Its results.
         rows: Of the table.
-        groups: Tables by groups, that of the headline metric first.
+        headline: The row that the summary shows.
+        groups: Tables by groups, that of the decisive metric first.
         signatures: Label of a metric, the model or None for all of them, and the signature.
         details: More figures.
         examples: Some of them, with the answers.
     """
 
     name: str
-    task: Mapping[str, Any]
+    task: TaskResult
     rows: Sequence[Row]
+    headline: Row | None
     groups: Sequence[Groups]
     signatures: Sequence[tuple[str, str | None, str]]
     details: Sequence[Details]
     examples: Sequence[Shown]
 
-    @property
-    def headline(self) -> Row | None:
-        names = list(self.task["metrics"])
-        return self.rows[names.index(headline(self.task))] if names else None
 
-
-def write_report(results: Mapping[str, Any], folder: Path) -> None:
+def write_report(results: Results, folder: Path) -> None:
     """Write `report.html`, which needs no other file, and `report.md`.
 
     Args:
-        results: What `results.json` holds.
-        folder: With the records that it names; it gets the report.
+        results: What was measured.
+        folder: With the records that they name; it gets the report.
     """
     found = findings(results)
+    models = list(results.models)
     context = {
         "results": results,
-        "models": list(results["models"]),
-        "title": _title(list(results["models"])),
-        "sections": [_section(name, task, folder) for name, task in results["tasks"].items()],
+        "models": models,
+        "title": " against ".join(reversed(models)) if len(models) == 2 else ", ".join(models),
+        "sections": [_section(name, task, folder) for name, task in results.tasks.items()],
         "findings": found,
         "summary": summary(found),
         "confidence": CONFIDENCE,
     }
-    for name, environment in (("report.html", html_environment), ("report.md", markdown_environment)):
-        page = _with_filters(environment("hfchat.evaluation")).get_template(f"{name}.jinja").render(context)
-        (folder / name).write_text(page, encoding="utf-8")
+    page = _with_filters(html_environment("hfchat.evaluation")).get_template("report.html.jinja").render(context)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.md").write_text(markdown_of(page), encoding="utf-8")
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Tasks by models, each with its headline metric and interval, aligned for a terminal."""
-    models = list(results["models"])
-    lines = [["", *models]]
-    for name, task in results["tasks"].items():
-        metric = headline(task)
-        if metric is None:
-            continue
-        shown = task["metrics"][metric]
-        scores = [task["scores"].get(model, {}).get(metric) for model in models]
-        lines.append(
-            [
-                f"{name}: {shown['label']} {ARROWS[shown['better']]}".rstrip(),
-                *(_with_interval(score, shown["form"]) if score else "–" for score in scores),
-            ]
-        )
+def table(results: Results) -> str:
+    """Show tasks by models, each with its decisive metric and interval, aligned for a terminal."""
+    lines = [["", *results.models]]
+    for name, task in results.tasks.items():
+        if task.decisive is not None:
+            metric = task.metrics[task.decisive]
+            scores = [_with_interval(task.score(model, task.decisive), metric.form) for model in results.models]
+            lines.append([f"{name}: {_named(metric)}", *scores])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-def _with_interval(estimate: Mapping[str, Any], form: str) -> str:
-    return f"{figure(estimate['score'], form)} {interval(estimate['interval'], form)}"
+def _with_interval(estimate: Estimate | None, form: str) -> str:
+    return f"{figure(estimate.score, form)} {interval(estimate.interval, form)}" if estimate else "–"
 
 
-def _title(models: Sequence[str]) -> str:
-    return " against ".join(reversed(models)) if len(models) == 2 else ", ".join(models)
+def _named(metric: Metric) -> str:
+    return f"{metric.label} {ARROWS[metric.better]}".rstrip()
 
 
-def _section(name: str, task: Mapping[str, Any], folder: Path) -> Section:
-    rows = [_row(task, metric) for metric in task["metrics"]]
-    measured = {metric for groups in task["groups"].values() for scores in groups.values() for metric in scores}
-    in_groups = [metric for metric in dict.fromkeys([headline(task), *task["metrics"]]) if metric in measured]
+def _section(name: str, task: TaskResult, folder: Path) -> Section:
+    rows = {metric: _row(task, metric) for metric in task.metrics}
+    # The decisive metric comes first, and a metric that no group has makes no table.
+    in_order = dict.fromkeys([task.decisive, *task.metrics] if task.decisive else ())
+    tables = [_groups(task, metric) for metric in in_order]
     return Section(
         name=name,
         task=task,
-        rows=rows,
-        groups=[_groups(task, metric) for metric in in_groups],
-        signatures=[line for metric in task["metrics"] for line in _signatures(task, metric)],
-        details=[one for key, value in task["details"].items() for one in _details(key, value)],
+        rows=list(rows.values()),
+        headline=rows.get(task.decisive or ""),
+        groups=[groups for groups in tables if groups.rows],
+        signatures=list(chain.from_iterable(_signatures(task, metric) for metric in task.metrics)),
+        details=list(chain.from_iterable(_details(key, value) for key, value in task.details.items())),
         examples=choose_examples(task, folder),
     )
 
 
-def _row(task: Mapping[str, Any], metric: str) -> Row:
-    better = task["metrics"][metric]["better"]
-    estimates = {model: scores[metric] for model, scores in task["scores"].items() if metric in scores}
-    differences = {
-        one["model"]: (one["baseline"], one["metrics"][metric])
-        for one in task["comparisons"]
-        if metric in one["metrics"]
-    }
-    cells = {model: Cell(None) for model in task["scores"]}
-    for model, estimate in estimates.items():
-        others = [other for other in estimates if other != model]
-        best = bool(others) and all(_is_better(model, other, better, estimates, differences) for other in others)
-        _, difference = differences.get(model, (None, None))
-        shows = None if difference is None else outcome(better, difference, difference.get("p_value"))
-        cells[model] = Cell(estimate, best, difference, shows)
-    return Row(task["metrics"][metric]["label"], better, task["metrics"][metric]["form"], cells)
+def _row(task: TaskResult, metric: str) -> Row:
+    shown = task.metrics[metric]
+    measured = {model: scores[metric] for model, scores in task.scores.items() if metric in scores}
+    cells = {}
+    for model in task.scores:
+        others = [other for other in measured if other != model]
+        best = bool(others) and model in measured and all(_is_better(task, metric, model, other) for other in others)
+        comparison = task.comparison(model)
+        difference = comparison.metrics.get(metric) if comparison else None
+        shows = outcome(shown.better, difference, difference.p_value) if difference else None
+        cells[model] = Cell(measured.get(model), best, difference, shows)
+    return Row(shown.label, shown.better, shown.form, cells)
 
 
-def _is_better(
-    model: str,
-    other: str,
-    better: str | None,
-    estimates: Mapping[str, Mapping[str, Any]],
-    differences: Mapping[str, tuple[str, Mapping[str, Any]]],
-) -> bool:
+def _is_better(task: TaskResult, metric: str, model: str, other: str) -> bool:
     """Whether it is shown: by the paired comparison, or where there is none by intervals that lie apart."""
+    better = task.metrics[metric].better
     for first, second, wanted in ((model, other, "better"), (other, model, "worse")):
-        baseline, difference = differences.get(first, (None, None))
-        if baseline == second:
-            return outcome(better, difference, difference.get("p_value")) == wanted
-    (low, high), (other_low, other_high) = (estimates[name]["interval"] for name in (model, other))
-    return {"higher": low > other_high, "lower": high < other_low}.get(better, False)
+        comparison = task.comparison(first)
+        if comparison is not None and comparison.baseline == second and metric in comparison.metrics:
+            difference = comparison.metrics[metric]
+            return outcome(better, difference, difference.p_value) == wanted
+    (low, high), (other_low, other_high) = (task.scores[name][metric].interval for name in (model, other))
+    return low > other_high if better == "higher" else better == "lower" and high < other_low
 
 
-def _groups(task: Mapping[str, Any], metric: str) -> Groups:
-    shown = task["metrics"][metric]
-    names = dict.fromkeys(
-        name for groups in task["groups"].values() for name, scores in groups.items() if metric in scores
-    )
-    rows = [
-        Row(
-            name,
-            None,
-            shown["form"],
-            {model: Cell(groups.get(name, {}).get(metric)) for model, groups in task["groups"].items()},
-        )
-        for name in names
-    ]
-    return Groups(f"{shown['label']} {ARROWS[shown['better']]}".rstrip(), rows)
+def _groups(task: TaskResult, metric: str) -> Groups:
+    shown = task.metrics[metric]
+    names = dict.fromkeys(chain.from_iterable(task.groups.values()))
+    rows = []
+    for name in names:
+        estimates = {model: groups.get(name, {}).get(metric) for model, groups in task.groups.items()}
+        if any(estimates.values()):
+            rows.append(Row(name, None, shown.form, {model: Cell(one) for model, one in estimates.items()}))
+    return Groups(_named(shown), rows)
 
 
-def _signatures(task: Mapping[str, Any], metric: str) -> list[tuple[str, str | None, str]]:
+def _signatures(task: TaskResult, metric: str) -> list[tuple[str, str | None, str]]:
     """One line where all models share it, else one for each."""
-    label = task["metrics"][metric]["label"]
-    signatures = {model: scores[metric]["signature"] for model, scores in task["scores"].items() if metric in scores}
+    label = task.metrics[metric].label
+    signatures = {model: scores[metric].signature for model, scores in task.scores.items() if metric in scores}
     if len(set(signatures.values())) == 1:
         return [(label, None, next(iter(signatures.values())))]
     return [(label, model, signature) for model, signature in signatures.items()]
@@ -275,10 +256,9 @@ def _details(title: str, value: Any) -> Iterator[Details]:
         )
 
 
-def _ends(rows: Sequence[Row]) -> list[float]:
+def _ends(row: Row) -> list[float]:
     """Scores and ends of intervals."""
-    estimates = [one for row in rows for one in row.estimates.values()]
-    return [value for one in estimates for value in (one["score"], *one["interval"])]
+    return list(chain.from_iterable((one.score, *one.interval) for one in row.estimates.values()))
 
 
 def _with_filters(environment: "jinja2.Environment") -> "jinja2.Environment":

@@ -5,7 +5,12 @@ import difflib
 import importlib
 import json
 import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from hfchat.errors import UserError
 from hfchat.evaluation.contamination import find_contamination
-from hfchat.evaluation.models import Model
-from hfchat.evaluation.task import Bootstrap, Task, result
-from hfchat.evaluation.usage import peak_memory, reset_peak_memory
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
+from hfchat.evaluation.openai_model import RemoteModel
+from hfchat.evaluation.records import read_records
+from hfchat.evaluation.task import Task, result
+from hfchat.evaluation.usage import hardware, peak_memory, reset_peak_memory
+from hfchat.lineage import versions
 from hfchat.processes import launched
+from hfchat.results import Bootstrap, ModelResult, Results, Speed
 from hfchat.storage import write_whole
 
 # Kind to its class. Modules are imported when a suite asks for them: lm-eval alone takes seconds.
@@ -72,10 +82,24 @@ class TaskEntry(dict):
             raise ValueError(f"tasks: {self['name']}: {f'{key}: ' if key else ''}{reason}") from error
 
 
+RECORDS = "records"
+_PACKAGES = ("torch", "transformers", "evaluate", "sacrebleu", "rouge-score", "nltk", "lm-eval")
+_OF_A_STAGE = (
+    "stage", "path", "command", "finished", "duration_s", "inputs", "licenses", "config", "metrics", "versions",
+)  # fmt: skip
 _USAGE = "usage.json"  # beside the records: what a run that goes on with them does not measure again
 
 
-def prepare_suite(tasks: Sequence[Task], models: Sequence[Model]) -> None:
+def open_model(
+    name: str, path: str, batch_size: int, dtype: str, allow_template_mismatch: bool = False
+) -> EvaluatedModel:
+    """Open a URL as a `RemoteModel`, and anything else as a `LocalModel`."""
+    if re.match(r"https?://", path):
+        return RemoteModel(name, path, batch_size)
+    return LocalModel(name, path, batch_size, dtype, allow_template_mismatch)
+
+
+def prepare_suite(tasks: Sequence[Task], models: Sequence[EvaluatedModel]) -> None:
     """Read what the tasks ask, and check it with every model; no weights are loaded.
 
     Raises:
@@ -93,8 +117,8 @@ def prepare_suite(tasks: Sequence[Task], models: Sequence[Model]) -> None:
 
 
 def run_suite(
-    tasks: Sequence[Task], models: Sequence[Model], folder: Path, bootstrap: Bootstrap
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    tasks: Sequence[Task], models: Sequence[EvaluatedModel], folder: Path, bootstrap: Bootstrap
+) -> Results | None:
     """Put every task to every model, one model in memory at a time, and score them.
 
     What `folder` holds already is not asked again.
@@ -102,51 +126,82 @@ def run_suite(
     Args:
         tasks: With different names, after `prepare_suite`.
         models: The first is the baseline.
-        folder: Gets `<task>/<model>.jsonl`.
+        folder: Gets `records/<task>/<model>.jsonl`.
         bootstrap: Of the intervals.
 
     Returns:
-        Task to what `hfchat.evaluation.task.result` returns, with `left_out`, models to why, and `contamination`,
-        models to what `hfchat.evaluation.contamination.find_contamination` says of the task; and model to
-        `{"parameters", "peak_memory_bytes"}`. Both are empty but in the main process of a launch.
+        The results, or None in a process of a launch that is not the main one.
     """
+    records = folder / RECORDS
     asked = {task.name: [model for model in models if task.refusal(model) is None] for task in tasks}
     for task in tasks:
-        task.check_suite(tasks, asked[task.name], folder / task.name)
+        task.check_suite(tasks, asked[task.name], records / task.name)
     for model in models:
         reset_peak_memory()
         for task in tasks:
             if model in asked[task.name]:
-                task.collect(model, folder / task.name)
+                task.collect(model, records / task.name)
         if model.parameters is not None and launched().is_main_process:
-            _write_usage(folder, model)
+            _write_usage(records, model)
         model.free()
     if not launched().is_main_process:
-        return {}, {}
+        return None
+
+    # No model is loaded any more: what remains is scored from the records.
     names = {task.name: [model.name for model in asked[task.name]] for task in tasks}
     for task in tasks:
-        task.collect_jointly(names[task.name], folder / task.name)
-    seen = {
-        model.name: find_contamination({task.name: task.examples for task in tasks}, model.ancestry())
-        for model in models
-    }
+        task.collect_jointly(names[task.name], records / task.name)
+    examples = {task.name: task.examples for task in tasks}
+    seen = {model.name: find_contamination(examples, model.ancestry()) for model in models}
     scores = {
-        task.name: {
-            **result(task, names[task.name], folder / task.name, bootstrap),
-            "contamination": {name: seen[name][task.name] for name in names[task.name] if task.name in seen[name]},
-            "left_out": {model.name: reason for model in models if (reason := task.refusal(model)) is not None},
-        }
+        task.name: replace(
+            result(task, names[task.name], records / task.name, bootstrap),
+            contamination={name: seen[name][task.name] for name in names[task.name] if task.name in seen[name]},
+            left_out={model.name: reason for model in models if (reason := task.refusal(model)) is not None},
+            records={name: f"{RECORDS}/{task.name}/{name}.jsonl" for name in names[task.name]},
+        )
         for task in tasks
     }
-    return scores, _read_usage(folder)
+    usage = _read_usage(records)
+    return Results(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["python", *sys.argv]),
+        versions=versions(_PACKAGES),
+        hardware=hardware(),
+        bootstrap=bootstrap,
+        models={
+            model.name: ModelResult(
+                **vars(model.describe()),
+                lineage=[{key: stage[key] for key in _OF_A_STAGE} for stage in model.ancestry()],
+                speed=_speed(model, records),
+                **usage.get(model.name, {}),
+            )
+            for model in models
+        },
+        tasks=scores,
+    )
 
 
-def _read_usage(folder: Path) -> dict[str, dict[str, Any]]:
+def _speed(model: EvaluatedModel, folder: Path) -> Speed | None:
+    """Count tokens and seconds over all tasks in which the model generated."""
+    files = sorted(folder.glob(f"*/{model.name}.jsonl"))
+    answered = [
+        record
+        for record in chain.from_iterable(map(read_records, files))
+        if record.answer is not None and record.seconds
+    ]
+    if not answered:
+        return None
+    tokens, seconds = sum(record.answer_tokens for record in answered), sum(record.seconds for record in answered)
+    return Speed(tokens / seconds, tokens, seconds, model.batch_size)
+
+
+def _read_usage(folder: Path) -> dict[str, dict[str, int | None]]:
     file = folder / _USAGE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _write_usage(folder: Path, model: Model) -> None:
+def _write_usage(folder: Path, model: EvaluatedModel) -> None:
     usage = _read_usage(folder) | {
         model.name: {"parameters": model.parameters, "peak_memory_bytes": peak_memory()},
     }

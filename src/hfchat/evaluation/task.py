@@ -6,17 +6,15 @@ a run that was stopped goes on where it was, and one that is finished is scored 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from hfchat.dataset import load_split
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
+from hfchat.evaluation.model import EvaluatedModel, Prompt
 from hfchat.lineage import describe
-
-if TYPE_CHECKING:
-    from hfchat.evaluation.models import Model
-
-Prompt = str | list[dict[str, str]]
+from hfchat.results import AskedData, Bootstrap, Comparison, Difference, Estimate, Metric, TaskResult
 
 
 @dataclass(frozen=True)
@@ -72,21 +70,6 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """How a score is shown.
-
-    Attributes:
-        label: `"ROUGE-L"`.
-        better: Which way is better; None where neither is.
-        form: Format specification: `".3f"`.
-    """
-
-    label: str
-    better: Literal["higher", "lower"] | None = "higher"
-    form: str = ".3f"
-
-
-@dataclass(frozen=True)
 class Measured:
     """What a task knows of one model's records.
 
@@ -97,14 +80,6 @@ class Measured:
 
     statistics: Mapping[str, Statistics]
     groups: Mapping[str, Mapping[str, Statistics]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How many exchanges the tests try, and resamples the intervals take that have no formula."""
-
-    resamples: int = 1000
-    seed: int = 42
 
 
 class Task:
@@ -151,21 +126,20 @@ class Task:
         """Folder, file or Hub id of its data, which is an input of the run; None for data of hfchat's own."""
         return None
 
-    def dataset(self) -> dict[str, Any] | None:
-        """What was asked: `hfchat.lineage.describe` of its `source`, with `split`, if it has splits, and `n`."""
+    def dataset(self) -> AskedData | None:
+        """Say where the examples are from."""
         if self.source is None:
             return None
-        split = {} if self.split is None else {"split": self.split}
-        return {**describe(self.source), **split, "n": len(self.examples)}
+        return AskedData(**describe(self.source), n=len(self.examples), split=self.split)
 
-    def refusal(self, model: "Model") -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         """Why a model cannot take part (a server gives no likelihoods): it is left out, and the report says so."""
         return None
 
-    def check(self, model: "Model") -> None:
+    def check(self, model: EvaluatedModel) -> None:
         """Refuse a model that cannot be asked, before any is: see `prepare`."""
 
-    def check_suite(self, tasks: Sequence["Task"], models: Sequence["Model"], folder: Path) -> None:
+    def check_suite(self, tasks: Sequence["Task"], models: Sequence[EvaluatedModel], folder: Path) -> None:
         """Refuse a suite that lacks what it needs of other tasks, or of models. All tasks are prepared by then.
 
         Args:
@@ -174,7 +148,7 @@ class Task:
             folder: Its own, see `collect`.
         """
 
-    def collect(self, model: "Model", folder: Path) -> None:
+    def collect(self, model: EvaluatedModel, folder: Path) -> None:
         """Ask one model what `folder/<model.name>.jsonl` does not hold yet. Runs in every process of a launch."""
 
     def collect_jointly(self, models: Sequence[str], folder: Path) -> None:
@@ -211,56 +185,44 @@ def read_rows(
         yield row, f"{dataset_name} ({split}) row {number}"
 
 
-def result(task: Task, models: Sequence[str], folder: Path, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Score a task from its files: its entry in `results.json`.
+def result(task: Task, models: Sequence[str], folder: Path, bootstrap: Bootstrap) -> TaskResult:
+    """Score a task from its files.
 
     Every model but the first is compared with the first, the baseline.
-
-    Returns:
-        `{"kind", "title", "dataset", "limits", "group_label", "headline", "metrics", "scores", "groups",
-        "comparisons", "details"}`: `metrics` maps a metric to its label, direction and format; `scores` a model to
-        metric to `estimate`; `groups` a model to group to metric to `estimate`; `comparisons` is a list of
-        `{"model", "baseline", "metrics"}`, the last a metric to `difference`.
     """
     measured = {model: task.measure(model, folder) for model in models}
-    shared = [
-        metric
-        for metric in task.columns
-        if any(metric in (*one.statistics, *(m for g in one.groups.values() for m in g)) for one in measured.values())
-    ]
+    scores = {model: _estimates(measured[model].statistics, bootstrap) for model in models}
+    groups = {
+        model: {group: _estimates(statistics, bootstrap) for group, statistics in measured[model].groups.items()}
+        for model in models
+    }
+    tables = [*scores.values(), *chain.from_iterable(of_model.values() for of_model in groups.values())]
     baseline, *others = models
-    return {
-        "kind": task.kind,
-        "title": task.title,
-        "dataset": task.dataset(),
-        "limits": list(task.limits),
-        "group_label": task.group_label,
-        "headline": task.headline,
-        "metrics": {name: vars(task.columns[name]) for name in shared},
-        "scores": {
-            model: _estimates(measured[model].statistics, bootstrap) for model in models
-        },
-        "groups": {
-            model: {group: _estimates(statistics, bootstrap) for group, statistics in measured[model].groups.items()}
-            for model in models
-        },
-        "comparisons": [
-            {
-                "model": model,
-                "baseline": baseline,
-                "metrics": {
-                    metric: difference(
-                        statistics, measured[baseline].statistics[metric], bootstrap.resamples, bootstrap.seed
-                    )
-                    for metric, statistics in measured[model].statistics.items()
-                    if metric in measured[baseline].statistics
-                },
-            }
+    return TaskResult(
+        kind=task.kind,
+        title=task.title,
+        dataset=task.dataset(),
+        limits=list(task.limits),
+        group_label=task.group_label,
+        headline=task.headline,
+        metrics={name: metric for name, metric in task.columns.items() if any(name in table for table in tables)},
+        scores=scores,
+        groups=groups,
+        comparisons=[
+            Comparison(model, baseline, _differences(measured[model], measured[baseline], bootstrap))
             for model in others
         ],
-        "details": task.details(models, folder),
-    }  # fmt: skip
+        details=task.details(models, folder),
+    )
 
 
-def _estimates(statistics: Mapping[str, Statistics], bootstrap: Bootstrap) -> dict[str, Any]:
+def _estimates(statistics: Mapping[str, Statistics], bootstrap: Bootstrap) -> dict[str, Estimate]:
     return {name: estimate(values, bootstrap.resamples, bootstrap.seed) for name, values in statistics.items()}
+
+
+def _differences(measured: Measured, baseline: Measured, bootstrap: Bootstrap) -> dict[str, Difference]:
+    return {
+        metric: difference(statistics, baseline.statistics[metric], bootstrap.resamples, bootstrap.seed)
+        for metric, statistics in measured.statistics.items()
+        if metric in baseline.statistics
+    }

@@ -4,11 +4,11 @@ import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hfchat.processes import peak_resident_bytes, reset_peak_resident_bytes
+from hfchat.results import Hardware
 
 
 def device_name() -> str:
@@ -19,16 +19,16 @@ def device_name() -> str:
     return str(accelerator or f"CPU ({torch.get_num_threads()} threads)")
 
 
-def hardware() -> dict[str, Any]:
-    """`{"device", "cpu", "cores", "memory_gib"}` of this machine; None for what it does not tell."""
+def hardware() -> Hardware:
+    """Describe this machine."""
     import psutil
 
-    return {
-        "device": device_name(),
-        "cpu": _cpu_name() or platform.processor() or None,
-        "cores": psutil.cpu_count(logical=True),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-    }
+    return Hardware(
+        device=device_name(),
+        cpu=_cpu_name() or platform.processor() or None,
+        cores=psutil.cpu_count(logical=True),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+    )
 
 
 def reset_peak_memory() -> None:

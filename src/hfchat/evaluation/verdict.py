@@ -1,10 +1,11 @@
 """The verdict of an evaluation: which model is better at what, and where that is not shown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from hfchat.intervals import CONFIDENCE
+from hfchat.results import Comparison, Difference, Estimate, Metric, Results, TaskResult
 from hfchat.templates import change, figure
 
 Outcome = Literal["better", "worse", "higher", "lower", "not shown to differ"]
@@ -13,133 +14,116 @@ ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 @dataclass(frozen=True)
 class Finding:
-    """What one task says of a model and the baseline.
+    """What one task says of a model and the baseline, by the metric that decides.
 
     Attributes:
         task: Its name.
         title: How the report calls it.
-        metric: Label of the metric that decides, the task's headline.
-        form: Format specification of its scores.
-        model: And `baseline`: names.
-        outcome: Of the model, as against the baseline.
-        score: Of the model; `baseline_score` of the baseline. Entries of `scores` in `results.json`.
-        difference: Entry of `comparisons`.
+        metric: The one that decides.
+        model: Name of the model.
+        baseline: Name of the baseline.
+        outcome: What the difference shows of the model.
+        score: Of the model.
+        baseline_score: Of the baseline.
+        difference: Of the one from the other.
         p_value: Corrected for the number of comparisons, see `holm`; None where there is none.
         worse_by: Labels of the task's other metrics in which the model is worse.
     """
 
     task: str
     title: str
-    metric: str
-    form: str
+    metric: Metric
     model: str
     baseline: str
     outcome: Outcome
-    score: Mapping[str, Any]
-    baseline_score: Mapping[str, Any]
-    difference: Mapping[str, Any]
+    score: Estimate
+    baseline_score: Estimate
+    difference: Difference
     p_value: float | None
     worse_by: Sequence[str]
 
     @property
     def figures(self) -> str:
         """`"ROUGE-L 0.41 against 0.22, difference +0.19 [+0.12, +0.26], p = 0.004"`."""
-        score, before = (figure(one["score"], self.form) for one in (self.score, self.baseline_score))
-        text = f"{self.metric} {score} against {before}, difference {change(self.difference, self.form)}"
+        form = self.metric.form
+        score, before = figure(self.score.score, form), figure(self.baseline_score.score, form)
+        text = f"{self.metric.label} {score} against {before}, difference {change(self.difference, form)}"
         text += "" if self.p_value is None else f", p = {self.p_value:.2g}"
         return text if not self.worse_by else f"{text}; but worse by {', '.join(self.worse_by)}"
 
 
-def headline(task: Mapping[str, Any]) -> str | None:
-    """The metric that a task is judged by: its headline, or its first one with a better direction."""
-    metrics = task["metrics"]
-    if task["headline"] in metrics:
-        return task["headline"]
-    return next((name for name, metric in metrics.items() if metric["better"]), next(iter(metrics), None))
-
-
-def outcome(better: str | None, difference: Mapping[str, Any], p_value: float | None = None) -> Outcome:
+def outcome(better: str | None, difference: Difference, p_value: float | None = None) -> Outcome:
     """What a difference shows: something where its interval leaves out 0 and its p-value, if any, is small."""
-    low, high = difference["interval"]
+    low, high = difference.interval
     is_clear = low > 0 or high < 0
-    if not is_clear or difference["n"] < 2 or (p_value is not None and p_value >= 1 - CONFIDENCE):
+    if not is_clear or difference.n < 2 or (p_value is not None and p_value >= 1 - CONFIDENCE):
         return "not shown to differ"
     if better is None:
         return "higher" if low > 0 else "lower"
     return "better" if (low > 0) == (better == "higher") else "worse"
 
 
-def findings(results: Mapping[str, Any]) -> list[Finding]:
-    """One per task and comparison, for the task's headline, in the order of the suite."""
-    pairs = [
-        (name, task, comparison, comparison["metrics"][headline(task)])
-        for name, task in results["tasks"].items()
-        for comparison in task["comparisons"]
-        if headline(task) in comparison["metrics"]
+def findings(results: Results) -> list[Finding]:
+    """Compare by the metric that each task is judged by: a finding per task and comparison, in the suite's order."""
+    compared = [
+        (name, task, task.decisive, comparison)
+        for name, task in results.tasks.items()
+        for comparison in task.comparisons
     ]
-    corrected = _corrected([difference.get("p_value") for *_, difference in pairs])
-    found = []
-    for (name, task, comparison, difference), p_value in zip(pairs, corrected, strict=True):
-        metric = task["metrics"][headline(task)]
-        model, baseline = comparison["model"], comparison["baseline"]
-        shows = outcome(metric["better"], difference, p_value)
-        found.append(
-            Finding(
-                task=name,
-                title=task["title"],
-                metric=metric["label"],
-                form=metric["form"],
-                model=model,
-                baseline=baseline,
-                outcome=shows,
-                score=task["scores"][model][headline(task)],
-                baseline_score=task["scores"][baseline][headline(task)],
-                difference=difference,
-                p_value=p_value,
-                worse_by=_worse_by(task, comparison) if shows != "worse" else [],
-            )
-        )
-    return found
+    compared = [one for one in compared if one[2] in one[3].metrics]
+    p_values = holm([comparison.metrics[metric].p_value for _, _, metric, comparison in compared])
+    return [_finding(*one, p_value) for one, p_value in zip(compared, p_values, strict=True)]
 
 
-def _worse_by(task: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
-    return [
-        task["metrics"][name]["label"]
-        for name, difference in comparison["metrics"].items()
-        if name != headline(task)
-        and outcome(task["metrics"][name]["better"], difference, difference.get("p_value")) == "worse"
+def _finding(name: str, task: TaskResult, metric: str, comparison: Comparison, p_value: float | None) -> Finding:
+    better, difference = task.metrics[metric].better, comparison.metrics[metric]
+    shows = outcome(better, difference, p_value)
+    worse_by = [
+        task.metrics[other].label
+        for other, change in comparison.metrics.items()
+        if other != metric and outcome(task.metrics[other].better, change, change.p_value) == "worse"
     ]
+    return Finding(
+        task=name,
+        title=task.title,
+        metric=task.metrics[metric],
+        model=comparison.model,
+        baseline=comparison.baseline,
+        outcome=shows,
+        score=task.scores[comparison.model][metric],
+        baseline_score=task.scores[comparison.baseline][metric],
+        difference=difference,
+        p_value=p_value,
+        worse_by=[] if shows == "worse" else worse_by,
+    )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for how many there are, in the same order.
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values for how many there are. They stay in their order, and what has none stays without.
 
     Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979).
     """
-    corrected, greatest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        greatest = max(greatest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    corrected: list[float | None] = [None] * len(p_values)
+    known = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
+    greatest = 0.0
+    for rank, (value, index) in enumerate(known):
+        greatest = max(greatest, min(1.0, (len(known) - rank) * value))
         corrected[index] = greatest
     return corrected
 
 
-def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
-    known = iter(holm([value for value in p_values if value is not None]))
-    return [None if value is None else next(known) for value in p_values]
-
-
 def summary(found: Sequence[Finding]) -> list[str]:
-    """A line for each model that was compared: `"tuned against base, 5 tasks: better in 3, worse in 2"`."""
+    """Give a line for each model that was compared: `"tuned against base, 5 tasks: better in 3, worse in 2"`."""
     lines = []
     for model in dict.fromkeys(one.model for one in found):
         own = [one for one in found if one.model == model]
-        counts = [(name, sum(one.outcome == name for one in own)) for name in Outcome.__args__]
-        said = ", ".join(f"{name} in {count}" for name, count in counts if count)
-        lines.append(f"{model} against {own[0].baseline}, {len(own)} task{'s' * (len(own) > 1)}: {said}")
+        counts = [(name, sum(one.outcome == name for one in own)) for name in get_args(Outcome)]
+        shown = ", ".join(f"{name} in {count}" for name, count in counts if count)
+        lines.append(f"{model} against {own[0].baseline}, {len(own)} task{'s' * (len(own) > 1)}: {shown}")
     return lines
 
 
-def verdict(results: Mapping[str, Any]) -> str:
+def verdict(results: Results) -> str:
     """Which model is better at what, in lines for a terminal."""
     found = findings(results)
     if not found:

@@ -1,21 +1,24 @@
 """From what people said to what a model may learn of it: who is believed, what holds, and what it is an example of.
 
-Who can give feedback can teach the model, so everything here is done as if somebody wanted to teach it the worst:
-with many votes of one account, one text from many accounts, votes against all others, or corrections that nobody
-should learn. A person is an API key; the names that its requests give to users count only where it is trusted. What it
-cannot see is a crowd of keys that agree with each other where nobody else says anything; that is what the gate before
-a promotion is for.
+Anybody who can give feedback can teach the model, so everything here assumes that somebody wants to teach it the
+worst: with many votes of one account, one text from many accounts, votes against all others, or corrections that
+nobody should learn. A person is an API key; the users that its requests name count only where the key is trusted. What
+this cannot see is a crowd of keys that agree with each other where nobody else says anything; the gate before a
+promotion is for that.
 """
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, cycle, islice
 from operator import attrgetter
-from typing import Any
+from typing import TypeVar
 
-from hfchat.feedback.reviews import Review, ReviewedAnswer, Who, reviews_of
+from hfchat.feedback.exchange import Rating, Turn
+from hfchat.feedback.reviews import Person, Review, Who, reviews_of
 from hfchat.feedback.spam import fault_of_correction, same_everywhere, too_fast, too_many
+from hfchat.feedback.tables import AnswerRow
 from hfchat.feedback.votes import (
     Agreement,
     Ballot,
@@ -28,8 +31,11 @@ from hfchat.feedback.votes import (
 )
 from hfchat.messages import digest_of
 
+Columns = Mapping[str, list[Turn] | bool]  # of a dataset's row
+_Said = TypeVar("_Said")  # a rating, a correction, or what an answer was preferred over
+
 DATASETS = ("conversations", "preferences", "thumbs")
-# Of whole reviews, in the order in which they are looked for.
+# Why whole reviews are removed, in the order in which the reasons are looked for.
 REASONS_OF_REVIEWS = {
     "replaced": "the same person said something else of the same answer later",
     "other_model": "the answer is of another model than the one that was asked for",
@@ -41,7 +47,7 @@ REASONS_OF_REVIEWS = {
     "untrusted": "the person is against the majority of the others in most of what they share",
     "too_many": "the person, or the API key with all its users, would have more than their share of all",
 }
-# Of the ratings, corrections and preferences in those that are left.
+# Why ratings, corrections and preferences are removed from the reviews that are left.
 REASONS_OF_STATEMENTS = {
     "replaced": "the same person said something of the same text, as answer to the same prompt, later",
     "contradictory": "others say the opposite, and no side has a majority; or a correction is what was rated down",
@@ -62,7 +68,7 @@ REASONS_OF_EXAMPLES = {
 
 @dataclass
 class CurationArguments:
-    """Whom to believe, and how much."""
+    """Which feedback to believe, and how much of it."""
 
     model: str | None = field(
         default=None, metadata={"help": "Only answers of this model, by its name in the API, or name@version."}
@@ -73,44 +79,47 @@ class CurationArguments:
     person: Who = field(
         default="api_key",
         metadata={
-            "help": "Who counts as one person: all that comes with an api_key, and all that comes without one; or "
-            "each user that requests name, only for a server that nobody else reaches, because anybody can name many."
+            "help": "Who counts as one person: everything that comes with one api_key, and everything without one; or "
+            "each user that requests name, which is only for a server that nobody else reaches, because anybody can "
+            "name many."
         },
     )
     trusted_keys: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Names of API keys of which each user counts as a person: those of front ends of your own that "
-            "know who their users are."
+            "help": "Names of API keys whose users each count as a person: keys of your own front ends, which know "
+            "who their users are."
         },
     )
     max_per_minute: int = field(
-        default=20, metadata={"help": "Reviews of one person in a minute; with more, each has less than 3 seconds."}
+        default=20, metadata={"help": "Reviews that one person may give in a minute; at 20, each takes 3 seconds."}
     )
     max_prompts_per_text: int = field(
         default=5,
-        metadata={"help": "Prompts whose answers may get the same correction. More for models that give labels."},
+        metadata={"help": "Prompts whose answers may get the same correction; more if answers are mere labels."},
     )
     max_share_of_person: float = field(
-        default=0.2, metadata={"help": "Of all reviews, or twice an equal share where there are few people."}
+        default=0.2,
+        metadata={"help": "Largest share of all reviews, or twice an equal share where there are few people."},
     )
     max_share_of_key: float = field(
         default=0.5,
-        metadata={"help": "The same of all that comes with one API key, however many users it has."},
+        metadata={"help": "Largest share of everything that comes with one API key, however many users it has."},
     )
     min_lead: int = field(
         default=2,
-        metadata={"help": "Votes by which a side must lead where people disagree; of 1, one vote decides."},
+        metadata={"help": "Votes by which a side must lead where people disagree; with 1, one vote decides."},
     )
     min_overlaps: int = field(
-        default=5, metadata={"help": "Votes on what others voted on too, before anybody is judged by them."}
+        default=5, metadata={"help": "Votes that a person must share with others before being judged by them."}
     )
     min_agreement: float = field(
-        default=0.5, metadata={"help": "Share of them with the majority of the others; who has less is not believed."}
+        default=0.5,
+        metadata={"help": "Share of these votes that agree with the majority; a person with less is not believed."},
     )
     max_correction_ratio: float = field(
         default=10,
-        metadata={"help": "Length of a correction by that of the answer; 1,000 characters are never too many."},
+        metadata={"help": "Length of a correction relative to the answer; 1,000 characters are never too many."},
     )
     max_repeated_prompt: float = field(
         default=0.9, metadata={"help": "Share of a correction's runs of three words that may be the prompt's."}
@@ -126,7 +135,7 @@ class CurationArguments:
         },
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_per_minute", "max_prompts_per_text", "min_lead", "min_overlaps", "max_per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -142,9 +151,9 @@ class Removed:
     """What is not learned from.
 
     Attributes:
-        feedback_id: Which review.
-        what: `review` if nothing of it; of it the `rating`, `correction` or `preference`; or one of `DATASETS` if what
-            it says holds, but the example is not there.
+        feedback_id: The review.
+        what: What is removed: the whole `review`; its `rating`, `correction` or `preference`; or, if what it says
+            holds, the example in one of `DATASETS`.
         reason: Why, as in `REASONS_OF_REVIEWS`, `REASONS_OF_STATEMENTS` and `REASONS_OF_EXAMPLES`.
     """
 
@@ -162,12 +171,12 @@ class Example:
         row: `messages`, `messages` and `label`, or `prompt`, `chosen` and `rejected`.
         answer_id: The answer that it is about; of a pair, the better one.
         feedback_id: The review that it comes from.
-        prompt: A hash of it.
+        prompt: Hash of the prompt.
         texts: Hashes of what would be learned, and of what it is preferred over.
     """
 
     source: str
-    row: dict[str, Any]
+    row: Columns
     answer_id: str
     feedback_id: str
     prompt: str
@@ -179,11 +188,11 @@ class PersonSummary:
     """What one person said.
 
     Attributes:
-        reviews: How many that hold.
-        kept: How many of them are learned from, as far as what is in them is.
-        agreement: With those of the others who are believed.
+        reviews: How many reviews hold.
+        kept: How many of them are left to learn from.
+        agreement: How often they agree with the others who are believed.
         is_trusted: Whether they are believed.
-        feedback_id: One of the reviews, to find in the database who it is.
+        feedback_id: One of the reviews, by which the person can be found in the database.
     """
 
     reviews: int
@@ -195,16 +204,16 @@ class PersonSummary:
 
 @dataclass
 class Curation:
-    """What is learned from, and what not.
+    """What is learned from, and what is not.
 
     Attributes:
-        reviews: How many were read.
+        reviews: How many reviews were read.
         kept_reviews: How many of them are left.
         statements: How many ratings, corrections and preferences are in these.
-        removed: All that is not learned from, each once.
-        examples: For each of `DATASETS`.
-        people: With most reviews first.
-        models: `(model, template fingerprint)` to the reviews of its answers that are left.
+        removed: Everything that is not learned from, each once.
+        examples: The examples for each of `DATASETS`.
+        people: Those with most reviews first.
+        models: The number of reviews that are left, by model and fingerprint of its chat template.
     """
 
     reviews: int
@@ -216,21 +225,21 @@ class Curation:
     models: Counter[tuple[str, str | None]]
 
     def removed_of(self, what: str) -> Counter[str]:
-        """How many for each reason (`Removed`)."""
+        """How many were removed for each reason (`Removed`)."""
         return Counter(removed.reason for removed in self.removed if removed.what == what)
 
 
 def curate(
-    found: Sequence[Mapping[str, Any]], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
+    answers: Sequence[AnswerRow], args: CurationArguments, find_unsafe: Callable[[str], Sequence[str]]
 ) -> Curation:
     """Decide what is learned from.
 
     Args:
-        found: What `hfchat.feedback.reviews.read_rows` returned.
+        answers: What `hfchat.feedback.reviews.read_reviewed` returned.
         args: The thresholds.
-        find_unsafe: What is found in a text that should not be learned; nothing in one that may be.
+        find_unsafe: Returns what it finds in a text that should not be learned, and nothing for one that may be.
     """
-    reviews, replaced = reviews_of(found, args.person, args.trusted_keys)
+    reviews, replaced = reviews_of(answers, args.person, args.trusted_keys)
     removed = [Removed(id, "review", "replaced") for id in replaced]
     everybody = reviews
 
@@ -239,6 +248,7 @@ def curate(
         removed.extend(Removed(review.id, "review", reason) for review in reviews if review.id in ids)
         reviews = [review for review in reviews if review.id not in ids]
 
+    # First what says nothing about the model; then what nobody can have meant; last who is believed, and how much.
     drop("other_model", {review.id for review in reviews if not _is_of_model(review.answer, args.model)})
     drop("other_template", {review.id for review in reviews if not _has_template(review.answer, args)})
     drop("blocked", {review.id for review in reviews if _is_blocked(review.answer)})
@@ -256,7 +266,7 @@ def curate(
     return Curation(
         reviews=len(everybody) + len(replaced),
         kept_reviews=len(reviews),
-        statements=Counter(what for review in reviews for what in review.statements),
+        statements=Counter(chain.from_iterable(review.statements for review in reviews)),
         removed=removed + statements.removed + removed_examples,
         examples=examples,
         people=_summarize_people(everybody, reviews, agreements(ballot, args.min_lead, untrusted), untrusted),
@@ -275,79 +285,82 @@ class _Statements:
         self._is_unsafe = functools.cache(lambda text: bool(find_unsafe(text)))
         self._ballot: Ballot = ballot_of(reviews)
         self._verdicts = {key: verdict(votes.values(), args.min_lead) for key, votes in self._ballot.items()}
-        self._rated = self._hold(reviews, "rating", lambda review: review.answer.key, self._fault_of_rating)
-        self._preferred = self._hold(reviews, "preference", pair_of, self._fault_of_preference)
-        self._corrected = self._hold(
-            reviews, "correction", lambda review: review.answer.key, self._fault_of_correction
-        )
+        ratings = [(review, review.rating) for review in reviews if review.rating is not None]
+        preferences = [(review, review.over) for review in reviews if review.over is not None]
+        corrections = [(review, review.correction) for review in reviews if review.correction is not None]
+        self._rated = self._hold("rating", ratings, _answer_of, self._fault_of_rating)
+        self._preferred = self._hold("preference", preferences, _pair_of, self._fault_of_preference)
+        self._corrected = self._hold("correction", corrections, _answer_of, self._fault_of_correction)
 
     def examples(self) -> Iterator[tuple[str, Example]]:
-        """Each with its dataset."""
-        for review in self._corrected:
-            texts = (digest_of(review.correction, typed=True), review.answer.key[1])
-            yield "conversations", _conversation("correction", review, review.correction)
-            yield "preferences", _pair("correction", review, review.correction, review.answer, texts)
-        for review in self._preferred:
-            texts = (review.answer.key[1], review.over.key[1])
-            yield "preferences", _pair("retry", review, review.answer.text, review.over, texts)
-        by_prompt: dict[str, dict[str, list[Review]]] = defaultdict(lambda: {"up": [], "down": []})
+        """The examples, each with the name of its dataset."""
+        for review, correction in self._corrected:
+            texts = (digest_of(correction, typed=True), review.answer.key[1])
+            yield "conversations", _conversation("correction", review, correction)
+            yield "preferences", _pair("correction", review, correction, review.answer, texts)
+        for review, over in self._preferred:
+            texts = (review.answer.key[1], over.key[1])
+            yield "preferences", _pair("retry", review, review.answer.text, over, texts)
+        by_prompt: dict[str, dict[Rating, list[Review]]] = defaultdict(lambda: {"up": [], "down": []})
         # However many say it of one answer, it is one example.
-        for review in {review.answer.key: review for review in sorted(self._rated, key=attrgetter("id"))}.values():
+        rated = sorted(self._rated, key=lambda statement: statement[0].id)
+        for review, rating in {review.answer.key: (review, rating) for review, rating in rated}.values():
             answer = review.answer
-            row = {"messages": _answered(answer, answer.text), "label": review.rating == "up"}
-            yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt, (answer.key[1],))
-            if review.rating == "up" and self._args.learn_from_praise:
+            row: Columns = {"messages": _answered(answer, answer.text), "label": rating == "up"}
+            yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt_hash, (answer.key[1],))
+            if rating == "up" and self._args.learn_from_praise:
                 yield "conversations", _conversation("praise", review, answer.text)
-            by_prompt[answer.prompt][review.rating].append(review)
-        for rated in by_prompt.values():
-            for up, down in _couples(rated["up"], rated["down"]):
+            by_prompt[answer.prompt_hash][rating].append(review)
+        for thumbs in by_prompt.values():
+            # Each with another one, and no more: all with all would be mostly about the prompts with most answers.
+            pairs = zip(cycle(thumbs["up"]), cycle(thumbs["down"]), strict=False)
+            for up, down in islice(pairs, max(map(len, thumbs.values()))):
                 texts = (up.answer.key[1], down.answer.key[1])
                 yield "preferences", _pair("thumbs", up, up.answer.text, down.answer, texts)
 
     def _hold(
         self,
-        reviews: Iterable[Review],
         what: str,
-        about: Callable[[Review], Any],
-        fault: Callable[[Review], str | None],
-    ) -> list[Review]:
-        """The reviews whose statement holds; the others' are removed."""
-        saying = [review for review in reviews if what in review.statements]
-        last = {(about(review), review.person): review.id for review in saying}
+        statements: Sequence[tuple[Review, _Said]],
+        about: Callable[[Review, _Said], Hashable],
+        fault: Callable[[Review, _Said], str | None],
+    ) -> list[tuple[Review, _Said]]:
+        """The statements that hold; the others are removed. If one person makes several, the last counts."""
+        last = {(about(review, said), review.person): review.id for review, said in statements}
         holding = []
-        for review in saying:
-            reason = "replaced" if last[about(review), review.person] != review.id else fault(review)
-            if reason is None:
-                holding.append(review)
-            else:
+        for review, said in statements:
+            replaced = last[about(review, said), review.person] != review.id
+            if reason := "replaced" if replaced else fault(review, said):
                 self.removed.append(Removed(review.id, what, reason))
+            else:
+                holding.append((review, said))
         return holding
 
-    def _fault_of_rating(self, review: Review) -> str | None:
+    def _fault_of_rating(self, review: Review, rating: Rating) -> str | None:
         side = self._verdicts[review.answer.key]
         if side is None:
             return "contradictory"
-        if side != review.rating:
+        if side != rating:
             return "outvoted"
-        return self._fault_of_good(review.answer) if review.rating == "up" else None
+        return self._fault_of_good(review.answer) if rating == "up" else None
 
-    def _fault_of_preference(self, review: Review) -> str | None:
-        if review.answer.key == review.over.key:
+    def _fault_of_preference(self, review: Review, over: AnswerRow) -> str | None:
+        if review.answer.key == over.key:
             return "same_answer"
-        side = self._verdicts[pair_of(review)]
+        side = self._verdicts[_pair_of(review, over)]
         if side is None:
             return "contradictory"
         if side != review.answer.key:
             return "outvoted"
         return self._fault_of_good(review.answer)
 
-    def _fault_of_correction(self, review: Review) -> str | None:
-        correction, answer = review.correction, review.answer
+    def _fault_of_correction(self, review: Review, correction: str) -> str | None:
+        answer = review.answer
         asked = next((turn["content"] for turn in reversed(answer.messages) if turn["role"] == "user"), "")
         limits = (self._args.max_correction_ratio, self._args.max_repeated_prompt)
         if fault := fault_of_correction(correction, answer.text, asked, *limits):
             return fault
-        key = (answer.prompt, digest_of(correction, typed=True))
+        key = (answer.prompt_hash, digest_of(correction, typed=True))
         if key == answer.key:
             return "same_answer"
         if self._verdicts.get(key) == "down":
@@ -356,32 +369,35 @@ class _Statements:
             return "outvoted"
         return "unsafe" if self._is_unsafe(correction) else None
 
-    def _fault_of_good(self, answer: ReviewedAnswer) -> str | None:
+    def _fault_of_good(self, answer: AnswerRow) -> str | None:
         """What keeps an answer from being learned, however good it is said to be."""
         if answer.finish_reason != "stop":
             return "unfinished"
-        found = any(finding["place"] == "answer" for finding in answer.findings)
-        return "unsafe" if found or self._is_unsafe(answer.text) else None
+        is_flagged = any(finding["place"] == "answer" for finding in answer.findings)
+        return "unsafe" if is_flagged or self._is_unsafe(answer.text) else None
 
 
-def _couples(ups: Sequence[Review], downs: Sequence[Review]) -> Iterator[tuple[Review, Review]]:
-    """Each with another one, and no more: all with all would be mostly about the prompts with most answers."""
-    for position in range(max(len(ups), len(downs)) if ups and downs else 0):
-        yield ups[position % len(ups)], downs[position % len(downs)]
+def _answer_of(review: Review, said: object) -> Hashable:
+    return review.answer.key
+
+
+def _pair_of(review: Review, over: AnswerRow) -> Hashable:
+    return pair_of(review.answer, over)
 
 
 def _choose(
     candidates: Iterable[tuple[str, Example]], max_per_prompt: int
 ) -> tuple[dict[str, list[Example]], list[Removed]]:
-    """The examples of each dataset, without those that are there already, contradict each other, or are too many.
+    """The examples of each dataset, without duplicates, contradictions and too many of one prompt.
 
-    Which of too many stay is decided by the ids of their reviews, which are random.
+    If there are too many, the ids of their reviews decide, which are random.
     """
     examples: dict[str, list[Example]] = {dataset: [] for dataset in DATASETS}
     removed = []
     for dataset, example in candidates:
         examples[dataset].append(example)
     for dataset, made in examples.items():
+        # Two pairs that say the opposite teach nothing, so both go; of all others the first stays.
         directions = {(example.prompt, example.texts) for example in made}
         seen: set[tuple[str, tuple[bytes, ...]]] = set()
         of_prompt: Counter[str] = Counter()
@@ -406,40 +422,40 @@ def _choose(
 
 def _conversation(source: str, review: Review, text: str) -> Example:
     answer = review.answer
-    row = {"messages": _answered(answer, text)}
-    return Example(source, row, answer.answer_id, review.id, answer.prompt, (digest_of(text, typed=True),))
+    row: Columns = {"messages": _answered(answer, text)}
+    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, (digest_of(text, typed=True),))
 
 
-def _pair(source: str, review: Review, text: str, worse: ReviewedAnswer, texts: tuple[bytes, bytes]) -> Example:
+def _pair(source: str, review: Review, text: str, worse: AnswerRow, texts: tuple[bytes, bytes]) -> Example:
     answer = review.answer
     row = {
         "prompt": list(answer.messages),
-        "chosen": [{"role": "assistant", "content": text}],
-        "rejected": [{"role": "assistant", "content": worse.text}],
+        "chosen": [Turn(role="assistant", content=text)],
+        "rejected": [Turn(role="assistant", content=worse.text)],
     }
-    return Example(source, row, answer.answer_id, review.id, answer.prompt, texts)
+    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, texts)
 
 
-def _answered(answer: ReviewedAnswer, text: str) -> list[Mapping[str, str]]:
-    return [*answer.messages, {"role": "assistant", "content": text}]
+def _answered(answer: AnswerRow, text: str) -> list[Turn]:
+    return [*answer.messages, Turn(role="assistant", content=text)]
 
 
-def _is_of_model(answer: ReviewedAnswer, model: str | None) -> bool:
-    return model is None or answer.model == model or answer.model.startswith(f"{model}@")
+def _is_of_model(answer: AnswerRow, model: str | None) -> bool:
+    return model in (None, answer.model, answer.full_model)
 
 
-def _has_template(answer: ReviewedAnswer, args: CurationArguments) -> bool:
+def _has_template(answer: AnswerRow, args: CurationArguments) -> bool:
     return args.template_fingerprint in (None, answer.template_fingerprint)
 
 
-def _is_blocked(answer: ReviewedAnswer) -> bool:
+def _is_blocked(answer: AnswerRow) -> bool:
     return any(finding["action"] == "block" for finding in answer.findings)
 
 
 def _summarize_people(
-    everybody: Iterable[Review], kept: Iterable[Review], agreed: Mapping[Any, Agreement], untrusted: set[Any]
+    everybody: Iterable[Review], kept: Iterable[Review], agreed: Mapping[Person, Agreement], untrusted: set[Person]
 ) -> list[PersonSummary]:
-    reviews: dict[Any, list[str]] = defaultdict(list)
+    reviews: dict[Person, list[str]] = defaultdict(list)
     for review in everybody:
         reviews[review.person].append(review.id)
     left = Counter(review.person for review in kept)

@@ -3,17 +3,17 @@
 import hashlib
 import heapq
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
-from hfchat.feedback.reading import Selection, rows
+from hfchat.feedback.exchange import Turn
+from hfchat.feedback.reading import Selection, read_answers
 from hfchat.feedback.reviews import person_of
-from hfchat.feedback.statistics import model_name
+from hfchat.feedback.tables import AnswerRow, OpinionRow
 from hfchat.language import identify
 from hfchat.safety.refusals import is_refusal
 from hfchat.words import words
@@ -46,9 +46,9 @@ class Opening:
     """What a conversation began with.
 
     Attributes:
-        words: Of the user's first message (`hfchat.words`).
-        characters: How long it is.
-        language: Its code, or `UNCLEAR`.
+        words: The words of the user's first message (`hfchat.words`).
+        characters: Its length.
+        language: The code of its language, or `UNCLEAR`.
     """
 
     words: list[str]
@@ -73,15 +73,15 @@ class History:
     """Each table has a row per event, with `time` (UTC) and `now`, whether it is in the later period.
 
     Attributes:
-        periods: Which ones.
+        periods: The two periods.
         conversations: Also `characters` and `language` of their opening.
         answers: Also `model` (with its version), `characters`, `finish_reason`, `refused` (by the model, no guard).
-        findings: Of guards: also `guard`, `place`, `action`, `category`.
+        findings: What guards found: also `guard`, `place`, `action`, `category`.
         feedback: Opinions that say something and hold: also `model`, `rating`, `corrected`, `author` (a person, see
             `hfchat.feedback.reviews`, or, without keys, the user that the request names; None for nobody).
         tags: Also `tag`.
         comments: The newest first.
-        openings: A random sample of those of the earlier period, and of the later one.
+        openings: A random sample of the openings of the earlier period, and one of the later period.
     """
 
     periods: Periods
@@ -95,7 +95,7 @@ class History:
 
     @property
     def begin(self) -> datetime | None:
-        """When the first of all events was; None if there are none."""
+        """The time of the first event; None without events."""
         tables = (self.conversations, self.answers, self.feedback)
         return min((table["time"].min() for table in tables if len(table)), default=None)
 
@@ -104,30 +104,14 @@ def read_history(engine: sa.Engine, periods: Periods, trusted_keys: Collection[s
     """Read what is stored of two periods: answers by when they were asked for, opinions by when they were given.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
-        periods: Which ones.
-        trusted_keys: API keys of which each user is a person, see `hfchat.feedback.reviews.person_of`.
+        engine: What `hfchat.feedback.database.open_database` returns.
+        periods: The two periods.
+        trusted_keys: API keys whose users are each a person, see `hfchat.feedback.reviews.person_of`.
     """
     reading = _Reading(periods, trusted_keys)
-    for row in rows(engine, Selection(since=periods.start)):
-        reading.add(row)
+    for answer in read_answers(engine, Selection(since=periods.start)):
+        reading.add(answer)
     return reading.history()
-
-
-@dataclass
-class _Sample:
-    """A random sample of bounded size: of all that is offered, what has the smallest hashes."""
-
-    heap: list[tuple[int, Opening]] = field(default_factory=list)
-
-    def offer(self, number: int, opening: Opening) -> None:
-        if len(self.heap) < _OPENINGS:
-            heapq.heappush(self.heap, (-number, opening))
-        elif -number > self.heap[0][0]:
-            heapq.heapreplace(self.heap, (-number, opening))
-
-    def openings(self) -> list[Opening]:
-        return [opening for _, opening in sorted(self.heap, key=lambda entry: -entry[0])]
 
 
 class _Reading:
@@ -135,60 +119,64 @@ class _Reading:
         self._periods = periods
         self._trusted_keys = trusted_keys
         self._known: set[int] = set()
-        self._samples = (_Sample(), _Sample())
-        self._tables: dict[str, list[tuple]] = {name: [] for name in _COLUMNS}
+        self._samples: tuple[list[tuple[int, Opening]], ...] = ([], [])  # heaps, of either period
+        self._tables: dict[str, list[tuple[object, ...]]] = {name: [] for name in _COLUMNS}
         self._comments: list[Comment] = []
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """An answer, with the conversation that led to it and what was said of it."""
-        model = model_name(row["model"], row["model_version"])
-        for said in row["feedback"]:
-            self._add_opinion(said, model, row["answer_id"])
-        time = datetime.fromisoformat(row["created_at"])
+    def add(self, answer: AnswerRow) -> None:
+        """Count an answer, the conversation that led to it and the opinions on it."""
+        for opinion in answer.feedback:
+            self._add_opinion(opinion, answer)
+        time = answer.created_at
         if time not in self._periods:
             return
         now = time >= self._periods.middle
-        text, ended = row["answer"], row["finish_reason"] or "not sent to its end"
-        refused = ended != "content_filter" and is_refusal(text)
-        self._tables["answers"].append((time, now, model, len(text), ended, refused))
-        if row["choice"] == 0:  # those of a request are with each of its answers
-            self._tables["findings"] += [
-                (time, now, one["guard"], one["place"], one["action"], category)
-                for one in row["findings"]
-                for category in one["categories"]
-            ]
-            self._add_conversation(row, time, now)
+        ended = answer.finish_reason or "not sent to its end"
+        refused = ended != "content_filter" and is_refusal(answer.text)
+        self._tables["answers"].append((time, now, answer.full_model, len(answer.text), ended, refused))
+        # What guards found in a request is with each of its answers; it counts once.
+        if answer.choice == 0:
+            for finding in answer.findings:
+                where = (finding["guard"], finding["place"], finding["action"])
+                self._tables["findings"] += [(time, now, *where, category) for category in finding["categories"]]
+            self._add_conversation(answer, now)
 
     def history(self) -> History:
         tables = {name: pd.DataFrame(found, columns=_COLUMNS[name]) for name, found in self._tables.items()}
         for table in tables.values():
             table["time"] = pd.to_datetime(table["time"], utc=True)
             table["now"] = table["now"].astype(bool)
-        before, now = (sample.openings() for sample in self._samples)
+        before, now = ([opening for _, opening in sorted(sample, reverse=True)] for sample in self._samples)
         return History(self._periods, **tables, comments=self._comments, openings=(before, now))
 
-    def _add_opinion(self, said: Mapping[str, Any], model: str, answer_id: str) -> None:
-        time = datetime.fromisoformat(said["created_at"])
-        spoken = (said["rating"], said["correction"], said["comment"], said["preferred_over"], *said["tags"])
-        if said["replaced_at"] is not None or time not in self._periods or not any(one is not None for one in spoken):
+    def _add_opinion(self, opinion: OpinionRow, answer: AnswerRow) -> None:
+        time = opinion.created_at
+        if time not in self._periods or not opinion.holds:
             return
         now = time >= self._periods.middle
-        person = person_of(said, "user" if said["api_key"] is None else "api_key", self._trusted_keys)
+        person = person_of(opinion, "api_key" if opinion.api_key else "user", self._trusted_keys)
         author = json.dumps(person) if any(person) else None
-        self._tables["feedback"].append((time, now, model, said["rating"], said["correction"] is not None, author))
-        self._tables["tags"] += [(time, now, tag) for tag in said["tags"]]
-        if said["comment"] and now:
-            self._comments.append(Comment(time, said["comment"], said["rating"], said["tags"], model, answer_id))
-            self._comments = sorted(self._comments, key=lambda one: one.created_at, reverse=True)[:COMMENTS]
+        corrected = opinion.correction is not None
+        self._tables["feedback"].append((time, now, answer.full_model, opinion.rating, corrected, author))
+        self._tables["tags"] += [(time, now, tag) for tag in opinion.tags]
+        if opinion.comment and now:
+            model = answer.full_model
+            self._comments.append(
+                Comment(time, opinion.comment, opinion.rating, opinion.tags, model, answer.answer_id)
+            )
+            self._comments.sort(key=lambda comment: comment.created_at, reverse=True)
+            del self._comments[COMMENTS:]
 
-    def _add_conversation(self, row: Mapping[str, Any], time: datetime, now: bool) -> None:
-        """Unless it is known: each of its turns is an answer that holds all the turns before it."""
-        turns = [*row["messages"], {"role": "assistant", "content": row["answer"]}]
+    def _add_conversation(self, answer: AnswerRow, now: bool) -> None:
+        """Count a conversation unless it is known: each of its turns is an answer that holds all turns before it."""
+        turns = [*answer.messages, Turn(role="assistant", content=answer.text)]
         first = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), None)
         if first is None:
             return
+        # It is known by who asked, and by what was said up to the first reply.
         reply = next(place for place, turn in enumerate(turns) if place > first and turn["role"] == "assistant")
-        begin = [row["api_key"], row["user"], *([turn["role"], turn["content"]] for turn in turns[: reply + 1])]
+        said = ([turn["role"], turn["content"]] for turn in turns[: reply + 1])
+        begin = [answer.api_key or None, answer.user_id or None, *said]
         number = int.from_bytes(hashlib.sha256(json.dumps(begin).encode()).digest()[:8], "big")
         if number in self._known:
             return
@@ -196,8 +184,11 @@ class _Reading:
         text = turns[first]["content"]
         language, score = identify(text)
         opening = Opening(words(text), len(text), language if score >= _LEAST_LANGUAGE_SCORE else UNCLEAR)
-        self._tables["conversations"].append((time, now, opening.characters, opening.language))
-        self._samples[now].offer(number, opening)
+        self._tables["conversations"].append((answer.created_at, now, opening.characters, opening.language))
+        # The smallest hashes of all are a random sample of them.
+        heapq.heappush(self._samples[now], (-number, opening))
+        if len(self._samples[now]) > _OPENINGS:
+            heapq.heappop(self._samples[now])
 
 
 _COLUMNS = {

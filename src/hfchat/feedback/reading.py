@@ -1,14 +1,14 @@
-"""Read what is stored, answers with all that was said of them, and write it to files that `datasets` opens."""
+"""Read what is stored, answers with the feedback on them, and write it to files that `datasets` opens."""
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -17,7 +17,7 @@ from hfchat.errors import UserError
 from hfchat.feedback.exchange import Rating
 from hfchat.feedback.private_file import private_file
 from hfchat.feedback.redaction import pseudonym
-from hfchat.feedback.tables import Answer, Feedback
+from hfchat.feedback.tables import AnswerRow, OpinionRow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,14 +28,14 @@ _BATCH = 200  # answers in memory, and in a group of rows of the Parquet file
 
 @dataclass(frozen=True)
 class Selection:
-    """Which answers; all that is None selects nothing away.
+    """Which answers to read. What is None leaves no answer out.
 
     Attributes:
-        user: Asked by this user, or with feedback of them.
-        api_key: Asked with this API key.
-        since: Asked then or later, or with feedback given since.
-        rating: With feedback that is not replaced, of this rating.
-        rated: Whether there must be feedback on it.
+        user: Those that this user asked for or gave feedback on.
+        api_key: Those that were asked for with this API key.
+        since: Those that were asked for, or got feedback, then or later.
+        rating: Those with this rating, if it was not replaced.
+        rated: Only those with feedback.
     """
 
     user: str | None = None
@@ -45,17 +45,17 @@ class Selection:
     rated: bool = False
 
     def condition(self) -> sa.ColumnElement[bool]:
-        """Of `Answer`, for SQL."""
-        conditions = [sa.true()]
+        """The condition on `AnswerRow`, for SQL."""
+        conditions: list[sa.ColumnElement[bool]] = [sa.true()]
         if self.user is not None:
             names = [self.user, pseudonym(self.user)]
-            conditions.append(sa.or_(Answer.user_id.in_(names), _has(Feedback.user_id.in_(names))))
+            conditions.append(sa.or_(AnswerRow.user_id.in_(names), _has(OpinionRow.user_id.in_(names))))
         if self.api_key is not None:
-            conditions.append(Answer.api_key == self.api_key)
+            conditions.append(AnswerRow.api_key == self.api_key)
         if self.since is not None:
-            conditions.append(sa.or_(Answer.created_at >= self.since, _has(Feedback.created_at >= self.since)))
+            conditions.append(sa.or_(AnswerRow.created_at >= self.since, _has(OpinionRow.created_at >= self.since)))
         if self.rating is not None:
-            conditions.append(_has(sa.and_(Feedback.rating == self.rating, Feedback.replaced_at.is_(None))))
+            conditions.append(_has(sa.and_(OpinionRow.rating == self.rating, OpinionRow.replaced_at.is_(None))))
         if self.rated:
             conditions.append(_has(sa.true()))
         return sa.and_(*conditions)
@@ -65,7 +65,7 @@ def parse_moment(text: str, name: str) -> datetime:
     """A date or a time as ISO 8601 writes it; without a time zone it is in UTC.
 
     Raises:
-        ValueError: If it is none; the message calls it `name`.
+        ValueError: If the text is not a date or a time; the message calls it `name`.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -74,66 +74,42 @@ def parse_moment(text: str, name: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, Any]]:
-    """Each selected answer with all that was said of it, oldest first.
+def read_answers(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[AnswerRow]:
+    """Each selected answer with its conversation and all feedback on it, oldest first.
+
+    What they hold is loaded, so they can be used after the iteration too.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`. Nobody who writes has to wait.
+        engine: What `hfchat.feedback.database.open_database` returns. Nobody who writes has to wait.
         selection: Which answers.
-
-    Yields:
-        The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash` and
-        `feedback`: a list of `Opinion`, oldest first, each with `id`, `created_at` and `replaced_at` (None for what
-        holds). Times are ISO 8601 in UTC; nobody in particular is None.
     """
-    found = (
-        sa.select(Answer)
+    answers = (
+        sa.select(AnswerRow)
         .where(selection.condition())
-        .order_by(Answer.id)
+        .order_by(AnswerRow.id)
         .options(
-            joinedload(Answer.conversation),
-            selectinload(Answer.feedback).options(joinedload(Feedback.preferred_over).load_only(Answer.answer_id)),
+            joinedload(AnswerRow.conversation),
+            selectinload(AnswerRow.feedback).joinedload(OpinionRow.preferred_over).joinedload(AnswerRow.conversation),
         )
         .execution_options(yield_per=_BATCH)
     )
     with Session(engine.execution_options(reads=True)) as session:
-        for answer in session.scalars(found):
-            yield _row(answer)
+        yield from session.scalars(answers)
 
 
-def export(engine: sa.Engine, target: str, selection: Selection) -> int:
-    """Write the selected answers (`rows`) to a file that appears whole or not at all.
+def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, object]]:
+    """The selected answers as exports have them (`as_row`), oldest first."""
+    return (as_row(answer, answer.feedback) for answer in read_answers(engine, selection))
 
-    Args:
-        engine: Of `hfchat.feedback.database.open_database`.
-        target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output. Parquet has no whole numbers
-            beyond 64 bits: where a request had one, as a seed may be, it is null there.
-        selection: Which answers.
+
+def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, object]:
+    """An answer and the feedback on it as plain values.
 
     Returns:
-        How many.
-
-    Raises:
-        UserError: If the file is of neither kind, or cannot be written.
+        The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash` and
+        `feedback`: a list of `Opinion`, oldest first, each with `id`, `created_at` and `replaced_at` (None for what
+        holds). Times are ISO 8601 in UTC; nobody in particular is None.
     """
-    found = rows(engine, selection)
-    if target == "-":
-        return _write_json(found, sys.stdout)
-    path = Path(target)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise UserError(f"{target}: write to a file named *.jsonl or *.parquet, or to - (standard output)")
-    with private_file(path) as file:
-        if path.suffix == ".parquet":
-            return _write_parquet(found, file)
-        with open(os.dup(file.fileno()), "w", encoding="utf-8") as lines:
-            return _write_json(found, lines)
-
-
-def _has(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    return sa.exists().where(Feedback.answer_key == Answer.id, condition)
-
-
-def _row(answer: Answer) -> dict[str, Any]:
     return {
         "answer_id": answer.answer_id,
         "choice": answer.choice,
@@ -142,7 +118,7 @@ def _row(answer: Answer) -> dict[str, Any]:
         "model_version": answer.model_version,
         "template_fingerprint": answer.template_fingerprint,
         "prompt_hash": answer.prompt_hash,
-        "messages": answer.conversation.messages,
+        "messages": answer.messages,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "sampling": answer.sampling,
@@ -151,47 +127,81 @@ def _row(answer: Answer) -> dict[str, Any]:
         "api_key": answer.api_key or None,
         "feedback": [
             {
-                "id": said.id,
-                "created_at": said.created_at.isoformat(),
-                "replaced_at": said.replaced_at.isoformat() if said.replaced_at else None,
-                "rating": said.rating,
-                "correction": said.correction,
-                "comment": said.comment,
-                "tags": said.tags,
-                "preferred_over": said.preferred_over.answer_id if said.preferred_over else None,
-                "user": said.user_id or None,
-                "api_key": said.api_key or None,
+                "id": opinion.id,
+                "created_at": opinion.created_at.isoformat(),
+                "replaced_at": opinion.replaced_at.isoformat() if opinion.replaced_at else None,
+                "rating": opinion.rating,
+                "correction": opinion.correction,
+                "comment": opinion.comment,
+                "tags": opinion.tags,
+                "preferred_over": opinion.preferred_over.answer_id if opinion.preferred_over else None,
+                "user": opinion.user_id or None,
+                "api_key": opinion.api_key or None,
             }
-            for said in answer.feedback
+            for opinion in feedback
         ],
     }
 
 
-def _write_json(found: Iterator[dict[str, Any]], file: IO[str]) -> int:
+def export(engine: sa.Engine, target: str, selection: Selection) -> int:
+    """Write the selected answers (`rows`) to a file that appears whole or not at all.
+
+    Args:
+        engine: What `hfchat.feedback.database.open_database` returns.
+        target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output. Parquet has no whole numbers
+            beyond 64 bits: where a request had one, such as a seed, it is null there.
+        selection: Which answers.
+
+    Returns:
+        How many answers were written.
+
+    Raises:
+        UserError: If the file is of neither kind, or cannot be written.
+    """
+    answers = read_answers(engine, selection)
+    if target == "-":
+        return _write_json(answers, sys.stdout)
+    path = Path(target)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"{target}: write to a file named *.jsonl or *.parquet, or to - (standard output)")
+    with private_file(path) as file:
+        if path.suffix == ".parquet":
+            return _write_parquet(answers, file)
+        with open(os.dup(file.fileno()), "w", encoding="utf-8") as lines:
+            return _write_json(answers, lines)
+
+
+def _has(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    return sa.exists().where(OpinionRow.answer_key == AnswerRow.id, condition)
+
+
+def _write_json(answers: Iterable[AnswerRow], file: IO[str]) -> int:
     count = 0
-    for row in found:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for answer in answers:
+        file.write(json.dumps(as_row(answer, answer.feedback), ensure_ascii=False) + "\n")
         count += 1
     return count
 
 
-def _write_parquet(found: Iterator[dict[str, Any]], file: IO[bytes]) -> int:
+def _write_parquet(answers: Iterator[AnswerRow], file: IO[bytes]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     count, schema = 0, _schema()
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while batch := list(islice(found, _BATCH)):
-            for row in batch:
-                row["sampling"] = {name: _if_it_fits(value) for name, value in row["sampling"].items()}
-            writer.write_table(pa.Table.from_pylist(batch, schema))
+        while batch := list(islice(answers, _BATCH)):
+            fitting = [as_row(answer, answer.feedback) | {"sampling": _fitting(answer.sampling)} for answer in batch]
+            writer.write_table(pa.Table.from_pylist(fitting, schema))
             count += len(batch)
     return count
 
 
-def _if_it_fits(value: Any) -> Any:
-    """None in place of a whole number that 64 bits cannot hold: the `max_tokens` of an upstream has no maximum."""
-    return None if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64 else value
+def _fitting(sampling: Mapping[str, object]) -> dict[str, object]:
+    """Without whole numbers that 64 bits cannot hold: the `max_tokens` of an upstream has no maximum."""
+    return {
+        name: None if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64 else value
+        for name, value in sampling.items()
+    }
 
 
 def _schema() -> "pyarrow.Schema":

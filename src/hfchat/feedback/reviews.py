@@ -1,61 +1,22 @@
-"""What people said of answers and still hold, for those who learn from it."""
+"""What people said about answers and still hold, to learn from."""
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from itertools import chain
+from typing import Literal
 
 import sqlalchemy as sa
 
 from hfchat.feedback.exchange import Rating
-from hfchat.feedback.reading import Selection, rows
-from hfchat.messages import digest_of
+from hfchat.feedback.reading import Selection, as_row, read_answers
+from hfchat.feedback.tables import AnswerRow, OpinionRow
 
 Who = Literal["user", "api_key"]
-# The API key, and for a trusted key the user that it names. Without keys all are one person: nobody can tell names.
+# The API key, and for a trusted key the user that it names. Without keys all are one person: names prove nothing.
 Person = tuple[str | None, ...]
-
-
-@dataclass(frozen=True)
-class ReviewedAnswer:
-    """An answer that somebody said something of.
-
-    Attributes:
-        answer_id: OpenAI's, and `choice` which of the response's answers.
-        model: Its name in the API, `@` and its version where it has one.
-        template_fingerprint: Of the model's chat template, where it is known.
-        messages: The conversation before it.
-        text: What it says.
-        finish_reason: OpenAI's.
-        findings: Of the guards, see `hfchat.feedback.exchange.Exchange`.
-        prompt: A hash of the conversation before it.
-        key: Hashes of the prompt and of the text: a model that does not sample gives the same answer under many ids.
-    """
-
-    answer_id: str
-    choice: int
-    model: str
-    template_fingerprint: str | None
-    messages: Sequence[Mapping[str, str]]
-    text: str
-    finish_reason: str | None
-    findings: Sequence[Mapping[str, Any]]
-    prompt: str
-    key: tuple[str, bytes]
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "ReviewedAnswer":
-        model, version, prompt = row["model"], row["model_version"], row["prompt_hash"]
-        as_they_are = ("answer_id", "choice", "template_fingerprint", "messages", "finish_reason", "findings")
-        return cls(
-            **{name: row[name] for name in as_they_are},
-            model=model if version is None else f"{model}@{version}",
-            text=row["answer"],
-            prompt=prompt,
-            key=(prompt, digest_of(row["answer"], typed=True)),
-        )
 
 
 @dataclass(frozen=True)
@@ -66,9 +27,9 @@ class Review:
         id: `feedback-...`.
         person: Who said it (`person_of`), as far as it is known: nobody in particular is one person. The API key is
             first.
-        said_at: When.
-        answer: Of what.
-        rating: Whether it is good.
+        said_at: When it was said.
+        answer: What it is about.
+        rating: Whether the answer is good.
         correction: What it should have been.
         comment: In the person's own words.
         over: Another answer to the same prompt that was discarded for this one.
@@ -77,86 +38,80 @@ class Review:
     id: str
     person: Person
     said_at: datetime
-    answer: ReviewedAnswer
+    answer: AnswerRow
     rating: Rating | None
     correction: str | None
     comment: str | None
-    over: ReviewedAnswer | None
+    over: AnswerRow | None
 
     @property
     def statements(self) -> list[str]:
         """What can be learned from: of `rating`, `correction` and `preference`."""
-        said = {"rating": self.rating, "correction": self.correction, "preference": self.over}
-        return [name for name, value in said.items() if value is not None]
+        values = {"rating": self.rating, "correction": self.correction, "preference": self.over}
+        return [name for name, value in values.items() if value is not None]
 
 
-def read_rows(engine: sa.Engine, since: datetime | None = None) -> list[dict[str, Any]]:
-    """The answers with feedback, oldest first, and those that they were preferred over.
+def read_reviewed(engine: sa.Engine, since: datetime | None = None) -> list[AnswerRow]:
+    """The answers with feedback, oldest first. They are all in memory, with those that they were preferred over.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
-        since: Only answers that were asked for, or that something was said of, then or later.
-
-    Returns:
-        Rows of `hfchat.feedback.reading.rows`. They are all in memory.
+        engine: What `hfchat.feedback.database.open_database` returns.
+        since: Only answers that were asked for, or got feedback, then or later.
     """
-    reviewed = list(rows(engine, Selection(since=since, rated=True)))
-    discarded = {said["preferred_over"] for row in reviewed for said in row["feedback"]} - {None}
-    discarded -= {row["answer_id"] for row in reviewed if row["choice"] == 0}
-    if discarded:
-        others = (row for row in rows(engine) if row["answer_id"] in discarded and row["choice"] == 0)
-        reviewed += [row | {"feedback": []} for row in others]
-    return reviewed
+    return list(read_answers(engine, Selection(since=since, rated=True)))
 
 
-def digest_of_rows(found: Iterable[Mapping[str, Any]]) -> str:
-    """The SHA-256 of what was read, by which it is told whether a database says something else by now."""
+def digest_of_answers(answers: Sequence[AnswerRow]) -> str:
+    """The SHA-256 of answers and the feedback on them, which differs as soon as any of it does."""
+    opinions = chain.from_iterable(answer.feedback for answer in answers)
+    discarded = {opinion.preferred_over for opinion in opinions if opinion.preferred_over is not None}
+    rows = [as_row(answer, answer.feedback) for answer in answers]
+    rows += [as_row(answer, []) for answer in sorted(discarded.difference(answers), key=lambda answer: answer.id)]
     digest = hashlib.sha256()
-    for row in found:
+    for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 
 
-def person_of(said: Mapping[str, Any], who: Who = "api_key", trusted_keys: Collection[str] = ()) -> Person:
+def person_of(opinion: OpinionRow, who: Who = "api_key", trusted_keys: Collection[str] = ()) -> Person:
     """Who counts as the one person who said something.
 
     Args:
-        said: An opinion as `hfchat.feedback.reading.rows` has it, with `api_key` and `user`.
-        who: All that comes with an API key, and all that comes without one; or each `user` of each. A `user` is what a
-            request says it is, so whoever may choose it is as many people as they like.
-        trusted_keys: Keys that each user counts of all the same: those of a front end that knows its users.
+        opinion: What was said.
+        who: Everything that comes with one API key, and everything without a key; or each `user` of each key. A `user`
+            is what a request says it is, so a sender can be as many people as they like.
+        trusted_keys: Keys whose users count each in any case: those of a front end that knows its users.
     """
-    key, user = said["api_key"], said["user"]
+    key, user = opinion.api_key or None, opinion.user_id or None
     return (key, user) if who == "user" or key in trusted_keys else (key,)
 
 
 def reviews_of(
-    found: Sequence[Mapping[str, Any]], who: Who = "api_key", trusted_keys: Collection[str] = ()
+    answers: Iterable[AnswerRow], who: Who = "api_key", trusted_keys: Collection[str] = ()
 ) -> tuple[list[Review], list[str]]:
     """The reviews that hold, oldest first, and the ids of those that their authors replaced.
 
     Args:
-        found: What `read_rows` returned.
+        answers: What `read_reviewed` returned.
         who: Who counts as one person, see `person_of`.
         trusted_keys: Likewise.
     """
-    answers = {(row["answer_id"], row["choice"]): ReviewedAnswer.from_row(row) for row in found}
     reviews, replaced = [], []
-    for row in found:
-        for said in row["feedback"]:
-            if said["replaced_at"] is not None:
-                replaced.append(said["id"])
+    for answer in answers:
+        for opinion in answer.feedback:
+            if opinion.replaced_at is not None:
+                replaced.append(opinion.id)
                 continue
             reviews.append(
                 Review(
-                    id=said["id"],
-                    person=person_of(said, who, trusted_keys),
-                    said_at=datetime.fromisoformat(said["created_at"]),
-                    answer=answers[row["answer_id"], row["choice"]],
-                    rating=said["rating"],
-                    correction=said["correction"],
-                    comment=said["comment"],
-                    over=answers.get((said["preferred_over"], 0)),
+                    id=opinion.id,
+                    person=person_of(opinion, who, trusted_keys),
+                    said_at=opinion.created_at,
+                    answer=answer,
+                    rating=opinion.rating,
+                    correction=opinion.correction,
+                    comment=opinion.comment,
+                    over=opinion.preferred_over,
                 )
             )
     return sorted(reviews, key=lambda review: (review.said_at, review.id)), replaced

@@ -1,25 +1,26 @@
 """How much was said, and how well the answers did: in all, for each model and for each day."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
-from hfchat.feedback.tables import Answer, Feedback
+from hfchat.feedback.tables import AnswerRow, OpinionRow, full_model
 from hfchat.intervals import wilson_interval
 
 
 @dataclass
 class Tally:
-    """Of what was said and still holds.
+    """How much was said and still holds.
 
     Attributes:
-        answers: Stored, with feedback or without.
+        answers: Answers that are stored, with feedback or without.
         feedback: Opinions that say something.
-        up: Of these, how many have the thumb up, and `down` down.
-        corrections: How many have a correction; so with `comments` and `preferences`, which are over another answer.
+        up: Opinions with the thumb up, and `down` those with the thumb down.
+        corrections: Opinions with a correction; so with `comments` and `preferences`, which are over another answer.
     """
 
     answers: int = 0
@@ -30,9 +31,18 @@ class Tally:
     comments: int = 0
     preferences: int = 0
 
+    def add(self, opinion: OpinionRow) -> None:
+        """Count an opinion that holds."""
+        self.feedback += 1
+        self.up += opinion.rating == "up"
+        self.down += opinion.rating == "down"
+        self.corrections += opinion.correction is not None
+        self.comments += opinion.comment is not None
+        self.preferences += opinion.preferred_over_key is not None
+
     @property
     def share_up(self) -> tuple[float, float, float] | None:
-        """Of the thumbs, how many are up, with the limits of its interval (`wilson_interval`); None without thumbs."""
+        """The share of thumbs that are up, and the limits of its interval (`wilson_interval`); None without thumbs."""
         thumbs = self.up + self.down
         return (self.up / thumbs, *wilson_interval(self.up, thumbs)) if thumbs else None
 
@@ -42,9 +52,9 @@ class Statistics:
     """What `statistics` counts. Days are in UTC: the answer's for `answers`, and the feedback's for all else.
 
     Attributes:
-        total: Of everything.
-        models: For each model, or `model@version`.
-        days: For each day, `2025-01-31`.
+        total: Everything.
+        models: The tally of each model, or `model@version`.
+        days: The tally of each day, `2025-01-31`.
         tags: How often each was given.
         replaced: Opinions in whose place their author put another.
     """
@@ -59,39 +69,22 @@ class Statistics:
 def statistics(engine: sa.Engine) -> Statistics:
     """Count what is in a database (`hfchat.feedback.database.open_database`)."""
     found = Statistics()
+
+    def tallies(model: str, moment: datetime) -> Iterable[Tally]:
+        return found.total, found.models[model], found.days[moment.date().isoformat()]
+
     with Session(engine.execution_options(reads=True)) as session:
-        asked = sa.select(Answer.created_at, Answer.model, Answer.model_version)
-        for created_at, *model in session.execute(asked.execution_options(yield_per=1000)):
-            for tally in (found.total, found.models[model_name(*model)], found.days[created_at.date().isoformat()]):
+        asked = sa.select(AnswerRow.created_at, AnswerRow.model, AnswerRow.model_version)
+        for created_at, model, version in session.execute(asked.execution_options(yield_per=1000)):
+            for tally in tallies(full_model(model, version), created_at):
                 tally.answers += 1
-        said = sa.select(Feedback, Answer.model, Answer.model_version).join(Answer, Feedback.answer_key == Answer.id)
-        for feedback, *model in session.execute(said.execution_options(yield_per=1000)):
-            if feedback.replaced_at is not None:
+        opinions = sa.select(OpinionRow).options(joinedload(OpinionRow.answer))
+        for opinion in session.scalars(opinions.execution_options(yield_per=1000)):
+            if opinion.replaced_at is not None:
                 found.replaced += 1
-                continue
-            figures = _figures(feedback)
-            if not any(figures.values()) and not feedback.tags:
-                continue  # taken back
-            found.tags.update(feedback.tags)
-            day = feedback.created_at.date().isoformat()
-            for tally in (found.total, found.models[model_name(*model)], found.days[day]):
-                tally.feedback += 1
-                for name, value in figures.items():
-                    setattr(tally, name, getattr(tally, name) + value)
+            elif opinion.holds:
+                found.tags.update(opinion.tags)
+                for tally in tallies(opinion.answer.full_model, opinion.created_at):
+                    tally.add(opinion)
     found.days = dict(sorted(found.days.items()))
     return found
-
-
-def model_name(model: str, version: str | None) -> str:
-    """`model`, or `model@version`."""
-    return model if version is None else f"{model}@{version}"
-
-
-def _figures(feedback: Feedback) -> Mapping[str, bool]:
-    return {
-        "up": feedback.rating == "up",
-        "down": feedback.rating == "down",
-        "corrections": feedback.correction is not None,
-        "comments": feedback.comment is not None,
-        "preferences": feedback.preferred_over_key is not None,
-    }

@@ -1,4 +1,4 @@
-"""Write what people say of answers, with the answers, and take it out again."""
+"""Write what people say about answers, with the answers, and delete it again."""
 
 import hashlib
 import json
@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, object_session
 
 from hfchat.feedback.database import forget_deleted, reason
-from hfchat.feedback.exchange import Exchange, Opinion
+from hfchat.feedback.exchange import Exchange, Opinion, Turn
 from hfchat.feedback.redaction import pseudonym
-from hfchat.feedback.tables import Answer, Conversation, Feedback
+from hfchat.feedback.tables import AnswerRow, Base, ConversationRow, OpinionRow
 
 _BATCH = 20  # rows
+
+Values = dict[str, object]  # of the columns of a row
+_Row = TypeVar("_Row", bound=Base)
 
 
 class StoreError(Exception):
@@ -38,7 +41,7 @@ class OtherPromptError(Exception):
 
 
 class NothingSaidError(Exception):
-    """An opinion says nothing, and there is none that it could take back."""
+    """An opinion is empty, and there is no earlier one that it could take back."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Counts:
     feedback: int
 
 
-def prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
+def prompt_hash(messages: Sequence[Turn]) -> str:
     """The SHA-256 of a conversation's roles and texts."""
     turns = [[message["role"], message["content"]] for message in messages]
     return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()
@@ -80,14 +83,18 @@ class Store:
     """The feedback in a database. Its methods wait for the disk, and may be called from any thread.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
+        engine: What `hfchat.feedback.database.open_database` returns.
         redact: Takes personal data out of every text on its way in.
     """
 
     def __init__(self, engine: sa.Engine, redact: Callable[[str], str] = str):
         self.engine = engine
         self._redact = redact
-        self._insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
+        inserts: dict[str, Callable[[type[Base]], sqlite.Insert | postgresql.Insert]] = {
+            "sqlite": sqlite.insert,
+            "postgresql": postgresql.insert,
+        }
+        self._insert = inserts[engine.dialect.name]
 
     def keep(self, *exchanges: Exchange) -> None:
         """Write answers that are not there yet, all or none of them.
@@ -100,18 +107,18 @@ class Store:
             self._add(session, *rows)
 
     def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = (), one_of_key: bool = False) -> Stored:
-        """Write an opinion in the place of what the same person (`api_key` and `user`) said of the same answer.
+        """Write an opinion in place of what the same person (`api_key` and `user`) said about the same answer.
 
-        The same once more changes nothing, so who got no reply may send it again.
+        The same opinion once more changes nothing, so a client that got no reply may send it again.
 
         Args:
             opinion: What is said.
-            exchanges: The answers that it is about, as far as they may not be in the database yet.
-            one_of_key: The person is the `api_key`, whichever `user` it names, because it may name anybody.
+            exchanges: The answers that it is about, if they may not be in the database yet.
+            one_of_key: Whether the person is the `api_key`, whichever `user` it names, because it may name anybody.
 
         Raises:
             UnknownAnswerError: If it is about an answer that is not there, or that another API key got.
-            OtherPromptError: If the answer it prefers and the one it discards have not the same prompt.
+            OtherPromptError: If the answer it prefers and the one it discards have different prompts.
             NothingSaidError: If it says nothing, and there is nothing to take back.
             StoreError: If it could not be written.
         """
@@ -128,40 +135,40 @@ class Store:
             return self._replace(session, opinion, answer, discarded, one_of_key)
 
     def delete_user(self, user: str, api_key: str | None = None) -> Counts:
-        """Delete what a user asked and was answered, and what they said of any answer.
+        """Delete what a user asked and was answered, and what they said about any answer.
 
-        An answer whose request named nobody is theirs if they gave feedback on it, as it is there because of that.
+        An answer whose request named nobody is theirs if they gave feedback on it: it is stored because of that.
 
         Args:
-            user: As requests and feedback name them.
-            api_key: Only what came with this API key: another one's user of the same name may be somebody else.
+            user: The user's name in requests and feedback.
+            api_key: Only what came with this API key: another key's user of the same name may be somebody else.
         """
 
-        def of_user(table: type[Answer] | type[Feedback]) -> sa.ColumnElement[bool]:
+        def of_user(table: type[AnswerRow] | type[OpinionRow]) -> sa.ColumnElement[bool]:
             same_key = sa.true() if api_key is None else table.api_key == api_key
             return sa.and_(table.user_id.in_([user, pseudonym(user)]), same_key)
 
-        said = sa.select(Feedback.answer_key).where(of_user(Feedback))
-        discarded = sa.select(Feedback.preferred_over_key).where(of_user(Feedback))
-        nobodys = sa.and_(Answer.user_id == "", sa.or_(Answer.id.in_(said), Answer.id.in_(discarded)))
-        return self._delete(sa.or_(of_user(Answer), nobodys), of_user(Feedback))
+        said = sa.select(OpinionRow.answer_key).where(of_user(OpinionRow))
+        discarded = sa.select(OpinionRow.preferred_over_key).where(of_user(OpinionRow))
+        nobodys = sa.and_(AnswerRow.user_id == "", sa.or_(AnswerRow.id.in_(said), AnswerRow.id.in_(discarded)))
+        return self._delete(sa.or_(of_user(AnswerRow), nobodys), of_user(OpinionRow))
 
     def delete_answer(self, answer_id: str) -> Counts:
         """Delete the answers of a response, with the feedback on them."""
-        return self._delete(Answer.answer_id == answer_id, sa.false())
+        return self._delete(AnswerRow.answer_id == answer_id, sa.false())
 
     def delete_before(self, moment: datetime) -> Counts:
         """Delete the answers that were asked for before a moment, with the feedback on them."""
-        return self._delete(Answer.created_at < moment, sa.false())
+        return self._delete(AnswerRow.created_at < moment, sa.false())
 
     def last_moment(self, longest_gap: timedelta) -> datetime | None:
-        """When the last answer was asked for, of those before the first gap that is longer; None without answers.
+        """When the last answer before the first longer gap was asked for; None without answers.
 
         Raises:
             StoreError: If it cannot be read.
         """
         last = None
-        moments = sa.select(Answer.created_at).order_by(Answer.created_at).execution_options(yield_per=1000)
+        moments = sa.select(AnswerRow.created_at).order_by(AnswerRow.created_at).execution_options(yield_per=1000)
         with _as_store_error(), Session(self.engine.execution_options(reads=True)) as session:
             for moment in session.scalars(moments):
                 if last is not None and moment - last > longest_gap:
@@ -170,7 +177,7 @@ class Store:
         return last
 
     def redact(self) -> Counts:
-        """Redact all that is stored once more, as after a change of the rules.
+        """Redact everything that is stored once more, for example after a change of the rules.
 
         Returns:
             How many rows were changed.
@@ -179,8 +186,8 @@ class Store:
             StoreError: If it could not be done; what was done by then stays.
         """
 
-        def answer(row: Answer) -> dict[str, Any]:
-            messages = self._redacted_value(row.conversation.messages)
+        def answer(row: AnswerRow) -> Values:
+            messages = self._redacted_value(row.messages)
             return {
                 "prompt_hash": prompt_hash(messages),
                 "text": self._redact(row.text),
@@ -188,12 +195,12 @@ class Store:
                 "user_id": self._pseudonym(row.user_id),
             }
 
-        def conversation(row: Conversation) -> dict[str, Any]:
+        def conversation(row: ConversationRow) -> Values:
             return {"messages": self._redacted_value(row.messages)}
 
-        def feedback(row: Feedback) -> dict[str, Any]:
+        def feedback(row: OpinionRow) -> Values:
             user = self._pseudonym(row.user_id)
-            # Who gave an opinion before names were redacted, and another one since, has two that hold.
+            # A person who gave one opinion before names were redacted, and another since, has two that hold.
             is_replaced = row.replaced_at is None and user != row.user_id and _has_opinion(row, user)
             return {
                 "replaced_at": datetime.now(UTC) if is_replaced else row.replaced_at,
@@ -203,8 +210,8 @@ class Store:
                 "user_id": user,
             }
 
-        counts = Counts(self._change(Answer, answer), self._change(Feedback, feedback))
-        self._change(Conversation, conversation)  # last, as the answers are made with it
+        counts = Counts(self._change(AnswerRow, answer), self._change(OpinionRow, feedback))
+        self._change(ConversationRow, conversation)  # last, because the answers' hashes are made from it
         return counts
 
     def forget_deleted(self) -> bool:
@@ -221,78 +228,80 @@ class Store:
         with _as_store_error(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def _rows(self, exchanges: Sequence[Exchange]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _rows(self, exchanges: Sequence[Exchange]) -> tuple[list[Values], list[Values]]:
         """Rows of conversations and of answers. The answers of one request have the same conversation."""
-        messages: dict[str, list[dict[str, str]]] = {}
+        messages: dict[str, list[Turn]] = {}
         for exchange in exchanges:
             if exchange.answer_id not in messages:
                 messages[exchange.answer_id] = self._redacted_value(list(exchange.messages))
-        conversations = [{"answer_id": answer_id, "messages": said} for answer_id, said in messages.items()]
-        hashes = {answer_id: prompt_hash(said) for answer_id, said in messages.items()}
+        conversations: list[Values] = [{"answer_id": id, "messages": turns} for id, turns in messages.items()]
+        hashes = {id: prompt_hash(turns) for id, turns in messages.items()}
         return conversations, [self._row(exchange, hashes[exchange.answer_id]) for exchange in exchanges]
 
-    def _row(self, exchange: Exchange, prompt_hash: str) -> dict[str, Any]:
-        return {
-            "answer_id": exchange.answer_id,
-            "choice": exchange.choice,
-            "created_at": exchange.created_at,
-            "model": exchange.model,
-            "model_version": exchange.model_version,
-            "template_fingerprint": exchange.template_fingerprint,
+    def _row(self, exchange: Exchange, prompt_hash: str) -> Values:
+        as_they_are = ("answer_id", "choice", "created_at", "model", "model_version", "template_fingerprint")
+        return {name: getattr(exchange, name) for name in (*as_they_are, "finish_reason", "api_key")} | {
             "prompt_hash": prompt_hash,
             "text": self._redact(exchange.text),
-            "finish_reason": exchange.finish_reason,
-            "sampling": self._redacted_value(dict(exchange.sampling)),
-            "findings": [dict(finding) for finding in exchange.findings],
+            "sampling": self._redacted_value(exchange.sampling),
+            "findings": list(exchange.findings),
             "user_id": self._pseudonym(exchange.user),
-            "api_key": exchange.api_key,
         }
 
-    def _add(
-        self, session: Session, conversations: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
-    ) -> None:
+    def _add(self, session: Session, conversations: Sequence[Values], answers: Sequence[Values]) -> None:
         if answers:
-            session.execute(self._insert(Conversation).on_conflict_do_nothing(), conversations)
-            session.execute(self._insert(Answer).on_conflict_do_nothing(), answers)
+            session.execute(self._insert(ConversationRow).on_conflict_do_nothing(), conversations)
+            session.execute(self._insert(AnswerRow).on_conflict_do_nothing(), answers)
 
-    def _find(self, session: Session, answer_id: str, choice: int, api_key: str, field: str) -> Answer:
+    def _find(self, session: Session, answer_id: str, choice: int, api_key: str, field: str) -> AnswerRow:
         """An answer, locked (by PostgreSQL; SQLite has one writer): of two opinions at once, the second replaces the
         first."""
-        found = sa.select(Answer).where(Answer.answer_id == answer_id, Answer.choice == choice)
+        found = sa.select(AnswerRow).where(AnswerRow.answer_id == answer_id, AnswerRow.choice == choice)
         answer = session.scalars(found.with_for_update()).one_or_none()
         if answer is None or answer.api_key != api_key:
             raise UnknownAnswerError(field)
         return answer
 
     def _replace(
-        self, session: Session, opinion: Opinion, answer: Answer, discarded: Answer | None, one_of_key: bool
+        self, session: Session, opinion: Opinion, answer: AnswerRow, discarded: AnswerRow | None, one_of_key: bool
     ) -> Stored:
         """Write an opinion, if it is another than the one that its author has so far."""
-        of_key = {"answer_key": answer.id, "api_key": opinion.api_key}
-        mine = of_key | {"user_id": opinion.user}
-        holding = sa.select(Feedback).filter_by(**(of_key if one_of_key else mine), replaced_at=None)
-        # There may be several of one key: of before its users were taken for one person.
-        held = session.scalars(holding.order_by(Feedback.created_at, Feedback.id)).all()
-        before = held[-1] if held else None
+        held = sa.select(OpinionRow).filter_by(answer_key=answer.id, api_key=opinion.api_key, replaced_at=None)
+        if not one_of_key:
+            held = held.filter_by(user_id=opinion.user)
+        # There may be several of one key, from before its users were taken for one person.
+        mine = session.scalars(held.order_by(OpinionRow.created_at, OpinionRow.id)).all()
+        before = mine[-1] if mine else None
         if before is None and not opinion.says_something:
             raise NothingSaidError
-        said = {
+        values: Values = {
             "rating": opinion.rating,
             "correction": opinion.correction,
             "comment": opinion.comment,
             "tags": list(opinion.tags),
             "preferred_over_key": discarded.id if discarded else None,
         }
-        is_known = before is not None and all(getattr(before, name) == value for name, value in said.items())
-        if is_known and len(held) == 1:
+        # The same once more changes nothing.
+        if (
+            before is not None
+            and len(mine) == 1
+            and all(getattr(before, name) == said for name, said in values.items())
+        ):
             return Stored(before.id, before.created_at, opinion, is_new=False, model_version=answer.model_version)
         now = datetime.now(UTC)
-        for one in held:
-            one.replaced_at = now
-        session.flush()  # before the new one is there, as only one may hold
-        row = Feedback(id=f"feedback-{uuid.uuid4().hex}", created_at=now, **mine, **said)
-        session.add(row)
-        return Stored(row.id, now, opinion, before.id if before else None, model_version=answer.model_version)
+        for row in mine:
+            row.replaced_at = now
+        session.flush()  # before the new one is there, because only one may hold
+        new = OpinionRow(
+            id=f"feedback-{uuid.uuid4().hex}",
+            answer_key=answer.id,
+            created_at=now,
+            user_id=opinion.user,
+            api_key=opinion.api_key,
+            **values,
+        )
+        session.add(new)
+        return Stored(new.id, now, opinion, before.id if before else None, model_version=answer.model_version)
 
     def _redacted(self, text: str | None) -> str | None:
         return None if text is None else self._redact(text)
@@ -318,19 +327,20 @@ class Store:
         )
 
     def _delete(self, answers: sa.ColumnElement[bool], feedback: sa.ColumnElement[bool]) -> Counts:
-        gone = sa.or_(feedback, Feedback.answer_key.in_(sa.select(Answer.id).where(answers)))
+        said = sa.or_(feedback, OpinionRow.answer_key.in_(sa.select(AnswerRow.id).where(answers)))
         with self._writing() as session:
-            said = session.scalar(sa.select(sa.func.count()).select_from(Feedback).where(gone))
-            answered = session.execute(sa.delete(Answer).where(answers)).rowcount  # and the feedback on them
-            session.execute(sa.delete(Feedback).where(feedback))
-            has_answers = sa.exists().where(Answer.answer_id == Conversation.answer_id)
-            session.execute(sa.delete(Conversation).where(~has_answers))
-        return Counts(answered, said)
+            counts = Counts(_count(session, AnswerRow, answers), _count(session, OpinionRow, said))
+            session.execute(sa.delete(AnswerRow).where(answers))  # and, by its foreign key, the feedback on them
+            session.execute(sa.delete(OpinionRow).where(feedback))
+            has_answers = sa.exists().where(AnswerRow.answer_id == ConversationRow.answer_id)
+            session.execute(sa.delete(ConversationRow).where(~has_answers))
+        return counts
 
-    def _change(self, table: type[Answer | Conversation | Feedback], changed: Callable[[Any], dict[str, Any]]) -> int:
+    def _change(self, table: type[_Row], changed: Callable[[_Row], Values]) -> int:
         """Give all rows their changed values, a few at a time, so that nobody waits long; how many had others."""
-        count, after = 0, sa.true()
-        key = Conversation.answer_id if table is Conversation else table.id
+        count = 0
+        after: sa.ColumnElement[bool] = sa.true()
+        (key,) = sa.inspect(table).primary_key
         while True:
             with self._writing() as session:
                 rows = session.scalars(sa.select(table).where(after).order_by(key).limit(_BATCH)).all()
@@ -341,15 +351,19 @@ class Store:
                     count += bool(other)
             if not rows:
                 return count
-            after = key > getattr(rows[-1], key.key)
+            after = key > getattr(rows[-1], key.name)
 
 
-def _has_opinion(other: Feedback, user: str) -> bool:
+def _count(session: Session, table: type[Base], condition: sa.ColumnElement[bool]) -> int:
+    return session.scalars(sa.select(sa.func.count()).select_from(table).where(condition)).one()
+
+
+def _has_opinion(other: OpinionRow, user: str) -> bool:
     """Whether an opinion of a user holds on the answer that another one is about, with the same API key."""
     session = object_session(other)
     assert session  # the row was just read
-    same = sa.select(Feedback.id).filter_by(answer_key=other.answer_key, api_key=other.api_key, user_id=user)
-    return session.scalars(same.where(Feedback.replaced_at.is_(None))).first() is not None
+    same = sa.select(OpinionRow.id).filter_by(answer_key=other.answer_key, api_key=other.api_key, user_id=user)
+    return session.scalars(same.where(OpinionRow.replaced_at.is_(None))).first() is not None
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """The tables of the feedback database. Every change here needs a migration (`migrations/versions`)."""
 
+import functools
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
+
+from hfchat.feedback.exchange import GuardFinding, Rating, Turn
+from hfchat.messages import digest_of
 
 
 class Words(TypeDecorator):
@@ -19,7 +23,7 @@ class Words(TypeDecorator):
 
 
 class Moment(TypeDecorator):
-    """A time in UTC. SQLite's have no time zone, so the driver gives them back without one."""
+    """A time in UTC. SQLite keeps no time zone, so the driver returns times without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -37,8 +41,10 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {
         str: Words,
         datetime: Moment,
-        list[dict[str, Any]]: JSON,
-        dict[str, Any]: JSON,
+        Rating: Words,
+        list[Turn]: JSON,
+        list[GuardFinding]: JSON,
+        dict[str, object]: JSON,
         list[str]: JSON,
     }
     metadata = MetaData(
@@ -52,16 +58,16 @@ class Base(DeclarativeBase):
     )
 
 
-class Conversation(Base):
+class ConversationRow(Base):
     """The messages of a request, once for all of its answers."""
 
     __tablename__ = "conversations"
 
     answer_id: Mapped[str] = mapped_column(primary_key=True)
-    messages: Mapped[list[dict[str, Any]]]
+    messages: Mapped[list[Turn]]
 
 
-class Answer(Base):
+class AnswerRow(Base):
     """An answer, with its conversation (`hfchat.feedback.exchange.Exchange`).
 
     `prompt_hash` is the SHA-256 of the messages as they are here: answers to the same prompt have the same.
@@ -80,23 +86,38 @@ class Answer(Base):
     prompt_hash: Mapped[str] = mapped_column(index=True)
     text: Mapped[str]
     finish_reason: Mapped[str | None]
-    sampling: Mapped[dict[str, Any]]
-    findings: Mapped[list[dict[str, Any]]]
+    sampling: Mapped[dict[str, object]]
+    findings: Mapped[list[GuardFinding]]
     user_id: Mapped[str] = mapped_column(index=True)  # `user` is a word of SQL
     api_key: Mapped[str]
 
-    conversation: Mapped[Conversation] = relationship(
-        primaryjoin=lambda: foreign(Answer.answer_id) == Conversation.answer_id, viewonly=True
+    conversation: Mapped[ConversationRow] = relationship(
+        primaryjoin=lambda: foreign(AnswerRow.answer_id) == ConversationRow.answer_id, viewonly=True
     )
-    feedback: Mapped[list["Feedback"]] = relationship(
-        foreign_keys="Feedback.answer_key", back_populates="answer", order_by="Feedback.created_at", viewonly=True
+    feedback: Mapped[list["OpinionRow"]] = relationship(
+        foreign_keys="OpinionRow.answer_key", back_populates="answer", order_by="OpinionRow.created_at", viewonly=True
     )
 
+    @property
+    def full_model(self) -> str:
+        """`model`, or `model@version`."""
+        return full_model(self.model, self.model_version)
 
-class Feedback(Base):
-    """What somebody said of an answer (`hfchat.feedback.exchange.Opinion`).
+    @property
+    def messages(self) -> list[Turn]:
+        """The conversation before it."""
+        return self.conversation.messages
 
-    Who changes their mind gets a new row, and the old one the time at which it was replaced.
+    @functools.cached_property
+    def key(self) -> tuple[str, bytes]:
+        """Hashes of the prompt and of the text: a model that does not sample gives the same answer under many ids."""
+        return self.prompt_hash, digest_of(self.text, typed=True)
+
+
+class OpinionRow(Base):
+    """What somebody said about an answer (`hfchat.feedback.exchange.Opinion`).
+
+    When they change their mind there is a new row, and the old one gets the time at which it was replaced.
     """
 
     __tablename__ = "feedback"
@@ -117,7 +138,7 @@ class Feedback(Base):
     answer_key: Mapped[int] = mapped_column(ForeignKey("answers.id", ondelete="CASCADE"), index=True)
     created_at: Mapped[datetime] = mapped_column(index=True)
     replaced_at: Mapped[datetime | None]
-    rating: Mapped[str | None]
+    rating: Mapped[Rating | None]
     correction: Mapped[str | None]
     comment: Mapped[str | None]
     tags: Mapped[list[str]]
@@ -125,5 +146,16 @@ class Feedback(Base):
     user_id: Mapped[str] = mapped_column(index=True)
     api_key: Mapped[str]
 
-    answer: Mapped[Answer] = relationship(foreign_keys=[answer_key], back_populates="feedback", viewonly=True)
-    preferred_over: Mapped[Answer | None] = relationship(foreign_keys=[preferred_over_key], viewonly=True)
+    answer: Mapped[AnswerRow] = relationship(foreign_keys=[answer_key], back_populates="feedback", viewonly=True)
+    preferred_over: Mapped[AnswerRow | None] = relationship(foreign_keys=[preferred_over_key], viewonly=True)
+
+    @property
+    def holds(self) -> bool:
+        """Whether its author has neither replaced it nor taken it back."""
+        said = (self.rating, self.correction, self.comment, self.preferred_over_key)
+        return self.replaced_at is None and (bool(self.tags) or any(value is not None for value in said))
+
+
+def full_model(model: str, version: str | None) -> str:
+    """`model`, or `model@version`."""
+    return model if version is None else f"{model}@{version}"

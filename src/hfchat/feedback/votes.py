@@ -1,10 +1,11 @@
-"""Where people say something of the same, which side has the majority, and who is mostly against it."""
+"""Where several people judge the same, which side has the majority, and who is mostly against it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hfchat.feedback.reviews import Person, Review
+from hfchat.feedback.tables import AnswerRow
 
 Side = Hashable
 Ballot = dict[Hashable, dict[Person, Side]]
@@ -12,11 +13,11 @@ Ballot = dict[Hashable, dict[Person, Side]]
 
 @dataclass
 class Agreement:
-    """Where a person and a majority of others said something of the same.
+    """How often a person agreed with a majority of others.
 
     Attributes:
-        overlaps: How often.
-        agreed: How often they said what the others did.
+        overlaps: How often both voted on the same.
+        agreed: How often both voted alike.
     """
 
     overlaps: int = 0
@@ -42,23 +43,23 @@ def ballot_of(reviews: Iterable[Review]) -> Ballot:
         if review.rating is not None:
             ballot.setdefault(review.answer.key, {})[review.person] = review.rating
         if review.over is not None:
-            ballot.setdefault(pair_of(review), {})[review.person] = review.answer.key
+            ballot.setdefault(pair_of(review.answer, review.over), {})[review.person] = review.answer.key
     return ballot
 
 
-def pair_of(review: Review) -> frozenset:
+def pair_of(answer: AnswerRow, over: AnswerRow) -> Hashable:
     """The two answers of a preference, whichever is the better one."""
-    return frozenset((review.answer.key, review.over.key))
+    return frozenset((answer.key, over.key))
 
 
 def verdict(sides: Collection[Side], min_lead: int) -> Side | None:
-    """The side that all votes are on, or that leads by at least `min_lead` of them; None if there is none."""
+    """The side that all votes are on, or that leads by at least `min_lead` votes; None without such a side."""
     side, lead = _leader(Counter(sides))
     return side if lead >= min(min_lead, len(sides)) else None
 
 
 def side_of_others(votes: Mapping[Person, Side], person: Person, min_lead: int) -> Side | None:
-    """The side on which at least `min_lead` more of the others are than on any other; None if there is none."""
+    """The side that leads by at least `min_lead` votes of the others; None without such a side."""
     side, lead = _leader(Counter(side for other, side in votes.items() if other != person))
     return side if lead >= min_lead else None
 
@@ -72,16 +73,16 @@ def agreements(ballot: Ballot, min_lead: int, untrusted: Collection[Person] = ()
 
 
 def find_untrusted(ballot: Ballot, min_lead: int, min_overlaps: int, min_agreement: float) -> set[Person]:
-    """Who is against the others in most of what they share.
+    """The people who are against the others in most of what they share.
 
-    Those who agree least go first, and the others are compared anew without them: or else a few who vote against
-    everybody would make those look bad whom they vote against.
+    Those who agree least go first, and the others are compared anew without them: a few who vote against everybody
+    would otherwise make the people look bad that they vote against.
 
     Args:
-        ballot: Of everybody.
+        ballot: The votes of everybody.
         min_lead: See `agreements`. From 2 on, no single person can discredit another.
-        min_overlaps: Nobody is judged by less; at least 1.
-        min_agreement: Share of them below which a person is not trusted.
+        min_overlaps: Nobody is judged by fewer shared questions; at least 1.
+        min_agreement: Share of the shared questions; below it, a person is not trusted.
     """
     untrusted: set[Person] = set()
     found = agreements(ballot, min_lead)
@@ -90,13 +91,15 @@ def find_untrusted(ballot: Ballot, min_lead: int, min_overlaps: int, min_agreeme
         for person in votes:
             questions[person].append(question)
     while True:
-        judged = ((person, one) for person, one in found.items() if person not in untrusted)
-        shares = {person: one.share for person, one in judged if one.overlaps >= min_overlaps}
+        judged = {person: one for person, one in found.items() if person not in untrusted}
+        shares = {person: one.agreed / one.overlaps for person, one in judged.items() if one.overlaps >= min_overlaps}
         least = min(shares.values(), default=1.0)
         if least >= min_agreement:
             return untrusted
         worst = {person for person, share in shares.items() if share == least}
-        changed = {question for person in worst for question in questions[person]}
+        # Only what they voted on is counted anew. All of it anew takes 377 s instead of 7 s for 20,000 questions that
+        # 3,000 people answered, a fifth of them against the others (246 rounds).
+        changed = set().union(*(questions[person] for person in worst))
         for question in changed:
             _count(found, ballot[question], min_lead, untrusted, -1)
         untrusted |= worst

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from hfchat.errors import UserError
 from hfchat.hub.artefacts import CARD, EVALUATION, Repository, clean_json, named_inputs
 from hfchat.hub.leaks import clean_paths
-from hfchat.hub.model_card import model_card
+from hfchat.hub.model_card import license_of_model, model_card
 from hfchat.licenses import license_entry
 from hfchat.lineage import ancestry
+from hfchat.results import ModelResult, Results
 from hfchat.templates import markdown_environment
 
 _IN_A_CARD = "path/of/this/folder"  # what the cards of the data stage say in place of the repository
@@ -23,15 +25,12 @@ _NOT_PUBLISHED = (
 )
 
 
-def add_card(
-    repository: Repository, published: Mapping[str, str], *, evaluation: str | None = None, served: str | None = None
-) -> None:
-    """Write `README.md`, and beside it the results of an evaluation.
+def add_card(repository: Repository, published: Mapping[str, str], *, served: str | None = None) -> None:
+    """Write `README.md`, and beside it the results of the artefact's evaluation.
 
     Args:
-        repository: Whose configs have been linked.
+        repository: Its configs have been linked.
         published: The digest of an artefact to the id of its repository.
-        evaluation: A folder of `recipes/evaluate.py` in which this very model was evaluated.
         served: The id of the model's repository, for a Space that serves it.
 
     Raises:
@@ -44,9 +43,10 @@ def add_card(
     elif repository.kind == "tokenizer":
         _write_tokenizer_card(repository, published)
     else:
+        evaluation = repository.artefact.evaluation
         results, name = _evaluated(repository, evaluation) if evaluation else _unevaluated(repository)
-        model = _linked(results["models"][name], published)
-        results = results | {"models": results["models"] | {name: model}}
+        model = _linked(results.models[name], published)
+        results = replace(results, models=results.models | {name: model})
         repository.write(CARD, clean_paths(str(model_card(results, name, repo_id=repository.repo_id))))
     check_card(repository)
 
@@ -61,22 +61,25 @@ def check_card(repository: Repository) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    # The header has the keys and types that the Hub's own classes take.
     place = repository.place_of(CARD)
     kind = {"dataset": DatasetCard, "space": SpaceCard}.get(repository.repo_type, ModelCard)
     try:
-        data = kind(repository.read(CARD).decode("utf-8")).data.to_dict()
-    except Exception as error:  # of YAML, of the Hub's classes, or of their types
-        raise UserError(f"{place}: its header is none of a card: {' '.join(str(error).split())[:200]}") from error
+        data = kind(repository.read(CARD)).data.to_dict()
+    except Exception as error:  # raised by YAML, by the Hub's classes, or for their types
+        raise UserError(f"{place}: its header is not a card's: {' '.join(str(error).split())[:200]}") from error
     if repository.kind == "space":
         if data.get("sdk") != "docker":
             raise UserError(f"{place}: sdk must be docker")
         return
+
+    # Its values are among those that the Hub knows.
     licenses = _as_list(data.get("license"))
     if not licenses:
         raise UserError(f"{place}: its header names no license; add a line such as `license: cc-by-4.0`")
     for license in licenses:
         if license != "other" and license_entry([license])["license"] == "other":
-            raise UserError(f"{place}: license {license} is none of the Hub's; say `other`, and add a license_name")
+            raise UserError(f"{place}: license {license} is not one of the Hub's; say `other`, and add a license_name")
     if "other" in licenses and "license_name" not in data:
         raise UserError(f"{place}: license other needs a license_name")
     for key in ("base_model", "datasets"):
@@ -84,55 +87,53 @@ def check_card(repository: Repository) -> None:
             try:
                 validate_repo_id(name)
             except HFValidationError as error:
-                raise UserError(f"{place}: {key} {name!r} is no id of a repository on the Hub") from error
+                raise UserError(f"{place}: {key} {name!r} is not the id of a repository on the Hub") from error
     for code in _as_list(data.get("language")):
         if not (isinstance(code, str) and 2 <= len(code.split("-")[0]) <= 3):
-            raise UserError(f"{place}: language {code!r} is no code such as `en`; in YAML, write 'no' in quotes")
+            raise UserError(f"{place}: language {code!r} is not a code such as `en`; in YAML, write 'no' in quotes")
 
 
-def _evaluated(repository: Repository, evaluation: str) -> tuple[dict[str, Any], str]:
+def _evaluated(repository: Repository, evaluation: str) -> tuple[Results, str]:
     """The results, and the name in them of the model that these files are, by their content."""
     folder = Path(evaluation)
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"evaluation {evaluation}: has no results.json; recipes/evaluate.py makes it") from error
-    names = [name for name, model in results["models"].items() if model["sha256"] == repository.sha256]
+    results = Results.read("evaluation", evaluation)
+    names = [name for name, model in results.models.items() if model.sha256 == repository.sha256]
     if not names:
         raise UserError(
-            f"evaluation {evaluation}: none of its models ({', '.join(results['models'])}) is {repository.folder} as "
+            f"evaluation {evaluation}: none of its models ({', '.join(results.models)}) is {repository.folder} as "
             "it is now; evaluate it again, or leave evaluation out"
         )
-    repository.write(f"{EVALUATION}results.json", clean_json(results))
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    repository.write(f"{EVALUATION}results.json", clean_json(content))
     for report in _RESULTS:
         if (folder / report).is_file():
             repository.write(f"{EVALUATION}{report}", clean_paths((folder / report).read_text(encoding="utf-8")))
     return results, names[0]
 
 
-def _unevaluated(repository: Repository) -> tuple[dict[str, Any], str]:
+def _unevaluated(repository: Repository) -> tuple[Results, str]:
     """What results would say of a model that took part in no task."""
     name = repository.folder.name
     config = "tokenizer_config.json"
-    tokenizer = json.loads(repository.read(config)) if config in repository.files else {}
-    model = {
-        "path": str(repository.folder),
-        "kind": "adapter" if repository.kind == "adapter" else "folder",
-        "sha256": repository.sha256,
-        "licenses": repository.licenses,
-        "dtype": None,
+    tokenizer = json.loads(repository.read(config)) if repository.has(config) else {}
+    model = ModelResult(
+        path=str(repository.folder),
+        kind="adapter" if repository.kind == "adapter" else "folder",
+        sha256=repository.sha256 or "",
+        licenses=repository.licenses,
+        dtype=None,
         # A base model has a template for those who fine-tune it, and does not answer.
-        "chat_template": None if repository.kind == "base" else tokenizer.get("chat_template_fingerprint"),
-        "parameters": _parameters(repository),
-        "lineage": ancestry(repository.folder),
-    }
-    return {"models": {name: model}, "tasks": {}, "command": ""}, name
+        chat_template=None if repository.kind == "base" else tokenizer.get("chat_template_fingerprint"),
+        parameters=_parameters(repository),
+        lineage=[dict(stage) for stage in ancestry(repository.folder)],
+    )
+    return Results(models={name: model}, tasks={}), name
 
 
-def _linked(model: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, Any]:
+def _linked(model: ModelResult, published: Mapping[str, str]) -> ModelResult:
     """The model with inputs that are published named by their repositories."""
-    model = copy.deepcopy(dict(model))
-    for stage in model["lineage"]:
+    model = copy.deepcopy(model)
+    for stage in model.lineage:
         for source in stage["inputs"].values():
             if source["sha256"] in published:
                 repo_id = published[source["sha256"]]
@@ -145,13 +146,13 @@ def _parameters(repository: Repository) -> int:
     from safetensors import SafetensorError, safe_open
 
     total = 0
-    for name, file in repository.files.items():
-        if name.endswith(".safetensors"):
-            try:
-                with safe_open(file, framework="np") as weights:
-                    total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-            except SafetensorError as error:
-                raise UserError(f"{file}: is no whole safetensors file ({error}); save it again") from error
+    for file in sorted(repository.staged.rglob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np") as weights:
+                total += sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            place = repository.place_of(file.relative_to(repository.staged).as_posix())
+            raise UserError(f"{place}: is not a whole safetensors file ({error}); save it again") from error
     return total
 
 
@@ -163,19 +164,21 @@ def _write_tokenizer_card(repository: Repository, published: Mapping[str, str]) 
     tokenizer = load_tokenizer(str(repository.folder))
     lineage = repository.lineage
     inputs = named_inputs(lineage, published) if lineage else {}
-    entry = license_entry(repository.licenses)
-    if isinstance(entry["license"], list):  # of a tokenizer, the Hub takes one
-        entry = {"license": "other", "license_name": "several"}
     datasets = [source["path"] for source in inputs.values() if source["sha256"] in published]
-    data = ModelCardData(**entry, library_name="transformers", tags=["hfchat", "tokenizer"], datasets=datasets or None)
+    data = ModelCardData(
+        **license_of_model(repository.licenses),
+        library_name="transformers",
+        tags=["hfchat", "tokenizer"],
+        datasets=datasets or None,
+    )
     context = {
         "name": repository.repo_id.rpartition("/")[2],
         "repo_id": repository.repo_id,
         "vocab_size": len(tokenizer),
         "chat_template": tokenizer.init_kwargs.get("chat_template_fingerprint") if tokenizer.chat_template else None,
         "lineage": lineage | {"inputs": inputs} if lineage else None,
-        "bytes_per_token": (lineage or {}).get("metrics", {}).get("validation_bytes_per_token"),
-        "report": "tokenizer_report.md" in repository.files,
+        "bytes_per_token": lineage["metrics"].get("validation_bytes_per_token") if lineage else None,
+        "report": repository.has("tokenizer_report.md"),
     }
     body = markdown_environment("hfchat.hub").get_template("tokenizer_card.md.jinja").render(context)
     repository.write(CARD, clean_paths(f"---\n{data.to_yaml()}\n---\n\n{body}"))
@@ -185,14 +188,14 @@ def _address_dataset(repository: Repository) -> None:
     """A card that a stage made gets the name of the repository; one that a person wrote stays as it is."""
     if repository.lineage is None:
         return
-    text = repository.read(CARD).decode("utf-8").replace(_IN_A_CARD, repository.repo_id)
+    text = repository.read(CARD).replace(_IN_A_CARD, repository.repo_id)
     repository.write(CARD, clean_paths(text) + (_NOT_PUBLISHED if repository.left_out else ""))
 
 
 def _name_model(repository: Repository, served: str | None) -> None:
     """A Space serves the model that is published with it."""
     if served is not None:
-        lines = repository.read("Dockerfile").decode("utf-8").splitlines(keepends=True)
+        lines = repository.read("Dockerfile").splitlines(keepends=True)
         lines = [f"ENV MODEL={served}\n" if line.startswith("ENV MODEL=") else line for line in lines]
         repository.write("Dockerfile", "".join(lines))
 

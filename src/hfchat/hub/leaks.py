@@ -1,12 +1,12 @@
 """What must not be published: secrets, and paths that tell of the machine and of who works on it.
 
-A few rules of our own, as they are to be quick on whole files and to know the tokens of this field: `detect-secrets`
-1.5 (2024) takes minutes for a `tokenizer.json`, and knows neither the Hub's tokens nor the present ones of OpenAI.
+The rules are our own, because they have to be quick on whole files and to know the tokens of this field:
+`detect-secrets` 1.5 (2024) takes minutes for a `tokenizer.json`, and knows neither the Hub's tokens nor the present
+ones of OpenAI.
 """
 
 import base64
 import binascii
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -96,7 +96,7 @@ _CODE = r"[A-Za-z0-9_.~+/=-]"
 _TWO_DIGITS = r"(?=(?:[A-Za-z_.~+/=-]{0,100}\d){2})(?=[0-9_.~+/=-]{0,100}[A-Za-z])"
 _SCHEME = r"(?:bearer|basic|token)\s{1,9}"
 _WORD = "[A-Za-z0-9_-]"
-# The forms are those that the services document; each has a fixed beginning, so that a hash or a name is none.
+# The forms are those that the services document. Each has a fixed beginning, so that no hash or name looks like one.
 _SECRETS = (
     _rule("a token of the Hugging Face Hub", "hf_ api_org_", "[A-Za-z0-9]{30,}"),
     _rule("an API key of hfchat", "hfchat-", f"{_WORD}{{43}}(?!{_WORD})"),
@@ -184,7 +184,7 @@ _SECRETS = (
     _named("a token", "token", rf"['\"\\]{{1,4}}\s{{0,20}}[:=]\s{{0,20}}['\"\\]{{1,4}}{_TWO_DIGITS}{_CODE}{{12,}}"),
     _named("a token", "token", rf"(?<![a-z?&;]token)(?:=|:\s{{1,20}}){_QUOTES}{_TWO_DIGITS}{_CODE}{{20,}}(?![\w(\[])"),
 )  # fmt: skip
-# Where people and clusters keep their files. A path of a URL, or one below the working directory, is none of these.
+# Where people and clusters keep their files. A path in a URL, or one below the working directory, does not count.
 _ROOTS = (
     "home|Users|root|work|workspace|mnt|media|tmp|var|data|scratch|srv|opt|content|kaggle|Volumes|private|gpfs|lustre|nfs|"
     "fsx|net|export|projects?"
@@ -208,38 +208,33 @@ class Leak:
     """One thing that must not be published.
 
     Attributes:
-        line: Where, from 1; of a table, the row. None for a whole file.
-        what: It is, in words; never the thing itself.
-        inside: The file within an archive.
+        line: Its line, from 1.
+        what: What it is, in words; never the thing itself.
     """
 
-    line: int | None
+    line: int
     what: str
-    inside: str = ""
-
-    @property
-    def place(self) -> str:
-        """In its file, to stand after the file's name."""
-        inside = f"!{self.inside}" if self.inside else ""
-        return inside if self.line is None else f"{inside}:{self.line}"
 
 
 def find_leaks(text: str, *, paths: bool = True) -> list[Leak]:
     """The secrets and local paths in a text, in the order of their lines, each kind once a line.
 
-    They are looked for in the text as it is and in what its escapes stand for: in `"a\\nhf_..."`, as JSON writes a
-    line break, the token is no part of a word that begins with `n`.
+    They are looked for in the text and in what its escapes stand for: in `"a\\nhf_..."`, where JSON writes a line
+    break as `\\n`, the token is not part of a word that begins with `n`.
 
     Args:
-        text: Of a file.
-        paths: Look for local paths too; the rows of a dataset speak of many that are nobody's.
+        text: Text of a file.
+        paths: Whether to look for local paths too.
     """
     found: set[tuple[int, str]] = set()
     for form in _forms(text):
+        # Names are compared in lower case, which must have its letters where the text has them.
         lower = form.lower()
         if len(lower) != len(form):  # of a letter such as "İ", which becomes two
             lower = _LETTERS.sub(lambda letters: letters[0].lower(), form)
-        starts = [(start, rule.what) for rule in _SECRETS for start in rule.starts(form, lower)]
+        starts: list[tuple[int, str]] = []
+        for rule in _SECRETS:
+            starts += [(start, rule.what) for start in rule.starts(form, lower)]
         if paths:
             starts += [(match.start(), "a path of this machine") for match in _local_paths().finditer(form)]
         if starts:
@@ -252,26 +247,6 @@ def clean_paths(text: str) -> str:
     """The text with each local path as `hfchat.templates.place` shows it: its end, or relative to the working
     directory."""
     return _local_paths().sub(lambda match: place(_DRIVE.sub("/", match[0]).replace("\\", "/")), text)
-
-
-def readable_text(name: str, content: bytes) -> str | None:
-    """The text of a file that `find_leaks` may look at, None of one that is not in UTF-8.
-
-    Of a `tokenizer.json` it is all but the vocabulary: that has pieces of paths, and words like "password", with
-    numbers beside them.
-    """
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    if name == "tokenizer.json":
-        try:
-            tokenizer = json.loads(text)
-            tokenizer.get("model", {}).update(vocab=None, merges=None)
-        except (ValueError, AttributeError):  # not a tokenizer
-            return text
-        return json.dumps(tokenizer, indent=2, ensure_ascii=False)
-    return text
 
 
 def _forms(text: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfchat.licenses import license_entry
 from hfchat.models import BUNDLED, BUNDLED_ON_HUB
+from hfchat.results import Comparison, ModelResult, Results
 from hfchat.templates import add_figures, markdown_environment, shown_paths
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ class Footprint:
 
     Attributes:
         watts: What all devices of the training draw together; None if it is not known.
-        source: Of this number: `"TDP of 8 x H100 SXM, NVIDIA's data sheet"`.
+        source: Where that number is from: `"TDP of 8 x H100 SXM, NVIDIA's data sheet"`.
         grams_per_kwh: CO2 per energy of the grid.
-        grid: Of this number.
-        price_per_hour: Of the machine; None if it is not known.
-        currency: Of the price.
+        grid: Where that number is from.
+        price_per_hour: Price of the machine; None if it is not known.
+        currency: Currency of the price.
     """
 
     watts: float | None = None
@@ -61,7 +62,7 @@ class Footprint:
 
 
 def model_card(
-    results: Mapping[str, Any],
+    results: Results,
     model_name: str,
     *,
     repo_id: str | None = None,
@@ -73,29 +74,31 @@ def model_card(
     Hub whether it takes the metadata, which needs a network.
 
     Args:
-        results: What `results.json` holds.
+        results: What the evaluation measured.
         model_name: One of its `models`.
         repo_id: Where the model will be on the Hub.
-        footprint: Of its training.
+        footprint: What its training took.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    model = results["models"][model_name]
+    model = results.models[model_name]
     base = _base_model(model)
     datasets = sorted(
         {source["path"] for role, source in _raw_sources(model) if role not in _NO_DATA and _is_hub_id(source)}
     )
     evaluations = list(_evaluations(results, model_name))
-    is_adapter = model["kind"] == "adapter"
+    is_adapter = model.kind == "adapter"
+
+    # The header, by which the Hub finds the model; then the text, for people.
     data = ModelCardData(
-        **_license(model["licenses"]),
+        **license_of_model(model.licenses),
         language=_languages(model) or None,
         base_model=base,
         base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
         datasets=datasets or None,
-        library_name=None if model["kind"] == "remote" else "peft" if is_adapter else "transformers",
+        library_name=None if model.kind == "remote" else "peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["hfchat", *(["conversational"] if model["chat_template"] else [])],
+        tags=["hfchat", *(["conversational"] if model.chat_template else [])],
         metrics=sorted({one.metric_type for one in evaluations} & {*_HUB_METRICS.values()}) or None,
         model_name=(repo_id or model_name) if evaluations else None,
         eval_results=evaluations or None,
@@ -107,71 +110,49 @@ def model_card(
         "model": model,
         "results": results,
         "base": base,
-        "bundled": any((stage.get("config") or {}).get("model_name_or_path") == BUNDLED for stage in model["lineage"]),
+        "bundled": any((stage.get("config") or {}).get("model_name_or_path") == BUNDLED for stage in model.lineage),
         "languages": _languages(model),
         "sources": _raw_sources(model),
-        "tasks": {name: task for name, task in results["tasks"].items() if model_name in task["scores"]},
+        "tasks": {name: task for name, task in results.tasks.items() if model_name in task.scores},
         "comparisons": _comparisons(results, model_name),
-        "seconds": sum(stage["duration_s"] for stage in model["lineage"]),
-        "trained": any(stage["stage"] in _OF_TRAINING for stage in model["lineage"]),
+        "seconds": sum(stage["duration_s"] for stage in model.lineage),
+        "trained": any(stage["stage"] in _OF_TRAINING for stage in model.lineage),
         "footprint": footprint or Footprint(),
-        "command": shown_paths(results["command"]),
+        "command": shown_paths(results.command),
     }
     body = _environment().get_template("model_card.md.jinja").render(context)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
-def write_card(
-    results: Mapping[str, Any],
-    model_name: str,
-    folder: Path,
-    *,
-    repo_id: str | None = None,
-    footprint: Footprint | None = None,
-    validate: bool = False,
-) -> Path:
-    """Write `README.md` into a folder, usually that of the model, and return its path.
-
-    Args:
-        results: As for `model_card`, and so `model_name`, `repo_id` and `footprint`.
-        folder: Where the Hub looks for it.
-        validate: Ask the Hub whether it takes the metadata.
-    """
-    card = model_card(results, model_name, repo_id=repo_id, footprint=footprint)
-    if validate:
-        card.validate()
-    card.save(folder / "README.md")
-    return folder / "README.md"
-
-
-def write_cards(results: Mapping[str, Any], folder: Path, footprint: Footprint | None = None) -> None:
+def write_cards(results: Results, folder: Path, footprint: Footprint | None = None) -> None:
     """Write `<name>.md` for every model of an evaluation."""
-    for name in results["models"]:
+    for name in results.models:
         model_card(results, name, footprint=footprint).save(folder / f"{name}.md")
 
 
-def _evaluations(results: Mapping[str, Any], model_name: str) -> Iterator["EvalResult"]:
-    """The entries of `model-index`: a metric that is no number is left out."""
+def _evaluations(results: Results, model_name: str) -> Iterator["EvalResult"]:
+    """The entries of `model-index`. A score that is not a number is left out."""
     from huggingface_hub import EvalResult
 
-    for name, task in results["tasks"].items():
-        dataset = task["dataset"] or {}
-        for metric, estimate in task["scores"].get(model_name, {}).items():
-            if not math.isfinite(estimate["score"]):
+    for name, task in results.tasks.items():
+        dataset = task.dataset
+        is_on_hub = dataset is not None and _is_hub_id(vars(dataset))
+        for metric, estimate in task.scores.get(model_name, {}).items():
+            if not math.isfinite(estimate.score):
                 continue
             yield EvalResult(
                 task_type="text-generation",
-                task_name=task["title"],
-                dataset_type=dataset["path"] if _is_hub_id(dataset) else name,
-                dataset_name=Path(dataset["path"]).name if dataset else task["title"],
-                dataset_split=dataset.get("split"),
+                task_name=task.title,
+                dataset_type=dataset.path if dataset and is_on_hub else name,
+                dataset_name=Path(dataset.path).name if dataset else task.title,
+                dataset_split=dataset.split if dataset else None,
                 metric_type=_HUB_METRICS.get(metric, metric),
-                metric_name=task["metrics"][metric]["label"],
-                metric_value=_rounded(estimate["score"]),
+                metric_name=task.metrics[metric].label,
+                metric_value=_rounded(estimate.score),
                 metric_args={
-                    "signature": estimate["signature"],
-                    "n": estimate["n"],
-                    "interval": [_rounded(end) for end in estimate["interval"]],
+                    "signature": estimate.signature,
+                    "n": estimate.n,
+                    "interval": [_rounded(end) for end in estimate.interval],
                 },
             )
 
@@ -180,19 +161,15 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _comparisons(results: Mapping[str, Any], model_name: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Task to the baseline that the model was compared with, and the differences."""
-    return {
-        name: (comparison["baseline"], comparison["metrics"])
-        for name, task in results["tasks"].items()
-        for comparison in task["comparisons"]
-        if comparison["model"] == model_name
-    }
+def _comparisons(results: Results, model_name: str) -> dict[str, Comparison]:
+    """Task to what the comparison of the model with the baseline says."""
+    found = {name: task.comparison(model_name) for name, task in results.tasks.items()}
+    return {name: comparison for name, comparison in found.items() if comparison is not None}
 
 
-def _base_model(model: Mapping[str, Any]) -> str | None:
+def _base_model(model: ModelResult) -> str | None:
     """The Hub id of what training began with, if it is one."""
-    for stage in reversed(model["lineage"]):
+    for stage in reversed(model.lineage):
         if stage["stage"] in _OF_TRAINING and "model" in stage["inputs"]:
             source = stage["inputs"]["model"]
             if _is_hub_id(source):
@@ -202,16 +179,15 @@ def _base_model(model: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _raw_sources(model: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def _raw_sources(model: ModelResult) -> list[tuple[str, Mapping[str, Any]]]:
     """Roles and inputs that no stage of the lineage has made, from the raw data on."""
-    made = {Path(stage["path"]).absolute() for stage in model["lineage"]}
-    sources = {
-        (role, source["path"]): source
-        for stage in reversed(model["lineage"])
-        for role, source in stage["inputs"].items()
-        # A stage may have several outputs in one folder.
-        if not made & {(path := Path(source["path"]).absolute()), path.parent}
-    }
+    made = {Path(stage["path"]).absolute() for stage in model.lineage}
+    sources = {}
+    for stage in reversed(model.lineage):
+        for role, source in stage["inputs"].items():
+            path = Path(source["path"]).absolute()
+            if not made & {path, path.parent}:  # a stage may have several outputs in one folder
+                sources[role, source["path"]] = source
     return [(role, source) for (role, _), source in sources.items()]
 
 
@@ -219,16 +195,16 @@ def _is_hub_id(source: Mapping[str, Any]) -> bool:
     return "hub:" in source.get("sha256", "") and bool(_HUB_ID.fullmatch(source["path"]))
 
 
-def _languages(model: Mapping[str, Any]) -> list[str]:
+def _languages(model: ModelResult) -> list[str]:
     """Codes of the languages that a stage found in its data."""
     found: dict[str, int] = {}
-    for stage in model["lineage"]:
+    for stage in model.lineage:
         for code, documents in ((stage.get("metrics") or {}).get("languages") or {}).items():
             found[code] = found.get(code, 0) + documents
     return sorted(code for code, documents in found.items() if documents >= _LANGUAGE_SHARE * sum(found.values()))
 
 
-def _license(licenses: Sequence[str]) -> dict[str, Any]:
+def license_of_model(licenses: Sequence[str]) -> dict[str, Any]:
     """The entry of a model, which has one licence or a name for several, unlike that of a dataset."""
     entry = license_entry(["unknown" if license == "see the Hub" else license for license in licenses])
     if isinstance(entry["license"], list):

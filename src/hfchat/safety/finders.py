@@ -1,7 +1,7 @@
-"""What to find in a text, for guards: spans, and which of them no continuation of the text can change any more.
+"""Find spans in a text for guards, and tell which of them no continuation of the text can change any more.
 
-A `Finder` can be asked about a text that is still being written. Its `settled` and `context` are what makes a stream
-equal to the whole text; why they are right is said beside each, and the tests hold it against random texts and splits.
+A `Finder` can be asked about a text that is still being written. Its `settled` and `context` make a stream equal to
+the whole text; each says why it is right, and the tests try it with random texts and splits.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from hfchat.safety.folding import fold_invisible, fold_letters
 from hfchat.safety.lexicon import Lexicon
+from hfchat.safety.phones import LOOK_BACK
 from hfchat.safety.pii import KINDS, PII
 
 
@@ -60,7 +61,7 @@ _OPEN_WORD = re.compile(rf"{_SINGLE}(?:[^\W_]|[@$]){_LETTER}*+\Z")
 _SPELLING = re.compile(rf"{_SINGLE}(?:{_GAP}{{1,{_MAX_GAP}}}+{_SINGLE})*+{_GAP}{{0,{_MAX_GAP}}}+")
 # Letters that are words themselves: "what a s h i t".
 _ONE_LETTER_WORDS = "aiou"
-# The lexicon itself wants most of a disguised word to be letters, for the sake of numbers; these are none.
+# The lexicon itself wants most of a disguised word to be letters, because of numbers; these signs are not in numbers.
 _SIGN = re.compile(r"[@$]|!(?=[^\W_])")
 _SIGNS = {"@": "a", "$": "s", "!": "i"}
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
@@ -179,8 +180,6 @@ _DIGIT_BEFORE = re.compile(rf"\d({_BETWEEN_DIGITS})\Z", re.IGNORECASE)
 _DIGIT_AFTER = re.compile(rf"{_BETWEEN_DIGITS}\d", re.IGNORECASE)
 _REACH_BETWEEN_DIGITS = 14
 _IN_EVERY_MATCH = re.compile(r"[\d@]")
-# How far the patterns look back before a match: for the words before a phone number.
-_LOOK_BACK = 32
 
 
 class PIIFinder:
@@ -213,28 +212,27 @@ class PIIFinder:
         return folded.original(cut)
 
     def context(self, text: str, position: int) -> int:
-        """32 characters before a place that has no digit and no `@` in these 32 characters.
+        """`LOOK_BACK` characters before a place in front of which that many have no digit and no `@`.
 
-        There is none of the matches, each of which has a digit or an `@`; and what is found beyond does not depend on
-        anything before them.
+        No match lies in these, because each has a digit or an `@`; and no pattern looks back over more of them.
         """
         folded = fold_invisible(text[:position])
         seen, end = folded.text, len(folded.text)
         while cut := _last_cut(seen, end):
             last = _last_index(_IN_EVERY_MATCH, seen, cut)
-            if cut - _LOOK_BACK > last:
-                return folded.original(cut - _LOOK_BACK)
+            if cut - LOOK_BACK > last:
+                return folded.original(cut - LOOK_BACK)
             end = last
         return 0
 
 
 def _last_cut(text: str, end: int) -> int:
-    """The last place up to `end` that is behind a character of `_NEVER_IN_PII`; 0 if there is none."""
+    """The last place up to `end` that is behind a character of `_NEVER_IN_PII`; 0 without one."""
     return _last_index(_NEVER_IN_PII, text, end) + 1
 
 
 def _last_index(characters: re.Pattern[str], text: str, end: int) -> int:
-    """Position of the last of these characters before `end`, -1 if there is none."""
+    """Position of the last of these characters before `end`; -1 without one."""
     return next((i for i in range(end - 1, -1, -1) if characters.match(text, i)), -1)
 
 

@@ -34,44 +34,42 @@ Where nothing is removed, with `flag`, nothing is held back.
 """
 
 import asyncio
-import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from hfchat.entries import Entry, explain
 from hfchat.errors import UserError
 from hfchat.safety.finders import Finder, LexiconFinder, PIIFinder
 from hfchat.safety.guards import Action, Guard, Guards, Place
 from hfchat.safety.judges import Classifier, Lenient, Moderation, Remembering, key_from_environment
-from hfchat.safety.pii import KINDS
+from hfchat.safety.pii import KINDS, Kind
 from hfchat.safety.streams import Judge, JudgedStream, SpanStream, Stream, Watch
 
 DEFAULT = "default"  # the file that comes with hfchat
 
 
-class _Guard(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
+class _Guard(Entry):
     type: str
     name: str | None = None  # in logs and metrics; its type
-    applies_to: Annotated[list[Place], Field(min_length=1)] = ["prompt", "answer"]
+    applies_to: list[Place] = Field(["prompt", "answer"], min_length=1)
     action: Action
-    message: Annotated[str, Field(min_length=1)] = "I cannot help with that."
+    message: str = Field("I cannot help with that.", min_length=1)
 
     @model_validator(mode="after")
-    def _keys_have_a_use(self):
+    def _keys_have_a_use(self) -> Self:
         for key, has_use, where in (
             ("message", self.action == "block", "action: block"),
             ("replacement", self.action == "redact", "action: redact"),
             ("release", self.action != "flag" and "answer" in self.applies_to, "answers that are changed"),
         ):
             if key in self.model_fields_set and not has_use:
-                raise ValueError(f"{key}: is only for {where}")
+                raise ValueError(f"'{key}' is only for {where}")
         return self
 
     def stream(self) -> Stream:
@@ -108,7 +106,7 @@ class LexiconGuard(_SpanGuard):
     type: Literal["lexicon"]
     replacement: str = "***"
     path: str | None = None
-    categories: Annotated[list[str], Field(min_length=1)] | None = None
+    categories: list[str] | None = Field(None, min_length=1)
 
     @functools.cached_property
     def finder(self) -> Finder:
@@ -120,8 +118,8 @@ class PIIGuard(_SpanGuard):
 
     type: Literal["pii"]
     replacement: str = "[{category}]"
-    kinds: Annotated[list[Literal["email", "ip", "phone", "card"]], Field(min_length=1)] = list(KINDS)
-    regions: list[str] = ["US", "GB"]
+    kinds: list[Kind] = Field(list(KINDS), min_length=1)
+    regions: list[str] = Field(["US", "GB"])
 
     @functools.cached_property
     def finder(self) -> Finder:
@@ -149,7 +147,7 @@ class ClassifierGuard(_JudgeGuard):
     type: Literal["classifier"]
     model: str
     label: str
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    threshold: float = Field(0.5, gt=0, le=1)
 
     @functools.cached_property
     def judge(self) -> Judge:
@@ -160,12 +158,12 @@ class ModerationGuard(_JudgeGuard):
     """A moderation endpoint (`hfchat.safety.judges.Moderation`)."""
 
     type: Literal["moderation"]
-    url: Annotated[str, Field(pattern="^https?://")]
+    url: str = Field(pattern="^https?://")
     model: str | None = None
-    categories: Annotated[list[str], Field(min_length=1)] | None = None
-    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    categories: list[str] | None = Field(None, min_length=1)
+    threshold: float | None = Field(None, gt=0, le=1)
     api_key_env: str | None = None
-    timeout_s: Annotated[float, Field(gt=0)] = 10
+    timeout_s: float = Field(10, gt=0)
     on_error: Literal["refuse", "allow"] = "refuse"
 
     @functools.cached_property
@@ -220,20 +218,11 @@ def load_guards(path: str | Path) -> Guards:
         raise UserError(f"{path}: {error}") from error
 
 
-def _guard(number: int, entry: Any) -> Guard:
+def _guard(number: int, entry: object) -> Guard:
     kind = entry.get("type") if isinstance(entry, Mapping) else None
     if not isinstance(kind, str) or kind not in _TYPES:
-        raise UserError(f"guard {number}: type: must be one of {', '.join(_TYPES)}, not {kind!r}")
-    guard = _TYPES[kind]
-    for key in entry:
-        if key not in guard.model_fields:
-            close = difflib.get_close_matches(str(key), guard.model_fields, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(guard.model_fields)}"
-            raise UserError(f"guard {number} ({kind}): unknown key '{key}'; {hint}")
+        raise UserError(f"guard {number}: 'type' must be one of {', '.join(_TYPES)}, not {kind!r}")
     try:
-        return guard.model_validate(entry)
+        return _TYPES[kind].model_validate(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"guard {number} ({kind}): {f'{place}: ' if place else ''}{message}") from error
+        raise UserError(f"guard {number} ({kind}): {explain(error, _TYPES[kind])}") from error

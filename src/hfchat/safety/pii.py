@@ -6,13 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain
+from typing import Literal, get_args
 
 from hfchat.safety.folding import fold_invisible
+from hfchat.safety.phones import find_phones
 
-KINDS = ("email", "ip", "phone", "card")
-# Nobody's: reserved by RFC 2606, RFC 5737 and RFC 3849; 555-0100 is for fiction, and no area code is 555. They are
-# never found as personal data. IPv6 addresses, of the kind `ip` too, have a replacement of their own.
+Kind = Literal["email", "ip", "phone", "card"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# These are nobody's: RFC 2606, RFC 5737 and RFC 3849 reserve them; 555-0100 is for fiction, and no area code is 555.
+# They are never found as personal data. IPv6 addresses, of the kind `ip` too, have a replacement of their own.
 REPLACEMENTS = {
     "email": "email@example.com",
     "ip": "192.0.2.1",
@@ -20,8 +23,8 @@ REPLACEMENTS = {
     "phone": "(555) 555-0100",
     "card": "0000 0000 0000 0000",
 }
-# In the place of a replacement, and of what has been found, the search sees a character that nothing matches. So a
-# replaced text is to it what the original was at the end of its search, where nothing was left to find.
+# The search sees this character, which nothing matches, in place of replacements and of what has been found. So a
+# replaced text looks to it as the original did at the end of its search, when nothing was left to find.
 _MASK = "\0"
 _LATIN = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 _REPLACED = re.compile(
@@ -37,8 +40,8 @@ _DOMAIN = re.compile(
     rf"(?:[{_LATIN}0-9](?:[{_LATIN}0-9-]{{0,61}}[{_LATIN}0-9])?\.){{1,8}}[A-Za-z]{{2,24}}"
     rf"(?![{_LATIN}0-9_-]|\.[{_LATIN}0-9]|@|:[~/])"
 )
-# Domains that nobody has, or that are of the local network: RFC 2606, 6761 and 6762, and ICANN's `internal`. What ends
-# as the last ones do is a file, `icon@2x.png`.
+# Domains that nobody has, or of the local network: RFC 2606, 6761 and 6762, and ICANN's `internal`. The last ones are
+# endings of files, `icon@2x.png`.
 _NO_DOMAIN = re.compile(
     r"(?:.*\.)?(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|localdomain|local|internal|lan"
     r"|png|jpe?g|gif|svg|webp|css|m?js|json|html?|pdf)",
@@ -68,27 +71,6 @@ _ISSUED = re.compile(
     r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{9,15}"
 )
 
-# Seven digits or more with nothing between them but what stands in phone numbers.
-_DIGITS = re.compile(r"\d(?:[ ().\-/\u2010-\u2015\xa0]{0,3}\d){6,}")
-_GROUP = re.compile(r"\d+")
-_MAX_DIGITS, _MAX_GROUPS = 17, 7  # E.164 has 15 digits; `00` or `(0)` may come to them
-# What stands between two groups of one number.
-_BETWEEN = re.compile(
-    r"[./ \xa0]|[ \xa0]?[-\u2010-\u2015][ \xa0]?|[ \xa0]?\(|\)(?:[ \xa0]?[-\u2010-\u2015]?|[./ ])|\)[ \xa0]\("
-)
-# With a prefix for other towns, `020`, a number begins as others do not.
-_TRUNK = re.compile(r"0[1-9]\d{1,3}(?!\d)")
-_EXTENSION = re.compile(r"[ ,;]{0,2}(?:x|ext|extension)[ .:]{0,2}\d{1,6}(?!\w)", re.IGNORECASE)
-# Words before a number that say that it is one to call, so that its digits need no grouping.
-_CALL = re.compile(
-    r"(?:(?<![\w:.=])(?:t[eé]l\w*|(?:tele)?phones?|call(?: \w+)?|mob(?:ile)?|cell|fax|whats ?app|sms|text(?: \w+)?"
-    r"|dial|ring|hotline|contact(?: \w+)?|ph|p|t|m)\b|\N{BLACK TELEPHONE}|\N{TELEPHONE RECEIVER})[^\w\n]{0,4}"
-    r"(?:(?:number|no|nr|is|at|on|us|me)\b[^\w\n]{0,3}){0,3}$",
-    re.IGNORECASE,
-)
-_BEFORE_PHONE = re.compile(r"[\w$€£¥%=,/-]$|[\d/]\.$", re.ASCII)
-_AFTER_PHONE = re.compile(r"[\w$€£¥%@=]|[.,:-]\d|/\d", re.ASCII)
-
 
 @dataclass(frozen=True)
 class Match:
@@ -110,12 +92,12 @@ class PII:
     """Finds and replaces personal data.
 
     Args:
-        kinds: Which: of `email`, `ip` (public addresses only), `phone` and `card` (with a valid check digit).
-        regions: ISO 3166 codes of the countries whose national phone numbers are known by their form; international
-            ones (`+49 ...`) are found always.
+        kinds: What to find: `email`, `ip` (public addresses only), `phone` and `card` (with a valid check digit).
+        regions: ISO 3166 codes of the countries whose national phone numbers are found; international ones (`+49 ...`)
+            are found in any case.
 
     Raises:
-        ValueError: For a kind or a region that is not known.
+        ValueError: If a kind or a region is not known.
     """
 
     def __init__(self, kinds: Sequence[str] = KINDS, regions: Sequence[str] = ("US", "GB")):
@@ -125,7 +107,7 @@ class PII:
             import phonenumbers
 
             if unknown := set(regions) - set(phonenumbers.SUPPORTED_REGIONS):
-                raise ValueError(f"pii: '{min(unknown)}' is no region with phone numbers, as US, GB or DE are")
+                raise ValueError(f"pii: '{min(unknown)}' is not a region with phone numbers, such as US, GB or DE")
         self.kinds, self.regions = tuple(kinds), tuple(regions)
 
     def find(self, text: str) -> list[Match]:
@@ -153,7 +135,7 @@ class PII:
         return _substitute(text, matches, _replacement), Counter(match.kind for match in matches)
 
     def _find_once(self, text: str) -> list[Match]:
-        found = [match for kind in self.kinds for match in self._of_kind(kind, text)]
+        found = list(chain.from_iterable(self._of_kind(kind, text) for kind in self.kinds))
         found.sort(key=lambda match: (match.start, -match.end))
         kept: list[Match] = []
         for match in found:
@@ -230,148 +212,5 @@ def _cards(text: str) -> Iterator[Match]:
 
 
 def _phones(text: str, regions: Sequence[str]) -> Iterator[Match]:
-    # Numbers of Canada are valid to the library where those of the US are, and Jersey's with Britain's.
-    alike = [other for region in regions for other in _sharing_country_code(region)]
-    for run in _DIGITS.finditer(text):
-        groups = list(_GROUP.finditer(text, run.start(), run.end()))
-        gaps = [text[one.end() : other.start()] for one, other in pairwise(groups)]
-        first = 0
-        while first < len(groups):
-            if (
-                0 < first < len(gaps)
-                and gaps[first - 1] == gaps[first]
-                and not _TRUNK.match(text, groups[first].start())
-            ):
-                first += 1  # in the midst of a row
-                continue
-            start, after = _phone_at(text, groups, gaps, first, regions, tuple(alike))
-            if after:
-                end = groups[after - 1].end()
-                if extension := _EXTENSION.match(text, end):
-                    end = extension.end()
-                yield Match("phone", start, end, text[start:end])
-            first = after or first + 1
-
-
-def _phone_at(
-    text: str,
-    groups: list[re.Match[str]],
-    gaps: list[str],
-    first: int,
-    regions: Sequence[str],
-    alike: tuple[str, ...],
-) -> tuple[int, int]:
-    """Where a phone number whose digits begin with group `first` starts, and the group after it; or 0."""
-    start = groups[first].start()
-    for sign in "(+(":  # as in `(+44`
-        start -= bool(start) and text[start - 1] == sign
-    plus = "+" in text[start : groups[first].start()]
-    # A row of numbers with the same between them all is a table, and no part of it a phone number.
-    may_be_in_row = plus or _TRUNK.match(text, groups[first].start())
-    before = gaps[first - 1] if first and not may_be_in_row else None
-    if not plus and _BEFORE_PHONE.search(text[max(0, start - 2) : start]):
-        return 0, 0
-    candidates, digits, between = [], "", set()
-    for end, group in enumerate(groups[first : first + _MAX_GROUPS], first + 1):
-        digits += group[0] if len(group[0]) <= _MAX_DIGITS else "0" * _MAX_DIGITS
-        after = gaps[end - 1] if end < len(groups) else ""
-        if not (after in between and not may_be_in_row):
-            candidates.append((end, digits))
-        between.add(after)
-        if before in between or len(digits) >= _MAX_DIGITS or not _BETWEEN.fullmatch(after):
-            break
-    for end, digits in reversed(candidates):
-        international = plus or digits.startswith("00")
-        if not (_may_be_international(digits.removeprefix("00")) if international else _may_be(digits, alike)):
-            continue
-        stop = groups[end - 1].end()
-        opened = start
-        while text[opened] == "(" and text.count("(", opened, stop) > text.count(")", opened, stop):
-            opened += 1  # the parenthesis is around more than the number
-        if text.count("(", opened, stop) != text.count(")", opened, stop):
-            continue
-        if _AFTER_PHONE.match(text, stop) and not _EXTENSION.match(text, stop):
-            continue
-        written = [group[0] for group in groups[first:end]]
-        if international:
-            if _is_valid("+" + digits.removeprefix("00")):
-                return opened, end
-        elif not _IPV4.fullmatch(text, opened, stop) and any(
-            _is_written_as_phone(text, opened, written, region) and _is_national(text[opened:stop], region)
-            for region in regions
-        ):
-            return opened, end
-    return 0, 0
-
-
-def _is_written_as_phone(text: str, start: int, groups: list[str], region: str) -> bool:
-    """Whether a number of a region has the form of a phone number, or is called one; others have the same digits."""
-    import phonenumbers
-
-    if text[start] == "(" or _CALL.search(text[max(0, start - 32) : start].rpartition(_MASK)[2]):
-        return True
-    if phonenumbers.country_code_for_region(region) == 1:
-        return [len(group) for group in groups[groups[0] == "1" :]] == [3, 3, 4]
-    if groups[0].startswith("0"):
-        return len(groups) > 1 and len(groups[0]) > 1
-    return len(groups) > 2
-
-
-@functools.cache
-def _sharing_country_code(region: str) -> tuple[str, ...]:
-    import phonenumbers
-
-    return phonenumbers.COUNTRY_CODE_TO_REGION_CODE[phonenumbers.country_code_for_region(region)]
-
-
-def _may_be(digits: str, regions: tuple[str, ...]) -> bool:
-    """Whether a number might be valid in a region: the library's own patterns, without the cost of its parser."""
-    return _national_pattern(regions).fullmatch(digits) is not None
-
-
-@functools.cache
-def _national_pattern(regions: tuple[str, ...]) -> re.Pattern[str]:
-    from phonenumbers import PhoneMetadata
-
-    kinds = ("fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost", "personal_number", "voip", "pager")
-    kinds += ("uan", "voicemail")
-    patterns = []
-    for region in regions:
-        metadata = PhoneMetadata.metadata_for_region(region)
-        assert metadata
-        if metadata.national_prefix_transform_rule and metadata.country_code != 1:
-            patterns.append(r"\d{7,15}")  # digits are moved before the patterns hold
-            continue
-        found = [getattr(metadata, kind) for kind in kinds]
-        valid = "|".join(kind.national_number_pattern for kind in found if kind and kind.national_number_pattern)
-        prefix = metadata.national_prefix_for_parsing or metadata.national_prefix or ""
-        patterns.append(f"(?:{prefix})?(?:{valid})")
-    return re.compile("|".join(patterns) or "(?!)")
-
-
-def _may_be_international(digits: str) -> bool:
-    import phonenumbers
-
-    for length in (1, 2, 3):
-        if regions := phonenumbers.COUNTRY_CODE_TO_REGION_CODE.get(int(digits[:length] or 0)):
-            return len(digits) > 6 and (regions[0] == "001" or _may_be(digits[length:], regions))
-    return False
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_valid(number: str) -> bool:
-    import phonenumbers
-
-    try:
-        return phonenumbers.is_valid_number(phonenumbers.parse(number))
-    except phonenumbers.NumberParseException:
-        return False
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_national(number: str, region: str) -> bool:
-    """Whether the library finds it too, with the prefix that its country wants, and takes it for no date or page."""
-    import phonenumbers
-
-    matcher = phonenumbers.PhoneNumberMatcher(number, region, leniency=phonenumbers.Leniency.VALID, max_tries=4)
-    return any(match.raw_string == number for match in matcher)
+    for start, end in find_phones(text, regions):
+        yield Match("phone", start, end, text[start:end])

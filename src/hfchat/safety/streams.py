@@ -59,7 +59,7 @@ class _Unread:
     """A text to which parts are added, and when to read it again: what nothing can be given out of grows, and reading
     all of it with each part would take the square of its length."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.text = ""
         self._parts: list[str] = []
         self._added = 0

@@ -12,28 +12,32 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import fields
 from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from graphql import GraphQLError
+from pydantic import BaseModel
 from starlette.requests import HTTPConnection
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from hfchat.errors import UserError
 from hfchat.serving.engines.sse import EventReader
-from hfchat.serving.http.record import current_record
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.http.record import record_of
+from hfchat.serving.openai import protocol
+from hfchat.serving.openai.protocol import ApiError, ChatCompletionChunk, ErrorResponse
 
 try:
     import strawberry
     from strawberry.extensions import MaskErrors, MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter
-    from strawberry.fastapi import GraphQLRouter
+    from strawberry.fastapi import BaseContext, GraphQLRouter
     from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
 except ImportError as error:
     raise UserError(f"--graphql: {error.name} is not installed; run `pip install 'hfchat[graphql]'`") from error
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 1000  # of a document; texts are better sent as variables
@@ -41,6 +45,7 @@ _MAX_DEPTH = 5
 _MAX_VALUES = 20_000  # of the JSON of a request: each variable becomes an object, and each error in one is looked for
 _INIT_S = 10
 _MAX_SUBSCRIPTIONS = 8  # of a connection at a time
+_CHAT = "/v1/chat/completions"
 _MAX_WAITING = 16  # messages of an answer that its client has not read yet
 
 
@@ -76,7 +81,9 @@ class ChatOptions:
     store: bool | None = strawberry.UNSET
 
 
-@strawberry.input(description="What somebody says of an answer, in the place of all that they have said of it before.")
+@strawberry.input(
+    description="What somebody says about an answer. It replaces all that they have said about it before."
+)
 class FeedbackInput:
     answer_id: str
     choice: int | None = strawberry.UNSET
@@ -128,52 +135,53 @@ class Feedback:
     rating: Rating | None
 
 
-@dataclass(frozen=True)
-class Rest:
+class Rest(BaseContext):
     """The server's REST endpoints, asked for one client.
 
-    Attributes:
+    Args:
         app: The whole application.
-        client: Whose headers are sent along.
+        client: Its headers are sent along.
     """
 
-    app: FastAPI
-    client: HTTPConnection
+    def __init__(self, app: FastAPI, client: HTTPConnection):
+        super().__init__()
+        self._app = app
+        self._client = client
 
-    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON of an answer.
+    async def ask(self, kind: type[_Answer], method: str, path: str, body: object = None) -> _Answer:
+        """An answer of this kind.
 
         Raises:
             GraphQLError: If the answer is an error.
         """
         async with self._asked(method, path, body) as (status, packets):
-            answer = json.loads(b"".join([packet async for packet in packets]))
+            answer = b"".join([packet async for packet in packets])
         if status != 200:
-            raise _error(answer, status)
-        return answer
+            raise _error(json.loads(answer), status)
+        return kind.model_validate_json(answer)
 
-    async def events(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """The JSON of each event of an answer.
+    async def chunks(self, body: object) -> AsyncGenerator[ChatCompletionChunk]:
+        """The chunks of a streamed chat completion.
 
         Raises:
             GraphQLError: If the answer, or an event of it, is an error.
         """
         reader = EventReader()
-        async with self._asked("POST", path, body) as (status, packets):
+        async with self._asked("POST", _CHAT, body) as (status, packets):
             if status != 200:
                 raise _error(json.loads(b"".join([packet async for packet in packets])), status)
             async for packet in packets:
                 for event in reader.push(packet):
                     if event == b"[DONE]":
                         return
-                    data = json.loads(event)
-                    if "error" in data:
-                        raise _error(data)
-                    yield data
+                    chunk = json.loads(event)
+                    if "error" in chunk:
+                        raise _error(chunk)
+                    yield ChatCompletionChunk.model_validate(chunk)
         raise GraphQLError("The answer broke off.")
 
     @asynccontextmanager
-    async def _asked(self, method: str, path: str, body: Any) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+    async def _asked(self, method: str, path: str, body: object) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
         """Status and body of an answer; leaving the context is what a client does that goes away."""
         content = b"" if body is None else json.dumps(body).encode(errors="replace")
         messages: asyncio.Queue[Message | None] = asyncio.Queue(_MAX_WAITING)
@@ -188,7 +196,7 @@ class Rest:
 
         async def run() -> None:
             with suppress(Exception):  # the outermost layer has logged it
-                await self.app(self._scope(method, path, len(content)), receive, messages.put)
+                await self._app(self._scope(method, path, len(content)), receive, messages.put)
             await messages.put(None)
 
         async def packets() -> AsyncIterator[bytes]:
@@ -197,6 +205,7 @@ class Rest:
                 if not message.get("more_body", False):
                     return
 
+        # The application runs beside its reader, as it does under a server.
         task = asyncio.create_task(run())
         try:
             start = await messages.get()
@@ -208,12 +217,12 @@ class Rest:
             task.cancel()
             await asyncio.wait({task})
 
-    def _scope(self, method: str, path: str, length: int) -> dict[str, Any]:
-        outer = self.client.scope
+    def _scope(self, method: str, path: str, length: int) -> Scope:
+        outer = self._client.scope
         kept = (b"host", b"authorization", b"user-agent")
         headers = [(name, value) for name, value in outer["headers"] if name in kept]
         headers += [(b"content-type", b"application/json"), (b"content-length", str(length).encode())]
-        headers += [(b"x-request-id", current_record().request_id.encode())]
+        headers += [(b"x-request-id", record_of(outer).request_id.encode())]
         return {
             "type": "http",
             "asgi": outer["asgi"],
@@ -230,36 +239,35 @@ class Rest:
         }
 
 
-def _error(body: dict[str, Any], status: int | None = None) -> GraphQLError:
+def _error(body: object, status: int | None = None) -> GraphQLError:
     """An error of the REST API: its code, or else its type, and the field to blame are in the extensions."""
-    error = body["error"]
-    told = {"code": error["code"] or error["type"], "status": status, "param": error["param"]}
-    return GraphQLError(
-        error["message"], extensions={name: value for name, value in told.items() if value is not None}
-    )
+    error = ErrorResponse.model_validate(body).error
+    details = {"code": error.code or error.type, "status": status, "param": error.param}
+    extensions = {name: value for name, value in details.items() if value is not None}
+    return GraphQLError(error.message, extensions=extensions)
 
 
-def _fields(given: Any) -> dict[str, Any]:
+def _fields(given: object) -> dict[str, object]:
     """The fields of an input that were set, as JSON."""
     values = {name: value for name, value in vars(given).items() if value is not strawberry.UNSET}
     return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
 
 
-def _request(model: str, messages: list[MessageInput], options: ChatOptions | None) -> dict[str, Any]:
-    return {"model": model, "messages": [_fields(one) for one in messages]} | (_fields(options) if options else {})
+def _request(model: str, messages: list[MessageInput], options: ChatOptions | None) -> dict[str, object]:
+    request = {"model": model, "messages": [_fields(message) for message in messages]}
+    return request | (_fields(options) if options else {})
 
 
-_CHAT = "/v1/chat/completions"
-Info = strawberry.Info[dict, None]
+Info = strawberry.Info[Rest, None]
 
 
 @strawberry.type
 class Query:
     @strawberry.field
     async def models(self, info: Info) -> list[Model]:
-        listed = await info.context["rest"].ask("GET", "/v1/models")
-        names = ("id", "created", "parent", "version")
-        return [Model(**{name: model.get(name) for name in names}) for model in listed["data"]]
+        listed = await info.context.ask(protocol.ModelList, "GET", "/v1/models")
+        names = {field.name for field in fields(Model)}
+        return [Model(**model.model_dump(include=names)) for model in listed.data]
 
 
 @strawberry.type
@@ -268,22 +276,21 @@ class Mutation:
     async def chat(
         self, info: Info, model: str, messages: list[MessageInput], options: ChatOptions | None = None
     ) -> ChatAnswer:
-        answer = await info.context["rest"].ask("POST", _CHAT, _request(model, messages, options))
-        choice = answer["choices"][0]
+        answer = await info.context.ask(protocol.ChatCompletion, "POST", _CHAT, _request(model, messages, options))
+        choice = answer.choices[0]
         return ChatAnswer(
-            id=answer["id"],
-            model=answer["model"],
-            version=answer.get("system_fingerprint"),
-            content=choice["message"]["content"],
-            finish_reason=choice["finish_reason"],
-            usage=Usage(**answer["usage"]),
+            id=answer.id,
+            model=answer.model,
+            version=answer.system_fingerprint,
+            content=choice.message.content,
+            finish_reason=choice.finish_reason,
+            usage=Usage(**answer.usage.model_dump()),
         )
 
     @strawberry.mutation(description="Say what an answer was like.")
     async def feedback(self, info: Info, feedback: FeedbackInput) -> Feedback:
-        kept = await info.context["rest"].ask("POST", "/v1/feedback", _fields(feedback))
-        rating = kept["rating"] and Rating(kept["rating"])
-        return Feedback(id=kept["id"], answer_id=kept["answer_id"], rating=rating)
+        kept = await info.context.ask(protocol.Feedback, "POST", "/v1/feedback", _fields(feedback))
+        return Feedback(id=kept.id, answer_id=kept.answer_id, rating=Rating(kept.rating) if kept.rating else None)
 
 
 @strawberry.type
@@ -294,29 +301,26 @@ class Subscription:
     ) -> AsyncGenerator[ChatPiece]:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         finish_reason = None
-        async with aclosing(
-            info.context["rest"].events(_CHAT, _request(model, messages, options) | streamed)
-        ) as events:
-            async for event in events:
-                for choice in event["choices"]:
-                    finish_reason = choice["finish_reason"] or finish_reason
-                    if text := choice["delta"].get("content"):
-                        yield ChatPiece(id=event["id"], text=text)
-                if event["usage"]:
-                    yield ChatPiece(
-                        id=event["id"], text="", finish_reason=finish_reason, usage=Usage(**event["usage"])
-                    )
+        async with aclosing(info.context.chunks(_request(model, messages, options) | streamed)) as chunks:
+            async for chunk in chunks:
+                for choice in chunk.choices:
+                    finish_reason = choice.finish_reason or finish_reason
+                    if choice.delta.content:
+                        yield ChatPiece(id=chunk.id, text=choice.delta.content)
+                if chunk.usage:
+                    usage = Usage(**chunk.usage.model_dump())
+                    yield ChatPiece(id=chunk.id, text="", finish_reason=finish_reason, usage=usage)
 
 
 class _Schema(strawberry.Schema):
     def process_errors(self, errors: list[GraphQLError], execution_context: Any = None) -> None:
-        """Log what is a fault of ours. The library logs all, with what the client has sent."""
+        """Log faults of the server. The library would log all faults, with what the client has sent."""
         for error in filter(_is_unexpected, errors):
             _LOGGER.error("unexpected error in a GraphQL field", exc_info=error.original_error)
 
 
 class _Router(GraphQLRouter):
-    """Refuses what is no request before the library looks at it, over HTTP and over WebSockets."""
+    """Refuses what is not a request before the library looks at it, over HTTP and over WebSockets."""
 
     def parse_json(self, data: str | bytes) -> Any:
         try:
@@ -376,8 +380,9 @@ def add_graphql(app: FastAPI) -> None:
         ],
     )
 
-    async def context(connection: HTTPConnection) -> dict[str, Any]:
-        return {"rest": Rest(app, connection)}
+    # One for each request or WebSocket, as its key must be.
+    async def context(connection: HTTPConnection) -> Rest:
+        return Rest(app, connection)
 
     router = _Router(
         schema,

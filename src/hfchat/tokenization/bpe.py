@@ -114,7 +114,7 @@ def _merges_by_tokenizers(
             show_progress=show_progress,
         ),
     )
-    return [tuple(merge) for merge in json.loads(scratch.to_str())["model"]["merges"]]
+    return [(left, right) for left, right in json.loads(scratch.to_str())["model"]["merges"]]
 
 
 def _merges_by_rustbpe(texts: Iterable[str], split_pattern: SplitPattern, count: int) -> list[Merge]:
@@ -124,10 +124,12 @@ def _merges_by_rustbpe(texts: Iterable[str], split_pattern: SplitPattern, count:
     # It holds as many texts as the buffer, and they may be books; `tokenizers` holds as many.
     trainer.train_from_iterator(texts, count + 256, buffer_size=256, pattern=SPLIT_PATTERNS[split_pattern])
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    return [
-        tuple("".join(_BYTE_TO_CHARACTER[byte] for byte in part) for part in _last_merge(token, ranks))
-        for token in sorted(ranks, key=ranks.__getitem__)[256:]
-    ]
+    learned = sorted(ranks, key=ranks.__getitem__)[256:]
+    return [(_spell(left), _spell(right)) for left, right in (_last_merge(token, ranks) for token in learned)]
+
+
+def _spell(token: bytes) -> str:
+    return "".join(_BYTE_TO_CHARACTER[byte] for byte in token)
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

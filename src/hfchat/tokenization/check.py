@@ -60,7 +60,7 @@ def lost_texts(tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, str]) -> 
 
 
 def unicode_blocks() -> dict[str, str]:
-    """Of each block of Unicode, its assigned characters in one text; surrogates are none."""
+    """The assigned characters of each block of Unicode in one text, without surrogates."""
     starts = [*Blocks.RANGES, 0x110000]
     blocks = {
         name: "".join(

@@ -3,19 +3,19 @@
 import base64
 import dataclasses
 import json
-import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from transformers import PreTrainedTokenizerBase
 
 from hfchat.errors import UserError
+from hfchat.markdown import markdown_of
 from hfchat.models import BUNDLED, cache_dir, load_tokenizer
 from hfchat.templates import template_environment
 from hfchat.token_ids import encode_texts
@@ -44,22 +44,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What is said of a tokenizer.
+    """The figures of a tokenizer.
 
     Attributes:
         model: What kind it is.
-        vocab_size: Tokens, special ones included; `special_tokens` and, of these, `reserved_tokens` are counts too.
-        tokenizers: Those compared, and how many tokens each has; the first is this one.
+        vocab_size: Number of tokens, the special ones included.
+        special_tokens: Number of these, `reserved_tokens` of those that have no use yet.
+        tokenizers: How many tokens each of those that are compared has; the first is this one.
         not_found: Those that could not be loaded.
         groups: Rows under their headings.
-        usage_bytes: How much of the corpus was encoded for the next.
-        used_tokens: How many tokens occur in it, of those that are not special.
+        usage_bytes: How much of the corpus was encoded to see which tokens it uses.
+        used_tokens: How many tokens that are not special occur in it.
         unused_count: How many do not; `unused` are some of them.
         longest: The tokens with most characters.
         lost_samples: Names of `SAMPLES` that do not come back exactly.
         lost_blocks: Unicode blocks that do not, each with its assigned `characters`, and how many are `changed` alone.
         blocks: How many blocks there are, `characters` how many assigned characters in them.
-        unicode_version: Of these.
+        unicode_version: The version of Unicode that has these.
     """
 
     model: str
@@ -84,7 +85,7 @@ class Report:
     def validation_bytes_per_token(self) -> float:
         return self.groups["The corpus"][0].bytes_per_token[NAME]
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """What goes into the lineage."""
         return {
             "vocab_size": self.vocab_size,
@@ -120,7 +121,7 @@ def describe(
         tokenizer: The one that the report is about.
         validation: Split of the corpus that it was not trained on.
         text_column: Its column of text.
-        sample: Of the corpus, to see which tokens it uses.
+        sample: A sample of the corpus, to see which tokens it uses.
         compare_with: Folders or Hub ids of other tokenizers. What is not on this machine is left out.
     """
     tokenizers, not_found = {NAME: tokenizer}, []
@@ -129,17 +130,19 @@ def describe(
             tokenizers[name] = _load(name)
         except UserError:
             not_found.append(name)
+    # The texts that all of them are compared on
     samples = yaml.safe_load(files(__package__).joinpath("samples.yaml").read_text(encoding="utf-8"))
     groups = {
         "The corpus": _corpus_texts(validation, text_column),
         "Languages, Article 1 of the Declaration of Human Rights": _as_lists(samples["languages"]),
         "Code": _as_lists(samples["code"]),
     }
+    # The tokens that the corpus uses, of those that stand for text
     ids = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     texts = first_bytes(sample, USAGE_BYTES)
-    used = Counter(id for row in encode_texts(tokenizer, texts) for id in row)
+    used = set().union(*encode_texts(tokenizer, texts))
     plain = [id for id in range(len(tokenizer)) if id not in ids]
-    unused = [id for id in plain if not used[id]]
+    unused = [id for id in plain if id not in used]
     blocks = unicode_blocks()
     spelled = {id: _spell(tokenizer, id) for id in plain}
     return Report(
@@ -171,10 +174,9 @@ def write_report(report: Report, folder: str | Path) -> None:
     folder = Path(folder)
     _plot(report, folder / "tokenizer_report.png")
     plot = base64.b64encode((folder / "tokenizer_report.png").read_bytes()).decode()
-    environment = _environment()
-    for ending in ("html", "md"):
-        page = environment.get_template(f"report.{ending}.jinja").render(report=report, plot=plot)
-        (folder / f"tokenizer_report.{ending}").write_text(page, encoding="utf-8")
+    page = _environment().get_template("report.html.jinja").render(report=report, plot=plot)
+    (folder / "tokenizer_report.html").write_text(page, encoding="utf-8")
+    (folder / "tokenizer_report.md").write_text(markdown_of(page), encoding="utf-8")
     data = json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)
     (folder / "tokenizer_report.json").write_text(data + "\n", encoding="utf-8")
 
@@ -253,6 +255,7 @@ def _plot(report: Report, file: Path) -> None:
         for place, row in enumerate(rows):
             values = row.bytes_per_token.values()
             axis.plot([min(values), max(values)], [place, place], color="#c8ced8", linewidth=2, zorder=1)
+        # This tokenizer is drawn last, above the others, and larger
         for number, name in reversed(list(enumerate(report.tokenizers))):
             axis.scatter(
                 [row.bytes_per_token[name] for row in rows],
@@ -267,9 +270,8 @@ def _plot(report: Report, file: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
-    axes[-1].set_xlim(
-        0, 1.05 * max(value for rows in groups for row in rows for value in row.bytes_per_token.values())
-    )
+    most = max(max(row.bytes_per_token.values()) for row in chain.from_iterable(groups))
+    axes[-1].set_xlim(0, 1.05 * most)
     axes[-1].set_xlabel("bytes per token (more is better)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2, frameon=False)
@@ -278,10 +280,8 @@ def _plot(report: Report, file: Path) -> None:
 
 
 def _environment() -> "jinja2.Environment":
-    import jinja2
-
-    environment = template_environment("hfchat.tokenization", autoescape=jinja2.select_autoescape(["html.jinja"]))
-    environment.filters |= {"visible": visible, "code": _as_code}
+    environment = template_environment("hfchat.tokenization", autoescape=True)
+    environment.filters |= {"visible": visible}
     return environment
 
 
@@ -299,11 +299,3 @@ def _picture(character: str) -> str:
     if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cn", "Zl", "Zp"):
         return f"[U+{ord(character):04X}]"
     return character
-
-
-def _as_code(token: str) -> str:
-    """Inline code of Markdown for any token."""
-    text = visible(token).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    edge = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{edge}{text}{edge}{fence}"

@@ -134,7 +134,7 @@ def estimate(
     size = _bytes_in(pilot)
     half = first_bytes(pilot, size // 2)
     words, words_of_half = (_distinct_words(texts, splitter) for texts in (pilot, half))
-    # Of very little text, or always the same, nothing can be said; then every word is taken for a new one.
+    # Very little text, or always the same, says nothing; then every word is taken for a new one.
     exponent = math.log(words / words_of_half) / math.log(size / _bytes_in(half)) if len(half) < len(pilot) else 1.0
     ratio = sample.total_bytes / size
     distinct = int(words * ratio**exponent)
@@ -149,7 +149,10 @@ def estimate(
 
 
 def _distinct_words(texts: Iterable[str], splitter: PreTokenizer) -> int:
-    return len({word for text in texts for word, _ in splitter.pre_tokenize_str(text)})
+    words: set[str] = set()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(text))
+    return len(words)
 
 
 def _bytes_in(texts: Iterable[str]) -> int:
@@ -221,7 +224,5 @@ class CountLimit:
         return "pair of bytes" if self.adjacent else "byte"
 
     def _count(self, texts: Iterable[str]) -> np.ndarray:
-        values = np.frombuffer("\0".join(texts).encode(), dtype=np.uint8)
-        if self.adjacent:
-            values = values[:-1].astype(np.uint16) << 8 | values[1:]
-        return np.bincount(values, minlength=2**16)
+        values = np.frombuffer("\0".join(texts).encode(), dtype=np.uint8).astype(np.uint16)
+        return np.bincount(values[:-1] << 8 | values[1:] if self.adjacent else values, minlength=2**16)

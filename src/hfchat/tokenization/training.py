@@ -73,16 +73,14 @@ class _Watched:
 
 
 def _training(algorithm: Algorithm, split_pattern: SplitPattern, trainer: Trainer) -> _Training:
-    pairs = CountLimit(MAX_PAIR_COUNT, adjacent=True)
-    read: Callable[..., object] = train_sentencepiece_bpe
+    train: Callable[..., PreTrainedTokenizerFast] = train_sentencepiece_bpe
+    memory, limit = _TOKENIZERS_BYTES_PER_WORD, CountLimit(MAX_PAIR_COUNT, adjacent=True)
     if algorithm == "byte_level_bpe":
-        train = read = partial(train_bpe, trainer=trainer)
-        fast = resolve_trainer(trainer) == "rustbpe"
-        memory, limit = (_RUSTBPE_BYTES_PER_WORD if fast else _TOKENIZERS_BYTES_PER_WORD), pairs
-    elif algorithm == "sentencepiece_bpe":
-        train, memory, limit = train_sentencepiece_bpe, _TOKENIZERS_BYTES_PER_WORD, pairs
-    else:
-        train, memory = train_unigram, _TOKENIZERS_BYTES_PER_WORD
-        limit = CountLimit(MAX_CHARACTER_COUNT, adjacent=False)
-    read = partial(read, vocab_size=_SMALLEST_VOCABULARY, split_pattern=split_pattern)
+        train = partial(train_bpe, trainer=trainer)
+        if resolve_trainer(trainer) == "rustbpe":
+            memory = _RUSTBPE_BYTES_PER_WORD
+    # BPE reads as Unigram does, and learns a small vocabulary in no time.
+    read = partial(train, vocab_size=_SMALLEST_VOCABULARY, split_pattern=split_pattern)
+    if algorithm == "sentencepiece_unigram":
+        train, limit = train_unigram, CountLimit(MAX_CHARACTER_COUNT, adjacent=False)
     return _Training(train, read, memory, limit)

@@ -1,18 +1,18 @@
 """Fine-tuning with TRL, at the cost of the supervised tokens only."""
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy, pad
 from trl import SFTConfig, SFTTrainer
 
+from hfchat.config import setting
 from hfchat.errors import UserError
-from hfchat.models import trains_faster_in_bf16
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
+from hfchat.training.run_arguments import TuningArguments, derived_dtype, replaced, settle_device
+from hfchat.training.scoring import scoring_only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,78 +28,44 @@ SUPERVISED_MULTIPLE = 64
 
 
 @dataclass
-class FinetuneArguments(SFTConfig):
+class FinetuneArguments(TuningArguments, SFTConfig):
     """`SFTConfig` with the defaults of this recipe, and the conversations to learn from."""
 
-    dataset_name: str = field(
-        default="recipes/data/assistant", metadata={"help": "Rows with `messages`: a folder, file or Hub id."}
+    dataset_name: str = setting(
+        "recipes/data/assistant", "Rows with `messages`: a folder, file or Hub id.", identity=False
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="validation", metadata={"help": "Split to measure the loss on."})
-    sample_answers: int = field(
-        default=16, metadata={"help": "Held-out prompts that are answered before and after; 0 for none."}
+    sample_answers: int = setting(16, "Held-out prompts that are answered before and after; 0 for none.")
+    sample_max_new_tokens: int = setting(128, "Longest of these answers, in tokens.")
+    allow_leakage: bool = setting(False, "Go on although conversations of the test split are in the train split.")
+    system_message: str | None = setting(
+        None,
+        "What the system says where a conversation says nothing; empty for nothing, "
+        "by default what it says in the template of the base.",
     )
-    sample_max_new_tokens: int = field(default=128, metadata={"help": "Longest of these answers, in tokens."})
-    allow_leakage: bool = field(
-        default=False, metadata={"help": "Go on although conversations of the test split are in the train split."}
+    learning_rate: float | None = setting(None, f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights.")
+    packing: bool = setting(True, "Several conversations per sequence, apart from each other.")
+    pad_to_multiple_of: int | str | None = setting(
+        "auto", "Tokens to which batches are padded; auto: packed ones to whole sequences, others not."
     )
-    allow_template_mismatch: bool = field(
-        default=False, metadata={"help": "Go on although the base was trained with another template of hfchat's."}
-    )
-    system_message: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the system says where a conversation says nothing; empty for nothing, "
-            "by default what it says in the template of the base."
-        },
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an output made otherwise."})
 
-    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})
-    learning_rate: float | None = field(
-        default=None, metadata={"help": f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights."}
-    )
-    max_length: int = field(
-        default=512, metadata={"help": "Tokens per packed sequence; longer conversations are left out, none is cut."}
-    )
-    packing: bool = field(
-        default=True, metadata={"help": "Several conversations per sequence, apart from each other."}
-    )
-    pad_to_multiple_of: int | str | None = field(
-        default="auto",
-        metadata={"help": "Tokens to which batches are padded; auto: packed ones to whole sequences, others not."},
-    )
-    gradient_checkpointing: bool | None = field(  # unset, as transformers 5.24 warns of any value
-        default=None, metadata={"help": "Less memory for about a third more time."}
-    )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a share of them."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure the loss on the test split."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.output_dir is None:
             raise ValueError("output_dir: say where the model goes, e.g. --output_dir outputs/mine/assistant")
         if self.sample_answers < 0 or self.sample_max_new_tokens < 1:
             raise ValueError("sample_answers must be at least 0 and sample_max_new_tokens at least 1")
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and trains_faster_in_bf16()
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        settle_device(self)
         if self.pad_to_multiple_of == "auto" and self.packing:  # next to nothing to pad, and one shape for all batches
             self.pad_to_multiple_of = self.max_length
         super().__post_init__()
 
-    def derive(self, model: "ModelArguments") -> None:
-        """Fill what is not set, here and in `model`, from how the model is trained."""
-        if self.learning_rate is None:
-            self.learning_rate = _LORA if model.use_peft else _FULL
+    def derive(self, model: "ModelArguments") -> tuple["FinetuneArguments", "ModelArguments"]:
+        """These settings and those of the model, with what was not set and follows from how the model is trained."""
+        rate = self.learning_rate
+        if rate is None:
+            rate = _LORA if model.use_peft else _FULL
             if model.use_peft and model.use_rslora:  # it scales by sqrt(r) more (arXiv:2312.03732): as large a step
-                self.learning_rate /= model.lora_r**0.5
-        if model.dtype is None:
-            model.dtype = "bfloat16" if self.bf16 else "float32"
+                rate /= model.lora_r**0.5
+        return replaced(self, learning_rate=rate), replaced(model, dtype=derived_dtype(model, self))
 
 
 class FinetuneTrainer(CheckpointMixin, SFTTrainer):
@@ -130,7 +96,7 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ):
+    ) -> Any:
         plain = self.args.loss_type == "nll" and not self.label_smoother and not self.aux_loss_enabled
         if return_outputs or not self.padding_free or not plain or self.args.torch_compile:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -139,7 +105,8 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         positions = labels.ne(IGNORE).nonzero().squeeze(-1)
         padding = (0, -len(positions) % SUPERVISED_MULTIPLE)
         targets = pad(labels[positions], padding, value=IGNORE)
-        with self._scoring_only(pad(positions, padding), model):
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with scoring_only(head, pad(positions, padding)):
             logits = model(**inputs, use_cache=False).logits[0]
         loss = cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
         if num_items_in_batch is None:
@@ -147,16 +114,6 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         loss = loss / num_items_in_batch
         # As in `Trainer`: the count is of all processes, whose gradients DDP then averages.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
-
-    @contextlib.contextmanager
-    def _scoring_only(self, positions: torch.Tensor, model: "nn.Module") -> Iterator[None]:
-        """Within, the output layer gets these positions of the flattened batch alone, as one row."""
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0].flatten(0, 1)[positions][None])
-        try:
-            yield
-        finally:
-            hook.remove()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> "EvalLoopOutput":
         """As in `Trainer`, but the loss is the mean over all supervised tokens, not of the means of batches."""

@@ -10,7 +10,7 @@ from hfchat.errors import UserError
 from hfchat.export.merging import save_adapter
 from hfchat.models import add_special_tokens, embed_new_tokens
 from hfchat.serving.engines.adapters import beside, parse_adapters
-from hfchat.serving.server import ServerSettings
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions import loading
 
 

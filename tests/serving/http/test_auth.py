@@ -7,7 +7,9 @@ from starlette.routing import Mount
 
 from hfchat.errors import UserError
 from hfchat.serving import server
-from hfchat.serving.http.auth import OPEN_PATHS, ApiKeys, RateLimit, hash_key, load_keys, new_key
+from hfchat.serving.http.auth import OPEN_PATHS, ApiKeys, hash_key, load_keys, new_key
+from hfchat.serving.http.rates import RateLimit
+from hfchat.serving.settings import ServerSettings
 
 KEYS = ApiKeys({"alice": hash_key("alice-key"), "bob": hash_key("bob-key")})
 ALICE = {"authorization": "Bearer alice-key"}
@@ -153,6 +155,6 @@ def test_metrics_may_be_for_some_keys_only(serve, scripted):
 
 
 def test_a_key_for_the_metrics_must_be_there(free_port):
-    settings = server.ServerSettings(model="m", port=free_port, metrics_keys=("grafana",))
+    settings = ServerSettings(model="m", port=free_port, metrics_keys=("grafana",))
     with pytest.raises(UserError, match="--metrics-key grafana: there is no API key of this name"):
         server.serve(settings)

@@ -14,10 +14,10 @@ from websockets.sync.client import connect
 from hfchat.errors import UserError
 from hfchat.serving.http import app, connections, limits
 from hfchat.serving.http.auth import ApiKeys, hash_key
-from hfchat.serving.http.limits import WebSocketOrigin
+from hfchat.serving.http.checks import WebSocketOrigin
 from hfchat.serving.http.record import RequestRecord
 from hfchat.serving.openai import generation
-from hfchat.serving.server import ServerSettings
+from hfchat.serving.settings import ServerSettings
 
 MODEL = "tiny-chat"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}).encode()
@@ -416,13 +416,13 @@ def test_large_bodies_of_a_key_take_turns_and_those_of_another_do_not_wait(monke
         assert (await receive())["body"]
 
     async def post(limit, key, size):
-        monkeypatch.setattr(limits, "current_record", lambda: RequestRecord(key_name=key))
+        state = {"record": RequestRecord(key_name=key)}
         headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
 
         async def receive():
             return {"type": "http.request", "body": b" " * size, "more_body": False}
 
-        await limit({"type": "http", "headers": headers}, receive, None)
+        await limit({"type": "http", "headers": headers, "state": state}, receive, None)
 
     async def flood():
         limit = limits.BodyLimit(read, max_bytes=2**20, max_s=60, bytes_per_s=1000)

@@ -7,7 +7,8 @@ import pytest
 
 from hfchat.errors import UserError
 from hfchat.serving.http.app import create_app
-from hfchat.serving.server import Server, ServerSettings
+from hfchat.serving.server import Server
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.models import ServedModels, Version
 
 

@@ -8,6 +8,7 @@ from datasets import Features, Value
 
 from hfchat.evaluation.bootstrap import estimate
 from hfchat.evaluation.encoding import what_is_lost
+from hfchat.evaluation.metrics.text_metric import as_computed
 from hfchat.evaluation.perplexity import bits_per_byte, perplexity, text_losses, text_setting, window_and_stride
 from hfchat.models import load_model, load_tokenizer
 
@@ -68,9 +69,11 @@ class Perplexity(evaluate.Metric):
         of_tokens = perplexity(losses, tokens, setting)
         perplexities = of_tokens.of_examples()
         lost = {index: what for index, text in enumerate(predictions) if (what := what_is_lost(tokenizer, text))}
-        of_bytes = None if lost else estimate(bits_per_byte(losses, predictions, setting), resamples, seed)
+        of_bytes = (
+            None if lost else as_computed(estimate(bits_per_byte(losses, predictions, setting), resamples, seed))
+        )
         return {
-            **estimate(of_tokens, resamples, seed),
+            **as_computed(estimate(of_tokens, resamples, seed)),
             "bits_per_byte": of_bytes,
             "lost": lost,
             "perplexities": perplexities,

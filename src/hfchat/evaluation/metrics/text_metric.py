@@ -8,6 +8,7 @@ import evaluate
 from datasets import Features, Sequence, Value
 
 from hfchat.evaluation.bootstrap import Statistics, estimate
+from hfchat.results import Estimate
 
 _INPUTS = """
 Args:
@@ -62,7 +63,12 @@ class TextMetric(evaluate.Metric, ABC):
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions, references, resamples: int = 1000, seed: int = 42) -> dict[str, Any]:
-        return estimate(self.statistics(predictions, references), resamples, seed)
+        return as_computed(estimate(self.statistics(predictions, references), resamples, seed))
+
+
+def as_computed(estimate: Estimate) -> dict[str, Any]:
+    """A score as `evaluate` returns it: a mapping."""
+    return {**vars(estimate), "interval": list(estimate.interval)}
 
 
 def _nested(predictions: Any, references: Any) -> list[list[str]]:

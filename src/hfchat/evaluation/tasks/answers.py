@@ -12,11 +12,12 @@ from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
 from hfchat.evaluation.metrics import TextMetric, load_metric
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel, Prompt
 from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Prompt
+from hfchat.evaluation.task import Example, Measured
 from hfchat.messages import check_messages
+from hfchat.results import Metric
 
 _OVERLAP = {
     "bleu": Metric("BLEU", form=".1f"),
@@ -144,7 +145,7 @@ class Answers(AskingTask):
     def source(self) -> str:
         return self.dataset_name
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(self.max_new_tokens, losses=self._likelihoods and model.gives_losses)
 
     def measure(self, model: str, folder: Path) -> Measured:

@@ -13,16 +13,27 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
+from tqdm.auto import tqdm
 
 from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import Statistics
-from hfchat.evaluation.harness import LocalHarness, RemoteHarness, Requests, max_new_tokens, quiet
+from hfchat.evaluation.harness import (
+    Harness,
+    LocalHarness,
+    RemoteHarness,
+    find_caches,
+    max_new_tokens,
+    pool_caches,
+    quiet,
+)
 from hfchat.evaluation.harness_scores import GENERATE, example, make_records, metrics_of, statistics
-from hfchat.evaluation.models import LocalModel, Model
+from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Measured, Metric, Record, Task
+from hfchat.evaluation.task import Measured, Record, Task
 from hfchat.lineage import describe
 from hfchat.processes import launched
+from hfchat.results import AskedData, Metric
 
 LOCAL_TASKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -157,13 +168,13 @@ class Benchmark(Task):
     def source(self) -> str | None:
         return self.data
 
-    def dataset(self) -> dict[str, Any]:
+    def dataset(self) -> AskedData:
         hub = ", ".join(sorted({task.config.dataset_path for task in self._leaves if task.config.dataset_path}))
         described = {"path": hub, "sha256": f"hub:{hub}", "licenses": ["see the Hub"]} if hub else describe(self.data)
         splits = sorted({task.config.test_split or task.config.validation_split for task in self._leaves})
-        return {**described, "split": ", ".join(splits), "n": len(self.examples)}
+        return AskedData(**described, n=len(self.examples), split=", ".join(splits))
 
-    def refusal(self, model: Model) -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         if model.gives_losses:
             return None
         if task := next((task for task in self._leaves if task.OUTPUT_TYPE != GENERATE), None):
@@ -174,7 +185,7 @@ class Benchmark(Task):
             return f"{task.task_name} draws answers at random, and a server is asked for the likeliest"
         return None
 
-    def check(self, model: Model) -> None:
+    def check(self, model: EvaluatedModel) -> None:
         if self.apply_chat_template:
             model.check([{"role": "user", "content": "?"}], (), 0, self.name)
         for task in self._leaves:
@@ -189,7 +200,7 @@ class Benchmark(Task):
             if model.gives_losses and one.targets:
                 model.check("", [target for target in one.targets if target], 0, f"{self.name}: {one.place}")
 
-    def collect(self, model: Model, folder: Path) -> None:
+    def collect(self, model: EvaluatedModel, folder: Path) -> None:
         state = launched()
         finished = (folder / f"{model.name}.jsonl").exists()
         state.wait_for_everyone()  # before the main process writes it
@@ -197,20 +208,27 @@ class Benchmark(Task):
             return
         usual = model.batch_size
         model.batch_size = given = self.batch_size or usual
-        requests = Requests(model, folder, f"{self.name}: {model.name}")
-        with quiet():
-            results = self._evaluate(requests)
-        model.batch_size = usual if model.batch_size == given else min(usual, model.batch_size)
         if state.is_main_process:
-            self._keep(results, requests, folder)
-        state.wait_for_everyone()
+            tqdm.write(f"{self.name}: {model.name}")  # lm-eval's progress bars do not say it
+        with quiet():
+            harness = LocalHarness(model) if isinstance(model, LocalModel) else RemoteHarness(model)
+            results = self._evaluate(harness, pool_caches(folder, model.name))
+        model.batch_size = usual if model.batch_size == given else min(usual, model.batch_size)
 
-    def _evaluate(self, requests: Requests) -> dict[str, Any] | None:
+        # Every process has all answers, and one of them keeps them.
+        if state.is_main_process and results is not None:
+            self._keep(results, harness, folder)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            for file in find_caches(folder, model.name):
+                file.unlink()
+
+    def _evaluate(self, harness: Harness, cache: str) -> dict[str, Any] | None:
         """As lm-eval's command line does (`lm_eval/_cli/run.py`), without its bootstrap."""
-        harness = LocalHarness if isinstance(requests.model, LocalModel) else RemoteHarness
         return lm_eval.simple_evaluate(
-            harness(requests),
+            harness,
             tasks=self._leaves,
+            use_cache=cache,
             task_manager=self._manager,
             num_fewshot=self.num_fewshot,
             limit=self.limit,
@@ -220,16 +238,14 @@ class Benchmark(Task):
             bootstrap_iters=0,
         )
 
-    def _keep(self, results: Mapping[str, Any], requests: Requests, folder: Path) -> None:
-        model = requests.model
-        tasks = {task.task_name: task for task in self._leaves}
-        records = make_records(tasks, results["samples"], requests.records())
+    def _keep(self, results: Mapping[str, Any], harness: Harness, folder: Path) -> None:
+        model = harness.evaluated
+        records = make_records(self._leaves, results["samples"], harness)
         kept = {name: results[name] for name in ("results", "versions", "n-shot", "n-samples", "configs")}
         kept |= {"lm_eval": metadata.version("lm-eval"), "dtype": getattr(model, "dtype", None)}
         text = json.dumps(kept, default=handle_non_serializable, ensure_ascii=False, indent=1)
         _results_file(folder, model.name).write_text(text, encoding="utf-8")
         write_records(folder / f"{model.name}.jsonl", records)
-        requests.finish()
 
     def measure(self, model: str, folder: Path) -> Measured:
         records = read_records(folder / f"{model}.jsonl")

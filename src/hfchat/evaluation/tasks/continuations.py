@@ -15,10 +15,11 @@ from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.classifiers import TextClassifier
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.probes import describe_probe, load_probe
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record
+from hfchat.evaluation.task import Example, Measured, Record
+from hfchat.results import AskedData, Metric
 from hfchat.safety.lexicon import Lexicon
 
 _ALIKE = "all alike"
@@ -97,15 +98,15 @@ class Continuations(AskingTask):
     def source(self) -> str | None:
         return self.prompts
 
-    def dataset(self) -> dict[str, Any]:
-        return super().dataset() or {**describe_probe("continuations"), "n": len(self.examples)}
+    def dataset(self) -> AskedData:
+        return super().dataset() or describe_probe("continuations", len(self.examples))
 
-    def refusal(self, model: Model) -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         if self.as_messages or model.gives_losses:
             return None
         return "a server takes no text to continue; as_messages asks for a continuation"
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(self.max_new_tokens)
 
     def measure(self, model: str, folder: Path) -> Measured:

@@ -10,10 +10,11 @@ import numpy as np
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record, read_rows
+from hfchat.evaluation.task import Example, Measured, Record, read_rows
 from hfchat.intervals import wilson_interval
+from hfchat.results import Metric
 
 _COLUMNS = ("sent_more", "sent_less", "bias_type")
 
@@ -75,10 +76,10 @@ class CrowsPairs(AskingTask):
     def source(self) -> str:
         return self.dataset_name
 
-    def refusal(self, model: Model) -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         return None if model.gives_losses else "a server gives no likelihoods of given sentences"
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(losses=True)
 
     def measure(self, model: str, folder: Path) -> Measured:

@@ -14,10 +14,12 @@ from tqdm.auto import tqdm
 
 from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import Statistics, mean
-from hfchat.evaluation.models import Model, chat, only_model, openai_client
+from hfchat.evaluation.model import EvaluatedModel, Prompt
+from hfchat.evaluation.openai_model import chat, only_model, openai_client
 from hfchat.evaluation.records import append_records, read_records, write_records
-from hfchat.evaluation.task import Measured, Metric, Prompt, Record, Task
+from hfchat.evaluation.task import Measured, Record, Task
 from hfchat.evaluation.tasks.answers import Answers
+from hfchat.results import Metric
 
 _COMPARE = """\
 Two assistants were given the same conversation, and each wrote the next answer. Judge which answer serves the user \
@@ -109,7 +111,7 @@ class Judge(Task):
     def title(self) -> str:
         return f"{'Pairs' if self.mode == 'pairwise' else 'Ratings'} by a judge: {self.of}"
 
-    def check_suite(self, tasks: Sequence[Task], models: Sequence[Model], folder: Path) -> None:
+    def check_suite(self, tasks: Sequence[Task], models: Sequence[EvaluatedModel], folder: Path) -> None:
         answers = next((task for task in tasks if task.name == self.of), None)
         if not isinstance(answers, Answers):
             known = ", ".join(task.name for task in tasks if isinstance(task, Answers)) or "none in this suite"

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import mean
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record, read_rows
+from hfchat.evaluation.task import Example, Measured, Record, read_rows
+from hfchat.results import Metric
 
 _COLUMNS = ("prompt", "chosen", "rejected")
 
@@ -62,10 +63,10 @@ class Preferences(AskingTask):
     def source(self) -> str:
         return self.dataset_name
 
-    def refusal(self, model: Model) -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         return None if model.gives_losses else "a server gives no likelihoods of given answers"
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(losses=True)
 
     def collect_jointly(self, models: list[str], folder: Path) -> None:

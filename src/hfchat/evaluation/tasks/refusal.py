@@ -11,10 +11,11 @@ from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.classifiers import TextClassifier
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.probes import describe_probe, load_probe
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Record
+from hfchat.evaluation.task import Example, Measured, Record
+from hfchat.results import AskedData, Metric
 from hfchat.safety.lexicon import Lexicon
 from hfchat.safety.refusals import is_refusal
 
@@ -115,10 +116,10 @@ class Refusal(AskingTask):
     def source(self) -> str | None:
         return self.dataset_name
 
-    def dataset(self) -> dict[str, Any]:
-        return super().dataset() or {**describe_probe("refusal"), "n": len(self.examples)}
+    def dataset(self) -> AskedData:
+        return super().dataset() or describe_probe("refusal", len(self.examples))
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(self.max_new_tokens)
 
     def measure(self, model: str, folder: Path) -> Measured:

@@ -9,10 +9,11 @@ from hfchat.character_encodings import read_text
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, ask
-from hfchat.evaluation.models import Model
+from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity, text_setting, window_and_stride
 from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Example, Measured, Metric, Task
+from hfchat.evaluation.task import Example, Measured, Task
+from hfchat.results import Metric
 
 
 @dataclasses.dataclass
@@ -92,19 +93,19 @@ class TextPerplexity(Task):
     def source(self) -> str:
         return self.dataset_name
 
-    def refusal(self, model: Model) -> str | None:
+    def refusal(self, model: EvaluatedModel) -> str | None:
         return None if model.gives_losses else "a server gives no likelihoods of texts"
 
-    def check(self, model: Model) -> None:
+    def check(self, model: EvaluatedModel) -> None:
         self._window_and_stride(model)
 
-    def _window_and_stride(self, model: Model) -> tuple[int, int]:
+    def _window_and_stride(self, model: EvaluatedModel) -> tuple[int, int]:
         try:
             return window_and_stride(model.context, self.window, self.stride)
         except ValueError as error:
             raise UserError(f"tasks: {self.name}: {model.path}: {error}") from error
 
-    def collect(self, model: Model, folder: Path) -> None:
+    def collect(self, model: EvaluatedModel, folder: Path) -> None:
         window, stride = self._window_and_stride(model)
         examples = [dataclasses.replace(one, info={"window": window, "stride": stride}) for one in self.examples]
         ask(

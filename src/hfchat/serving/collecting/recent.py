@@ -1,4 +1,4 @@
-"""The answers that somebody may still say something of, in memory only."""
+"""The answers about which somebody may still say something, in memory only."""
 
 import sys
 import time

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,27 +14,19 @@ from starlette.exceptions import HTTPException
 
 from hfchat.safety.guards import Finding, Guards
 from hfchat.serving.collecting.feedback import Collector, FeedbackHandler, add_feedback
-from hfchat.serving.http.auth import OPEN_PATHS, ApiKeys, Auth, RateLimit
+from hfchat.serving.http.auth import OPEN_PATHS, ApiKeys, Auth
+from hfchat.serving.http.checks import HeadLimit, HostCheck, ResponseHeaders, WebSocketOrigin
 from hfchat.serving.http.connections import MAX_REQUESTS
 from hfchat.serving.http.documentation import add_documentation
-from hfchat.serving.http.limits import (
-    BodyLimit,
-    Gate,
-    GateKeeper,
-    HeadLimit,
-    HostCheck,
-    ResponseHeaders,
-    Slots,
-    WebSocketLimit,
-    WebSocketOrigin,
-)
+from hfchat.serving.http.limits import BodyLimit, Gate, GateKeeper, Slots, WebSocketLimit
 from hfchat.serving.http.logs import log_request
 from hfchat.serving.http.metrics import CONTENT_TYPE, Metrics
-from hfchat.serving.http.record import Recording, current_record
+from hfchat.serving.http.rates import RateLimit
+from hfchat.serving.http.record import Recording, RecordOfRequest, record_of
 from hfchat.serving.openai.card import add_cards
-from hfchat.serving.openai.chat import ChatHandler
-from hfchat.serving.openai.completions import CompletionHandler
-from hfchat.serving.openai.generation import Generation
+from hfchat.serving.openai.chat import ChatFormat, Conversation
+from hfchat.serving.openai.completions import CompletionFormat, PlainPrompt
+from hfchat.serving.openai.generation import Service, respond
 from hfchat.serving.openai.guarding import Guarding, log_finding
 from hfchat.serving.openai.protocol import (
     ApiError,
@@ -48,11 +39,9 @@ from hfchat.serving.openai.protocol import (
     error_responses,
     invalid_request,
 )
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.models import ServedModels
 from hfchat.serving.versions.readiness import Readiness
-
-if TYPE_CHECKING:
-    from hfchat.serving.server import ServerSettings
 
 _PAGE = Path(__file__).parents[1] / "page"
 _MAX_HEAD_BYTES = 32 * 1024
@@ -72,7 +61,7 @@ _HEADERS = {
 
 
 def create_app(
-    settings: "ServerSettings",
+    settings: ServerSettings,
     models: ServedModels,
     guards: Guards | None = None,
     keys: ApiKeys | None = None,
@@ -88,8 +77,9 @@ def create_app(
         collector: Keeps feedback, and is run by the application; None takes no feedback.
 
     Returns:
-        The application. For who starts and stops it, its `state` has `gate` (`hfchat.serving.http.limits.Gate`) and
-        `loading`, the task that ends when all models can answer, or with what went wrong.
+        The application. For the server that starts and stops it, its `state` has `gate`
+        (`hfchat.serving.http.limits.Gate`) and `loading`, the task that ends when all models can answer, or with what
+        went wrong.
     """
 
     @asynccontextmanager
@@ -106,13 +96,12 @@ def create_app(
 
     app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
     app.state.gate = gate = Gate()
+    # Prompts that guards look at have places of their own: a slow guard must not keep answers out.
     places = settings.max_concurrent_requests, settings.max_waiting_requests
     slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
     metrics = Metrics(slots, lambda: gate.inside, lambda: models.engines)
-    readiness = Readiness(models, gate)
 
     def on_finding(finding: Finding) -> None:
-        current_record().findings.append(finding)
         log_finding(finding)
         metrics.finding(finding)
 
@@ -120,29 +109,59 @@ def create_app(
     rate_limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
     token_limit = RateLimit(settings.tokens_per_minute) if settings.tokens_per_minute else None
     on_answered = collector.answered if collector else None
-    generation = Generation(models, slots, guarding, on_answered, rate_limit, token_limit)
-    chat = ChatHandler(generation, settings.default_max_tokens)
-    completion = CompletionHandler(generation, settings.default_max_tokens)
+    service = Service(models, slots, guarding, settings.default_max_tokens, on_answered, rate_limit, token_limit)
 
+    # Some routes take whatever is left of a path for a name, so the order counts.
+    _add_generation(app, service)
+    add_feedback(app, FeedbackHandler(collector, metrics.feedback, logs_content=settings.log_content))
+    _add_models(app, models, settings)
+    _add_probes(app, settings, slots, Readiness(models, gate), metrics)
+    _add_pages(app)
+    if settings.graphql:
+        from hfchat.serving.graphql import add_graphql
+
+        add_graphql(app)
+    _answer_errors(app)
+
+    _add_layers(app, settings, keys, gate, rate_limit, metrics)
+    return app
+
+
+# OpenAPI 3.1 has no word for streams; the schema is that of one event.
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_GENERATION = {
+    200: {"content": {"text/event-stream": {"schema": _EVENT}}},
+    **error_responses(400, 404, 408, 413, 415, 500, 503, 504),
+}
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_GENERATION)
-    async def chat_completions(request: ChatCompletionRequest) -> Response:
-        return await chat(request)
+    async def chat_completions(request: ChatCompletionRequest, record: RecordOfRequest) -> Response:
+        conversation = Conversation([message.plain() for message in request.messages])
+        return await respond(service, request, [conversation], ChatFormat(bool(request.logprobs)), record)
 
     @app.post("/v1/completions", response_model=Completion, responses=_GENERATION)
-    async def completions(request: CompletionRequest) -> Response:
-        return await completion(request)
+    async def completions(request: CompletionRequest, record: RecordOfRequest) -> Response:
+        prompts = [PlainPrompt(prompt) for prompt in request.prompts]
+        return await respond(service, request, prompts, CompletionFormat(request.logprobs is not None), record)
 
     @app.get("/v1/models", responses=error_responses())
     async def list_models() -> ModelList:
-        return ModelList(data=models.list())
+        return ModelList(data=service.models.list())
 
+
+def _add_models(app: FastAPI, models: ServedModels, settings: ServerSettings) -> None:
     sources = {settings.model_id: settings.folder} | dict(adapter.split("=", 1) for adapter in settings.adapters)
-    add_feedback(app, FeedbackHandler(collector, metrics.feedback, logs_content=settings.log_content))
-    add_cards(app, models, sources)  # before the next route, which takes whatever is left of a path for a name
+    add_cards(app, models, sources)
 
     @app.get("/v1/models/{model_id:path}", responses=error_responses(404))
     async def retrieve_model(model_id: str) -> Model:
         return models.find(model_id)
+
+
+def _add_probes(app: FastAPI, settings: ServerSettings, slots: Slots, readiness: Readiness, metrics: Metrics) -> None:
+    """What the machinery around asks."""
 
     @app.get("/health", responses=error_responses())
     async def health() -> JSONResponse:
@@ -157,30 +176,44 @@ def create_app(
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", include_in_schema=False)
-    async def prometheus() -> Response:
-        if settings.metrics_keys and current_record().key_name not in settings.metrics_keys:
+    async def prometheus(record: RecordOfRequest) -> Response:
+        if settings.metrics_keys and record.key_name not in settings.metrics_keys:
             raise ApiError(403, "This API key may not read the metrics.", code="metrics_forbidden")
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+
+def _add_pages(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(_PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=_PAGE))
     add_documentation(app)
-    if settings.graphql:
-        from hfchat.serving.graphql import add_graphql
 
-        add_graphql(app)
-    _answer_errors(app)
 
-    # From the innermost layer to the outermost.
+def _add_layers(
+    app: FastAPI,
+    settings: ServerSettings,
+    keys: ApiKeys | None,
+    gate: Gate,
+    rate_limit: RateLimit | None,
+    metrics: Metrics,
+) -> None:
+    """What every request passes before a route gets it, from the innermost layer to the outermost."""
     app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S, bytes_per_s=_BODY_BYTES_PER_S)
     app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"}, max_inside=MAX_REQUESTS)
-    limits = {"max_each": _MAX_WEBSOCKETS, "max_all": _MAX_ALL_WEBSOCKETS, "idle_s": _IDLE_WEBSOCKET_S}
-    app.add_middleware(WebSocketLimit, **limits)
+    app.add_middleware(WebSocketLimit, max_each=_MAX_WEBSOCKETS, max_all=_MAX_ALL_WEBSOCKETS, idle_s=_IDLE_WEBSOCKET_S)
     if keys is not None:
         app.add_middleware(Auth, keys=keys, rate_limit=rate_limit, limited=_RATE_LIMITED)
+    _add_checks_of_origin(app, settings, has_keys=keys is not None)
+    app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
+    policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
+    app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})
+    app.add_middleware(Recording, sinks=(log_request, metrics.request), with_content=settings.log_content)
+
+
+def _add_checks_of_origin(app: FastAPI, settings: ServerSettings, has_keys: bool) -> None:
+    """Layers that decide which pages' requests are answered."""
     if settings.allow_origins:  # outside of the keys: a browser asks, without one, before it sends one
         app.add_middleware(
             CORSMiddleware,
@@ -190,22 +223,8 @@ def create_app(
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(WebSocketOrigin, origins=settings.allow_origins)
-    if settings.is_local or keys is None or settings.allow_hosts:  # a page of another site has no key
+    if settings.is_local or not has_keys or settings.allow_hosts:  # a page of another site has no key
         app.add_middleware(HostCheck, hosts=settings.hosts, any_address=not settings.is_local)
-    app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
-    policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
-    app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})
-    sinks = (log_request, metrics.request)
-    app.add_middleware(Recording, sinks=sinks, with_content=settings.log_content)
-    return app
-
-
-# OpenAPI 3.1 has no word for streams; the schema is that of one event.
-_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
-_GENERATION = {
-    200: {"content": {"text/event-stream": {"schema": _EVENT}}},
-    **error_responses(400, 404, 408, 413, 415, 500, 503, 504),
-}
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -213,7 +232,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
-        current_record().blame(error)
+        record_of(request.scope).blame(error)
         return error.response()
 
     @app.exception_handler(RequestValidationError)

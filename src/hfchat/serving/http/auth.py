@@ -1,24 +1,24 @@
-"""Who may use the server: API keys, of which it keeps only hashes, and how many requests each may make."""
+"""Who may use the server: API keys. The server keeps only their hashes."""
 
 import base64
 import hashlib
 import hmac
-import math
 import re
 import secrets
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from hfchat.errors import UserError
-from hfchat.serving.http.record import current_record
+from hfchat.serving.http.checks import Check
+from hfchat.serving.http.rates import RateLimit
+from hfchat.serving.http.record import record_of
 from hfchat.serving.openai.protocol import ApiError
 
 ENVIRONMENT_VARIABLE = "HFCHAT_API_KEYS"
-OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes of the machinery around; they tell nothing of the users
+OPEN_PATHS = frozenset({"/health", "/ready"})  # for health checks from outside; they tell nothing about the users
 
 _ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64})\s*:\s*([0-9a-f]{64})")
 
@@ -26,10 +26,10 @@ _ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64})\s*:\s*([0-9a-f]{64})")
 def new_key(name: str) -> tuple[str, str]:
     """A key of 256 random bits, and its entry for `load_keys`.
 
-    As nobody can guess such a key, a plain SHA-256 is enough to keep it by.
+    Nobody can guess such a key, so a plain SHA-256 is enough to keep it.
 
     Raises:
-        UserError: If the name is none for an entry.
+        UserError: If the name is not a valid one for an entry.
     """
     key = f"hfchat-{secrets.token_urlsafe(32)}"
     entry = f"{name}: {hash_key(key)}"
@@ -63,7 +63,8 @@ def load_keys(file: str | None, environment: Mapping[str, str]) -> ApiKeys | Non
     Both hold entries `NAME: HASH`, as `hfchat api-key NAME` prints them: one a line, or with commas between them.
 
     Raises:
-        UserError: If the file cannot be read, an entry is not of this form, a name is there twice, or there is none.
+        UserError: If the file cannot be read, an entry is not of this form, a name is there twice, or no entry is
+            there.
     """
     sources = {}
     if file is not None:
@@ -75,12 +76,14 @@ def load_keys(file: str | None, environment: Mapping[str, str]) -> ApiKeys | Non
         sources[ENVIRONMENT_VARIABLE] = environment[ENVIRONMENT_VARIABLE]
     if not sources:
         return None
+    # An entry is not repeated in a message: it may be a key.
     hashes: dict[str, str] = {}
     for source, text in sources.items():
-        entries = [entry.strip() for line in text.splitlines() for entry in line.split("#")[0].split(",")]
+        uncommented = ",".join(line.split("#")[0] for line in text.splitlines())
+        entries = [entry.strip() for entry in uncommented.split(",")]
         for number, entry in enumerate(filter(None, entries), start=1):
             match = _ENTRY.fullmatch(entry)
-            if match is None:  # it is not repeated in the message: it may be a key
+            if match is None:
                 form = "must be `NAME: HASH`, as `hfchat api-key NAME` prints it"
                 raise UserError(f"{source}: entry {number} {form}")
             if match[1] in hashes:
@@ -91,54 +94,12 @@ def load_keys(file: str | None, environment: Mapping[str, str]) -> ApiKeys | Non
     return ApiKeys(hashes)
 
 
-class RateLimit:
-    """A token bucket for each name: `per_minute` requests in a minute on average, and as many at once.
-
-    A request for several answers counts as many times: it is let in as one, and whoever reads it counts the others.
-
-    Args:
-        per_minute: At least 1.
-        clock: Seconds that never go back.
-    """
-
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic):
-        self.per_minute = per_minute
-        self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when that was
-
-    def spend(self, name: str, count: int = 1) -> float:
-        """Take so many out of the name's bucket, or none; 0, or the seconds until there will be as many."""
-        now = self._clock()
-        left, since = self._buckets.get(name, (self.per_minute, now))
-        left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
-        spent = left >= count
-        self._buckets[name] = (left - count if spent else left, now)
-        return 0.0 if spent else (count - left) * 60 / self.per_minute
-
-    def charge(self, name: str, count: int) -> None:
-        """Take so many that have been used already, into the red for at most a minute."""
-        self.spend(name, 0)  # what has come since the last time
-        left, now = self._buckets[name]
-        self._buckets[name] = (max(left - count, -self.per_minute), now)
-
-    def check(self, name: str, count: int = 1) -> None:
-        """Take so many, or raise the 429 that says when there will be as many."""
-        seconds = math.ceil(self.spend(name, count))
-        if seconds:
-            raise ApiError(
-                429,
-                f"This API key makes too many requests; the next one is possible in {seconds} s.",
-                type="rate_limit_error",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": str(seconds)},
-            )
-
-
-class Auth:
-    """Lets in who shows a key, everywhere but at `OPEN_PATHS`.
+class Auth(Check):
+    """Lets in those who show a key, everywhere but at `OPEN_PATHS`.
 
     A program shows it as OpenAI's clients do, `Authorization: Bearer KEY`. A person's browser asks for it by itself
-    (HTTP Basic: any user name, the key as password) and sends it along from then on, so pages need no login.
+    (HTTP Basic: any user name, the key as password) and sends it with every request from then on, so pages need
+    no login.
 
     Args:
         limited: Beginnings of the paths whose requests count for `rate_limit`.
@@ -147,24 +108,27 @@ class Auth:
     def __init__(
         self, app: ASGIApp, keys: ApiKeys, rate_limit: RateLimit | None = None, limited: Collection[str] = ("/v1/",)
     ):
-        self._app = app
+        super().__init__(app)
         self._keys = keys
         self._rate_limit = rate_limit
         self._limited = tuple(limited)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
-            return await self._app(scope, receive, send)
+    def refusal(self, scope: Scope) -> ApiError | None:
+        if scope["type"] == "http" and scope["path"] in OPEN_PATHS:
+            return None
         headers = Headers(scope=scope)
         key = _shown_key(headers.get("authorization", ""))
         name = self._keys.name_of(key) if key else None
-        current_record().key_name = name
-        refusal = self._unknown(headers, key) if name is None else self._too_often(scope, name)
-        if refusal is None:
-            return await self._app(scope, receive, send)
-        if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008, "reason": refusal.message})
-        await refusal.response()(scope, receive, send)
+        record_of(scope).key_name = name
+        if name is None:
+            return self._unknown(headers, key)
+        if self._rate_limit is None or not scope["path"].startswith(self._limited):
+            return None
+        try:
+            self._rate_limit.check(name)
+        except ApiError as error:
+            return error
+        return None
 
     def _unknown(self, headers: Headers, key: str | None) -> ApiError:
         person = "text/html" in headers.get("accept", "")
@@ -174,15 +138,6 @@ class Auth:
             code="invalid_api_key",
             headers={"WWW-Authenticate": 'Basic realm="hfchat", charset="UTF-8"' if person else "Bearer"},
         )
-
-    def _too_often(self, scope: Scope, name: str) -> ApiError | None:
-        if self._rate_limit is None or not scope["path"].startswith(self._limited):
-            return None
-        try:
-            self._rate_limit.check(name)
-        except ApiError as error:
-            return error
-        return None
 
 
 def _shown_key(authorization: str) -> str | None:

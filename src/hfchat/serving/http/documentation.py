@@ -17,7 +17,7 @@ _ASSETS = Path(fastapi_offline.__file__).with_name("static")
 def add_documentation(app: FastAPI) -> None:
     """Add Swagger UI at `/docs`, over the files that the package fastapi-offline brings."""
     page = get_swagger_ui_html(
-        openapi_url=app.openapi_url,
+        openapi_url=app.openapi_url or "",
         title=app.title,
         swagger_js_url="/docs/assets/swagger-ui-bundle.js",
         swagger_css_url="/docs/assets/swagger-ui.css",

@@ -1,22 +1,19 @@
-"""What protects the server and its users: bounded places, times and bodies, and checks of what a request claims."""
+"""Bounded places, times, bodies and connections: what one client takes, others still get."""
 
 import asyncio
-import ipaddress
-import itertools
-import re
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hfchat.serving.http.record import current_record
+from hfchat.serving.http.checks import refuse
+from hfchat.serving.http.rates import Meter
+from hfchat.serving.http.record import record_of
 from hfchat.serving.openai.protocol import ApiError
-
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d*)?", re.IGNORECASE)  # RFC 3986, 3.2.2, and a port
 
 _LARGE_BODY_BYTES = 2**16  # the smaller ones take less time than a step of a model
 EXTRA_PLACES = 1  # to generate in, for keys that have none
@@ -60,8 +57,6 @@ class Slots:
     Args:
         max_running: Places to generate in.
         max_waiting: Places to wait in, for each key.
-        max_wait_s: As the attribute.
-        max_hold_s: Likewise.
         extra: Places beyond `max_running`, for keys that have none.
     """
 
@@ -207,14 +202,14 @@ class Reservation:
 
 
 class Gate:
-    """Counts who is inside, and once it is closed lets nobody else in.
+    """Counts the requests inside, and once it is closed lets no other in.
 
     Attributes:
         inside: Requests that are being answered.
         closed: Whether the server is about to stop.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.inside = 0
         self.closed = False
 
@@ -239,14 +234,14 @@ class GateKeeper:
             return await self._app(scope, receive, send)
         try:
             self._gate.check()
-        except ApiError as error:
-            return await _refuse(error, scope, receive, send)
+        except ApiError as closed:
+            return await refuse(closed, scope, receive, send)
         if scope["type"] == "websocket":  # a connection may last; what is asked over it comes through here by itself
             return await self._app(scope, receive, send)
         if self._gate.inside >= self._max_inside:
             headers = {"Retry-After": "10", "Connection": "close"}
             error = ApiError(503, "The server has too many requests.", code="server_busy", headers=headers)
-            return await _refuse(error, scope, receive, send)
+            return await refuse(error, scope, receive, send)
         self._gate.inside += 1
         try:
             await self._app(scope, receive, send)
@@ -254,36 +249,10 @@ class GateKeeper:
             self._gate.inside -= 1
 
 
-class HeadLimit:
-    """Refuses heads of more than `max_bytes` (431), and bodies whose length is told in two ways (400).
-
-    h11 only bounds a head that comes in parts. It takes a length that is told twice as RFC 9112 (6.3) has it, but a
-    proxy in front may not, and then a body can smuggle another request past it.
-    """
-
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            return await self._app(scope, receive, send)
-        size = len(scope["path"]) + len(scope["query_string"]) + sum(map(len, itertools.chain(*scope["headers"])))
-        headers = Headers(scope=scope)
-        error = None
-        if size > self._max_bytes:
-            error = 431, f"The headers are too large: at most {self._max_bytes} bytes."
-        elif "content-length" in headers and "transfer-encoding" in headers:
-            error = 400, "Content-Length and Transfer-Encoding exclude each other."
-        if error is not None:
-            return await _refuse(ApiError(*error, headers={"Connection": "close"}), scope, receive, send)
-        await self._app(scope, receive, send)
-
-
 class BodyLimit:
     """Takes only JSON, at most `max_bytes` of it, and waits at most `max_s` seconds for the whole.
 
-    Large bodies are read no faster than `bytes_per_s` from one API key, and from all who have none: reading and
+    Large bodies are read no faster than `bytes_per_s` from one API key, and from all clients without one: reading and
     checking them takes the time of everybody's answers, also where they are refused then.
 
     The size is bounded also where the body comes in chunks that declare no length. A browser sends JSON to another
@@ -296,13 +265,13 @@ class BodyLimit:
         self._app = app
         self._max_bytes = max_bytes
         self._max_s = max_s
-        self._bytes_per_s = bytes_per_s
-        self._read_until: dict[str | None, float] = {}  # API key to when its bodies so far are paid for
+        self._read: Meter[str | None] = Meter(bytes_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        # What the head says is enough to refuse most of what is not for this server.
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._max_bytes:
             return await self._too_large().response()(scope, receive, send)
@@ -310,6 +279,7 @@ class BodyLimit:
         if has_body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             error = ApiError(415, "The body must be JSON, sent as application/json.", code="unsupported_media_type")
             return await error.response()(scope, receive, send)
+        # The rest shows while the body comes.
         deadline = asyncio.get_running_loop().time() + self._max_s
         received = 0
         complete = not has_body
@@ -322,82 +292,29 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                message = f"The request's body did not come within {self._max_s:g} s."
-                raise HTTPException(408, message, headers={"Connection": "close"}) from None
+                late = f"The request's body did not come within {self._max_s:g} s."
+                raise HTTPException(408, late, headers={"Connection": "close"}) from None
+            # A body that declares no length must not grow for ever either.
             complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise HTTPException(413, self._too_large().message, headers={"Connection": "close"})
             if complete and received > _LARGE_BODY_BYTES:
-                await self._take_turn(received)
+                await self._take_turn(record_of(scope).key_name, received)
             return message
 
         await self._app(scope, bounded_receive, send)
 
-    async def _take_turn(self, size: int) -> None:
+    async def _take_turn(self, key: str | None, size: int) -> None:
         """Wait until what the key sent before has had its time."""
-        now, key = asyncio.get_running_loop().time(), current_record().key_name
-        begin = max(now, self._read_until.get(key, now))
-        self._read_until[key] = begin + size / self._bytes_per_s
-        if begin > now:
-            await asyncio.sleep(begin - now)
+        wait = self._read.debt(key)
+        self._read.use(key, size)
+        if wait:
+            await asyncio.sleep(wait)
 
     def _too_large(self) -> ApiError:
         message = f"The request is too large: at most {self._max_bytes} bytes."
         return ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
-
-
-class ResponseHeaders:
-    """Adds the same headers to every response that does not set them itself."""
-
-    def __init__(self, app: ASGIApp, headers: Mapping[str, str]):
-        self._app = app
-        self._headers = headers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
-
-
-class HostCheck:
-    """Answers only requests that were addressed to one of `hosts`, or with `any_address` to an IP address.
-
-    A server without keys is protected by where it is, but any web page that a person visits can make their browser
-    send requests to it once the page's own name resolves to the server's address (DNS rebinding). Those carry the
-    page's name as `Host`. An address is nobody's name, so it cannot be rebound.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: Collection[str], any_address: bool = False):
-        self._app = app
-        self._hosts = {host.lower() for host in hosts}
-        self._any_address = any_address
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and not self._is_ours(Headers(scope=scope).get("host", "")):
-            message = f"This server answers only as {', '.join(sorted(self._hosts))}; --allow-host names others."
-            return await _refuse(ApiError(403, message), scope, receive, send)
-        await self._app(scope, receive, send)
-
-    def _is_ours(self, host: str) -> bool:
-        parts = _HOST.fullmatch(host)
-        if parts is None:
-            return False
-        name = parts[1].lower()
-        return name in self._hosts or (self._any_address and _is_address(name))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
 
 
 class WebSocketLimit:
@@ -421,15 +338,15 @@ class WebSocketLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
             return await self._app(scope, receive, send)
-        client = current_record().key_name or f"address {(scope.get('client') or [''])[0]}"
+        client = record_of(scope).key_name or f"address {(scope.get('client') or [''])[0]}"
         if self._held[client] >= self._max_each or self._held.total() >= self._max_all:
-            return await _refuse(ApiError(429, "Too many WebSockets are open."), scope, receive, send)
+            return await refuse(ApiError(429, "Too many WebSockets are open."), scope, receive, send)
         self._held[client] += 1
         try:
             await self._until_idle(scope, receive, send)
         finally:
             self._held[client] -= 1
-            self._held += Counter()  # forgets who holds none
+            self._held += Counter()  # forgets clients that hold no connection
 
     async def _until_idle(self, scope: Scope, receive: Receive, send: Send) -> None:
         clock = asyncio.get_running_loop().time
@@ -455,31 +372,3 @@ class WebSocketLimit:
                 waiting.cancel()
 
         await self._app(scope, patient_receive, noted_send)
-
-
-class WebSocketOrigin:
-    """Refuses WebSockets of pages of other sites than `origins` and the server itself.
-
-    CORS does not protect WebSockets: browsers open them to any site and leave it to the server to look at `Origin`.
-    """
-
-    def __init__(self, app: ASGIApp, origins: Collection[str]):
-        self._app = app
-        self._origins = origins
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            headers = Headers(scope=scope)
-            origin = headers.get("origin")
-            own = origin is None or origin.partition("://")[2] == headers.get("host")
-            if not own and origin not in self._origins:
-                error = ApiError(403, "Pages of other sites may not use this server.")
-                return await _refuse(error, scope, receive, send)
-        await self._app(scope, receive, send)
-
-
-async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": error.message})
-    else:
-        await error.response()(scope, receive, send)

@@ -79,7 +79,7 @@ def configure_logs(with_content: bool = False) -> None:
 
 def log_request(record: RequestRecord) -> None:
     """A line for a request that is over; probes only show at level DEBUG."""
-    fields = {
+    fields: dict[str, object] = {
         "method": record.method,
         "path": record.path,
         "route": record.route,

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from fastapi import Depends
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfchat.safety.guards import Finding
@@ -55,16 +58,16 @@ class RequestRecord:
         with_content: Whether what was asked and answered is to be logged.
         route: The pattern of the route that answered, or where the application that did is mounted; None if none did.
         key_name: Whose API key was shown.
-        version: Of the model that answered, if it has versions.
-        status: Of the answer; 499 if the client went away before its end.
-        error: The code, or else the type, of the error that was sent.
-        prompt_tokens: Of all its prompts, as counted in `usage`.
+        version: The version of the model that answered, if the model has versions.
+        status: The status of the answer; 499 if the client went away before its end.
+        error: The code of the error that was sent, or else its type.
+        prompt_tokens: Tokens of all its prompts, as counted in `usage`.
         prompts: What was asked, if `with_content`.
         answers: One for each answer that was begun.
         findings: What guards found in its prompts and answers.
         started: When it came, in seconds of `time.monotonic`.
         seconds: How long it took, once it is over.
-        at_end: What is to be given back when it is over.
+        at_end: Gives back what the request holds, when it is over.
     """
 
     request_id: str = ""
@@ -84,20 +87,33 @@ class RequestRecord:
     seconds: float = 0.0
     at_end: ExitStack = field(default_factory=ExitStack)
 
-    def begin_answers(self, count: int) -> list[AnswerRecord]:
-        answers = [AnswerRecord() for _ in range(count)]
-        self.answers += answers
-        return answers
+    def begin_answer(self) -> AnswerRecord:
+        self.answers.append(AnswerRecord())
+        return self.answers[-1]
 
     def blame(self, error: ApiError) -> None:
         self.error = error.body.error.code or error.body.error.type
 
 
+def record_of(scope: Scope) -> RequestRecord:
+    """The record of a request or a WebSocket, from the scope of any layer inside of `Recording`."""
+    return scope["state"]["record"]
+
+
+async def _record_of(connection: HTTPConnection) -> RequestRecord:
+    return record_of(connection.scope)
+
+
+RecordOfRequest = Annotated[RequestRecord, Depends(_record_of)]  # for the routes
+
 _current: ContextVar[RequestRecord | None] = ContextVar("hfchat_request", default=None)
 
 
 def current_record() -> RequestRecord:
-    """The record of the request that this task serves; outside of one, a new one that nobody reads."""
+    """The record of the request that this task serves; outside of one, a new one that nobody reads.
+
+    Only for what is called without any word of its request: the log, and the engines.
+    """
     return _current.get() or RequestRecord()
 
 
@@ -122,8 +138,10 @@ class Recording:
             path=scope["path"],
             with_content=self._with_content,
         )
+        scope.setdefault("state", {})["record"] = record
+        # The status of a request is that of its answer, once the answer is whole.
         root_path = scope.get("root_path", "")
-        started: int | None = None
+        started = 0  # the status that has been sent
 
         async def recorded_send(message: Message) -> None:
             nonlocal started
@@ -144,11 +162,12 @@ class Recording:
         except Exception:
             record.status, record.error = 500, "server_error"
             _LOGGER.exception("unexpected error at %s", record.path)
-            if started is not None or scope["type"] == "websocket":
+            if started or scope["type"] == "websocket":
                 raise  # the connection must not look as if its answer were whole
             error = ApiError(500, "Something in the server went wrong; its log says what.")
             await error.response()(scope, receive, recorded_send)
         finally:
+            # Routers note in the scope where they have found the route.
             mounted_at = scope.get("root_path", "").removeprefix(root_path)
             record.route = getattr(scope.get("route"), "path", None) or mounted_at or None
             record.seconds = time.monotonic() - record.started

@@ -1,16 +1,15 @@
 """`POST /v1/chat/completions` (https://platform.openai.com/docs/api-reference/chat)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, cast
 
-from starlette.responses import Response
-
-from hfchat.serving.engines.engine import Logprob, TokenLogprobs
-from hfchat.serving.openai.generation import Generation, Part
+from hfchat.serving.engines.engine import Engine, FinishReason, Logprob, Prompt, TokenLogprobs
+from hfchat.serving.openai.formats import Identity, Part, tokens_of
 from hfchat.serving.openai.protocol import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
-    ChatCompletionRequest,
     Choice,
     ChoiceLogprobs,
     ChunkChoice,
@@ -21,73 +20,69 @@ from hfchat.serving.openai.protocol import (
 )
 
 
-class ChatHandler:
-    """Turns a request into its answer, or raises the `ApiError` that says why not."""
+@dataclass(frozen=True)
+class Conversation:
+    """A `Source` (see `hfchat.serving.openai.formats`) that the engine's chat template makes a prompt of."""
 
-    def __init__(self, generation: Generation, default_max_tokens: int):
-        self._generation = generation
-        self._default_max_tokens = default_max_tokens
+    messages: Sequence[dict[str, str]]
 
-    async def __call__(self, request: ChatCompletionRequest) -> Response:
-        generation = self._generation
-        version, reservation = generation.admit(request, answers=request.n or 1)
-        generation.guarding.check_logprobs(bool(request.logprobs))
-        messages = [message.plain() for message in request.messages]
-        texts = [message["content"] for message in messages]
-        # Before the guards, which would read all of what no context can hold.
-        prompt = await generation.encode("messages", version.engine.encode(messages))
-        verdict = await generation.guarding.check_prompt(texts)
-        if verdict.texts != texts:
-            messages = [{**message, "content": text} for message, text in zip(messages, verdict.texts, strict=True)]
-            prompt = await generation.encode("messages", version.engine.encode(messages))
-        max_tokens = generation.max_tokens(version.engine, prompt, "messages", request.limit, self._default_max_tokens)
-        logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        sampling = generation.sampling(version.engine, request, max_tokens, logprobs)
-        prompts = [(prompt, sampling, verdict.message)]
-        return generation.answer(version, reservation, request, prompts, _ChatFormat(logprobs is not None), messages)
+    @property
+    def texts(self) -> list[str]:
+        return [message["content"] for message in self.messages]
+
+    def replaced(self, texts: Sequence[str]) -> Self:
+        return type(self)([{**message, "content": text} for message, text in zip(self.messages, texts, strict=True)])
+
+    async def encode(self, engine: Engine) -> Prompt:
+        return await engine.encode(self.messages)
 
 
-class _ChatFormat:
+class ChatFormat:
+    """A `Format` (see `hfchat.serving.openai.formats`)."""
+
     id_prefix = "chatcmpl"
+    prompt_field = "messages"
 
-    def __init__(self, logprobs: bool):
-        self._wants_logprobs = logprobs
+    def __init__(self, wants_logprobs: bool):
+        self._wants_logprobs = wants_logprobs
 
-    def whole(self, identity: dict, answers: Sequence[Sequence[Part]], usage: Usage) -> ChatCompletion:
-        choices = [
-            Choice(
+    def whole(self, identity: Identity, answers: Sequence[Sequence[Part]], usage: Usage) -> ChatCompletion:
+        choices = []
+        for index, parts in enumerate(answers):
+            text = "".join(part.text for part in parts)
+            choice = Choice(
                 index=index,
-                message=AnswerMessage(content="".join(part.text for part in parts)),
-                logprobs=self._logprobs([token for part in parts for _, token in part.logprobs]),
-                finish_reason=parts[-1].finish_reason,
+                message=AnswerMessage(content=text),
+                logprobs=self._logprobs(parts),
+                finish_reason=cast("FinishReason", parts[-1].finish_reason),  # an answer that is whole has one
             )
-            for index, parts in enumerate(answers)
-        ]
+            choices.append(choice)
         return ChatCompletion(**identity, choices=choices, usage=usage)
 
-    def chunks(self, identity: dict, part: Part, first: bool) -> list[ChatCompletionChunk]:
+    def chunks(self, identity: Identity, part: Part, first: bool) -> list[ChatCompletionChunk]:
         choices = []
         if first:
             choices.append(ChunkChoice(index=part.index, delta=Delta(role="assistant", content="")))
         if part.text or part.logprobs:
-            logprobs = self._logprobs([token for _, token in part.logprobs])
+            logprobs = self._logprobs([part])
             choices.append(ChunkChoice(index=part.index, delta=Delta(content=part.text), logprobs=logprobs))
         if part.finish_reason is not None:
             choices.append(ChunkChoice(index=part.index, delta=Delta(), finish_reason=part.finish_reason))
         return [ChatCompletionChunk(**identity, choices=[choice]) for choice in choices]
 
-    def usage(self, identity: dict, usage: Usage) -> ChatCompletionChunk:
+    def usage(self, identity: Identity, usage: Usage) -> ChatCompletionChunk:
         return ChatCompletionChunk(**identity, choices=[], usage=usage)
 
-    def _logprobs(self, tokens: Sequence[TokenLogprobs]) -> ChoiceLogprobs | None:
+    def _logprobs(self, parts: Sequence[Part]) -> ChoiceLogprobs | None:
         if not self._wants_logprobs:
             return None
-        content = [
-            ContentLogprob(**_fields(token.chosen), top_logprobs=[TopLogprob(**_fields(top)) for top in token.top])
-            for token in tokens
-        ]
-        return ChoiceLogprobs(content=content)
+        return ChoiceLogprobs(content=[_entry(token) for _, token in tokens_of(parts)])
 
 
-def _fields(token: Logprob) -> dict:
-    return {"token": token.token, "logprob": token.logprob, "bytes": list(token.bytes)}
+def _entry(token: TokenLogprobs) -> ContentLogprob:
+    top = [_logprob(other) for other in token.top]
+    return ContentLogprob(**_logprob(token.chosen).model_dump(), top_logprobs=top)
+
+
+def _logprob(token: Logprob) -> TopLogprob:
+    return TopLogprob(token=token.token, logprob=token.logprob, bytes=list(token.bytes))

@@ -4,16 +4,13 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from hfchat.safety.guards import Finding, Guards, PromptVerdict
 from hfchat.safety.judges import GuardError
 from hfchat.serving.http.limits import Slots
-from hfchat.serving.http.record import current_record
+from hfchat.serving.http.record import RequestRecord
+from hfchat.serving.openai.formats import Part
 from hfchat.serving.openai.protocol import ApiError
-
-if TYPE_CHECKING:
-    from hfchat.serving.openai.generation import Part
 
 _LOGGER = logging.getLogger("hfchat.serving")
 
@@ -28,9 +25,10 @@ class Guarding:
     """Guards between the clients and the engine.
 
     Args:
-        guards: None guards nothing.
-        places: For prompts that are looked at, apart from those for answers: a slow guard has no endless queue either.
-        on_finding: Called once for each guard that found something in a prompt or in an answer: for logs and metrics.
+        guards: Look at prompts and answers; with None, nothing does.
+        places: Places for prompts that are being checked, apart from those for answers: the queue of a slow guard is
+            bounded too.
+        on_finding: Called once for each guard that found something in a prompt or an answer, for logs and metrics.
     """
 
     def __init__(self, guards: Guards | None, places: Slots, on_finding: Callable[[Finding], None] = log_finding):
@@ -44,17 +42,17 @@ class Guarding:
             message = "logprobs: not with the guards of this server, which may take text out of an answer."
             raise ApiError(400, message, param="logprobs", code="unsupported_field")
 
-    async def check_prompt(self, texts: Sequence[str]) -> PromptVerdict:
-        """What the guards make of the texts of a prompt.
+    async def check_prompt(self, texts: Sequence[str], record: RequestRecord) -> PromptVerdict:
+        """What the guards make of the texts of a prompt. What they found is noted in the request's record.
 
-        All are looked at, those of earlier turns and of the assistant too: the client wrote them all.
+        The texts of earlier turns and of the assistant are looked at too: the client wrote them all.
         """
         try:
-            async with self._places.take(current_record().key_name):
+            async with self._places.take(record.key_name):
                 verdict = await self._guards.prompt(texts)
         except GuardError as error:
             raise _unavailable(error) from error
-        self._report(verdict.findings)
+        self._report(verdict.findings, record)
         return verdict
 
     def check_token_prompt(self) -> None:
@@ -63,12 +61,13 @@ class Guarding:
             message = "prompt: the guards of this server read text only; send the prompt as text."
             raise ApiError(400, message, param="prompt")
 
-    async def answer(self, parts: AsyncGenerator["Part"]) -> AsyncGenerator["Part"]:
+    async def answer(self, parts: AsyncGenerator[Part], record: RequestRecord) -> AsyncGenerator[Part]:
         """The parts of one answer with the text that may be sent.
 
         They come after the stop strings, so that an answer ends where it would have without guards. Where a guard
         blocks, the generation ends with it.
         """
+        # What guards found is reported once, also where a client goes away in mid-answer.
         stream = self._guards.answer()
         reported = False
         try:
@@ -79,7 +78,7 @@ class Guarding:
                         text += await stream.finish()
                     if stream.blocked or part.finish_reason is not None:
                         reported = True
-                        self._report(stream.findings)  # before the answer is over for those who keep it
+                        self._report(stream.findings, record)  # before the answer is over for those who keep it
                     if stream.blocked:
                         yield replace(part, text=text, finish_reason="content_filter")
                         return
@@ -88,13 +87,14 @@ class Guarding:
             raise _unavailable(error) from error
         finally:
             if not reported:
-                self._report(stream.findings)
+                self._report(stream.findings, record)
 
     async def close(self) -> None:
         await self._guards.close()
 
-    def _report(self, findings: Sequence[Finding]) -> None:
+    def _report(self, findings: Sequence[Finding], record: RequestRecord) -> None:
         for finding in findings:
+            record.findings.append(finding)
             self._on_finding(finding)
 
 

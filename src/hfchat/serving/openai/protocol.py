@@ -1,14 +1,15 @@
 """OpenAI's shapes of requests, answers and errors (https://platform.openai.com/docs/api-reference/chat).
 
 A field that is not in these models is refused by name: nothing that a client asks for is ignored in silence.
-Fields that the server does not implement are there only with the value that changes nothing, as clients send them.
+Fields that the server does not implement take only the value that changes nothing, because clients send it.
 
-pydantic notes every error of every element, field and branch of a union: 300,000 for a body of a mebibyte, with two
-gigabytes for them. One is enough to refuse a request, so lists fail at their first error, and are bounded.
+pydantic notes every error of every element, field and branch of a union: 300,000 errors in two gigabytes, for a
+body of a mebibyte. One error is enough to refuse a request, so lists are bounded and fail at their first error.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from itertools import chain
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +22,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 from starlette.responses import JSONResponse
 
 from hfchat.serving.engines.engine import FinishReason
@@ -37,7 +38,7 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _keep_one_unknown_field(cls, given: Any) -> Any:
-        """All of them would be an error each."""
+        """Each unknown field would be an error of its own."""
         if not isinstance(given, dict):
             return given
         unknown = next((name for name in given if name not in cls.model_fields), None)
@@ -57,8 +58,8 @@ def _at_most(entries: int) -> BeforeValidator:
 
     def check(given: Any) -> Any:
         if isinstance(given, dict) and len(given) > entries:
-            found = {"field_type": "Dictionary", "max_length": entries, "actual_length": len(given)}
-            raise PydanticKnownError("too_long", found)
+            counts = {"field_type": "Dictionary", "max_length": entries, "actual_length": len(given)}
+            raise PydanticKnownError("too_long", counts)
         return given
 
     return BeforeValidator(check)
@@ -115,13 +116,13 @@ class GenerationRequest(_Request):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer. Nothing keeps them, but
-    # for `user`: it is stored with an answer that is (`hfchat serve --feedback`), to be found again by it.
+    # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer. The server keeps only
+    # `user`, with the answers that it stores (`hfchat serve --feedback`), so that they can be found by it.
     user: _Label | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0), _at_most(0)] | None = None
 
     @model_validator(mode="after")
-    def _options_need_a_stream(self):
+    def _options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only allowed when stream is true")
         return self
@@ -155,13 +156,18 @@ class ChatCompletionRequest(GenerationRequest):
     function_call: Literal["none"] | None = None
 
     @model_validator(mode="after")
-    def _fields_agree(self):
+    def _fields_agree(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_tokens: must equal max_completion_tokens when both are given")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only allowed when logprobs is true")
         return self
+
+    @property
+    def top_tokens(self) -> int | None:
+        """How many of the likeliest tokens to name at each place, if log probabilities are asked for."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> tuple[str, int | None]:
@@ -178,14 +184,15 @@ _ListsOfTokenIds = Annotated[list[_TokenIds], Field(min_length=1, max_length=128
 
 
 def _kind_of_prompt(prompt: Any) -> str:
-    """What a prompt is meant to be, so that only the errors of that are looked for."""
+    """What a prompt is meant to be, so that it is checked as that and as nothing else."""
     if not isinstance(prompt, list):
         return "a text"
-    if any(isinstance(one, str) for one in prompt):
+    if any(isinstance(entry, str) for entry in prompt):
         return "texts"
     return "lists of token ids" if prompt and isinstance(prompt[0], list) else "token ids"
 
 
+_SEVERAL_PROMPTS = ("texts", "lists of token ids")
 _Prompt = Annotated[
     Annotated[_Text, Tag("a text")]
     | Annotated[_TokenIds, Tag("token ids")]
@@ -204,17 +211,27 @@ class CompletionRequest(GenerationRequest):
     best_of: Literal[1] | None = None
 
     @property
-    def prompts(self) -> list[str | list[int]]:
-        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
-        return [self.prompt] if one else self.prompt
+    def top_tokens(self) -> int | None:
+        return self.logprobs
 
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        return "max_tokens", self.max_tokens
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        kind = _kind_of_prompt(self.prompt)
+        return cast("list[str | list[int]]", self.prompt if kind in _SEVERAL_PROMPTS else [self.prompt])
+
+
+AnswerableRequest = ChatCompletionRequest | CompletionRequest
 
 _Identifier = Annotated[_Text, Field(min_length=1, max_length=128)]
 _Tag = Annotated[_Text, Field(min_length=1, max_length=64)]
 
 
 class FeedbackRequest(_Request):
-    """What somebody says of an answer, in the place of all that they have said of it before."""
+    """What somebody says about an answer. It replaces all that they have said about it before."""
 
     answer_id: _Identifier
     choice: Annotated[int, Field(ge=0, le=127)] = 0
@@ -336,7 +353,7 @@ class Model(BaseModel):
     created: int
     owned_by: str = "hfchat"
     parent: str | None = None  # of an adapter its base, as vLLM says it
-    version: str | None = None  # of those in a registry, the one that answers; a candidate aside
+    version: str | None = None  # the version that answers, if the model is in a registry; not a candidate
 
 
 class ModelList(BaseModel):
@@ -366,7 +383,7 @@ class FeedbackSettings(BaseModel):
 
     Attributes:
         enabled: Feedback is taken.
-        keeps_conversations: So are conversations of which nobody says anything.
+        keeps_conversations: Conversations about which nobody says anything are kept too.
         logs_content: What is asked and answered is in the server's log, whatever a request says.
     """
 
@@ -386,8 +403,8 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
-def error_responses(*statuses: int) -> dict[int, dict]:
-    """The errors of a route, for the API's description; these three can come before a request is looked at."""
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for the API's description. Every route may answer 401, 403 and 429."""
     return {status: {"model": ErrorResponse} for status in sorted({401, 403, 429, *statuses})}
 
 
@@ -415,7 +432,7 @@ class ApiError(Exception):
         return JSONResponse(self.body.model_dump(), self.status, headers=self.headers)
 
 
-def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def invalid_request(errors: Sequence[ErrorDetails]) -> ApiError:
     """The 400 for pydantic's list of errors: it names one field, the one that lies deepest."""
     error = max(errors, key=lambda error: len(error["loc"]))
     if error["type"] == "json_invalid":
@@ -434,13 +451,22 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def _path(location: Sequence[str | int], unknown_field: bool) -> str:
     """`("messages", 0, "content", "list[TextPart]", 1)` as `messages[0].content[1]`: names of types are left out."""
-    models = (TextPart, ChatMessage, StreamOptions, ResponseFormat, ChatCompletionRequest, CompletionRequest)
-    models += (FeedbackRequest,)
-    known = {name for model in models for name in model.model_fields}
     path = ""
     for index, part in enumerate(location):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part in known or (unknown_field and index == len(location) - 1):
+        elif part in _FIELDS or (unknown_field and index == len(location) - 1):
             path += f".{part}" if path else part
     return path
+
+
+_MODELS: tuple[type[BaseModel], ...] = (
+    TextPart,
+    ChatMessage,
+    StreamOptions,
+    ResponseFormat,
+    ChatCompletionRequest,
+    CompletionRequest,
+    FeedbackRequest,
+)
+_FIELDS = frozenset(chain.from_iterable(model.model_fields for model in _MODELS))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,14 +14,12 @@ from hfchat.registry.versions import Registry
 from hfchat.serving.engines.adapters import beside, parse_adapters
 from hfchat.serving.engines.quantization import quantize_int8
 from hfchat.serving.engines.transformers_engine import TransformersEngine
+from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.following import Follower
 from hfchat.serving.versions.models import ServedModels, Version
 
-if TYPE_CHECKING:
-    from hfchat.serving.server import ServerSettings
 
-
-def served_models(folder: str, settings: "ServerSettings") -> ServedModels:
+def served_models(folder: str, settings: ServerSettings) -> ServedModels:
     """The model and its adapters, or the versions of a registry, to be loaded when the server runs.
 
     Raises:
@@ -42,10 +39,10 @@ def served_models(folder: str, settings: "ServerSettings") -> ServedModels:
         raise UserError("--weights int8 is for CPUs; leave it out on a GPU")
 
     # A registry decides itself what is loaded, and when.
-    if Registry.is_one(settings.model):
+    if Registry.is_one(settings.source):
         if adapters:
             raise UserError("--adapter is not for the versions of a registry; add a merged model to it instead")
-        return _followed(Registry(settings.model), settings)
+        return _followed(Registry(settings.source), settings)
 
     def load() -> dict[str, Version]:
         models = _load_models(folder, settings, adapters, tokenizers)
@@ -54,7 +51,7 @@ def served_models(folder: str, settings: "ServerSettings") -> ServedModels:
     return ServedModels(list(tokenizers), load)
 
 
-def _followed(registry: Registry, settings: "ServerSettings") -> ServedModels:
+def _followed(registry: Registry, settings: ServerSettings) -> ServedModels:
     def load(folder: Path) -> TransformersEngine:
         tokenizers = {settings.model_id: _load_tokenizer(str(folder), settings)}
         (model,) = _load_models(str(folder), settings, {}, tokenizers).values()
@@ -64,21 +61,21 @@ def _followed(registry: Registry, settings: "ServerSettings") -> ServedModels:
     return ServedModels([name], lambda: {name: follower.first()}, lambda models: follower.follow(models, name))
 
 
-def _load_tokenizer(folder: str, settings: "ServerSettings") -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: str, settings: ServerSettings) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(folder)
     check_chat_template(tokenizer, allow_mismatch=settings.allow_template_mismatch)
     return tokenizer
 
 
 def _engine(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: "ServerSettings"
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ServerSettings
 ) -> TransformersEngine:
     return TransformersEngine(model, tokenizer, settings.max_concurrent_requests)
 
 
 def _load_models(
     folder: str,
-    settings: "ServerSettings",
+    settings: ServerSettings,
     adapters: Mapping[str, Path],
     tokenizers: Mapping[str, PreTrainedTokenizerBase],
 ) -> dict[str, PreTrainedModel]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hfchat.serving.engines.engine import Engine, EngineError
-from hfchat.serving.http.record import current_record
+from hfchat.serving.http.record import RequestRecord
 from hfchat.serving.openai.protocol import ApiError, ChatCompletionRequest, CompletionRequest, GenerationRequest, Model
 
 _LOGGER = logging.getLogger("hfchat.serving")
@@ -186,8 +186,8 @@ class ServedModels:
         self._check_name(name)
         return self._describe(name)
 
-    def choose(self, request: GenerationRequest) -> Version:
-        """The version that answers a request; it is there until the request is over.
+    def choose(self, request: GenerationRequest, record: RequestRecord) -> Version:
+        """The version that answers a request, which its record notes; it is there until the request is over.
 
         Raises:
             ApiError: 404 if there is no such model, 503 while it cannot answer.
@@ -198,7 +198,6 @@ class ServedModels:
             message = f"The server cannot answer now: {error}"
             raise ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "10"})
         version = self._served[request.model].choose(request)
-        record = current_record()
         record.version = version.name
         record.at_end.enter_context(version.in_use())
         return version

@@ -1,22 +1,23 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
-from hfchat import lineage as lineage_module
+from hfchat import stage as stage_module
 from hfchat.config import parse
 from hfchat.errors import UserError
-from hfchat.lineage import LINEAGE, Stage, ancestry, describe, read_lineage
+from hfchat.lineage import LINEAGE, ancestry, describe, read_lineage
+from hfchat.stage import Stage
 from hfchat.storage import move_folder
 
 
 @dataclass
 class Arguments:
     steps: int = 1
-    logging_steps: int = 1
-    source: str = ""
+    logging_steps: int = field(default=1, metadata={"identity": False})
+    source: str = field(default="", metadata={"identity": False})
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def source(tmp_path):
 
 def open_stage(tmp_path, source, *argv, **kwargs):
     config = parse(Arguments, argv=[*argv, "--source", str(source)])
-    return Stage("test", tmp_path / "out", config=config, inputs={"source": source}, **kwargs)
+    return Stage.begin("test", tmp_path / "out", config=config, inputs={"source": source}, **kwargs)
 
 
 def finish(stage, content="result"):
@@ -79,6 +80,25 @@ def test_an_output_may_be_read_by_those_whom_the_umask_lets(tmp_path, source):
 def test_settings_that_do_not_shape_the_result_do_not_count(tmp_path, source):
     finish(open_stage(tmp_path, source))
     assert open_stage(tmp_path, source, "--logging_steps", "50").complete
+
+
+def test_a_setting_counts_though_its_text_is_an_inputs_path(tmp_path, source):
+    @dataclass
+    class Named:
+        title: str = ""
+
+    config = parse(Named, argv=["--title", str(source)])
+    stage = Stage.begin("test", tmp_path / "out", config=config, inputs={"source": source})
+    assert stage.identity["config"] == {"title": str(source)}
+
+
+def test_another_release_of_hfchat_finds_what_was_finished(tmp_path, source, monkeypatch):
+    finish(open_stage(tmp_path, source))
+    monkeypatch.setattr("hfchat.lineage.__version__", "9.9")
+    assert open_stage(tmp_path, source).complete
+    config = parse(Arguments, argv=["--source", str(source)])
+    with pytest.raises(UserError, match="was made by another version of hfchat"):
+        Stage.begin("test", tmp_path / "out", config=config, inputs={"source": source}, version=2)
 
 
 def test_an_input_counts_by_its_content_wherever_it_lies(tmp_path, source):
@@ -136,7 +156,7 @@ def killed_after_move(monkeypatch, count):
         moved.append(source)
         move_folder(source, target)
 
-    monkeypatch.setattr(lineage_module, "move_folder", move)
+    monkeypatch.setattr(stage_module, "move_folder", move)
 
 
 def test_a_replacement_killed_half_way_costs_nobody_an_output(tmp_path, source, monkeypatch):
@@ -163,7 +183,7 @@ def test_a_replacement_killed_at_its_end_is_the_output(tmp_path, source, monkeyp
     finish(open_stage(tmp_path, source), "first")
     second = open_stage(tmp_path, source, "--steps", "2", overwrite=True)
     with monkeypatch.context() as patch:
-        patch.setattr(lineage_module, "remove_tree", lambda folder: None)
+        patch.setattr(stage_module, "remove_tree", lambda folder: None)
         finish(second, "second")
     assert (tmp_path / ".out.replaced").exists()
     assert open_stage(tmp_path, source, "--steps", "2").complete
@@ -205,12 +225,12 @@ def test_two_runs_do_not_write_to_one_place(tmp_path, source):
 
 
 def test_the_lock_of_a_remote_output_lies_where_nobody_else_writes(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(lineage_module, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(stage_module, "HF_HOME", str(tmp_path / "home"))
     config = parse(Arguments, argv=[])
-    stage = Stage("test", "memory://bucket/out", config=config, inputs={"source": source})
+    stage = Stage.begin("test", "memory://bucket/out", config=config, inputs={"source": source})
     assert len(list((tmp_path / "home").rglob("*.lock"))) == 1
     with pytest.raises(UserError, match="another run is writing there"):
-        Stage("test", "memory://bucket/out", config=config, inputs={"source": source})
+        Stage.begin("test", "memory://bucket/out", config=config, inputs={"source": source})
     stage.work_dir.fs.rm("/bucket", recursive=True)
 
 
@@ -243,7 +263,7 @@ def test_a_broken_lineage_is_named(tmp_path, source):
 
 
 def _made(folder, inputs, files=("out.txt",)):
-    stage = Stage("stage", folder, config=[], inputs=inputs)
+    stage = Stage.begin("stage", folder, config=[], inputs=inputs)
     for name in files:
         (stage.work_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (stage.work_dir / name).write_text(f"{folder.name} {name}")

@@ -1,0 +1,106 @@
+"""What a task asks of a model, and what it gets back: the interface that every kind of model has."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hfchat.results import ModelIdentity
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said.
+
+    Attributes:
+        text: Without special tokens.
+        tokens: How many, the end-of-turn token included.
+        ended: Whether the model ended it itself, before `max_new_tokens`; None where that is not known.
+    """
+
+    text: str
+    tokens: int
+    ended: bool | None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Negative log-likelihood of a target, in nats, over how many tokens.
+
+    Attributes:
+        lost: What of the target the tokens do not say, see `hfchat.evaluation.encoding.what_is_lost`.
+    """
+
+    nats: float
+    tokens: int
+    lost: str | None = None
+
+
+class EvaluatedModel:
+    """A model of an evaluation.
+
+    Attributes:
+        name: Short, of letters, digits, `-`, `_` and `.`; file names are made of it.
+        path: As it was given.
+        batch_size: Examples at a time; an out-of-memory halves it.
+        gives_losses: Whether it tells how likely a given text is.
+    """
+
+    gives_losses = True
+
+    def __init__(self, name: str, path: str, batch_size: int):
+        self.name = name
+        self.path = path
+        self.batch_size = batch_size
+
+    def describe(self) -> ModelIdentity:
+        """Identify it, for the lineage and `results.json`."""
+        raise NotImplementedError
+
+    def ancestry(self) -> list[dict[str, Any]]:
+        """The lineages of what made it, see `hfchat.lineage.ancestry`; empty if they are not known here."""
+        return []
+
+    @property
+    def parameters(self) -> int | None:
+        """How many it has; None if it is not loaded."""
+        return None
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that it reads; None if that is not known, or has no bound."""
+        return None
+
+    def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
+        """Refuse an example that the model cannot read, and give its length in tokens, 0 if unknown.
+
+        Raises:
+            UserError: If it is longer than the model's context, or the template does not fit it. Names `place`.
+        """
+        raise NotImplementedError
+
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = ()) -> list[Reply]:
+        """Answer each prompt greedily.
+
+        Args:
+            prompts: Messages, or texts to continue.
+            max_new_tokens: Longest answer.
+            stop: Texts that end an answer, and are no part of it.
+        """
+        raise NotImplementedError
+
+    def losses(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Loss]:
+        """The loss of each target after its prompt, see `hfchat.evaluation.encoding.encode_target`.
+
+        Raises:
+            UserError: If the model gives no likelihoods.
+        """
+        raise NotImplementedError
+
+    def text_losses(self, texts: Sequence[str], window: int, stride: int) -> list[Loss]:
+        """The loss of texts of any length, see `hfchat.evaluation.perplexity.text_losses`."""
+        raise NotImplementedError
+
+    def free(self) -> None:
+        """Give its memory back."""

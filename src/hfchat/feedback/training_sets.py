@@ -1,0 +1,88 @@
+"""The datasets that a model learns from: rows of what was curated, rows to replay beside them, and their files."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+
+from hfchat.dataset import load_split
+from hfchat.errors import UserError
+from hfchat.feedback.curation_report import COLUMNS, DatasetSummary
+from hfchat.safety.guards import Guards
+from hfchat.safety.guards_file import load_guards
+from hfchat.safety.judges import GuardError
+from hfchat.storage import remove_tree
+
+_ABOUT = ("source", "answer_id", "feedback_id")  # columns that say where a row is from
+_REPLAY_SEED = 0  # the same rows for the same feedback
+
+TrainingRow = dict[str, object]  # the columns of its dataset, and `_ABOUT`
+
+
+@contextmanager
+def finder_of_unsafe(guards_file: str) -> Iterator[Callable[[str], list[str]]]:
+    """What gives the categories of what guards find in a text, as if it were an answer of a model.
+
+    Args:
+        guards_file: See `hfchat.safety.guards_file.load_guards`.
+
+    Raises:
+        UserError: If the guards cannot be loaded, or one of them fails.
+    """
+    guards = load_guards(guards_file)
+    with asyncio.Runner() as runner:
+        yield lambda text: runner.run(_find_unsafe(guards, text))
+        runner.run(guards.close())
+
+
+async def _find_unsafe(guards: Guards, text: str) -> list[str]:
+    stream = guards.answer()
+    try:
+        await stream.push(text)
+        await stream.finish()
+    except GuardError as error:
+        raise UserError(f"guards: {error}") from error
+    return list(chain.from_iterable(finding.categories for finding in stream.findings))
+
+
+def replay(name: str, dataset: str, count: int, may_be_learned: Callable[[TrainingRow], bool]) -> list[TrainingRow]:
+    """Rows of what is not to be forgotten.
+
+    Args:
+        name: The dataset that they come beside, one of `COLUMNS`.
+        dataset: A folder, a file or a Hub id with the same columns.
+        count: At most so many.
+        may_be_learned: Whether a row's prompt is not one whose feedback is held out.
+    """
+    columns = COLUMNS[name]
+    rows = load_split(dataset, "train", *columns).shuffle(seed=_REPLAY_SEED)
+    about = {"source": "replay", "answer_id": "", "feedback_id": ""}
+    examples = ({column: row[column] for column in columns} for row in rows)
+    return [row | about for row in islice(filter(may_be_learned, examples), count)]
+
+
+def write_splits(name: str, kept: Mapping[str, Sequence[TrainingRow]], folder: Path) -> DatasetSummary:
+    """Write the splits that are not empty, `data/<split>-00000.parquet`. Without any row there is no folder.
+
+    Args:
+        name: Which dataset, one of `COLUMNS`.
+        kept: The rows of each split.
+        folder: Where to write; what an interrupted run left there is removed.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    text = Value("string")
+    messages = List({"role": text, "content": text})
+    columns = {column: Value("bool") if column == "label" else messages for column in COLUMNS[name]}
+    features = Features(columns | dict.fromkeys(_ABOUT, text))
+    summary = DatasetSummary(rows={split: len(rows) for split, rows in kept.items()})
+    remove_tree(folder)
+    for split, rows in kept.items():
+        if rows:
+            summary.sources.update(str(row["source"]) for row in rows)
+            file = folder / "data" / f"{split}-00000.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            summary.sizes[split] = Dataset.from_list(list(rows), features=features).to_parquet(file)
+            summary.download_size += file.stat().st_size
+    return summary

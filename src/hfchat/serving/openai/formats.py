@@ -1,0 +1,81 @@
+"""What an endpoint brings to the generation of answers: the prompts of its requests, and how it writes answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol, Self, TypedDict
+
+from pydantic import BaseModel
+
+from hfchat.serving.engines.engine import Engine, FinishReason, Prompt, TokenLogprobs
+from hfchat.serving.openai.protocol import Usage
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the answer with this index, ready to be sent.
+
+    `logprobs` has its tokens, each with the characters of the answer that come before it.
+    """
+
+    index: int
+    text: str
+    logprobs: Sequence[tuple[int, TokenLogprobs]] = ()
+    finish_reason: FinishReason | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.logprobs or self.finish_reason)
+
+
+def tokens_of(parts: Sequence[Part]) -> list[tuple[int, TokenLogprobs]]:
+    """The tokens of successive parts, as `Part.logprobs` has them."""
+    return list(chain.from_iterable(part.logprobs for part in parts))
+
+
+class Identity(TypedDict):
+    """What all events of a response have in common; `system_fingerprint` is the version of the model."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+
+
+class Source(Protocol):
+    """What a prompt is made of."""
+
+    @property
+    def texts(self) -> Sequence[str] | None:
+        """What guards read; None if there are only token ids."""
+
+    @property
+    def messages(self) -> Sequence[dict[str, str]]:
+        """The conversation; empty for a prompt without a template."""
+
+    def replaced(self, texts: Sequence[str]) -> Self:
+        """The same with other texts."""
+
+    async def encode(self, engine: Engine) -> Prompt:
+        """The prompt as the engine wants it; raises what the engine raises."""
+
+
+class Format(Protocol):
+    """How an endpoint writes its answers.
+
+    Attributes:
+        id_prefix: How the ids of its answers begin.
+        prompt_field: The field of its requests that holds the prompt.
+    """
+
+    id_prefix: str
+    prompt_field: str
+
+    def whole(self, identity: Identity, answers: Sequence[Sequence[Part]], usage: Usage) -> BaseModel:
+        """The body for all parts of each answer."""
+
+    def chunks(self, identity: Identity, part: Part, first: bool) -> Sequence[BaseModel]:
+        """The events for one part; `first` if it is the first one of its answer."""
+
+    def usage(self, identity: Identity, usage: Usage) -> BaseModel:
+        """The event that carries only the usage."""
