@@ -309,4 +309,4 @@ def client_error(response: httpx.Response, also: tuple[int, ...] = ()) -> str:
     """What was seen of a response that has to be a 4xx in any shape, or to have one of a few other statuses."""
     if not 400 <= response.status_code < 500 and response.status_code not in also:
         raise FailedError(f"{' or '.join(map(str, ['4xx', *also]))} expected, not {summary(response)}")
-    return summary(response)
+    return summary(response) if response.is_error else f"{response.status_code}"
