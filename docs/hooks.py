@@ -57,7 +57,7 @@ def section(text: str, heading: str, file: str) -> str:
     """A heading of a Markdown text that begins so, and what is below it up to the next heading.
 
     Raises:
-        PluginError: If there is none.
+        PluginError: If no heading begins so.
     """
     lines, is_code, found = [], False, False
     for line in text.splitlines():

@@ -116,7 +116,7 @@ class Stage:
         }
         settings = {key: value for part in parts for key, value in settings_of(part).items()}
         stage = cls(as_path(output_dir), identity, settings, described, overwrite)
-        # Of a launch, one process puts the folders in order; all of them look at what it left.
+        # In a launch, one process puts the folders in order; all of them look at what it left.
         if _is_main_process():
             stage._settle_what_was_begun()
         stage.complete = stage._is_complete()
