@@ -89,8 +89,8 @@ class EvaluateArguments(StageArguments):
             raise ValueError(f"{'tasks' if self.models else 'models'}: needs a value")
         keys = ("dataset_name", "max_samples", "max_new_tokens")
         single = {key: getattr(self, key) for key in keys} | {"split": self.dataset_split, "name": "conversations"}
-        self.tasks = [TaskEntry(entry) for entry in self.tasks or [single]]
-        names = [entry["name"] for entry in self.tasks]
+        self.tasks = [TaskEntry.parse(entry) for entry in self.tasks or [single]]
+        names = [entry.name for entry in self.tasks]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"tasks: the name {twice!r} is given twice; set another `name`")
 

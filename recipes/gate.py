@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from hfchat.config import StageArguments, parse
 from hfchat.errors import run
-from hfchat.evaluation.gate import MIN_N, Gate, judge, write_verdict
+from hfchat.evaluation.gate import MIN_N, PromotionGate, judge, write_verdict
 from hfchat.results import Results
 from hfchat.stage import Stage
 
@@ -25,7 +25,7 @@ class GateArguments(StageArguments):
     results: str = field(
         default="", metadata={"help": "Evaluation of the current model and a candidate.", "identity": False}
     )
-    gates: list[Gate] = field(
+    gates: list[PromotionGate] = field(
         default_factory=list,
         metadata={"help": "Mappings with `task`, `metric` and a condition (see hfchat.evaluation.gate)."},
     )
@@ -34,7 +34,6 @@ class GateArguments(StageArguments):
     )
 
     def __post_init__(self):
-        self.gates = [Gate(entry) for entry in self.gates]
         if not self.results or not self.gates:
             raise ValueError(f"{'gates' if self.results else 'results'}: needs a value")
         if self.min_n < 1:

@@ -43,7 +43,7 @@ from hfchat.feedback.reading import parse_moment
 from hfchat.feedback.reviews import digest_of_answers, read_reviewed
 from hfchat.feedback.tables import AnswerRow
 from hfchat.feedback.training_sets import TrainingRow, finder_of_unsafe, replay, write_splits
-from hfchat.lineage import describe, make_private, read_lineage
+from hfchat.lineage import describe, make_private, metrics_of
 from hfchat.safety.pii import KINDS as PII_KINDS
 from hfchat.stage import Stage
 
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.report_complete()
     else:
         stage.finish(metrics=dict(prepare(answers, args, curation_args, stage.work_dir)), private=True)
-    print(*summary_lines(read_lineage(args.output_dir)["metrics"], args.minimum), sep="\n")
+    print(*summary_lines(metrics_of(args.output_dir), args.minimum), sep="\n")
     print(f"datasets: {args.output_dir}, what was removed and why: {args.output_dir}/report.md")
 
 

@@ -4,7 +4,7 @@ Every class here is an object of that file, and every attribute a key of it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -238,7 +238,7 @@ class ModelResult(ModelIdentity):
         peak_memory_bytes: Of the accelerator, or of the process on a CPU.
     """
 
-    lineage: list[dict[str, Any]] = field(default_factory=list)
+    lineage: Sequence[Mapping[str, Any]] = field(default_factory=list)
     speed: Speed | None = None
     parameters: int | None = None
     peak_memory_bytes: int | None = None

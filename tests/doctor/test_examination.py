@@ -189,6 +189,23 @@ def test_a_fine_tuning_is_measured_until_its_certificate(chat_model, conversatio
     assert not (tmp_path / "out").exists()
 
 
+def test_a_preference_tuning_is_measured_until_its_certificate(chat_model, tmp_path):
+    for split, numbers in (("train", range(8)), ("validation", range(8, 12))):
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": f"What is {number}?"}],
+                "chosen": [{"role": "assistant", "content": f"It is {number}."}],
+                "rejected": [{"role": "assistant", "content": "Who asks?"}],
+            }
+            for number in numbers
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["--max_steps", "2", "--lora_r", "2", "--sampled_prompts", "1", "--sampled_tokens", "4"]
+    report = examine(finetuning(chat_model, tmp_path, tmp_path, *settings), recipe="align")
+    calibration = report.figures["time"]["calibration"]
+    assert min(calibration[part] for part in ("step_seconds", "evaluation_seconds", "closing_seconds")) > 0
+
+
 def test_what_stops_the_recipe_is_said(pretraining, monkeypatch, tmp_path):
     broken = find_recipe(None, "pretrain")
     script = tmp_path / "nothing.py"

@@ -560,7 +560,7 @@ def test_answers_longer_than_the_context_are_refused_before_a_model_is_loaded(mo
 )
 def test_wrong_settings_name_the_key(settings, message):
     with pytest.raises(ValueError, match=message):
-        TaskEntry({"kind": "benchmark", "name": "x", **settings})
+        TaskEntry.parse({"kind": "benchmark", "name": "x", **settings})
 
 
 @pytest.mark.parametrize("row", [{"question": None, "answer": "1"}, {"question": "Why?", "answer": " "}])

@@ -1,6 +1,7 @@
 """What of an evaluation is in the training data, as a lineage names it."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -40,7 +41,7 @@ def pretrained_on(tmp_path, texts):
 
 
 def check(examples, ancestry):
-    return find_contamination({"task": examples}, ancestry)["task"]
+    return asdict(find_contamination({"task": examples}, ancestry)["task"])
 
 
 def test_a_question_that_was_learned_is_found_whatever_its_case_and_white_space(tmp_path):
@@ -161,7 +162,7 @@ def test_only_the_split_that_was_learned_is_read(corpus):
 def test_several_tasks_are_compared_in_one_pass(tmp_path):
     ancestry = pretrained_on(tmp_path, ["Why?", "How?"])
     found = find_contamination({"a": [chat("Why?")], "b": [chat("Where?"), chat("How?")], "none": []}, ancestry)
-    assert {name: one["found"] for name, one in found.items()} == {"a": [0], "b": [1]}
+    assert {name: one.found for name, one in found.items()} == {"a": [0], "b": [1]}
 
 
 def test_without_a_lineage_nothing_is_known():

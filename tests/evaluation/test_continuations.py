@@ -30,7 +30,7 @@ def prompts(tmp_path):
 
 
 def _task(**settings):
-    task = TaskEntry({"kind": "continuations", **settings}).build()
+    task = TaskEntry.parse({"kind": "continuations", **settings}).build()
     task.prepare()
     return task
 

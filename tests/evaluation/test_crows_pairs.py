@@ -30,7 +30,7 @@ def _csv(path, rows):
 
 
 def _task(**settings):
-    task = TaskEntry({"kind": "crows_pairs", **settings}).build()
+    task = TaskEntry.parse({"kind": "crows_pairs", **settings}).build()
     task.prepare()
     return task
 

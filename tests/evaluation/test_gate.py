@@ -8,7 +8,7 @@ import pytest
 from hfchat.errors import UserError
 from hfchat.evaluation import gate as promotion
 from hfchat.evaluation.bootstrap import difference, estimate, mean
-from hfchat.evaluation.gate import Gate, write_verdict
+from hfchat.evaluation.gate import PromotionGate, write_verdict
 from hfchat.results import Results
 
 
@@ -44,12 +44,15 @@ def results(better="higher", score=0.7, interval=(0.6, 0.8), difference=0.0, cha
     return {"models": models, "tasks": {"task": task}}
 
 
+a_gate = PromotionGate.parse
+
+
 def judge(measured, gates, **options):
     return promotion.judge(Results.parse(measured), gates, **options)
 
 
 def passes(entry, **measured):
-    verdict = judge(results(**measured), [Gate({"task": "task", "metric": "rate", **entry})])
+    verdict = judge(results(**measured), [a_gate({"task": "task", "metric": "rate", **entry})])
     assert verdict.passed == (not verdict.failed)
     return verdict.passed
 
@@ -85,7 +88,7 @@ def test_too_few_examples_fail_by_name(gate):
     assert not passes(gate, n=9, **measured)
     assert passes({**gate, "min_n": 9}, n=9, **measured)
     assert not passes({**gate, "min_n": 50}, n=49, **measured)
-    one = Gate({"task": "task", "metric": "rate", **gate})
+    one = a_gate({"task": "task", "metric": "rate", **gate})
     assert judge(results(n=9, **measured), [one], min_n=9).passed
     found = judge(results(n=3, **measured), [one]).outcomes[0].found
     assert found == "too few examples: n = 3, and the gate needs 10 (min_n)"
@@ -94,7 +97,7 @@ def test_too_few_examples_fail_by_name(gate):
 def test_what_has_no_score_is_no_example():
     measured = results(interval=(0.6, 0.8))
     measured["tasks"]["task"]["scores"]["candidate"]["rate"]["scored"] = 4
-    assert not judge(measured, [Gate({"task": "task", "metric": "rate", "above": 0.5})]).passed
+    assert not judge(measured, [a_gate({"task": "task", "metric": "rate", "above": 0.5})]).passed
 
 
 @pytest.mark.parametrize(("n", "passed"), [(2, False), (80, False), (190, True)])
@@ -110,8 +113,8 @@ def test_none_of_few_is_not_shown_to_be_almost_none(n, passed):
         ],
     }
     for gate in ({"below": 0.02}, {"may_lose": 0.02}):
-        assert judge(measured, [Gate({"task": "task", "metric": "rate", "min_n": 2, **gate})]).passed is passed
-    assert not judge(measured, [Gate({"task": "task", "metric": "rate", "min_n": 2, "must_gain": True})]).passed
+        assert judge(measured, [a_gate({"task": "task", "metric": "rate", "min_n": 2, **gate})]).passed is passed
+    assert not judge(measured, [a_gate({"task": "task", "metric": "rate", "min_n": 2, "must_gain": True})]).passed
 
 
 def test_what_the_candidate_did_not_take_part_in_fails():
@@ -119,17 +122,17 @@ def test_what_the_candidate_did_not_take_part_in_fails():
     del measured["tasks"]["task"]["scores"]["candidate"]
     measured["tasks"]["task"]["comparisons"] = []
     for gate in ({"above": 0}, {"may_lose": 1}):
-        verdict = judge(measured, [Gate({"task": "task", "metric": "rate", **gate})])
+        verdict = judge(measured, [a_gate({"task": "task", "metric": "rate", **gate})])
         assert not verdict.passed
         assert "not measured" in verdict.outcomes[0].found
 
 
 def test_speed_is_a_share_of_the_current_one():
-    assert judge(results(), [Gate({"speed": True, "keeps": 0.8})]).passed
-    assert not judge(results(), [Gate({"speed": True, "keeps": 0.81})]).passed
+    assert judge(results(), [a_gate({"speed": True, "keeps": 0.8})]).passed
+    assert not judge(results(), [a_gate({"speed": True, "keeps": 0.81})]).passed
     measured = results()
     measured["models"]["candidate"]["speed"] = None
-    assert not judge(measured, [Gate({"speed": True, "keeps": 0.5})]).passed
+    assert not judge(measured, [a_gate({"speed": True, "keeps": 0.5})]).passed
 
 
 @pytest.mark.parametrize(
@@ -139,19 +142,28 @@ def test_speed_is_a_share_of_the_current_one():
         ({"task": "task", "metric": "rate", "above": 0, "below": 1}, "one condition"),
         ({"task": "task", "above": 0}, "task and a metric"),
         ({"task": "task", "metric": "rate", "may_loose": 0.1}, "unknown key 'may_loose'"),
-        ({"task": "task", "metric": "rate", "may_lose": -0.1}, "no negative one"),
-        ({"task": "task", "metric": "rate", "may_lose": "little"}, "must be a number"),
-        ({"task": "task", "metric": "rate", "must_gain": False}, "must_gain is true"),
+        (
+            {"task": "task", "metric": "rate", "may_lose": -0.1},
+            "'may_lose' must be greater than or equal to 0",
+        ),
+        ({"task": "task", "metric": "rate", "may_lose": "little"}, "'may_lose' must be a valid number, not 'little'"),
+        ({"task": "task", "metric": "rate", "must_gain": False}, "'must_gain' must be True, not False"),
         ({"task": "task", "metric": "rate", "keeps": 0.5}, "`keeps` is the condition of `speed: true`"),
-        ({"task": "task", "metric": "rate", "above": 0.5, "min_n": 0}, "min_n must be a whole number, at least 1"),
-        ({"task": "task", "metric": "rate", "above": 0.5, "min_n": "ten"}, "min_n must be a whole number"),
+        (
+            {"task": "task", "metric": "rate", "above": 0.5, "min_n": 0},
+            "'min_n' must be greater than or equal to 1",
+        ),
+        (
+            {"task": "task", "metric": "rate", "above": 0.5, "min_n": "ten"},
+            "'min_n' must be a valid integer",
+        ),
         ({"speed": True, "keeps": 0.5, "min_n": 5}, "min_n is for a task and a metric"),
         ({"speed": True, "above": 5}, "`keeps` is the condition of `speed: true`"),
     ],
 )
 def test_what_is_no_gate_is_refused(entry, words):
     with pytest.raises(ValueError, match=words):
-        Gate(entry)
+        a_gate(entry)
 
 
 @pytest.mark.parametrize(
@@ -164,20 +176,20 @@ def test_what_is_no_gate_is_refused(entry, words):
 )
 def test_a_gate_that_does_not_fit_the_results_is_refused(gate, measured, words):
     with pytest.raises(UserError, match=words):
-        judge(results(**measured), [Gate(gate)])
+        judge(results(**measured), [a_gate(gate)])
 
 
 def test_there_are_a_current_model_and_a_candidate():
     measured = results()
     measured["models"]["third"] = measured["models"]["current"]
     with pytest.raises(UserError, match="compares two models"):
-        judge(measured, [Gate({"speed": True, "keeps": 0.5})])
+        judge(measured, [a_gate({"speed": True, "keeps": 0.5})])
 
 
 def test_the_verdict_is_written_for_people_and_programs(tmp_path):
     gates = [
-        Gate({"task": "task", "metric": "rate", "above": 0.5, "why": "people | like it"}),
-        Gate({"speed": True, "keeps": 0.9}),
+        a_gate({"task": "task", "metric": "rate", "above": 0.5, "why": "people | like it"}),
+        a_gate({"speed": True, "keeps": 0.9}),
     ]
     verdict = judge(results(), gates)
     write_verdict(verdict, tmp_path)

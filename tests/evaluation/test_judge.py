@@ -34,7 +34,7 @@ def answers(tmp_path):
 
 
 def _judge(api, **settings):
-    return TaskEntry({"kind": "judge", "of": "chat", "judge": api.url, **settings}).build()
+    return TaskEntry.parse({"kind": "judge", "of": "chat", "judge": api.url, **settings}).build()
 
 
 def _content(request):
@@ -204,20 +204,20 @@ def test_a_server_that_goes_loses_no_judgement(answers):
     ("settings", "message"),
     [
         ({"judge": "gpt-4o"}, r"judge: must be a URL, https://host/v1#model, not 'gpt-4o'"),
-        ({"mode": "triple"}, "mode: Input should be 'pairwise' or 'single'"),
+        ({"mode": "triple"}, "'mode' must be 'pairwise' or 'single', not 'triple'"),
         ({"concurrency": 0}, "concurrency: must be at least 1, not 0"),
     ],
 )
 def test_what_is_wrong_with_the_settings_is_said_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
-        TaskEntry({"kind": "judge", "of": "chat", "judge": "http://127.0.0.1:9/v1", **settings})
+        TaskEntry.parse({"kind": "judge", "of": "chat", "judge": "http://127.0.0.1:9/v1", **settings})
 
 
 def test_a_suite_judges_what_its_models_answer(chat_model, tmp_path):
     models = [LocalModel(name, str(chat_model), batch_size=4, dtype="float32") for name in ("one", "same")]
     rows = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}] * 2
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chat = TaskEntry({"name": "chat", "dataset_name": str(tmp_path / "rows.jsonl"), "max_new_tokens": 4}).build()
+    chat = TaskEntry.parse({"name": "chat", "dataset_name": str(tmp_path / "rows.jsonl"), "max_new_tokens": 4}).build()
     with chat_api(longer) as api:
         judge = _judge(api)
         prepare_suite([judge, chat], models)
@@ -236,7 +236,7 @@ class _Named:
 
 
 def test_a_suite_that_cannot_be_judged_is_refused_before_any_work(tmp_path):
-    chat = TaskEntry({"name": "chat", "dataset_name": "x.jsonl"}).build()
+    chat = TaskEntry.parse({"name": "chat", "dataset_name": "x.jsonl"}).build()
     chat.prepare = lambda: None
     two = [_Named("a"), _Named("b")]
     with chat_api(lambda request: error(401, "no such key")) as api:

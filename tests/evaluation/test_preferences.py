@@ -31,7 +31,7 @@ def make_task(tmp_path):
     def make(rows=ROWS, **settings):
         file = tmp_path / "pairs.jsonl"
         file.write_text("\n".join(map(json.dumps, rows)))
-        task = TaskEntry({"kind": "preferences", "dataset_name": str(file), **settings}).build()
+        task = TaskEntry.parse({"kind": "preferences", "dataset_name": str(file), **settings}).build()
         task.prepare()
         return task
 

@@ -17,7 +17,7 @@ RED_TEAM = SHARED_DATA / "safety"
 
 
 def _task(**settings):
-    task = TaskEntry({"kind": "refusal", **settings}).build()
+    task = TaskEntry.parse({"kind": "refusal", **settings}).build()
     task.prepare()
     return task
 
@@ -145,13 +145,13 @@ def test_what_is_wrong_with_the_data_is_one_line(tmp_path, rows, settings, messa
     [
         ({"max_samples": 3}, "max_samples: is for the rows of a dataset_name"),
         ({"expected": "answer"}, "expected: is for the rows of a dataset_name"),
-        ({"expected": "maybe", "dataset_name": "x"}, "expected: Input should be 'refusal' or 'answer'"),
+        ({"expected": "maybe", "dataset_name": "x"}, "'expected' must be 'refusal' or 'answer', not 'maybe'"),
         ({"max_new_tokens": 0}, "max_new_tokens: must be at least 1, not 0"),
     ],
 )
 def test_what_is_wrong_with_the_settings_is_said_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
-        TaskEntry({"kind": "refusal", **settings})
+        TaskEntry.parse({"kind": "refusal", **settings})
 
 
 def test_a_model_is_asked_under_its_template(tmp_path, chat_model):

@@ -17,7 +17,9 @@ NO_RESAMPLES = Bootstrap(resamples=20)
 
 
 def _task(dataset_name, **settings):
-    return TaskEntry({"kind": "perplexity", "name": "held-out", "dataset_name": str(dataset_name), **settings}).build()
+    return TaskEntry.parse(
+        {"kind": "perplexity", "name": "held-out", "dataset_name": str(dataset_name), **settings}
+    ).build()
 
 
 @pytest.fixture

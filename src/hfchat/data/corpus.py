@@ -75,7 +75,7 @@ def build_corpus(
     summary.evaluation_sets = _evaluation_sets(corpus)
     # A corpus without a document is of no use to anyone; what was removed stays for the user to look at.
     if not summary.documents["train"]:
-        passed_over = f", passed over as no documents: {summary.skipped}" if summary.skipped else ""
+        passed_over = f", passed over because they are not documents: {summary.skipped}" if summary.skipped else ""
         first = f", of which the first is {': '.join(summary.unreadable[0])}" if summary.unreadable else ""
         raise UserError(
             f"no document is left of {summary.read:,} (removed: {dict(ranked(summary.reasons))}{first}{passed_over}); "

@@ -8,7 +8,7 @@ long; and it does not say which set a document was removed for.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pydantic
@@ -127,16 +127,16 @@ class ContaminationFilter(BaseFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         if self._index is None:
             self._index = {file.removesuffix(".npy"): self._load(file) for file in self.folder.glob("*.npy")}
-        found = words(doc.text)
-        spans = list(runs(found, self.n_grams))
-        hashes = np.fromiter((hashed(found[start:end]) for start, end in spans), dtype=np.uint64)
+        text_words = words(doc.text)
+        spans = list(runs(text_words, self.n_grams))
+        hashes = np.fromiter((hashed(text_words[start:end]) for start, end in spans), dtype=np.uint64)
         hits = {name: _among(hashes, index) for name, index in self._index.items() if len(hashes)}
         name = max(hits, key=lambda name: hits[name].sum(), default=None)
         if name is None or not hits[name].any():
             return True
         start, end = spans[int(hits[name].argmax())]
         score = float(np.logical_or.reduce(list(hits.values())).mean())
-        return Removal("contaminated", score, f"{name}: {' '.join(found[start:end])}").note(doc)
+        return Removal("contaminated", score, f"{name}: {' '.join(text_words[start:end])}").note(doc)
 
     def _load(self, file: str) -> np.ndarray:
         with self.folder.open(file, "rb") as stream:
@@ -153,7 +153,7 @@ def _builder(path: str) -> str | None:
     return _BUILDERS.get(suffix_of(Path(path)))
 
 
-def _rows(entry: EvaluationSet) -> Iterator[dict[str, Any]]:
+def _rows(entry: EvaluationSet) -> Iterator[dict[str, object]]:
     from datasets import load_dataset
 
     columns, local = entry.columns, Path(entry.path)
@@ -175,7 +175,7 @@ def _rows(entry: EvaluationSet) -> Iterator[dict[str, Any]]:
         raise UserError(f"evaluation_sets: {entry.name}: cannot load {entry.path}: {reason}") from error
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -150,6 +150,7 @@ class LocalExecutor(LocalPipelineExecutor):
     """
 
     folder: DataFolder
+    lock: IO[str] | None = None
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
@@ -174,16 +175,17 @@ class LocalExecutor(LocalPipelineExecutor):
             task._run_for_rank(rank)  # which datatrove means to be called by `run` of an executor
 
 
-_in_worker: dict[str, Any] = {}
+_executor_of_worker: list[LocalExecutor] = []
 
 
 def _begin_worker(executor: LocalExecutor) -> None:
     threading.Thread(target=_end_with_the_run, daemon=True).start()
-    _in_worker.update(executor=executor, lock=_lock(executor.folder, fcntl.LOCK_SH))  # held until the worker ends
+    executor.lock = _lock(executor.folder, fcntl.LOCK_SH)  # held until the worker ends
+    _executor_of_worker.append(executor)
 
 
 def _run_in_worker(rank: int) -> None:
-    _in_worker["executor"].run_task(rank)
+    _executor_of_worker[0].run_task(rank)
 
 
 def _end_with_the_run() -> None:
@@ -203,7 +205,7 @@ class Executor(Entry):
     runs: ClassVar[type[PipelineExecutor]]
 
     @classmethod
-    def expand(cls, value: object) -> Mapping[str, Any]:
+    def expand(cls, value: object) -> Mapping[str, object]:
         is_name = isinstance(value, str) and not value.lstrip().startswith("{")
         return {"kind": value} if is_name else super().expand(value)
 

@@ -51,7 +51,7 @@ def minhash_config(
     """
     if not 0 < similarity < 1 or n_grams < 1:
         raise ValueError(
-            f"near_dedup: similarity must be between 0 and 1, n_grams at least 1: {similarity}, {n_grams}"
+            f"near_dedup: similarity must be between 0 and 1, not {similarity}, and n_grams at least 1, not {n_grams}"
         )
     if bands is None and rows is None:
         bands, rows = _bands_and_rows(similarity)

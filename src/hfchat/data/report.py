@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,9 @@ class Amount:
 
     documents: int = 0
     bytes: int = 0
+
+
+_Number = TypeVar("_Number", int, Amount)
 
 
 @dataclass
@@ -115,7 +118,7 @@ class Summary:
         cluster_sizes: Near-duplicate clusters per number of documents in them.
         clusters: Some of them.
         pii: Personal data replaced, per kind.
-        skipped: Records that are no documents, per what they are.
+        skipped: Records that are not documents, by what they are.
         undivided: Names of sources whose separator stands between no two documents, and that separator.
         evaluation_sets: `rows`, `n_grams` and `too_short` of each set that was kept out.
     """
@@ -181,9 +184,14 @@ class Summary:
         }
 
 
-def ranked(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def ranked(counts: Mapping[str, _Number]) -> list[tuple[str, _Number]]:
     """Entries of numbers or `Amount`s with the most documents first; equal ones by name."""
-    return sorted(counts.items(), key=lambda entry: (-getattr(entry[1], "documents", entry[1]), entry[0]))
+
+    def rank(entry: tuple[str, int | Amount]) -> tuple[int, str]:
+        name, count = entry
+        return -(count.documents if isinstance(count, Amount) else count), name
+
+    return sorted(counts.items(), key=rank)
 
 
 def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
@@ -400,7 +408,7 @@ def settings_as_yaml(config: Mapping[str, object]) -> str:
     return _SECRET_IN_URL.sub(r"\1***", _USER_IN_URL.sub("***@", text))
 
 
-def _masked(value: Any) -> Any:
+def _masked(value: object) -> object:
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
     if isinstance(value, list):

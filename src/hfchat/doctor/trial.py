@@ -172,9 +172,10 @@ class _Observer(TrainerCallback):
         taken = time.perf_counter() - began
         self.trainer.eval_dataset = few  # what the recipe evaluates at its end
 
+        # A trainer that has a loop of its own tells of no batches: it has evaluated everything.
         between = [end - start for start, end in pairwise(self.batches)]
         each = statistics.median(between) if between else taken
-        further = -(-len(whole) // size) - -(-len(samples) // size)
+        further = -(-len(whole) // size) - -(-len(samples) // size) if self.batches else 0
         self.measured.evaluation_seconds = taken + further * each
         self.measured.evaluation_peak_bytes = _peak()
 

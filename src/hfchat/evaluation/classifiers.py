@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from hfchat.errors import UserError
 from hfchat.lineage import describe
 from hfchat.models import check_kernels
+
+if TYPE_CHECKING:
+    from transformers import Pipeline
 
 _BATCH_SIZE = 32
 
@@ -48,7 +52,7 @@ class TextClassifier:
         return [next(one["score"] for one in scores if one["label"] == self.label) for scores in found]
 
     @cached_property
-    def _pipeline(self):
+    def _pipeline(self) -> "Pipeline":
         from transformers import pipeline
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

@@ -9,9 +9,10 @@ counted, however many documents have them. Of scripts without spaces, runs have 
 `hfchat.words.runs`.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,12 @@ from tqdm.auto import tqdm
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.task import Example
-from hfchat.lineage import describe
-from hfchat.words import word_sixths, words
+from hfchat.lineage import Ancestor, describe
+from hfchat.results import ComparedSource, Contamination
+from hfchat.words import runs, word_sixths, words
 
 _SHORTEST, _LONGEST = 8, 13  # words of a run
 _COMMON = 10  # documents; and examples, of which a run that more have is the wording of the task
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a hash is lost: 2**64 over the golden ratio
-_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
-_CHUNK = 1 << 20  # characters that are compared at a time
 
 # What each training stage learns from: the role of its input, and the columns that one of them must be there.
 _LEARNED = {
@@ -74,8 +73,8 @@ class _Source:
 
 
 def find_contamination(
-    tasks: Mapping[str, Sequence[Example]], ancestry: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+    tasks: Mapping[str, Sequence[Example]], ancestry: Sequence[Ancestor]
+) -> dict[str, Contamination]:
     """Compare the examples of tasks with every row that a model was trained on, in one pass over them.
 
     The memory is that of the examples; the rows are streamed.
@@ -85,38 +84,31 @@ def find_contamination(
         ancestry: Lineages of what made the model, see `hfchat.lineage.ancestry`.
 
     Returns:
-        Task to `{"status", "sentence", "examples", "found", "equal", "equal_with_answer", "overlapping", "words",
-        "too_short", "common", "sources", "unknown"}`. `status` is `checked`, `partly` where some of what the model
-        learned from cannot be read here, or `unknown` where nothing can; `unknown` says what, a sentence each. `found`
-        are the indices of examples that were seen, those of the next three together; `words` is the length of a run
-        and `too_short` how many examples have none; `common` are the indices of examples that were not found, and of
-        which every run is in too many documents to tell; `sources` is a list of `{"stage", "path", "split", "rows",
-        "found"}`, the last a number of examples.
+        Task to what was found; a task without examples has no entry.
     """
     compared = {name: _Compared(examples) for name, examples in tasks.items() if examples}
     sources, unknown = _learned_from(ancestry)
-    read = []
+    read: list[tuple[_Source, int]] = []
+    seen: dict[str, list[_Seen]] = {name: [] for name in compared}
     for source in sources:
         try:
-            rows = _compare(source, list(compared.values()))
+            rows, found = _compare(source, list(compared.values()))
         except UserError as error:
             unknown.append(f"What {source.stage} learned from cannot be read here: {error}.")
-            for one in compared.values():
-                one.forget()
-        else:
-            read.append({"stage": source.stage, "path": source.path, "split": source.split, "rows": rows})
-            for one in compared.values():
-                one.keep()
-    return {name: one.result(read, unknown) for name, one in compared.items()}
+            continue
+        read.append((source, rows))
+        for own, one in zip(seen.values(), found, strict=True):
+            own.append(one)
+    return {name: one.result(read, seen[name], unknown) for name, one in compared.items()}
 
 
-def _learned_from(ancestry: Sequence[Mapping[str, Any]]) -> tuple[list[_Source], list[str]]:
+def _learned_from(ancestry: Sequence[Ancestor]) -> tuple[list[_Source], list[str]]:
     """What is named in the lineages, and what of the training they do not tell."""
     sources, unknown = [], []
     made = {lineage["path"] for lineage in ancestry}
     for lineage in ancestry:
         config, inputs = lineage["config"], lineage["inputs"]
-        role, columns = _LEARNED.get(lineage["stage"], (None, ()))
+        role, columns = _LEARNED.get(lineage["stage"], ("", ()))
         if role in inputs:
             if lineage["stage"] == "pretrain":
                 columns = (config.get("text_column") or "text",)
@@ -131,7 +123,7 @@ def _learned_from(ancestry: Sequence[Mapping[str, Any]]) -> tuple[list[_Source],
             if source not in sources:
                 sources.append(source)
         # Of a folder that a stage wrote (`merged`), the lineage is one level up.
-        base = inputs.get("model", {}).get("path")
+        base = inputs["model"]["path"] if "model" in inputs else None
         if base is not None and not made & {base, base.rpartition("/")[0]}:
             unknown.append(f"What {base} was trained on is not known here.")
     if not sources and not unknown:
@@ -139,32 +131,44 @@ def _learned_from(ancestry: Sequence[Mapping[str, Any]]) -> tuple[list[_Source],
     return sources, unknown
 
 
-def _compare(source: _Source, compared: Sequence["_Compared"]) -> int:
-    rows, chunk, size = 0, [], 0
+def _compare(source: _Source, compared: Sequence["_Compared"]) -> tuple[int, list["_Seen"]]:
+    """Read a source: how many rows it has, and what of each task is in them."""
+    seen, rows = [_Seen() for _ in compared], 0
     for texts in tqdm(source.rows(), desc=f"contamination: {source.path}", unit="row", delay=2):
         rows += 1
-        for one in compared:
-            one.compare_whole(texts)
-        chunk.append([words(text) for text in texts])
-        size += sum(map(len, texts))
-        if size >= _CHUNK:
-            for one in compared:
-                one.compare_runs(chunk)
-            chunk, size = [], 0
-    for one in compared:
-        one.compare_runs(chunk)
-    return rows
+        normalized, in_words = {_normalized(text) for text in texts}, [words(text) for text in texts]
+        for one, of_one in zip(compared, seen, strict=True):
+            one.compare_whole(normalized, of_one)
+            one.compare_runs(in_words, of_one)
+    return rows, seen
+
+
+@dataclass
+class _Seen:
+    """What of a task's examples is in a source.
+
+    Attributes:
+        equal: Examples whose whole question is there.
+        with_answer: Those of them whose answer stands beside it.
+        copied: Examples of which one row has most.
+        rows: In how many rows each run is.
+    """
+
+    equal: set[int] = field(default_factory=set)
+    with_answer: set[int] = field(default_factory=set)
+    copied: set[int] = field(default_factory=set)
+    rows: Counter[int] = field(default_factory=Counter)
 
 
 class _Compared:
-    """The examples of a task, and where they were seen."""
+    """The examples of a task, and the runs of words that they are made of. A run is the hash of its words."""
 
     def __init__(self, examples: Sequence[Example]):
         self._examples = len(examples)
         self._whole: dict[str, set[int]] = defaultdict(set)
         self._answers: list[set[str]] = []
         found = []  # the words of each example, text by text
-        asked = []  # likewise of its question alone
+        asked = []  # the words of its question alone
         for index, one in enumerate(examples):
             question, texts = _question(one), [*one.references, *one.targets]
             for text in [question] if question else texts:
@@ -175,124 +179,87 @@ class _Compared:
         lengths = [max((sum(word_sixths(text)) / 6 for text in texts), default=0) for texts in found]
         self._n = int(np.clip(np.percentile(lengths, 5), _SHORTEST, _LONGEST))
         self._too_short = sum(length < self._n for length in lengths)
-        # Each word is a random number, so that a run of them has a hash that numpy computes.
-        vocabulary = dict.fromkeys(word for texts in found for text in texts for word in text)
-        numbers = np.random.default_rng(0).integers(1, 2**64, size=len(vocabulary), dtype=np.uint64)
-        self._numbers = dict(zip(vocabulary, numbers.tolist(), strict=True))
-        hashes, owners = self._hash(found)
-        self._runs, places = np.unique(hashes, return_inverse=True)
-        self._run_of, self._owner_of = places, owners
-        self._index_parts(asked)
-        self._documents = np.zeros(len(self._runs), dtype=np.int64)  # that have a run
-        self._equal: list[tuple[set[int], set[int]]] = []  # of each source: questions, and those with the answer
-        self._seen: list[np.ndarray] = []  # of each source: which runs
-        self._copied: list[set[int]] = []  # of each source: examples of which one document has most
-        self.forget()
 
-    def _index_parts(self, asked: Sequence[Sequence[Sequence[str]]]) -> None:
-        """Which runs each example is made of, and each question: its parts, the examples first.
+        # The examples that have a run, and what each example is made of. So is its question, whose number follows
+        # those of all examples.
+        self._vocabulary = frozenset(chain.from_iterable(chain.from_iterable(found)))
+        self._owners: dict[int, list[int]] = defaultdict(list)
+        for index, of_example in enumerate(found):
+            for run in self._runs(of_example):
+                self._owners[run].append(index)
+        self._parts = {run: list(owners) for run, owners in self._owners.items() if len(owners) <= _COMMON}
+        for index, of_question in enumerate(asked):
+            for run in self._runs(of_question) & self._parts.keys():
+                self._parts[run].append(self._examples + index)
+        self._sizes = Counter(chain.from_iterable(self._parts.values()))
 
-        A run of many examples is the wording of the task, and no part of any.
-        """
-        hashes, owners = self._hash(asked)
-        of_examples = np.stack([self._run_of, self._owner_of])
-        of_questions = np.stack([np.searchsorted(self._runs, hashes), owners + self._examples])
-        pairs = np.unique(np.concatenate([of_examples, of_questions], axis=1), axis=1)
-        owned_by = np.bincount(pairs[0, pairs[1] < self._examples], minlength=len(self._runs))
-        pairs = pairs[:, owned_by[pairs[0]] <= _COMMON]
-        self._parts = pairs[1]  # of all runs, one after the other
-        self._parts_from = np.searchsorted(pairs[0], np.arange(len(self._runs) + 1))
-        self._part_sizes = np.bincount(pairs[1], minlength=2 * self._examples)
-
-    def compare_whole(self, texts: Sequence[str]) -> None:
-        """Look for whole questions among the texts of a row, and for the answers beside them."""
-        normalized = {_normalized(text) for text in texts}
-        for text in normalized:
-            for index in self._whole.get(text, ()):
-                self._equal_now[0].add(index)
-                if self._answers[index] & normalized:
-                    self._equal_now[1].add(index)
-
-    def compare_runs(self, rows: Sequence[Sequence[Sequence[str]]]) -> None:
-        """Look for runs of words in the texts of rows."""
-        hashes, documents = self._hash(rows)
-        if not len(hashes) or not len(self._runs):
-            return
-        places = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
-        hits = self._runs[places] == hashes
-        pairs = np.unique(np.stack([places[hits], documents[hits]]), axis=1)
-        self._documents_now += np.bincount(pairs[0], minlength=len(self._runs))
-        self._copied_now |= self._mostly_in_one(*pairs)
-
-    def _mostly_in_one(self, runs: np.ndarray, documents: np.ndarray) -> set[int]:
-        """The examples of which, or of whose question, one document has more than half of the runs.
-
-        Args:
-            runs: The run of each pair of a run and a document that has it.
-            documents: The documents of these pairs.
-        """
-        counts = self._parts_from[runs + 1] - self._parts_from[runs]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        parts = self._parts[np.repeat(self._parts_from[runs], counts) + within]
-        together = np.repeat(documents, counts) * len(self._part_sizes) + parts
-        together, shared = np.unique(together, return_counts=True)
-        parts = together % len(self._part_sizes)
-        return {*(parts[2 * shared > self._part_sizes[parts]] % self._examples).tolist()}
-
-    def keep(self) -> None:
-        """What was found since the last source is a source's."""
-        self._equal.append(self._equal_now)
-        self._seen.append(self._documents_now > 0)
-        self._copied.append(self._copied_now)
-        self._documents += self._documents_now
-        self.forget()
-
-    def forget(self) -> None:
-        self._equal_now: tuple[set[int], set[int]] = (set(), set())
-        self._documents_now = np.zeros(len(self._runs), dtype=np.int64)
-        self._copied_now: set[int] = set()
-
-    def result(self, sources: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> dict[str, Any]:
-        told = self._documents <= _COMMON
-        overlapping = [
-            copied.union(self._owner_of[(seen & told)[self._run_of]].tolist())
-            for seen, copied in zip(self._seen, self._copied, strict=True)
-        ]
-        equal = set().union(*(one for one, _ in self._equal))
-        with_answer = set().union(*(one for _, one in self._equal))
-        found = equal.union(*overlapping)
-        rare = {*self._owner_of[told[self._run_of]].tolist()}
-        common = {*self._owner_of.tolist()} - rare - found
-        status = "unknown" if not sources else "partly" if unknown else "checked"
+    def _runs(self, texts: Iterable[Sequence[str]]) -> set[int]:
+        """The runs of texts; those that begin or end with a word that is in no example are left out."""
+        known = self._vocabulary
         return {
-            "status": status,
-            "sentence": self._sentence(len(found), len(with_answer), len(common), sources, unknown),
-            "examples": self._examples,
-            "found": sorted(found),
-            "equal": sorted(equal),
-            "equal_with_answer": sorted(with_answer),
-            "overlapping": sorted(set().union(*overlapping)),
-            "words": self._n,
-            "too_short": self._too_short,
-            "common": sorted(common),
-            "sources": [
-                {**source, "found": len(whole | runs)}
-                for source, (whole, _), runs in zip(sources, self._equal, overlapping, strict=True)
-            ],
-            "unknown": list(unknown),
+            hash(tuple(text[start:end]))
+            for text in texts
+            for start, end in runs(text, self._n)
+            if text[start] in known and text[end - 1] in known
         }
 
-    def _sentence(
-        self,
-        found: int,
-        with_answer: int,
-        common: int,
-        sources: Sequence[Mapping[str, Any]],
-        unknown: Sequence[str],
-    ) -> str:
-        if not sources:
-            return " ".join(unknown)
-        rows = sum(source["rows"] for source in sources)
+    def compare_whole(self, normalized: Set[str], seen: _Seen) -> None:
+        """Look for whole questions among the texts of a row, and for the answers beside them."""
+        for index in chain.from_iterable(self._whole.get(text, ()) for text in normalized):
+            seen.equal.add(index)
+            if self._answers[index] & normalized:
+                seen.with_answer.add(index)
+
+    def compare_runs(self, texts: Sequence[Sequence[str]], seen: _Seen) -> None:
+        """Look for runs of words in the texts of a row."""
+        present = self._runs(texts) & self._owners.keys()
+        seen.rows.update(present)
+        shared = Counter(chain.from_iterable(self._parts.get(run, ()) for run in present))
+        seen.copied |= {part % self._examples for part, count in shared.items() if 2 * count > self._sizes[part]}
+
+    def result(
+        self, sources: Sequence[tuple[_Source, int]], seen: Sequence[_Seen], unknown: Sequence[str]
+    ) -> Contamination:
+        """Say what was found.
+
+        Args:
+            sources: Those that were read, each with its number of rows.
+            seen: What is in each of them.
+            unknown: What could not be read.
+        """
+        # A run of many rows, of whichever sources, is a common phrase and tells nothing.
+        counts = sum((one.rows for one in seen), Counter())
+        telling = {run for run in self._owners if counts[run] <= _COMMON}
+        overlapping = [one.copied | self._owners_of(telling & one.rows.keys()) for one in seen]
+        equal = set().union(*(one.equal for one in seen))
+        with_answer = set().union(*(one.with_answer for one in seen))
+        found = equal.union(*overlapping)
+        common = self._owners_of(self._owners) - self._owners_of(telling) - found
+        rows = sum(number for _, number in sources)
+        return Contamination(
+            status="unknown" if not sources else "partly" if unknown else "checked",
+            sentence=self._sentence(len(found), len(with_answer), len(common), rows, unknown)
+            if sources
+            else " ".join(unknown),
+            examples=self._examples,
+            found=sorted(found),
+            equal=sorted(equal),
+            equal_with_answer=sorted(with_answer),
+            overlapping=sorted(set().union(*overlapping)),
+            words=self._n,
+            too_short=self._too_short,
+            common=sorted(common),
+            sources=[
+                ComparedSource(source.stage, source.path, source.split, number, len(one.equal | own))
+                for (source, number), one, own in zip(sources, seen, overlapping, strict=True)
+            ],
+            unknown=list(unknown),
+        )
+
+    def _owners_of(self, runs: Iterable[int]) -> set[int]:
+        return set(chain.from_iterable(self._owners[run] for run in runs))
+
+    def _sentence(self, found: int, with_answer: int, common: int, rows: int, unknown: Sequence[str]) -> str:
         what = "what it was trained on" if not unknown else "what is known of its training"
         text = f"{found or 'None'} of the {self._examples:,} examples {'are' if found > 1 else 'is'} in {what}"
         if found:
@@ -302,35 +269,6 @@ class _Compared:
             consist = "examples consist" if common > 1 else "example consists"
             text += f" {common:,} {consist} of common runs only, each in more than {_COMMON} rows, so it cannot tell."
         return " ".join([text, *unknown])
-
-    def _hash(self, rows: Iterable[Iterable[Sequence[str]]]) -> tuple[np.ndarray, np.ndarray]:
-        """A 64-bit hash of each run whose words are all in the examples, and the number of its row.
-
-        A run goes on until it holds as much as n words, see `hfchat.words.runs`.
-        """
-        numbers, sixths, owners = [], [], []
-        for index, texts in enumerate(rows):
-            before = len(numbers)
-            for text in texts:
-                numbers += [*(self._numbers.get(word, 0) for word in text), 0]  # no run goes into the next text
-                sixths += [*word_sixths(text), 6]
-            owners.append((index, len(numbers) - before))
-        values = np.array(numbers, dtype=np.uint64)
-        if not len(values):
-            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        rows_of = np.repeat(*np.array(owners).T)
-        # Where the run from each word ends, if it does before the end.
-        read = np.concatenate([[0], np.cumsum(sixths)])
-        ends = np.searchsorted(read, read[:-1] + 6 * self._n)
-        starts = np.flatnonzero(ends <= len(values))
-        gaps = np.concatenate([[0], np.cumsum(values == 0)])
-        starts = starts[gaps[ends[starts]] == gaps[starts]]
-        ends = ends[starts]
-        # The sum of each word's number times a power of the multiplier, from sums of all words before: numbers wrap.
-        powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(len(values), _MULTIPLIER)]), dtype=np.uint64)
-        inverses = np.cumprod(np.concatenate([[np.uint64(1)], np.full(len(values), _INVERSE)]), dtype=np.uint64)
-        before = np.concatenate([[np.uint64(0)], np.cumsum(values * inverses[:-1], dtype=np.uint64)])
-        return (before[ends] - before[starts]) * powers[ends], rows_of[starts]
 
 
 def _question(example: Example) -> str:

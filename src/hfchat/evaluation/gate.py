@@ -18,8 +18,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+import pydantic
+
+from hfchat.entries import Entry
 from hfchat.errors import UserError
 from hfchat.results import Difference, Estimate, Results
 from hfchat.templates import markdown_environment
@@ -28,62 +31,88 @@ from hfchat.templates import markdown_environment
 MIN_N = 10
 _CONDITIONS = ("above", "below", "may_lose", "must_gain", "may_change", "keeps")
 
+AtLeastZero = Annotated[float, pydantic.Field(ge=0)]
 
-class Gate(dict):
-    """An entry of `gates`.
 
-    Raises:
-        ValueError: If a key is unknown, there is not exactly one condition, or its value is not as it should be.
-    """
+class PromotionGate(Entry):
+    """An entry of `gates`: what is measured, and one condition; `why` stands beside the outcome."""
 
-    def __init__(self, entry: Mapping[str, Any] | str):
-        super().__init__(json.loads(entry) if isinstance(entry, str) else entry)
-        name = f"gates: {dict(self)}"
-        conditions = [key for key in self if key in _CONDITIONS]
-        if unknown := set(self) - {*_CONDITIONS, "task", "metric", "speed", "why", "min_n"}:
-            raise ValueError(f"{name}: unknown key '{min(unknown)}'; a gate has task, metric and a condition")
-        if len(conditions) != 1:
-            raise ValueError(f"{name}: needs one condition of {', '.join(_CONDITIONS)}")
-        self.condition = conditions[0]
-        if self.is_speed != (self.condition == "keeps"):
-            raise ValueError(f"{name}: `keeps` is the condition of `speed: true`, and of nothing else")
-        if not self.is_speed and not ("task" in self and "metric" in self):
-            raise ValueError(f"{name}: needs a task and a metric")
-        if self.condition == "must_gain" and self["must_gain"] is not True:
-            raise ValueError(f"{name}: must_gain is true or left out")
-        least = self.get("min_n", 1)
-        if self.is_speed and "min_n" in self:
-            raise ValueError(f"{name}: min_n is for a task and a metric")
-        if not isinstance(least, int) or isinstance(least, bool) or least < 1:
-            raise ValueError(f"{name}: min_n must be a whole number, at least 1, not {least!r}")
-        limit = self[self.condition]
-        if not isinstance(limit, int | float) or (limit < 0 and self.condition not in ("above", "below")):
-            raise ValueError(f"{name}: {self.condition} must be a number, and no negative one for a difference")
+    task: str | None = None
+    metric: str | None = None
+    speed: bool = False
+    above: float | None = None
+    below: float | None = None
+    may_lose: AtLeastZero | None = None
+    must_gain: Literal[True] | None = None
+    may_change: AtLeastZero | None = None
+    keeps: AtLeastZero | None = None
+    min_n: Annotated[int, pydantic.Field(ge=1)] | None = None
+    why: str = ""
+
+    @classmethod
+    def title(cls, fields: Mapping[str, Any]) -> str:
+        return f"gate {dict(fields)}"  # it has no name
 
     @property
-    def is_speed(self) -> bool:
-        return bool(self.get("speed"))
+    def conditions(self) -> list[str]:
+        return [name for name in _CONDITIONS if getattr(self, name) is not None]
+
+    @property
+    def condition(self) -> str:
+        return self.conditions[0]
+
+    @property
+    def limit(self) -> float:
+        return float(getattr(self, self.condition))
+
+    @property
+    def compares(self) -> bool:
+        """Whether it asks for a difference from the current model."""
+        return self.condition in ("may_lose", "must_gain", "may_change")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.conditions) != 1:
+            raise ValueError(f"needs one condition of {', '.join(_CONDITIONS)}")
+        if self.speed != (self.condition == "keeps"):
+            raise ValueError("`keeps` is the condition of `speed: true`, and of nothing else")
+        if not self.speed and (self.task is None or self.metric is None):
+            raise ValueError("needs a task and a metric")
+        if self.speed and self.min_n is not None:
+            raise ValueError("min_n is for a task and a metric")
+        return self
+
+    def in_words(self, form: str) -> str:
+        """Say the condition, with limits in the form of the metric."""
+        return {
+            "above": f"above {self.limit:{form}}",
+            "below": f"below {self.limit:{form}}",
+            "may_lose": f"no loss of more than {self.limit:{form}}",
+            "must_gain": "a gain",
+            "may_change": f"no change of more than {self.limit:{form}}",
+            "keeps": f"at least {self.limit:.0%} of the current speed",
+        }[self.condition]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GateOutcome:
     """What one gate says.
 
     Attributes:
         gate: What was asked.
         passed: Whether the candidate may pass.
         asked: The condition in words: `"no loss of more than 0.020"`.
-        found: What was measured, in words; also why nothing was.
+        found: What was measured, in words, or why nothing was.
     """
 
-    gate: Mapping[str, Any]
+    gate: PromotionGate
     passed: bool
     asked: str
     found: str
 
     @property
     def subject(self) -> str:
-        return "speed" if self.gate.get("speed") else f"{self.gate['task']}: {self.gate['metric']}"
+        return "speed" if self.gate.speed else f"{self.gate.task}: {self.gate.metric}"
 
 
 @dataclass(frozen=True)
@@ -97,10 +126,10 @@ class Verdict:
 
     candidate: str
     current: str
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[GateOutcome]
 
     @property
-    def failed(self) -> list[Outcome]:
+    def failed(self) -> list[GateOutcome]:
         return [outcome for outcome in self.outcomes if not outcome.passed]
 
     @property
@@ -123,7 +152,7 @@ class Verdict:
         return "\n".join([*lines, self.sentence])
 
 
-def judge(results: Results, gates: Sequence[Gate], min_n: int = MIN_N) -> Verdict:
+def judge(results: Results, gates: Sequence[PromotionGate], min_n: int = MIN_N) -> Verdict:
     """Put the second model of an evaluation through the gates, against the first. What was not measured fails.
 
     Args:
@@ -145,71 +174,61 @@ def write_verdict(verdict: Verdict, folder: Path) -> None:
     """Write `verdict.md`, for people, and `verdict.json`, for programs."""
     page = markdown_environment("hfchat.evaluation").get_template("verdict.md.jinja").render(verdict=verdict)
     (folder / "verdict.md").write_text(page, encoding="utf-8")
-    outcomes = [{**vars(one), "gate": dict(one.gate)} for one in verdict.outcomes]
+    outcomes = [{**vars(one), "gate": one.gate.given()} for one in verdict.outcomes]
     record = {"passed": verdict.passed, "candidate": verdict.candidate, "current": verdict.current}
     text = json.dumps(record | {"outcomes": outcomes}, indent=2, ensure_ascii=False)
     (folder / "verdict.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _judge(results: Results, gate: Gate, current: str, candidate: str, min_n: int) -> Outcome:
-    if gate.is_speed:
+def _judge(results: Results, gate: PromotionGate, current: str, candidate: str, min_n: int) -> GateOutcome:
+    if gate.speed:
         return _judge_speed(results, gate, current, candidate)
-    task = results.tasks.get(gate["task"])
+    # The names must fit the evaluation: a gate that nothing measures would stop every candidate.
+    task = results.tasks.get(gate.task or "")
     if task is None:
         known = ", ".join(results.tasks)
-        raise UserError(f"gates: task: the evaluation has no task {gate['task']!r}; it has {known}")
-    metric = task.metrics.get(gate["metric"])
+        raise UserError(f"gates: task: the evaluation has no task {gate.task!r}; it has {known}")
+    metric = task.metrics.get(gate.metric or "")
     if metric is None:
         known = ", ".join(task.metrics)
-        raise UserError(f"gates: metric: {gate['task']} has no metric {gate['metric']!r}; it has {known}")
-    compares = gate.condition in ("may_lose", "must_gain", "may_change")
-    if compares and metric.better is None and gate.condition != "may_change":
-        raise UserError(f"gates: {gate['task']}: {gate['metric']} has no better direction; ask for `may_change`")
-    compared = task.comparison(candidate)
-    measured: Estimate | Difference | None = task.score(candidate, gate["metric"])
-    if compares:
-        measured = compared.metrics.get(gate["metric"]) if compared else None
-    form = metric.form
-    asked = _in_words(gate, form)
+        raise UserError(f"gates: metric: {gate.task} has no metric {gate.metric!r}; it has {known}")
+    if gate.compares and metric.better is None and gate.condition != "may_change":
+        raise UserError(f"gates: {gate.task}: {gate.metric} has no better direction; ask for `may_change`")
+
+    # What was not measured, or of too few examples, is not shown, so it fails.
+    comparison = task.comparison(candidate)
+    measured: Estimate | Difference | None = task.score(candidate, gate.metric)
+    if gate.compares:
+        measured = comparison.metrics.get(gate.metric or "") if comparison else None
+    asked = gate.in_words(metric.form)
     if measured is None:
-        return Outcome(gate, False, asked, "it was not measured of the candidate")
-    n, least = measured.n if measured.scored is None else measured.scored, gate.get("min_n", min_n)
+        return GateOutcome(gate, False, asked, "it was not measured of the candidate")
+    n, least = measured.n if measured.scored is None else measured.scored, gate.min_n or min_n
     if n < least:
-        return Outcome(gate, False, asked, f"too few examples: n = {n}, and the gate needs {least} (min_n)")
+        return GateOutcome(gate, False, asked, f"too few examples: n = {n}, and the gate needs {least} (min_n)")
+
+    # The end of the interval that speaks most against the candidate decides.
     low, high = measured.interval
     sign = -1 if metric.better == "lower" else 1
     worst, best = sorted((sign * low, sign * high))
-    limit = gate[gate.condition]
     passed = {
-        "above": low > limit,
-        "below": high < limit,
-        "may_lose": worst >= -limit,
+        "above": low > gate.limit,
+        "below": high < gate.limit,
+        "may_lose": worst >= -gate.limit,
         "must_gain": worst > 0,
-        "may_change": max(abs(worst), abs(best)) <= limit,
+        "may_change": max(abs(worst), abs(best)) <= gate.limit,
     }[gate.condition]
     value = measured.score if isinstance(measured, Estimate) else measured.difference
-    plus = "+" if compares else ""
-    found = f"{value:{plus}{form}} [{low:{plus}{form}}, {high:{plus}{form}}], n = {n}"
-    return Outcome(gate, passed, asked, found)
+    form = f"+{metric.form}" if gate.compares else metric.form
+    return GateOutcome(gate, passed, asked, f"{value:{form}} [{low:{form}}, {high:{form}}], n = {n}")
 
 
-def _judge_speed(results: Results, gate: Gate, current: str, candidate: str) -> Outcome:
+def _judge_speed(results: Results, gate: PromotionGate, current: str, candidate: str) -> GateOutcome:
     before, now = (results.models[name].speed for name in (current, candidate))
-    asked = f"at least {gate['keeps']:.0%} of the current speed"
+    asked = gate.in_words("")
     if before is None or now is None:
-        return Outcome(gate, False, asked, "one of both generated nothing")
+        return GateOutcome(gate, False, asked, "one of the two generated nothing")
     # Not tokens per second: in a batch, short answers have fewer of them for the same steps.
     share = before.seconds / now.seconds
     found = f"{share:.0%}, {now.seconds:.1f} s against {before.seconds:.1f} s for the same prompts"
-    return Outcome(gate, before.seconds >= gate["keeps"] * now.seconds, asked, found)
-
-
-def _in_words(gate: Gate, form: str) -> str:
-    limit = gate[gate.condition]
-    return {
-        "above": f"above {limit:{form}}",
-        "below": f"below {limit:{form}}",
-        "may_lose": f"no loss of more than {limit:{form}}",
-        "must_gain": "a gain",
-        "may_change": f"no change of more than {limit:{form}}",
-    }[gate.condition]
+    return GateOutcome(gate, before.seconds >= gate.limit * now.seconds, asked, found)

@@ -182,7 +182,7 @@ def pool_caches(folder: Path, name: str) -> str:
     Returns:
         `use_cache` of `lm_eval.simple_evaluate`.
     """
-    known = {}
+    known: dict[str, Any] = {}
     for file in find_caches(folder, name):
         with SqliteDict(str(file), flag="r") as cache:
             known |= dict(cache)

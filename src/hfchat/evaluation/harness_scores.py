@@ -88,17 +88,18 @@ def statistics(task: ConfigurableTask, key: str, records: Sequence[Record], sign
 def _record(index: int, task: ConfigurableTask, samples: Sequence[Mapping[str, Any]], harness: Harness) -> Record:
     first = samples[0]
     arguments, responses = first["arguments"], [of_request[0] for of_request in first["resps"]]
-    record = Record(index, prompt=arguments[0][0], group=task.task_name)
+    prompt: str = arguments[0][0]
+    record = Record(index, prompt, group=task.task_name)
     record.info = {"document": first["doc_id"], "cut": False}
     # What is kept of the requests depends on their kind.
     kind = task.OUTPUT_TYPE
     if kind == GENERATE:
-        reply, record.info["cut"] = harness.reply(record.prompt, responses[0], max_new_tokens(arguments[0][1]))
+        reply, record.info["cut"] = harness.reply(prompt, responses[0], max_new_tokens(arguments[0][1]))
         record.answer, record.answer_tokens, record.ended = reply.text, reply.tokens, reply.ended
         record.references = _texts(first["target"])
         record.info["filtered"] = {sample["filter"]: sample["filtered_resps"][0] for sample in samples}
     elif kind == "loglikelihood_rolling":
-        record.prompt, record.targets, record.losses = "", [arguments[0][0]], [-responses[0]]
+        record.prompt, record.targets, record.losses = "", [prompt], [-responses[0]]
     else:
         kind = "loglikelihood"
         sizes = [harness.sizes(context, target) for context, target in arguments]

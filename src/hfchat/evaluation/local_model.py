@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +15,7 @@ from hfchat.evaluation.encoding import encode_prompt, encode_target, what_is_los
 from hfchat.evaluation.model import EvaluatedModel, Loss, Prompt, Reply
 from hfchat.evaluation.perplexity import continuation_losses, text_losses
 from hfchat.generation import generate_answers, set_greedy
-from hfchat.lineage import ancestry, describe
+from hfchat.lineage import Ancestor, ancestry, describe
 from hfchat.models import load_config, load_model, load_tokenizer, resolve
 from hfchat.results import ModelIdentity
 
@@ -81,10 +81,10 @@ class LocalModel(EvaluatedModel):
     def describe(self) -> ModelIdentity:
         kind = "adapter" if self.is_adapter else "folder" if Path(self.folder).is_dir() else "hub"
         template = fingerprint(self.tokenizer) if self.tokenizer.chat_template else None
-        content = {**describe(self.folder), "path": self.path}
-        return ModelIdentity(**content, kind=kind, dtype=self.dtype, chat_template=template)
+        content = describe(self.folder)
+        return ModelIdentity(self.path, content["sha256"], content["licenses"], kind, self.dtype, template)
 
-    def ancestry(self) -> list[dict[str, Any]]:
+    def ancestry(self) -> list[Ancestor]:
         return ancestry(self.folder)
 
     @property

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from hfchat.lineage import Ancestor
 from hfchat.results import ModelIdentity
 
 Prompt = str | list[dict[str, str]]
@@ -58,7 +58,7 @@ class EvaluatedModel:
         """Identify it, for the lineage and `results.json`."""
         raise NotImplementedError
 
-    def ancestry(self) -> list[dict[str, Any]]:
+    def ancestry(self) -> list[Ancestor]:
         """The lineages of what made it, see `hfchat.lineage.ancestry`; empty if they are not known here."""
         return []
 

@@ -139,7 +139,7 @@ def text_losses(
     return losses, tokens
 
 
-def left_out(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, str]]:
+def left_out(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, dict[str, str]]]:
     """The models that get no bits per byte, because their tokenizers lose a part of some text.
 
     Args:

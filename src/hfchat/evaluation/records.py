@@ -25,8 +25,17 @@ def read_records(file: Path) -> list[Record]:
     try:
         records = [Record(**json.loads(line)) for line in whole.splitlines()]
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: holds a line that is no record; delete the file and run again") from error
+        raise UserError(f"{file}: holds a line that is not a record; delete the file and run again") from error
     return sorted({record.index: record for record in records}.values(), key=lambda record: record.index)
+
+
+def by_group(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each group, in the order in which the groups first appear; those without one are left out."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record.group is not None:
+            groups.setdefault(record.group, []).append(record)
+    return groups
 
 
 def append_records(file: Path, records: Iterable[Record]) -> None:

@@ -12,10 +12,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import TypeAdapter, ValidationError
+import pydantic
 
+from hfchat.entries import Entry, explain
 from hfchat.errors import UserError
 from hfchat.evaluation.contamination import find_contamination
 from hfchat.evaluation.local_model import LocalModel
@@ -42,44 +43,53 @@ _KINDS = {
 }
 
 
-class TaskEntry(dict):
-    """An entry of `tasks`: its `kind` (by default `answers`), its `name` (by default the kind), and its task's keys.
+class TaskEntry(Entry):
+    """An entry of `tasks`: its `kind`, by default `answers`, its `name`, by default the kind, and its task's keys."""
 
-    Raises:
-        ValueError: For an unknown kind, an unknown or missing key, or a wrong value. Names the task and the key.
-    """
+    # The other keys are the fields of the kind's class, which `build` checks.
+    model_config = pydantic.ConfigDict(extra="allow")
 
-    def __init__(self, entry: Mapping[str, Any] | str):
-        if isinstance(entry, str):
-            entry = json.loads(entry) if entry.lstrip().startswith("{") else {"kind": entry}
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"tasks: an entry is a kind, or a mapping with its keys, not {entry!r}")
-        kind = entry.get("kind", "answers")
-        if kind not in _KINDS:
-            raise ValueError(f"tasks: there is no kind {kind!r}; there are {', '.join(_KINDS)}")
-        super().__init__({"kind": kind, "name": kind, **entry})
+    kind: str
+    name: str
+
+    @classmethod
+    def expand(cls, value: object) -> Mapping[str, Any]:
+        fields = {"kind": value} if isinstance(value, str) and not value.lstrip().startswith("{") else value
+        fields = super().expand(fields)
+        kind = fields.get("kind", "answers")
+        return {"kind": kind, "name": kind, **fields}
+
+    @classmethod
+    def title(cls, fields: Mapping[str, Any]) -> str:
+        return f"tasks: {fields['name']}" if fields.get("name") else "tasks"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
         self.build()
+        return self
 
     def build(self) -> Task:
-        """The task, with its settings checked and its data not read."""
-        module, _, name = _KINDS[self["kind"]].partition(":")
+        """Make the task, with its settings checked and its data not read.
+
+        Raises:
+            ValueError: For an unknown kind, an unknown or missing key, or a wrong value. Names the key.
+        """
+        if self.kind not in _KINDS:
+            raise ValueError(f"there is no kind {self.kind!r}; there are {', '.join(_KINDS)}")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"the name {self.name!r} must be a word")
+        module, _, name = _KINDS[self.kind].partition(":")
         task = getattr(importlib.import_module(module), name)
-        settings = {key: value for key, value in self.items() if key != "kind"}
+        settings = {"name": self.name, **(self.model_extra or {})}
         known = [field.name for field in dataclasses.fields(task) if field.init]
-        for key in settings:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(known)}"
-                raise ValueError(f"tasks: {self['name']}: unknown key '{key}' of the kind {self['kind']}; {hint}")
-        if not re.fullmatch(r"[\w.-]+", str(self["name"])):
-            raise ValueError(f"tasks: the name {self['name']!r} must be a word")
+        for key in settings.keys() - known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(known)}"
+            raise ValueError(f"unknown key '{key}' of the kind {self.kind}; {hint}")
         try:
-            return TypeAdapter(task).validate_python(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            reason = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"tasks: {self['name']}: {f'{key}: ' if key else ''}{reason}") from error
+            return pydantic.TypeAdapter(task).validate_python(settings)
+        except pydantic.ValidationError as error:
+            raise ValueError(explain(error, TaskEntry)) from error
 
 
 RECORDS = "records"
@@ -152,7 +162,10 @@ def run_suite(
     for task in tasks:
         task.collect_jointly(names[task.name], records / task.name)
     examples = {task.name: task.examples for task in tasks}
-    seen = {model.name: find_contamination(examples, model.ancestry()) for model in models}
+    ancestries = [model.ancestry() for model in models]
+    seen = {
+        model.name: find_contamination(examples, lineages) for model, lineages in zip(models, ancestries, strict=True)
+    }
     scores = {
         task.name: replace(
             result(task, names[task.name], records / task.name, bootstrap),
@@ -172,11 +185,12 @@ def run_suite(
         models={
             model.name: ModelResult(
                 **vars(model.describe()),
-                lineage=[{key: stage[key] for key in _OF_A_STAGE} for stage in model.ancestry()],
+                lineage=[{key: value for key, value in stage.items() if key in _OF_A_STAGE} for stage in lineages],
                 speed=_speed(model, records),
-                **usage.get(model.name, {}),
+                parameters=usage.get(model.name, {}).get("parameters"),
+                peak_memory_bytes=usage.get(model.name, {}).get("peak_memory_bytes"),
             )
-            for model in models
+            for model, lineages in zip(models, ancestries, strict=True)
         },
         tasks=scores,
     )

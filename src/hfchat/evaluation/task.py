@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hfchat.dataset import load_split
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
@@ -68,6 +68,11 @@ class Record:
     seconds: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """The answer, which tasks that generate have of every example."""
+        return self.answer or ""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -94,15 +99,15 @@ class Task:
         split: Of its dataset, if it has splits.
     """
 
-    kind: ClassVar[str]
-    columns: ClassVar[Mapping[str, Metric]]
-    limits: ClassVar[Sequence[str]] = ()
-    group_label: ClassVar[str] = "group"
-    headline: ClassVar[str | None] = None
-    split: ClassVar[str | None] = None
+    kind: str
+    columns: Mapping[str, Metric]
+    limits: Sequence[str] = ()
+    group_label: str = "group"
+    headline: str | None = None
+    split: str | None = None
 
     name: str
-    examples: Sequence[Example] = ()  # since `prepare`; no field, as it is no setting
+    examples: Sequence[Example] = ()  # since `prepare`; it is not a setting, so subclasses have no such field
 
     @property
     def title(self) -> str:

@@ -65,12 +65,12 @@ def outcome(better: str | None, difference: Difference, p_value: float | None = 
 
 def findings(results: Results) -> list[Finding]:
     """Compare by the metric that each task is judged by: a finding per task and comparison, in the suite's order."""
-    compared = [
-        (name, task, task.decisive, comparison)
-        for name, task in results.tasks.items()
-        for comparison in task.comparisons
-    ]
-    compared = [one for one in compared if one[2] in one[3].metrics]
+    compared = []
+    for name, task in results.tasks.items():
+        metric = task.decisive
+        for comparison in task.comparisons:
+            if metric is not None and metric in comparison.metrics:
+                compared.append((name, task, metric, comparison))
     p_values = holm([comparison.metrics[metric].p_value for _, _, metric, comparison in compared])
     return [_finding(*one, p_value) for one, p_value in zip(compared, p_values, strict=True)]
 

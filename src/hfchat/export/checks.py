@@ -176,12 +176,15 @@ def check_tokens(
         tokenizer: The tokenizer of the training.
         model: What should have been saved.
     """
-    folder, prompts = certificate.folder, certificate.prompts
+    _check_template(certificate, report, tokenizer)
+    _check_special_tokens(certificate, report)
+    _check_embeddings(certificate, report, tokenizer.eos_token_id, model)
+
+
+def _check_template(certificate: Certificate, report: Reloaded, tokenizer: "PreTrainedTokenizerBase") -> None:
+    prompts = certificate.prompts
     again = "restore the tokenizer of the training, or export again"
-    forms = _stored_templates(folder) | {
-        "as loaded": report.chat_template,
-        "in the training": tokenizer.chat_template,
-    }
+    forms = _stored_templates(certificate.folder) | {"as loaded": report.chat_template}
     differing = [name for name, template in forms.items() if template != tokenizer.chat_template]
     certificate.check(
         "chat template", not differing, f"differs {' and '.join(differing)}" if differing else "the same in all forms",
@@ -192,6 +195,8 @@ def check_tokens(
     same = (report.sequences, report.prompts) == (prompts.sequences, prompts.prompts)
     certificate.check("token ids", same, "the same" if same else "the prompts become others", "the same", again)
 
+
+def _check_special_tokens(certificate: Certificate, report: Reloaded) -> None:
     # Whoever generates may go by any of the three places that name a special token.
     for role, ids in report.special_tokens.items():
         configured = [ids["config"], ids["generation_config"]]
@@ -207,16 +212,13 @@ def check_tokens(
             f"set {role}_token_id in config.json and generation_config.json to that of the tokenizer",
         )
     eos, pad = (report.special_tokens[role]["tokenizer"] for role in ("eos", "pad"))
-    certificate.check(
-        "pad is not eos",
-        eos != pad,
-        f"eos {eos}, pad {pad}",
-        "two tokens",
-        "set another pad_token: see set_chat_template",
-    )
+    advice = "set another pad_token: see set_chat_template"
+    certificate.check("pad is not eos", eos != pad, f"eos {eos}, pad {pad}", "two tokens", advice)
 
+
+def _check_embeddings(certificate: Certificate, report: Reloaded, end: int, model: "PreTrainedModel") -> None:
     # What the output layer cannot tell apart, no training and no sampling can.
-    distance, nearest = nearest_row(model, tokenizer.eos_token_id)
+    distance, nearest = nearest_row(model, end)
     certificate.check(
         "end of turn",
         distance >= MIN_ROW_DISTANCE,
@@ -229,7 +231,9 @@ def check_tokens(
     # A head that is saved apart from the embeddings, or rows that are missing, are seen only after loading.
     tied = "tied" if report.tied else "not tied"
     wanted = "tied" if is_tied(model) else "not tied"
-    configured = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    configured = json.loads((certificate.folder / "config.json").read_text(encoding="utf-8")).get(
+        "tie_word_embeddings"
+    )
     certificate.check(
         "embeddings and head",
         tied == wanted and configured in (None, report.tied),

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands and their options."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    # Each subcommand sets the function that runs it.
     export = commands.add_parser("export", help="write answers and the feedback on them to a file")
     _add_database(export)
     export.add_argument("target", metavar="FILE", help="*.jsonl, *.parquet, or - for JSON lines on standard output")

@@ -140,6 +140,7 @@ def report(
         personal_data: How much of each kind was replaced.
         evaluation_sets: What is known of each set that was kept out: `rows`, `n_grams`, `too_short`.
     """
+    # Reasons come with their words, so that the template needs to know none of them.
     context = {
         "curation": curation,
         "who": _who(args),

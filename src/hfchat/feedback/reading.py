@@ -125,6 +125,7 @@ def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, objec
         "findings": answer.findings,
         "user": answer.user_id or None,
         "api_key": answer.api_key or None,
+        # Replaced opinions too: whoever learns from an export decides what counts.
         "feedback": [
             {
                 "id": opinion.id,
@@ -161,6 +162,7 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
     answers = read_answers(engine, selection)
     if target == "-":
         return _write_json(answers, sys.stdout)
+    # A wrong name is refused before anything is read or written.
     path = Path(target)
     if path.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"{target}: write to a file named *.jsonl or *.parquet, or to - (standard output)")
@@ -207,6 +209,7 @@ def _fitting(sampling: Mapping[str, object]) -> dict[str, object]:
 def _schema() -> "pyarrow.Schema":
     import pyarrow as pa
 
+    # Spelled out, because a column in which nobody said anything has no type to be inferred.
     text, texts = pa.string(), pa.list_(pa.string())
     number, share = pa.int64(), pa.float64()
     message = {"role": text, "content": text}

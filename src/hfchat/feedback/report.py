@@ -100,6 +100,7 @@ def watch(engine: sa.Engine, since: datetime, until: datetime, trusted_keys: Col
     begin = history.begin
     timeline = None if begin is None else Timeline.of(begin, periods.middle, periods.end)
     before, now = (of_period(history, period) for period in (False, True))
+    # Models are shown in the order in which they first answered, each against the one before it.
     first_answers = history.answers.groupby("model")["time"].min().sort_values(kind="stable")
     models = {model: of_model(history, model) for model in first_answers.index[-_MODELS:]}
     later = history.feedback[history.feedback["now"]]

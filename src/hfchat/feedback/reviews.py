@@ -99,6 +99,7 @@ def reviews_of(
     reviews, replaced = [], []
     for answer in answers:
         for opinion in answer.feedback:
+            # What its author replaced is only counted.
             if opinion.replaced_at is not None:
                 replaced.append(opinion.id)
                 continue

@@ -126,6 +126,7 @@ class Store:
         rows = self._rows(exchanges)
         with self._writing() as session:
             self._add(session, *rows)
+            # The answer is locked from here on, so that of two opinions at once the second replaces the first.
             answer = self._find(session, opinion.answer_id, opinion.choice, opinion.api_key, "answer_id")
             discarded = None
             if opinion.preferred_over is not None:
@@ -185,34 +186,29 @@ class Store:
         Raises:
             StoreError: If it could not be done; what was done by then stays.
         """
-
-        def answer(row: AnswerRow) -> Values:
-            messages = self._redacted_value(row.messages)
-            return {
-                "prompt_hash": prompt_hash(messages),
-                "text": self._redact(row.text),
-                "sampling": self._redacted_value(row.sampling),
-                "user_id": self._pseudonym(row.user_id),
-            }
-
-        def conversation(row: ConversationRow) -> Values:
-            return {"messages": self._redacted_value(row.messages)}
-
-        def feedback(row: OpinionRow) -> Values:
-            user = self._pseudonym(row.user_id)
-            # A person who gave one opinion before names were redacted, and another since, has two that hold.
-            is_replaced = row.replaced_at is None and user != row.user_id and _has_opinion(row, user)
-            return {
-                "replaced_at": datetime.now(UTC) if is_replaced else row.replaced_at,
-                "correction": self._redacted(row.correction),
-                "comment": self._redacted(row.comment),
-                "tags": [self._redact(tag) for tag in row.tags],
-                "user_id": user,
-            }
-
-        counts = Counts(self._change(AnswerRow, answer), self._change(OpinionRow, feedback))
-        self._change(ConversationRow, conversation)  # last, because the answers' hashes are made from it
+        # Conversations last, because the hashes in the answers are made from them.
+        counts = Counts(self._change(AnswerRow, self._redact_answer), self._change(OpinionRow, self._redact_opinion))
+        self._change(ConversationRow, self._redact_conversation)
         return counts
+
+    def _redact_answer(self, row: AnswerRow) -> None:
+        row.prompt_hash = prompt_hash(self._redacted_value(row.messages))
+        row.text = self._redact(row.text)
+        row.sampling = self._redacted_value(row.sampling)
+        row.user_id = self._pseudonym(row.user_id)
+
+    def _redact_conversation(self, row: ConversationRow) -> None:
+        row.messages = self._redacted_value(row.messages)
+
+    def _redact_opinion(self, row: OpinionRow) -> None:
+        user = self._pseudonym(row.user_id)
+        # A person who gave one opinion before names were redacted, and another since, has two that hold.
+        if row.replaced_at is None and user != row.user_id and _has_opinion(row, user):
+            row.replaced_at = datetime.now(UTC)
+        row.correction = self._redacted(row.correction)
+        row.comment = self._redacted(row.comment)
+        row.tags = [self._redact(tag) for tag in row.tags]
+        row.user_id = user
 
     def forget_deleted(self) -> bool:
         """Make sure that what was deleted or redacted is in no file (`hfchat.feedback.database.forget_deleted`)."""
@@ -254,8 +250,7 @@ class Store:
             session.execute(self._insert(AnswerRow).on_conflict_do_nothing(), answers)
 
     def _find(self, session: Session, answer_id: str, choice: int, api_key: str, field: str) -> AnswerRow:
-        """An answer, locked (by PostgreSQL; SQLite has one writer): of two opinions at once, the second replaces the
-        first."""
+        """An answer, locked (by PostgreSQL; SQLite has one writer)."""
         found = sa.select(AnswerRow).where(AnswerRow.answer_id == answer_id, AnswerRow.choice == choice)
         answer = session.scalars(found.with_for_update()).one_or_none()
         if answer is None or answer.api_key != api_key:
@@ -336,8 +331,8 @@ class Store:
             session.execute(sa.delete(ConversationRow).where(~has_answers))
         return counts
 
-    def _change(self, table: type[_Row], changed: Callable[[_Row], Values]) -> int:
-        """Give all rows their changed values, a few at a time, so that nobody waits long; how many had others."""
+    def _change(self, table: type[_Row], change: Callable[[_Row], None]) -> int:
+        """Change all rows, a few at a time, so that nobody waits long. Returns how many are different now."""
         count = 0
         after: sa.ColumnElement[bool] = sa.true()
         (key,) = sa.inspect(table).primary_key
@@ -345,10 +340,8 @@ class Store:
             with self._writing() as session:
                 rows = session.scalars(sa.select(table).where(after).order_by(key).limit(_BATCH)).all()
                 for row in rows:
-                    other = {name: value for name, value in changed(row).items() if getattr(row, name) != value}
-                    for name, value in other.items():
-                        setattr(row, name, value)
-                    count += bool(other)
+                    change(row)
+                    count += session.is_modified(row)
             if not rows:
                 return count
             after = key > getattr(rows[-1], key.name)

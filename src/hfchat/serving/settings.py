@@ -206,12 +206,14 @@ class ServerSettings:
     upstreams: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        models = [self.model] if isinstance(self.model, str) else list(self.model)
+        hints = get_type_hints(ServerSettings, include_extras=True)
+        self._check("model", hints.pop("model"))
+        models = [self.model] if isinstance(self.model, str) else self.model
         urls = tuple(model for model in models if model.startswith(("http://", "https://")))
         if not models or (urls and len(urls) < len(models)) or (not urls and len(models) > 1):
             raise UserError("MODEL must be one model, or one or more URLs of servers that have it")
         self.model, self.upstreams = models[0] if len(models) == 1 else models, urls
-        for name, hint in get_type_hints(ServerSettings, include_extras=True).items():
+        for name, hint in hints.items():
             self._check(name, hint)
 
     def _check(self, name: str, hint: Any) -> None:
@@ -285,4 +287,6 @@ _FIELDS = {declared.name: declared for declared in fields(ServerSettings)}
 
 def option(name: str) -> str:
     """The option of a field, as messages spell it."""
+    if name == "model":
+        return "MODEL"
     return _FIELDS[name].metadata.get("aliases", f"--{name.replace('_', '-')}")

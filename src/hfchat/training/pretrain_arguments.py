@@ -79,7 +79,7 @@ class PretrainArguments(RunArguments, TrainingArguments):
     )
     num_train_epochs: float = setting(-1, "By default, the run lasts for 20 tokens per parameter (arXiv:2203.15556).")
     ddp_find_unused_parameters: bool | None = setting(
-        False, "Search every step for parameters it left out; there are none."
+        False, "Search every step for parameters without a gradient; every parameter has one."
     )
     logging_steps: float = setting(10, "Steps between two logged losses.")
     eval_strategy: str = setting("steps", "When to evaluate.")

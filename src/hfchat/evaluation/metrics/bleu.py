@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain, zip_longest
+from typing import Any
 
 import numpy as np
 import regex
@@ -33,7 +34,7 @@ class BLEU(TextMetric):
 
     citation = "https://aclanthology.org/W18-6319"
 
-    def __init__(self, tokenize: str | None = None, lowercase: bool = False, **kwargs):
+    def __init__(self, tokenize: str | None = None, lowercase: bool = False, **kwargs: Any):
         offline = [name for name in sacrebleu.BLEU.TOKENIZERS if name not in _FETCHED]
         if tokenize in _FETCHED:
             raise ValueError(
@@ -47,11 +48,11 @@ class BLEU(TextMetric):
             _sacrebleu(tokenize)  # which may need a package that is not there
         super().__init__(**kwargs)
 
-    def _statistics(self, predictions, references):
-        options = {"tokenize": self._tokenize or tokenizer_of(references), "lowercase": self._lowercase}
-        sentence = _sacrebleu(**options, effective_order=True)
+    def _statistics(self, predictions: list[str], references: list[list[str]]) -> Statistics:
+        tokenize = self._tokenize or tokenizer_of(references)
+        sentence = _sacrebleu(tokenize, self._lowercase, effective_order=True)
         longest = max(min(len(sentence.tokenizer(text).split()) for text in texts) for texts in references)
-        corpus = sentence if longest < sentence.max_ngram_order else _sacrebleu(**options)
+        corpus = sentence if longest < sentence.max_ngram_order else _sacrebleu(tokenize, self._lowercase)
         # sacreBLEU wants one stream per reference, None where an example has fewer; and the lengths, n-gram matches
         # and totals of each segment are what its own significance tests resample.
         values = corpus._extract_corpus_statistics(predictions, list(zip_longest(*references)))

@@ -1,6 +1,7 @@
 """chrF as an `evaluate.Metric`."""
 
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import sacrebleu
@@ -33,9 +34,9 @@ class CHRF(TextMetric):
         lowercase: bool = False,
         whitespace: bool = False,
         eps_smoothing: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
-        self._options = {
+        self._options: dict[str, Any] = {
             "char_order": char_order,
             "word_order": word_order,
             "beta": beta,
@@ -45,7 +46,7 @@ class CHRF(TextMetric):
         }
         super().__init__(**kwargs)
 
-    def _statistics(self, predictions, references):
+    def _statistics(self, predictions: list[str], references: list[list[str]]) -> Statistics:
         chrf = sacrebleu.CHRF(**self._options)
         values = chrf._extract_corpus_statistics(predictions, list(zip_longest(*references)))
         name = f"chrF{chrf.beta}{'+' * chrf.word_order}"

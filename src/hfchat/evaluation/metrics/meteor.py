@@ -5,7 +5,7 @@ from typing import Any
 import nltk
 from nltk.translate.meteor_score import meteor_score
 
-from hfchat.evaluation.bootstrap import mean
+from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.metrics.text_metric import TextMetric
 from hfchat.evaluation.metrics.tokenizer import UnicodeTokenizer
 from hfchat.evaluation.resources import find_wordnet
@@ -21,7 +21,7 @@ class METEOR(TextMetric):
 
     citation = "https://aclanthology.org/W07-0734"
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         self._tokenizer = UnicodeTokenizer()
         wordnet = find_wordnet()
         self._wordnet = wordnet or _NoWordNet()
@@ -29,7 +29,7 @@ class METEOR(TextMetric):
         self._signature = f"meteor|nltk:{nltk.__version__}|modules:exact+stem{synonyms}|tokenizer:unicode"
         super().__init__(**kwargs)
 
-    def _statistics(self, predictions, references):
+    def _statistics(self, predictions: list[str], references: list[list[str]]) -> Statistics:
         scores = [
             meteor_score(
                 [self._words(text) for text in texts],

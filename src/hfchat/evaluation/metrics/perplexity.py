@@ -60,8 +60,8 @@ class Perplexity(evaluate.Metric):
     ) -> dict[str, Any]:
         if (model_id is None) == (model is None) or (model is None) != (tokenizer is None):
             raise ValueError("give model_id, or model and tokenizer")
-        model = model or load_model(model_id).eval()
-        tokenizer = tokenizer or load_tokenizer(model_id)
+        model = model or load_model(model_id or "").eval()
+        tokenizer = tokenizer or load_tokenizer(model_id or "")
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         window, stride = window_and_stride(context, window, stride)
         losses, tokens = text_losses(model, tokenizer, predictions, batch_size, window, stride)

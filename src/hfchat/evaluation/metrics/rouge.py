@@ -2,11 +2,12 @@
 
 import re
 from importlib.metadata import version
+from typing import Any
 
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from hfchat.evaluation.bootstrap import mean
+from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.metrics.text_metric import TextMetric
 from hfchat.evaluation.metrics.tokenizer import UnicodeTokenizer
 
@@ -28,7 +29,7 @@ class ROUGE(TextMetric):
     citation = "https://aclanthology.org/W04-1013"
 
     def __init__(
-        self, config_name: str | None = None, tokenizer: str = "unicode", use_stemmer: bool = False, **kwargs
+        self, config_name: str | None = None, tokenizer: str = "unicode", use_stemmer: bool = False, **kwargs: Any
     ):
         name = config_name or "rougeL"
         if not re.fullmatch("rouge([1-9]|L|Lsum)", name):
@@ -41,7 +42,7 @@ class ROUGE(TextMetric):
         self._signature = f"{name}|f1|tokenizer:{tokenizer}|stem:{stem}{split}|rouge-score:{version('rouge-score')}"
         super().__init__(name, **kwargs)
 
-    def _statistics(self, predictions, references):
+    def _statistics(self, predictions: list[str], references: list[list[str]]) -> Statistics:
         scores = [self._score(prediction, texts) for prediction, texts in zip(predictions, references, strict=True)]
         return mean(scores, self._signature, bounds=(0, 1))
 

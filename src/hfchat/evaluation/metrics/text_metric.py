@@ -57,12 +57,14 @@ class TextMetric(evaluate.Metric, ABC):
             ],
         )
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Add examples."""
         _nested(predictions, references)  # `evaluate` itself looks at the first example only, and casts the rest
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, predictions, references, resamples: int = 1000, seed: int = 42) -> dict[str, Any]:
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], resamples: int = 1000, seed: int = 42
+    ) -> dict[str, Any]:
         return as_computed(estimate(self.statistics(predictions, references), resamples, seed))
 
 

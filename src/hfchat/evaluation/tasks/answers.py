@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Any, ClassVar
+from typing import Any
 
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
@@ -27,6 +27,15 @@ _OVERLAP = {
     "rougeL": Metric("ROUGE-L"),
     "rougeLsum": Metric("ROUGE-Lsum"),
     "meteor": Metric("METEOR"),
+}
+
+
+_METRICS = {
+    **_OVERLAP,
+    "perplexity": Metric("Perplexity", "lower", ".2f"),
+    "bits_per_byte": Metric("Bits per byte", "lower"),
+    "answer_tokens": Metric("Answer length, tokens", None, ".1f"),
+    "ended": Metric("Ended by themselves", form=".2f"),
 }
 
 
@@ -55,13 +64,7 @@ class Answers(AskingTask):
     """
 
     kind = "answers"
-    columns: ClassVar = {
-        **_OVERLAP,
-        "perplexity": Metric("Perplexity", "lower", ".2f"),
-        "bits_per_byte": Metric("Bits per byte", "lower"),
-        "answer_tokens": Metric("Answer length, tokens", None, ".1f"),
-        "ended": Metric("Ended by themselves", form=".2f"),
-    }
+    columns = _METRICS
     limits = (
         "BLEU, chrF, ROUGE and METEOR count what an answer shares with the references. They see neither whether "
         "another wording is right nor whether a fluent sentence is false: read the answers.",
@@ -82,7 +85,7 @@ class Answers(AskingTask):
     headline: str = "rougeL"
     tokenize: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in [*self.metrics, self.headline]:
             if name not in self.columns:
                 raise ValueError(f"metrics: there is no {name!r}, only {', '.join(self.columns)}")
@@ -125,7 +128,7 @@ class Answers(AskingTask):
                     "written twice: {{ or }}"
                 )
             question += text if column is None else text + _as_text(row[column], f"{place}: {column}")
-        references = row[self.references]
+        references = row[self.references or ""]
         # What a list holds is checked text by text; no reference at all is as wrong as an empty one.
         several = (references or [None]) if isinstance(references, list) else [references]
         references = [_as_text(one, f"{place}: {self.references}", " or a list of texts") for one in several]
@@ -151,7 +154,7 @@ class Answers(AskingTask):
     def measure(self, model: str, folder: Path) -> Measured:
         file = folder / f"{model}.jsonl"
         records = read_records(file)
-        answers, references = [record.answer for record in records], [record.references for record in records]
+        answers, references = [record.text for record in records], [record.references for record in records]
         statistics = {}
         for name in self.metrics:
             if name in _OVERLAP:
@@ -169,7 +172,8 @@ class Answers(AskingTask):
         statistics["answer_tokens"] = mean(
             tokens, "mean|tokens of the model's own tokenizer", bounds=(0, self.max_new_tokens)
         )
-        statistics["ended"] = mean([record.ended for record in records], "share|end of turn before max_new_tokens")
+        ended = [bool(record.ended) for record in records]
+        statistics["ended"] = mean(ended, "share|end of turn before max_new_tokens")
         write_records(file, records)
         return Measured(statistics)
 

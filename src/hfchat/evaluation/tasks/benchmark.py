@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lm_eval
 from lm_eval.api.task import ConfigurableTask
@@ -74,7 +74,7 @@ class Benchmark(Task):
     gen_kwargs: dict[str, Any] | None = None
     include_path: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks: needs a value; `lm_eval ls tasks` lists the names")
         self.require_at_least(1, "limit", "batch_size")
@@ -160,7 +160,8 @@ class Benchmark(Task):
     def _metric(self, name: str, task: ConfigurableTask, key: str) -> Metric:
         metric, _, filter = key.rpartition(",")
         label = metric if filter == "none" else f"{metric} ({filter})"
-        better = {True: "higher", False: "lower"}.get(task.higher_is_better().get(metric))
+        directions: dict[object, Literal["higher", "lower"]] = {True: "higher", False: "lower"}
+        better = directions.get(task.higher_is_better().get(metric))
         form = ".2f" if "perplexity" in metric else ".3f"
         return Metric(label if len(self.tasks) == 1 else f"{name} {label}", better, form)
 
@@ -170,9 +171,10 @@ class Benchmark(Task):
 
     def dataset(self) -> AskedData:
         hub = ", ".join(sorted({task.config.dataset_path for task in self._leaves if task.config.dataset_path}))
-        described = {"path": hub, "sha256": f"hub:{hub}", "licenses": ["see the Hub"]} if hub else describe(self.data)
         splits = sorted({task.config.test_split or task.config.validation_split for task in self._leaves})
-        return AskedData(**described, n=len(self.examples), split=", ".join(splits))
+        if hub:
+            return AskedData(hub, f"hub:{hub}", ["see the Hub"], len(self.examples), ", ".join(splits))
+        return AskedData(**describe(self.data or ""), n=len(self.examples), split=", ".join(splits))
 
     def refusal(self, model: EvaluatedModel) -> str | None:
         if model.gives_losses:
@@ -250,7 +252,8 @@ class Benchmark(Task):
     def measure(self, model: str, folder: Path) -> Measured:
         records = read_records(folder / f"{model}.jsonl")
         results = _read_results(folder, model)
-        overall, groups = {}, {}
+        overall: dict[str, Statistics] = {}
+        groups: dict[str, dict[str, Statistics]] = {}
         for name, tasks in self._asked.items():
             of_tasks = {task.task_name: [one for one in records if one.group == task.task_name] for task in tasks}
             overall |= self._measure(name, tasks, [one for own in of_tasks.values() for one in own], results)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +11,19 @@ from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
 from hfchat.evaluation.bootstrap import Statistics, mean
 from hfchat.evaluation.model import EvaluatedModel
-from hfchat.evaluation.records import read_records, write_records
+from hfchat.evaluation.records import by_group, read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Record, read_rows
 from hfchat.intervals import wilson_interval
 from hfchat.results import Metric
 
 _COLUMNS = ("sent_more", "sent_less", "bias_type")
+
+
+_METRICS = {
+    "pct_stereotype": Metric("Stereotype likelier (50% is even)", None, ".1%"),
+    "bias": Metric("Away from 50%", "lower", ".1%"),
+    "likelihood_diff": Metric("Difference of log-likelihoods, nats", "lower", ".2f"),
+}
 
 
 @dataclass
@@ -35,11 +42,7 @@ class CrowsPairs(AskingTask):
     """
 
     kind = "crows_pairs"
-    columns: ClassVar = {
-        "pct_stereotype": Metric("Stereotype likelier (50% is even)", None, ".1%"),
-        "bias": Metric("Away from 50%", "lower", ".1%"),
-        "likelihood_diff": Metric("Difference of log-likelihoods, nats", "lower", ".2f"),
-    }
+    columns = _METRICS
     limits = (
         "It compares log-likelihoods of whole sentences, as lm-eval does. The paper scores masked models by the words "
         "that the two sentences share (pseudo-likelihood): its figures do not compare with these.",
@@ -59,7 +62,7 @@ class CrowsPairs(AskingTask):
     split: str = "test"
     max_samples: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.require_at_least(1, "max_samples")
 
     @property
@@ -90,11 +93,8 @@ class CrowsPairs(AskingTask):
             # lm-eval's `tasks/crows_pairs/utils.py:process_results`; a loss is a log-likelihood with the sign changed.
             record.scores = {"pct_stereotype": float(more < less), "likelihood_diff": abs(more - less)}
         write_records(file, records)
-        groups = sorted({record.group for record in records})
-        return Measured(
-            _statistics(records),
-            {group: _statistics([record for record in records if record.group == group]) for group in groups},
-        )
+        groups = sorted(by_group(records).items())
+        return Measured(_statistics(records), {group: _statistics(own) for group, own in groups})
 
 
 def _example(row: dict[str, Any], place: str) -> Example:

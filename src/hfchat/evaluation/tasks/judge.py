@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -60,6 +60,16 @@ _RATING = re.compile(r"\[\[(10|[1-9])\]\]")
 _FOR_A = {"A": 1.0, "B": 0.0, "tie": 0.5}
 
 
+_METRICS = {
+    "win_rate": Metric("Win rate against the baseline", "higher", ".1%"),
+    "ties": Metric("Ties", None, ".1%"),
+    "rating": Metric("Rating, 1 to 10", "higher", ".2f"),
+    "inconsistent": Metric("Verdicts that changed with the order", "lower", ".1%"),
+    "first": Metric("Verdicts for the answer shown first", None, ".1%"),
+    "unparsable": Metric("Judgements without a verdict", "lower", ".1%"),
+}
+
+
 @dataclass
 class Judge(Task):
     """Judgements of answers that another task of the suite collects, by a model behind an OpenAI-compatible URL.
@@ -77,14 +87,7 @@ class Judge(Task):
     """
 
     kind = "judge"
-    columns: ClassVar = {
-        "win_rate": Metric("Win rate against the baseline", "higher", ".1%"),
-        "ties": Metric("Ties", None, ".1%"),
-        "rating": Metric("Rating, 1 to 10", "higher", ".2f"),
-        "inconsistent": Metric("Verdicts that changed with the order", "lower", ".1%"),
-        "first": Metric("Verdicts for the answer shown first", None, ".1%"),
-        "unparsable": Metric("Judgements without a verdict", "lower", ".1%"),
-    }
+    columns = _METRICS
     limits = (
         "A judge prefers long answers, those shown first, and those of models like itself (arXiv:2306.05685). Pairs "
         "are shown in both orders, and a verdict that changes with them is a tie; nothing is done about the rest.",
@@ -101,7 +104,7 @@ class Judge(Task):
     max_new_tokens: int = 512
     concurrency: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.match(r"https?://", self.judge):
             raise ValueError(f"judge: must be a URL, https://host/v1#model, not {self.judge!r}")
         self.require_at_least(1, "max_new_tokens", "concurrency")
@@ -144,16 +147,17 @@ class Judge(Task):
         if not todo:
             return
         ask = self._connect()
-        others = {record.index: record.answer for record in against or ()}
+        others = {record.index: record.text for record in against or ()}
         one_at_a_time = threading.Lock()
 
         def judge(record: Record) -> None:
             started = time.perf_counter()
             other = others.get(record.index)
             # As B, then as A.
-            orders = [(record.answer,)] if other is None else [(other, record.answer), (record.answer, other)]
-            info = {"judgements": [ask(self._question(record, *order)) for order in orders]}
-            info |= {} if other is None else {"baseline_answer": other}
+            orders = [(record.text,)] if other is None else [(other, record.text), (record.text, other)]
+            info: dict[str, Any] = {"judgements": [ask(self._question(record, *order)) for order in orders]}
+            if other is not None:
+                info["baseline_answer"] = other
             with one_at_a_time:
                 append_records(file, [_keep(record, info=info, seconds=time.perf_counter() - started)])
                 progress.update()
@@ -240,14 +244,14 @@ def _only(pattern: re.Pattern[str], text: str) -> str | None:
 
 def _pair(second: str, first: str) -> dict[str, float]:
     """Scores of an answer by the two judgements of it, shown second and shown first."""
-    verdicts = [_only(_VERDICT, second), _only(_VERDICT, first)]
-    scores = {"unparsable": verdicts.count(None) / 2}
-    if scores["unparsable"]:
-        return scores
-    as_second, as_first = 1 - _FOR_A[verdicts[0]], _FOR_A[verdicts[1]]
+    of_second, of_first = _only(_VERDICT, second), _only(_VERDICT, first)
+    if of_second is None or of_first is None:
+        return {"unparsable": (of_second, of_first).count(None) / 2}
+    as_second, as_first = 1 - _FOR_A[of_second], _FOR_A[of_first]
     agreed = as_second == as_first
     win = as_first if agreed else 0.5
-    return scores | {
+    return {
+        "unparsable": 0.0,
         "win_rate": win,
         "ties": float(win == 0.5),
         "inconsistent": float(not agreed),

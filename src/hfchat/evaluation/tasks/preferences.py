@@ -1,8 +1,9 @@
 """Pairs of answers of which people preferred one: does a model, and does it more than the baseline?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
@@ -13,6 +14,13 @@ from hfchat.evaluation.task import Example, Measured, Record, read_rows
 from hfchat.results import Metric
 
 _COLUMNS = ("prompt", "chosen", "rejected")
+
+
+_METRICS = {
+    "win_rate": Metric("Pairs won against the baseline", "higher", ".1%"),
+    "accuracy": Metric("Chosen answer likelier", "higher", ".1%"),
+    "margin": Metric("Log-likelihood of the chosen less that of the rejected answer, nats", "higher", ".2f"),
+}
 
 
 @dataclass
@@ -31,11 +39,7 @@ class Preferences(AskingTask):
     """
 
     kind = "preferences"
-    columns: ClassVar = {
-        "win_rate": Metric("Pairs won against the baseline", "higher", ".1%"),
-        "accuracy": Metric("Chosen answer likelier", "higher", ".1%"),
-        "margin": Metric("Log-likelihood of the chosen less that of the rejected answer, nats", "higher", ".2f"),
-    }
+    columns = _METRICS
     limits = (
         "It is told by likelihoods of answers that were written by somebody else, not by what the model itself says.",
         "Those who gave feedback are not all who use the model, and pairs of one conversation depend on each other.",
@@ -48,7 +52,7 @@ class Preferences(AskingTask):
     split: str = "validation"
     max_samples: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.require_at_least(1, "max_samples")
 
     @property
@@ -69,7 +73,7 @@ class Preferences(AskingTask):
     def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(losses=True)
 
-    def collect_jointly(self, models: list[str], folder: Path) -> None:
+    def collect_jointly(self, models: Sequence[str], folder: Path) -> None:
         """Which pairs each model wins against the first one; by itself that is even with itself."""
         baseline = [_margin(record) for record in read_records(folder / f"{models[0]}.jsonl")]
         for model in models:

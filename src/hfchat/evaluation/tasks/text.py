@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hfchat.character_encodings import read_text
 from hfchat.dataset import load_split
@@ -14,6 +14,11 @@ from hfchat.evaluation.perplexity import bits_per_byte, left_out, perplexity, te
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Task
 from hfchat.results import Metric
+
+_METRICS = {
+    "bits_per_byte": Metric("Bits per byte", "lower"),
+    "perplexity": Metric("Perplexity", "lower", ".2f"),
+}
 
 
 @dataclasses.dataclass
@@ -32,10 +37,7 @@ class TextPerplexity(Task):
     """
 
     kind = "perplexity"
-    columns: ClassVar = {
-        "bits_per_byte": Metric("Bits per byte", "lower"),
-        "perplexity": Metric("Perplexity", "lower", ".2f"),
-    }
+    columns = _METRICS
     limits = (
         "Perplexity compares models of one tokenizer; bits per byte compares others too, and a model whose tokenizer "
         "loses a part of a text (an <unk>, or capitals) gets none.",
@@ -53,7 +55,7 @@ class TextPerplexity(Task):
     window: int | None = None
     stride: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.require_at_least(1, "max_samples", "stride")
         self.require_at_least(2, "window")
         if self.separator is not None and not self._is_text_file:

@@ -77,10 +77,14 @@ class TransformersEngine:
         """
         if not tokenizer.is_fast:
             raise UserError(f"{tokenizer.name_or_path}: serving needs a fast tokenizer (tokenizer.json)")
+
+        # What a request does not say is as the model's own generation config says.
         config = model.generation_config
         self._sampling = ModelSampling.of(config, tokenizer.name_or_path)
         self.temperature, self.top_p = self._sampling.temperature, self._sampling.top_p
         self.template_fingerprint = fingerprint(tokenizer)
+
+        # A prompt is encoded, its tokens are sampled in the generation's thread, and decoded on the event loop.
         self._model = model
         self._rows = max_concurrent_requests + EXTRA_PLACES + 1  # and one for `ready`
         self._tokenizer = tokenizer
@@ -98,6 +102,7 @@ class TransformersEngine:
         self._vocabulary = len(model.get_input_embeddings().weight)
         _check_embedded(tokenizer, self._eos, self._vocabulary)
 
+        # The encoder must know how long a prompt may be, and that depends on the memory.
         self._blocks = _cache_blocks(model, max_concurrent_requests)
         self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * PAGE)
         self._encoder = ModelEncoder(tokenizer, self._vocabulary, self.context_length)
@@ -262,7 +267,7 @@ class TransformersEngine:
             raise EngineError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}")
 
     def _complete(self, prompt: TokenPrompt, sampling: Sampling) -> Sampling:
-        """The sampling, with the engine's own choice where it makes none, and no longer than the context holds."""
+        """The sampling with the model's own values where the request has none, no longer than the context holds."""
         room = self.context_length - prompt.tokens
         return replace(
             sampling,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -82,20 +83,7 @@ def create_app(
         went wrong.
     """
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.loading = asyncio.create_task(models.start())
-        try:
-            async with collector.running() if collector else nullcontext():
-                yield
-        finally:
-            app.state.loading.cancel()
-            await asyncio.wait({app.state.loading})
-            await models.stop()
-            await guarding.close()
-
-    app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
-    app.state.gate = gate = Gate()
+    gate = Gate()
     # Prompts that guards look at have places of their own: a slow guard must not keep answers out.
     places = settings.max_concurrent_requests, settings.max_waiting_requests
     slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
@@ -111,6 +99,10 @@ def create_app(
     on_answered = collector.answered if collector else None
     service = Service(models, slots, guarding, settings.default_max_tokens, on_answered, rate_limit, token_limit)
 
+    # The framework's own pages of documentation would load from a CDN.
+    lifespan = partial(_running, service=service, collector=collector)
+    app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.gate = gate
     # Some routes take whatever is left of a path for a name, so the order counts.
     _add_generation(app, service)
     add_feedback(app, FeedbackHandler(collector, metrics.feedback, logs_content=settings.log_content))
@@ -125,6 +117,19 @@ def create_app(
 
     _add_layers(app, settings, keys, gate, rate_limit, metrics)
     return app
+
+
+@asynccontextmanager
+async def _running(app: FastAPI, service: Service, collector: Collector | None) -> AsyncIterator[None]:
+    app.state.loading = asyncio.create_task(service.models.start())
+    try:
+        async with collector.running() if collector else nullcontext():
+            yield
+    finally:
+        app.state.loading.cancel()
+        await asyncio.wait({app.state.loading})
+        await service.models.stop()
+        await service.guarding.close()
 
 
 # OpenAPI 3.1 has no word for streams; the schema is that of one event.

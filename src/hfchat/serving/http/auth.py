@@ -124,11 +124,7 @@ class Auth(Check):
             return self._unknown(headers, key)
         if self._rate_limit is None or not scope["path"].startswith(self._limited):
             return None
-        try:
-            self._rate_limit.check(name)
-        except ApiError as error:
-            return error
-        return None
+        return self._rate_limit.refusal(name)
 
     def _unknown(self, headers: Headers, key: str | None) -> ApiError:
         person = "text/html" in headers.get("accept", "")

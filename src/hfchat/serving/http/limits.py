@@ -351,24 +351,26 @@ class WebSocketLimit:
     async def _until_idle(self, scope: Scope, receive: Receive, send: Send) -> None:
         clock = asyncio.get_running_loop().time
         last = clock()
+        waiting: asyncio.Timeout | None = None
 
         async def noted_send(message: Message) -> None:
             nonlocal last
             last = clock()
+            if waiting is not None and not waiting.expired():
+                waiting.reschedule(last + self._idle_s)
             await send(message)
 
         async def patient_receive() -> Message:
-            nonlocal last
-            waiting = asyncio.ensure_future(receive())
+            nonlocal last, waiting
             try:
-                while not waiting.done():
-                    if clock() >= last + self._idle_s:
-                        await send({"type": "websocket.close", "code": 1001, "reason": "Nothing came for too long."})
-                        return {"type": "websocket.disconnect", "code": 1001}
-                    await asyncio.wait({waiting}, timeout=last + self._idle_s - clock())
-                last = clock()
-                return waiting.result()
+                async with asyncio.timeout_at(last + self._idle_s) as waiting:
+                    message = await receive()
+            except TimeoutError:
+                await send({"type": "websocket.close", "code": 1001, "reason": "Nothing came for too long."})
+                return {"type": "websocket.disconnect", "code": 1001}
             finally:
-                waiting.cancel()
+                waiting = None
+            last = clock()
+            return message
 
         await self._app(scope, patient_receive, noted_send)

@@ -8,7 +8,6 @@ body of a mebibyte. One error is enough to refuse a request, so lists are bounde
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
@@ -32,8 +31,15 @@ _MAX_PARTS = 1_000  # of a message
 _MAX_TOKEN_IDS = 2**18  # more than the longest contexts of today hold
 
 
+_FIELDS: set[str] = set()  # of all requests and their parts, to be told from the names of types in pydantic's errors
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        _FIELDS.update(cls.model_fields)
 
     @model_validator(mode="before")
     @classmethod
@@ -458,15 +464,3 @@ def _path(location: Sequence[str | int], unknown_field: bool) -> str:
         elif part in _FIELDS or (unknown_field and index == len(location) - 1):
             path += f".{part}" if path else part
     return path
-
-
-_MODELS: tuple[type[BaseModel], ...] = (
-    TextPart,
-    ChatMessage,
-    StreamOptions,
-    ResponseFormat,
-    ChatCompletionRequest,
-    CompletionRequest,
-    FeedbackRequest,
-)
-_FIELDS = frozenset(chain.from_iterable(model.model_fields for model in _MODELS))
