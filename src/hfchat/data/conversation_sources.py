@@ -248,8 +248,8 @@ class ConversationSource(Entry):
 
 def _pair(source: bytes, target: bytes, place: str) -> Row:
     """A line and its translation. Bytes that are not valid become lone surrogates."""
-    texts = [line.decode("utf-8", "surrogateescape") for line in (source, target)]
+    texts = {"source": source.decode("utf-8", "surrogateescape"), "target": target.decode("utf-8", "surrogateescape")}
     if max(len(source), len(target)) > MAX_ROW_BYTES:
-        excerpts = dict(zip(("source", "target"), (text[:EXCERPT_CHARACTERS] for text in texts), strict=True))
+        excerpts = {name: text[:EXCERPT_CHARACTERS] for name, text in texts.items()}
         return Row(excerpts, place, f"has more than {MAX_ROW_BYTES:,} bytes", "too_large")
-    return Row(dict(zip(("source", "target"), map(str.strip, texts), strict=True)), place)
+    return Row({name: text.strip() for name, text in texts.items()}, place)

@@ -122,14 +122,9 @@ def prepare(
 
 
 def _nothing_read(source: ConversationSource) -> SourceCounts:
+    format = source.find_format()
     return SourceCounts(
-        name=source.label,
-        license=source.license,
-        url=source.url,
-        format=source.find_format(),
-        rows=0,
-        conversations=0,
-        kept=0,
+        name=source.label, license=source.license, url=source.url, format=format, rows=0, conversations=0, kept=0
     )
 
 
