@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
-    """What the model continues: messages up to the header of the answer, or a text as it is.
+    """Encode what the model continues: messages up to the header of the answer, or a text as it is.
 
     An empty text is the token that begins a document, as in lm-eval (`HFLM.prefix_token_id`).
     """
@@ -25,19 +25,19 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
 def encode_target(
     tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, target: str, place: str
 ) -> tuple[list[int], list[int]]:
-    """The prompt, and what should follow it.
+    """Encode the prompt, and what should follow it.
 
     After messages that is the assistant's turn up to its end-of-turn token: what the template writes behind it
     (ChatML's newline) is no part of the answer. After a text it is what the target adds to the tokens of the whole.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's.
         prompt: Messages or text.
         target: The answer, or the text after the prompt.
-        place: Of the example, for messages.
+        place: Where the example stands, for messages.
 
     Raises:
-        UserError: If prompt and target share a token, so that there are none that are the target's alone.
+        UserError: If prompt and target share a token, so that no token is the target's alone.
     """
     context = encode_prompt(tokenizer, prompt)
     if isinstance(prompt, str):
