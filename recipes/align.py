@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
+from hfchat.doctor.trial import observe
 from hfchat.errors import run
 from hfchat.export.certificate import export
 from hfchat.lineage import CHECKPOINTS
@@ -40,9 +41,11 @@ from hfchat.training.preferences import load_preferences
 from hfchat.training.run_arguments import for_trainer
 from hfchat.training.supervision import load_chat_tokenizer
 
+ARGUMENTS = (AlignArguments, ModelArguments)  # `hfchat doctor` reads them, too
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args, model_args = parse(AlignArguments, ModelArguments, argv=argv)
+    args, model_args = parse(*ARGUMENTS, argv=argv)
     base, revision = resolve(model_args.model_name_or_path), model_args.model_revision
     stage = Stage.begin(
         "align",
@@ -68,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(describe_trainable(model, model_args, args.learning_rate, tokenizer, new_tokens), flush=True)
     record_fingerprint(tokenizer, model)
     trainer = TRAINERS[args.method](model, for_trainer(args, checkpoints), preferences, tokenizer)
+    observe(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     metrics = trainer.evaluate() | preferences.counts.as_metrics("train")
     comparison = trainer.outcome.compare(trainer.start)

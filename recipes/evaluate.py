@@ -98,8 +98,11 @@ class EvaluateArguments(StageArguments):
             raise ValueError(f"tasks: the name {twice!r} is given twice; set another `name`")
 
 
+ARGUMENTS = (EvaluateArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(EvaluateArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
     models = [
         open_model(name, path, args.per_device_eval_batch_size, dtype, args.allow_template_mismatch)

@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.config import parse
+from hfchat.doctor.trial import observe
 from hfchat.errors import run
 from hfchat.export.certificate import export
 from hfchat.lineage import CHECKPOINTS
@@ -40,9 +41,11 @@ from hfchat.training.supervision import load_chat_tokenizer, load_conversations
 
 _PROBE = 8  # held-out conversations that what was saved is compared on
 
+ARGUMENTS = (FinetuneArguments, ModelArguments)  # `hfchat doctor` reads them, too
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args, model_args = parse(FinetuneArguments, ModelArguments, argv=argv)
+    args, model_args = parse(*ARGUMENTS, argv=argv)
     base, revision = resolve(model_args.model_name_or_path), model_args.model_revision
     stage = Stage.begin(
         "finetune",
@@ -78,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         processing_class=tokenizer,
         callbacks=[answers],
     )
+    observe(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     metrics = trainer.final_metrics() | conversations.supervision.as_metrics("train") | answers.metrics()
     if trainer.is_world_process_zero():

@@ -40,8 +40,11 @@ class GateArguments(StageArguments):
             raise ValueError(f"min_n: must be at least 1, not {self.min_n}")
 
 
+ARGUMENTS = (GateArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(GateArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     verdict = judge(Results.read("results", args.results), args.gates, args.min_n)
     stage = Stage.begin(
         "gate", args.output_dir, config=[args], inputs={"results": args.results}, overwrite=args.overwrite_output_dir

@@ -62,8 +62,11 @@ class PrepareConversationsArguments(StageArguments):
             raise ValueError(f"n_grams must be at least 1, not {self.n_grams}")
 
 
+ARGUMENTS = (PrepareConversationsArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(PrepareConversationsArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
     # What is kept out gives the output no licence.
     inputs |= {f"evaluation set {e.name}": describe(e.path) | {"licenses": []} for e in args.evaluation_sets}

@@ -14,9 +14,9 @@ what a source can be, `hfchat.data.chain` which steps there are, `hfchat.data.ex
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hfchat.config import StageArguments, parse, settings_of
+from hfchat.config import StageArguments, parse, setting, settings_of
 from hfchat.data.chain import Step
 from hfchat.data.corpus import build_corpus
 from hfchat.data.execution import Executor
@@ -31,35 +31,22 @@ DEFAULT_STEPS = ("fix_text", "clean_text", "quality", "pii", "exact_dedup", "nea
 class PrepareDataArguments(StageArguments):
     """What to read, what to keep of it, and where the work runs."""
 
-    sources: list[Source] = field(
-        default_factory=list,
-        metadata={"help": "Mappings with a 'path' and a 'license' each (see hfchat.data.sources)."},
+    sources: list[Source] = setting([], "Mappings with a 'path' and a 'license' each (see hfchat.data.sources).")
+    steps: list[Step] = setting(
+        list(DEFAULT_STEPS), "The chain, in its order: names, or names with parameters (see hfchat.data.chain)."
     )
-    steps: list[Step] = field(
-        default_factory=lambda: list(DEFAULT_STEPS),
-        metadata={"help": "The chain, in its order: names, or names with parameters (see hfchat.data.chain)."},
+    validation_fraction: float = setting(
+        0.01, "Share of documents in the validation split, chosen by a hash; near-duplicates stay together."
     )
-    validation_fraction: float = field(
-        default=0.01,
-        metadata={"help": "Share of documents in the validation split, chosen by a hash; near-duplicates together."},
-    )
-    max_document_bytes: int = field(
-        default=50_000_000, metadata={"help": "Larger documents are removed; bounds the memory of a worker."}
-    )
-    strict: bool = field(
-        default=False, metadata={"help": "Make input that cannot be read an error.", "identity": False}
-    )
-    tasks: int = field(default=16, metadata={"help": "Pieces of the work, and files per split."})
-    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Tasks run at a time.", "identity": False})
-    executor: Executor = field(
-        default="local",
-        metadata={
-            "help": "local, ray or slurm, or a mapping with its options (hfchat.data.execution).",
-            "identity": False,
-        },
+    max_document_bytes: int = setting(50_000_000, "Larger documents are removed, which bounds the memory of a worker.")
+    strict: bool = setting(False, "Make input that cannot be read an error.", identity=False)
+    tasks: int = setting(16, "Pieces of the work, and files per split.")
+    workers: int = setting(os.cpu_count() or 1, "Tasks that run at a time.", identity=False)
+    executor: Executor = setting(
+        "local", "local, ray or slurm, or a mapping with its options (see hfchat.data.execution).", identity=False
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError('sources: name at least one, e.g. --sources \'{"path": "texts/*.txt"}\'')
         if not 0 < self.validation_fraction < 1:
@@ -69,8 +56,11 @@ class PrepareDataArguments(StageArguments):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
+ARGUMENTS = (PrepareDataArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(PrepareDataArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {f"source {i}": source.describe() for i, source in enumerate(args.sources)}
     stage = Stage.begin(
         "prepare_data", args.output_dir, config=[args], inputs=inputs, overwrite=args.overwrite_output_dir
@@ -96,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(f"read {counts['read']:,} documents, removed {counts['removed'] or 'none'}")
     if counts["skipped"]:
-        print(f"passed over {counts['skipped']:,} records that are no documents: {counts['skipped_for']}")
+        print(f"passed over {counts['skipped']:,} records that are not documents: {counts['skipped_for']}")
     for source, separator in counts["undivided"].items():
         print(f"the separator of {source}, {separator!r}, is in none of its files: each of them is one document")
     for split, documents in counts["documents"].items():

@@ -1,4 +1,4 @@
-"""What people said of a served model's answers -> datasets to learn from, with a report of what was not believed.
+"""Feedback on the answers of a served model -> datasets to learn from, with a report of what was not believed.
 
 The server stores it (`hfchat serve MODEL --feedback feedback.db`); `recipes/finetune.py` learns from the corrections
 and `recipes/align.py` from the preferences and the thumbs:
@@ -12,11 +12,11 @@ correction over the answer, a retry that was kept over the discarded one, a thum
 A prompt is in the same split of all three, chosen by its hash, so `validation` is never learned from.
 
 Anybody can give feedback, so it is not simply believed: `hfchat.feedback.curation` says what is removed and why, and
-has the thresholds. `report.md` counts it and `removed.jsonl` has the ids. Where too little is left to learn from, it
-is said, and `enough` in the metrics of `lineage.json` does not name the dataset.
+has the thresholds. `report.md` counts what was removed, and `removed.jsonl` has the ids. If too little is left to
+learn from, the recipe says so, and `enough` in the metrics of `lineage.json` does not name the dataset.
 
-`--replay` puts conversations that the model has learned from, or must not unlearn, beside the corrections, and
-`--replay_preferences` pairs beside the preferences.
+`--replay` adds conversations that the model has learned from, or must not unlearn, to the corrections, and
+`--replay_preferences` adds pairs to the preferences.
 """
 
 import json
@@ -29,20 +29,21 @@ from urllib.parse import urlsplit
 
 from hfchat.config import StageArguments, parse
 from hfchat.data.conversation_checks import Cleaner
-from hfchat.data.conversation_formats import FORMATS, ConversationError, convert
+from hfchat.data.conversation_formats import FORMATS, convert
 from hfchat.data.conversation_report import as_text, card_header
 from hfchat.data.conversations import SPLITS, split_of
 from hfchat.data.decontamination import EvaluationSet, build_index, check_evaluation_sets
 from hfchat.data.rows import Row
+from hfchat.data.turns import ConversationError
 from hfchat.errors import UserError, run
 from hfchat.feedback.curation import CurationArguments, Example, Removed, curate
-from hfchat.feedback.curation_report import Counts, card, counts, report, summary_lines
+from hfchat.feedback.curation_report import CurationCounts, card, counts, report, summary_lines
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import parse_moment
 from hfchat.feedback.reviews import digest_of_answers, read_reviewed
 from hfchat.feedback.tables import AnswerRow
 from hfchat.feedback.training_sets import TrainingRow, finder_of_unsafe, replay, write_splits
-from hfchat.lineage import describe, make_private, read_lineage
+from hfchat.lineage import describe, make_private, metrics_of
 from hfchat.safety.pii import KINDS as PII_KINDS
 from hfchat.stage import Stage
 
@@ -60,29 +61,29 @@ class PrepareFeedbackArguments(StageArguments):
     )
     since: str | None = field(
         default=None,
-        metadata={"help": "Only answers asked for, or reviewed, since then, e.g. 2025-01-31 or 2025-01-31T12:00Z."},
+        metadata={"help": "Only answers given or reviewed since then, e.g. 2025-01-31 or 2025-01-31T12:00Z."},
     )
     guards: str = field(
         default="default",
         metadata={
-            "help": "What must not be learned: what these guards (YAML) find in an answer. As in `hfchat serve`."
+            "help": "A YAML of guards, as for `hfchat serve`: answers in which they find something are not learned."
         },
     )
     evaluation_sets: list[EvaluationSet] = field(
         default_factory=list,
         metadata={"help": "Mappings with 'name' and 'path': examples that overlap with one are removed."},
     )
-    n_grams: int = field(default=13, metadata={"help": "Words in a row that make an overlap."})
+    n_grams: int = field(default=13, metadata={"help": "Number of words in a row that make an overlap."})
     validation_fraction: float = field(
         default=0.2,
         metadata={"help": "Share of the prompts that are held out, chosen by a hash of the first user turn."},
     )
-    min_train: int = field(default=20, metadata={"help": "Rows without which a dataset is too little to learn from."})
+    min_train: int = field(default=20, metadata={"help": "Training rows that a dataset needs at least."})
     min_validation: int = field(
         default=10,
         metadata={
-            "help": "Held-out rows likewise. The gate needs 10; of fewer than 6, not even wins in all show anything "
-            "(an exact sign test)."
+            "help": "Held-out rows that it needs at least. The gate needs 10; with fewer than 6, not even a win in "
+            "all of them is significant (an exact sign test)."
         },
     )
     replay: list[str] = field(
@@ -90,16 +91,15 @@ class PrepareFeedbackArguments(StageArguments):
         metadata={"help": "Datasets of `messages` that must not be forgotten: folders or Hub ids."},
     )
     replay_preferences: list[str] = field(
-        default_factory=list, metadata={"help": "Likewise, of `prompt`, `chosen` and `rejected`."}
+        default_factory=list, metadata={"help": "Likewise, datasets of `prompt`, `chosen` and `rejected`."}
     )
     replay_share: float = field(
         default=0.5,
-        metadata={
-            "help": "How many rows of each for each one to learn from that is not replayed, as far as it has them."
-        },
+        metadata={"help": "Rows to replay from each dataset, for each new row to learn from; fewer if it has fewer."},
     )
     license: str = field(
-        default="unknown", metadata={"help": "Of what people write, by your terms of use; it goes into the cards."}
+        default="unknown",
+        metadata={"help": "Licence of what people write, by your terms of use; it goes into the cards."},
     )
 
     def __post_init__(self):
@@ -121,8 +121,11 @@ class PrepareFeedbackArguments(StageArguments):
         return {"train": self.min_train, "validation": self.min_validation}
 
 
+ARGUMENTS = (PrepareFeedbackArguments, CurationArguments)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args, curation_args = parse(PrepareFeedbackArguments, CurationArguments, argv=argv)
+    args, curation_args = parse(*ARGUMENTS, argv=argv)
     engine = open_database(args.feedback)
     answers = read_reviewed(engine, None if args.since is None else parse_moment(args.since, "since"))
     engine.dispose()
@@ -145,13 +148,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.report_complete()
     else:
         stage.finish(metrics=dict(prepare(answers, args, curation_args, stage.work_dir)), private=True)
-    print(*summary_lines(read_lineage(args.output_dir)["metrics"], args.minimum), sep="\n")
+    print(*summary_lines(metrics_of(args.output_dir), args.minimum), sep="\n")
     print(f"datasets: {args.output_dir}, what was removed and why: {args.output_dir}/report.md")
 
 
 def prepare(
     answers: Sequence[AnswerRow], args: PrepareFeedbackArguments, curation_args: CurationArguments, folder: Path
-) -> Counts:
+) -> CurationCounts:
     """Write the datasets, `removed.jsonl` and `report.md`. Returns the counts."""
     with finder_of_unsafe(args.guards) as find_unsafe:
         curation = curate(answers, curation_args, find_unsafe)
@@ -160,6 +163,7 @@ def prepare(
         return split_of(row, args.validation_fraction) == "train"
 
     replayed = {"conversations": args.replay, "preferences": args.replay_preferences}
+    # Training checks the examples once more, and replayed rows come beside those that are left.
     datasets, personal_data = {}, Counter[str]()
     with TemporaryDirectory() as index:
         kept_out = build_index(args.evaluation_sets, index, args.n_grams) if args.evaluation_sets else {}

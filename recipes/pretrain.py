@@ -31,6 +31,7 @@ import torch
 from transformers import set_seed
 
 from hfchat.config import parse
+from hfchat.doctor.trial import observe
 from hfchat.errors import run
 from hfchat.lineage import CHECKPOINTS
 from hfchat.models import prepare_for_inference, resolve
@@ -46,9 +47,11 @@ from hfchat.training.pretrain_arguments import PretrainArguments
 from hfchat.training.pretraining import PretrainTrainer
 from hfchat.training.run_arguments import for_trainer
 
+ARGUMENTS = (PretrainArguments,)  # `hfchat doctor` reads them, too
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(PretrainArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {"corpus": args.dataset_name}
     if args.model_name_or_path:
         inputs["model"] = resolve(args.model_name_or_path)
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
 
     trainer = PretrainTrainer(model, for_trainer(args, checkpoints), corpus, tokenizer)
+    observe(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     prepare_for_inference(model, tokenizer)
     trainer.save_model(str(stage.work_dir))

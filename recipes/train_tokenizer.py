@@ -72,8 +72,11 @@ class TrainTokenizerArguments(StageArguments):
             raise ValueError(f"trainer rustbpe learns only byte_level_bpe, not {self.algorithm}; leave it at auto")
 
 
+ARGUMENTS = (TrainTokenizerArguments,)  # `hfchat doctor` reads them, too
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse(TrainTokenizerArguments, argv=argv)
+    (args,) = parse(*ARGUMENTS, argv=argv)
     inputs = {"corpus": args.dataset_name}
     if args.sentencepiece_model is not None:
         inputs["sentencepiece_model"] = args.sentencepiece_model
@@ -101,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             split_pattern=args.split_pattern,
             trainer=args.trainer,
         )
+    # What is reported is what a user will load, not what was trained.
     save_tokenizer(tokenizer, stage.work_dir, sentencepiece_model=args.sentencepiece_model)
     reloaded = check_saved_tokenizer(stage.work_dir, tokenizer, lossless=args.sentencepiece_model is None)
 

@@ -303,3 +303,14 @@ def test_a_vocabulary_without_turn_tokens_is_refused():
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
     with pytest.raises(UserError, match=r"no <\|im_start\|> and no <\|im_end\|>"):
         chat_template.set_chat_template(plain)
+
+
+@pytest.mark.parametrize(
+    ("pad", "problem"), [("<|im_end|>", "would never learn to stop"), (None, "another one to pad")]
+)
+def test_a_tokenizer_that_pads_with_its_end_of_turn_or_not_at_all_is_refused(tokenizer, pad, problem):
+    chat_template.check_end_of_turn(tokenizer)
+    changed = copy.deepcopy(tokenizer)
+    changed.pad_token = pad
+    with pytest.raises(UserError, match=problem):
+        chat_template.check_end_of_turn(changed)

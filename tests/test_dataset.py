@@ -5,7 +5,7 @@ import shutil
 import pytest
 from datasets import Dataset, IterableDataset
 
-from hfchat.dataset import has_split, load_split, load_text_splits
+from hfchat.dataset import check_apart, has_split, load_split, load_text_splits
 from hfchat.errors import UserError
 
 
@@ -187,3 +187,9 @@ def test_rows_changed_in_place_are_seen(corpus, tmp_path):
 def test_missing_conversations_are_no_missing_corpus(column):
     with pytest.raises(UserError, match=r"mine/pairs\.jsonl: no such file or folder$"):
         load_split("mine/pairs.jsonl", "train", column)
+
+
+def test_what_is_measured_must_not_be_learned():
+    check_apart([[1, 2], [3]], [[1], [2, 3]], "here", "rows")
+    with pytest.raises(UserError, match=r"here: 1 of its 2 rows are in the train split too, row 1 .*, or wait"):
+        check_apart([[1, 2], [3]], [[1], [3]], "here", "rows", ", or wait")

@@ -59,6 +59,7 @@ class BaseRecord(TypedDict):
 
     model_name_or_path: str
     revision: str | None
+    commit: NotRequired[str | None]
     weights_sha256: NotRequired[str]
 
 

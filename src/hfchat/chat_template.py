@@ -35,8 +35,9 @@ _RECORD = "chat_template_fingerprint"
 def default_system_message(tokenizer: "PreTrainedTokenizerBase") -> str:
     """What the tokenizer's template says as the system where a conversation says nothing; empty if nothing.
 
-    Only of a template that writes ChatML: of another, a model must learn the format anew, and with it all it had
-    learned to do after such a message. One with today's date in it is none, as it would stay the date of the training.
+    Only a template that writes ChatML counts: with another one, a model must learn the format anew, and with it all it
+    had learned to do after such a message. A message with today's date does not count, because it would stay the date
+    of the training.
     """
     template = tokenizer.chat_template or ""
     if TURN_START not in template or "strftime_now" in template:  # not rendered: others may refuse such a conversation
@@ -78,6 +79,7 @@ def set_chat_template(
     Raises:
         UserError: If the vocabulary lacks a token.
     """
+    # The tokens that the template needs.
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (TURN_START, TURN_END) if token not in vocabulary]
     if PAD not in vocabulary and END_OF_TEXT not in vocabulary:
@@ -88,6 +90,7 @@ def set_chat_template(
             "start from a chat model that speaks ChatML, or from a tokenizer made by recipes/train_tokenizer.py"
         )
     add_special_tokens(tokenizer, missing)
+    # The template, and the roles of its tokens.
     if system_message is None:
         system_message = default_system_message(tokenizer)
     tokenizer.chat_template = _with_default_system_message(system_message)
@@ -152,6 +155,7 @@ def check_chat_template(
             f"{name}: has no chat template (chat_template.jinja), so it is a base model, not a chat model; "
             "fine-tune it with recipes/finetune.py first"
         )
+    # What the training recorded must be what is here now.
     recorded = {
         "tokenizer_config.json": recorded_fingerprint(tokenizer),
         "config.json": getattr(model.config, _RECORD, None) if model is not None else None,

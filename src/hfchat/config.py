@@ -35,6 +35,20 @@ _NO_IDENTITY = {
 }  # fmt: skip
 
 
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: Its default; a list is copied for each instance.
+        help: What `--help` and the reference say.
+        metadata: More of it, such as `choices`, or `identity=False` for what does not shape the result.
+    """
+    metadata["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 @dataclass
 class StageArguments:
     """What every stage that does not train takes; the training stages get `output_dir` from `TrainingArguments`."""

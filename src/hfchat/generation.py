@@ -1,6 +1,6 @@
 """Greedy answers to a batch of prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,16 +19,27 @@ def stop_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     return {id for id in (*ids, tokenizer.eos_token_id) if id is not None}
 
 
-def set_greedy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> None:
+def set_greedy(
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_new_tokens: int,
+    stop: Collection[int] = (),
+) -> None:
     """Make `model.generate` take the likeliest token, always.
 
     The configuration is replaced, not overridden: `generate` would fill what it does not name (a repetition penalty,
     say) from the model's own, and models would be compared under different rules.
+
+    Args:
+        model: Its `generation_config` is replaced.
+        tokenizer: The one of the model.
+        max_new_tokens: Longest answer.
+        stop: Ids that end it, by default `stop_token_ids`.
     """
-    stop = sorted(stop_token_ids(model, tokenizer))
+    stop = sorted(stop or stop_token_ids(model, tokenizer))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
     model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad
+        do_sample=False, max_new_tokens=max_new_tokens, use_cache=True, eos_token_id=stop, pad_token_id=pad
     )
 
 
@@ -36,24 +47,11 @@ def set_greedy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", m
 def answering(
     model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, stop: list[int]
 ) -> Iterator[None]:
-    """Within, `model` answers greedily and without dropout; then it is as it was.
-
-    Args:
-        model: In training mode or not, with an adapter or without.
-        tokenizer: Its own.
-        max_new_tokens: Longest answer.
-        stop: Ids that end it.
-    """
+    """Within, `model` answers greedily and without dropout, see `set_greedy`; then it is as it was."""
     training, configured = model.training, model.generation_config
     model.eval()
     try:
-        model.generation_config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            use_cache=True,
-            eos_token_id=stop,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        set_greedy(model, tokenizer, max_new_tokens, stop)
         yield
     finally:
         model.train(training)

@@ -40,7 +40,7 @@ def refuse_code(folder: str | Path) -> None:
             f"{_named(code, folder)}: a model must not bring code; delete it, and if the model does not load without "
             "it, take one of an architecture that Transformers has"
         )
-    if pickles := [path for path in files if _is_pickle(path)]:
+    if pickles := [path for path in files if is_pickle(path)]:
         raise UserError(
             f"{_named(pickles, folder)}: weights in pickles run code when they are loaded; save them as safetensors, "
             "and delete these"
@@ -67,13 +67,14 @@ def refuse_kernels(config: Any, name: str | Path) -> None:
             raise UserError(f"{name}: {key} names code of a repository, {_shown(value)}; delete the key")
 
 
-def _is_checkpoint(path: Path, folder: Path) -> bool:
-    return path.relative_to(folder).parts[0] == CHECKPOINTS
-
-
-def _is_pickle(path: Path) -> bool:
+def is_pickle(path: Path) -> bool:
+    """Whether a loader of models would read a file as a pickle, which can run code."""
     name = path.name.lower()
     return name.endswith(_PICKLES) and not any(fnmatch(name, pattern) for pattern in _OF_THE_TRAINER)
+
+
+def _is_checkpoint(path: Path, folder: Path) -> bool:
+    return path.relative_to(folder).parts[0] == CHECKPOINTS
 
 
 def _named(paths: list[Path], folder: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +173,7 @@ def trains_faster_in_bf16() -> bool:
     return min(seconds[torch.float32]) > _CLEARLY * min(seconds[torch.bfloat16])
 
 
-def _load(from_pretrained, name: str, what: str, **kwargs):
+def _load(from_pretrained: Callable[..., Any], name: str, what: str, **kwargs: Any) -> Any:
     resolved = resolve(name)
     try:
         if what != "tokenizer":

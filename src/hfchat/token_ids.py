@@ -191,7 +191,8 @@ class _Spelling:
         speller = Tokenizer.from_str(json.dumps(description))
         speller.no_truncation()  # which the last call of the tokenizer may have left behind
         speller.no_padding()
-        return speller, {speller.token_to_id(token["content"]): token["id"] for token in added}
+        ids = ((speller.token_to_id(token["content"]), token["id"]) for token in added)
+        return speller, {id: own for id, own in ids if id is not None}
 
     def _stand_in(self, special: str) -> str:
         return f"{self._mark}{self._special.index(special)}{self._mark}"

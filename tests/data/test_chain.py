@@ -1,9 +1,12 @@
 import inspect
+import pickle
 
 import pytest
+from datatrove.io import DataFolder
 
 from hfchat.data.chain import BLOCKS, NAMES, Step, _load
 from hfchat.data.cleaning import QualityFilter
+from hfchat.data.pieces import Place
 
 
 def test_a_step_is_a_name_or_a_name_with_parameters():
@@ -51,6 +54,14 @@ def test_every_step_of_the_table_is_there_and_documented(name):
             Step.parse(name)
     else:
         assert Step.parse(name).parameters == {}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("classifier", "decontaminate")])
+def test_what_a_step_adds_can_be_sent_to_a_worker(name, tmp_path):
+    step = Step.parse({name: {"tokenizer_name_or_path": "tokenizer"} if name == "count_tokens" else {}})
+    piece = step.piece(Place(DataFolder(str(tmp_path)), "01", name))
+    sent = pickle.loads(pickle.dumps(piece))
+    assert list(map(repr, sent.inline.pipeline)) == list(map(repr, piece.inline.pipeline))
 
 
 def test_n_gram_tables_can_be_set_whole():

@@ -1,8 +1,9 @@
 import pytest
 
 from hfchat.data.conversation_checks import Cleaner, check
-from hfchat.data.conversation_formats import ConversationError, convert
+from hfchat.data.conversation_formats import convert
 from hfchat.data.rows import Row
+from hfchat.data.turns import ConversationError
 from tests.data.chats import CALL, assistant, turn, user
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello."

@@ -4,9 +4,10 @@ from collections import Counter
 import pytest
 
 from hfchat.data.conversation_checks import check
-from hfchat.data.conversation_formats import ConversationError, convert, expand, find_format
+from hfchat.data.conversation_formats import convert, expand, find_format
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.rows import Row
+from hfchat.data.turns import ConversationError
 from tests.data.chats import assistant, turn, user, write_jsonl
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello."

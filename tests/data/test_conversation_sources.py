@@ -111,10 +111,17 @@ def test_a_row_costs_itself_where_it_would_fill_the_memory(tmp_path):
     ]
     # A text that all messages share is in the file once.
     said = [{"role": "user", "content": "x" * 1_000_000}] * 64
-    pq.write_table(pa.Table.from_pylist([{"messages": said}, {"messages": said[:2]}]), tmp_path / "a.parquet")
-    large, small = ConversationSource.parse({"path": f"{tmp_path}/a.parquet"}).rows()
-    assert (large.reason, large.fault) == ("too_large", "has 64,000,256 bytes, more than 20,000,000")
-    assert small.value == {"messages": said[:2]}
+    for column in ("messages", "a.b"):
+        pq.write_table(pa.Table.from_pylist([{column: said}, {column: said[:2]}]), tmp_path / "a.parquet")
+        pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        try:
+            large, small = ConversationSource.parse({"path": f"{tmp_path}/a.parquet"}).rows()
+        finally:
+            pa.set_memory_pool(before)
+        assert (large.reason, large.fault) == ("too_large", "has 64,000,256 bytes, more than 20,000,000")
+        assert small.value == {column: said[:2]}
+        assert pool.max_memory() < 20_000_000
 
 
 def test_bytes_that_are_not_utf_8_cost_a_row_only_where_they_are_used(tmp_path):

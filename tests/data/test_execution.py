@@ -243,7 +243,7 @@ def test_slurm_gets_a_job_per_phase_in_their_order_and_one_that_finishes(folder,
     [
         ("spark", "executor: kind must be one of local, ray, slurm, not 'spark'"),
         ({"kind": "slurm", "time": "1:00"}, "executor: needs 'partition'"),
-        ({"kind": "slurm", "time": 60, "partition": "x"}, "executor: 'time' must be a valid string, not 60"),
+        ({"kind": "slurm", "time": 60, "partition": 7}, "executor: 'partition' must be a valid string, not 7"),
         ({"kind": "ray", "cores": 2}, "executor: unknown key 'cores'; it takes kind, cpus_per_task"),
         ({"kind": "ray", "cpu_per_task": 2}, "unknown key 'cpu_per_task'; did you mean 'cpus_per_task'?"),
         ({"kind": "local", "partition": "x"}, "unknown key 'partition'; it takes kind"),

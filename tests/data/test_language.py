@@ -47,5 +47,5 @@ def test_a_pickled_filter_does_the_same_before_and_after_use():
 
 @pytest.mark.parametrize("language", ["English", "en-US", "EN"])
 def test_a_language_is_written_as_a_code(language):
-    with pytest.raises(ValueError, match=f"language: '{language}' is no code of a language"):
+    with pytest.raises(ValueError, match=f"language: '{language}' is not a valid code of a language"):
         Step.parse({"language": {"languages": [language]}})

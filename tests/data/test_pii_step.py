@@ -54,7 +54,7 @@ def test_a_pickled_step_does_the_same_before_and_after_use():
     ("parameters", "problem"),
     [
         ({"kinds": ["mail"]}, "there is no kind 'mail'; there are email, ip, phone, card"),
-        ({"phone_regions": ["UK"]}, "'UK' is no region"),
+        ({"phone_regions": ["UK"]}, "'UK' is not a region"),
     ],
 )
 def test_a_bad_setting_is_refused_before_any_document(parameters, problem):

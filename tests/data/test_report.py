@@ -58,7 +58,8 @@ def corpus(folder) -> DataFolder:
 
 
 def pages(folder: DataFolder, summary, config=None, evaluation_sets=None) -> tuple[str, str]:
-    write_report(folder, summary, config or {}, evaluation_sets or {})
+    summary.evaluation_sets = evaluation_sets or {}
+    write_report(folder, summary, config or {})
     return tuple(folder.cat(name).decode() for name in ("report.html", "report.md"))
 
 

@@ -86,8 +86,8 @@ def test_a_job_runs_what_the_program_takes(job):
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["command"] == ["hfchat"]
-    args = taken(container["args"])
-    assert args.handler.__name__ in ("_improve", "_feedback")
+    taken(container["args"])
+    assert container["args"][0] in ("improve", "feedback")
     known = {variable["name"] for variable in container["env"]}
     assert {*re.findall(r"\$\((\w+)\)", " ".join(container["args"]))} == {"JOB_NAME", "FEEDBACK_URL"} <= known
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from hfchat.doctor import examination
-from hfchat.doctor.calibration import Calibration
 from hfchat.doctor.examination import examine
 from hfchat.doctor.machine import Machine
 from hfchat.doctor.recipes import RECIPES, find_recipe
+from hfchat.doctor.trial import Calibration
 from hfchat.errors import UserError
 from tests.conftest import ROOT
 
@@ -90,7 +90,7 @@ def test_a_pretraining_that_fits(pretraining):
 
 def test_a_batch_that_cannot_fit_is_refused_with_one_that_fits(pretraining, monkeypatch):
     monkeypatch.setattr(examination, "calibrate", forbid_calibration)
-    monkeypatch.setattr(Machine, "here", classmethod(lambda cls, use_cpu: cls("CPU", 4 * 2**30, 2)))
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls, use_cpu: cls("CPU", 4 * 2**30)))
     report = examine([*pretraining, "--per_device_train_batch_size", "1048576"], recipe="pretrain")
     peak = line(report, "peak by these")
     assert peak.verdict == "fails"
@@ -104,7 +104,7 @@ def test_a_batch_that_cannot_fit_is_refused_with_one_that_fits(pretraining, monk
 
 def test_a_model_that_no_setting_makes_fit_is_said_to(pretraining, monkeypatch):
     monkeypatch.setattr(examination, "calibrate", forbid_calibration)
-    monkeypatch.setattr(Machine, "here", classmethod(lambda cls, use_cpu: cls("CPU", 4 * 2**30, 2)))
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls, use_cpu: cls("CPU", 4 * 2**30)))
     report = examine([*pretraining, "--depth", "40"], recipe="pretrain")  # three billion weights
     assert "no one setting is enough" in line(report, "peak by these").advice
 
@@ -173,16 +173,50 @@ def test_the_calibration_measures_real_steps_and_leaves_nothing(pretraining, tmp
     assert 0 < time["total"] < math.inf
     assert set(time["calibration"]) == set(Calibration.__dataclass_fields__)
     assert time["calibration"]["max_steps"] == 4
+    assert time["calibration"]["evaluation_seconds"] > 0
+    assert time["calibration"]["closing_seconds"] > 0
     assert report.figures["memory"]["calibrated_peak"] > 2**27
     assert not list(tmp_path.iterdir())
 
 
-def test_what_stops_the_recipe_is_said(pretraining, monkeypatch):
+def test_a_fine_tuning_is_measured_until_its_certificate(chat_model, conversations, tmp_path):
+    data = conversations([chat(f"What is {number}?") for number in range(8)], [chat("Where?"), chat("When?")])
+    settings = ["--max_steps", "3", "--sample_answers", "2", "--lora_r", "2", "--per_device_train_batch_size", "2"]
+    report = examine(finetuning(chat_model, data, tmp_path, *settings), recipe="finetune")
+    calibration = report.figures["time"]["calibration"]
+    assert calibration["measured_steps"] == 3
+    assert min(calibration[part] for part in ("samples_seconds", "evaluation_seconds", "closing_seconds")) > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_preference_tuning_is_measured_until_its_certificate(chat_model, tmp_path):
+    for split, numbers in (("train", range(8)), ("validation", range(8, 12))):
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": f"What is {number}?"}],
+                "chosen": [{"role": "assistant", "content": f"It is {number}."}],
+                "rejected": [{"role": "assistant", "content": "Who asks?"}],
+            }
+            for number in numbers
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["--max_steps", "2", "--lora_r", "2", "--sampled_prompts", "1", "--sampled_tokens", "4"]
+    report = examine(finetuning(chat_model, tmp_path, tmp_path, *settings), recipe="align")
+    calibration = report.figures["time"]["calibration"]
+    assert min(calibration[part] for part in ("step_seconds", "evaluation_seconds", "closing_seconds")) > 0
+
+
+def test_what_stops_the_recipe_is_said(pretraining, monkeypatch, tmp_path):
     broken = find_recipe(None, "pretrain")
-    monkeypatch.setattr(type(broken), "script", ROOT / "recipes" / "nothing.py")
+    script = tmp_path / "nothing.py"
+    script.write_text(
+        "from hfchat.training.pretrain_arguments import PretrainArguments\nARGUMENTS = (PretrainArguments,)\n"
+        "if __name__ == '__main__':\n    raise SystemExit('error: nothing.py stops')\n"
+    )
+    monkeypatch.setattr(type(broken), "script", script)
     report = examine(pretraining, recipe="pretrain")
     assert line(report, "calibration").verdict == "fails"
-    assert "nothing.py" in line(report, "calibration").value
+    assert line(report, "calibration").value == "nothing.py stops"
 
 
 def test_an_unknown_key_is_one_line_and_status_2():

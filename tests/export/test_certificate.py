@@ -304,7 +304,7 @@ def test_a_head_that_is_no_longer_tied_is_seen(base, tokenizer, tmp_path):
         ("config.json", {"eos_token_id": 7}, "eos token: .*config 7"),
         ("config.json", {"chat_template_fingerprint": "0" * 16}, "fingerprint: .*config.json says 0000"),
         ("tokenizer_config.json", {"chat_template": "{{ messages }}"}, "differs in tokenizer_config.json"),
-        ("tokenizer_config.json", {"pad_token": "<|im_end|>"}, "needs an end-of-turn token and another one to pad"),
+        ("tokenizer_config.json", {"pad_token": "<|im_end|>"}, "the pad token is the end-of-turn token"),
     ],
 )
 def test_what_one_file_says_otherwise_is_named(copied, file, changes, message):
@@ -330,8 +330,8 @@ def test_a_model_without_its_tokenizer_is_refused(copied):
 
 
 def test_pickles_are_refused(copied):
-    (copied / "merged" / "optimizer.pt").write_bytes(b"")
-    refused(copied / "merged", "weights' format: optimizer.pt, must be safetensors")
+    (copied / "merged" / "pytorch_model.bin").write_bytes(b"")
+    refused(copied / "merged", "weights' format: pytorch_model.bin, must be safetensors")
 
 
 def test_a_damaged_file_does_not_load(copied):
@@ -378,7 +378,10 @@ def test_a_folder_in_the_way_is_refused_before_any_work(exported, tmp_path):
 
 @pytest.mark.parametrize(
     ("conversations", "message"),
-    [([], "there is none"), ([[{"role": "robot", "content": "Hi"}]], "conversations: number 0 turn 0 has the role")],
+    [
+        ([], "the list is empty"),
+        ([[{"role": "robot", "content": "Hi"}]], "conversations: number 0 turn 0 has the role"),
+    ],
 )
 def test_what_is_no_conversation_is_refused(base, tmp_path, conversations, message):
     with pytest.raises(UserError, match=message):

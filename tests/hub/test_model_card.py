@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -15,10 +14,6 @@ STAGE = {"finished": "2026-01-01T00:00:00+00:00", "metrics": {}, "config": {}, "
 
 def model_card(results, *arguments, **options):
     return cards.model_card(Results.parse(results), *arguments, **options)
-
-
-def write_card(results, *arguments, **options):
-    return cards.write_card(Results.parse(results), *arguments, **options)
 
 
 def a_stage(stage, path, inputs, **entries):
@@ -192,13 +187,3 @@ def test_the_code_that_shows_how_to_use_it_is_python(results):
     for name in results["models"]:
         code = model_card(results, name).text.split("```python\n")[1].split("```")[0]
         compile(code, name, "exec")
-
-
-def test_the_hub_is_asked_only_when_it_is_wanted(results, tmp_path, monkeypatch):
-    def refuse(card):
-        raise ValueError("the Hub does not take it")
-
-    monkeypatch.setattr(ModelCard, "validate", refuse)
-    assert write_card(results, "tuned", tmp_path) == Path(tmp_path / "README.md")
-    with pytest.raises(ValueError, match="does not take it"):
-        write_card(results, "tuned", tmp_path, validate=True)

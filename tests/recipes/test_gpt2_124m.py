@@ -7,7 +7,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from hfchat.doctor.memory import Blueprint, optimizer_bytes, trained_bytes, weight_bytes
+from hfchat.doctor.memory import optimizer_bytes, trained_bytes, weight_bytes
 from hfchat.training.dial import Shape
 from hfchat.training.pretrain_arguments import PretrainArguments
 from hfchat.training.throughput import PEAK_FLOPS, flops_per_token
@@ -54,9 +54,8 @@ def derived(monkeypatch, model, world, **changed):
 
 
 def gigabytes(model, args):
-    """Of one GPU in a step."""
-    blueprint = Blueprint(model.config, torch.float32)
-    held = weight_bytes(blueprint.build()) + trained_bytes(model) + optimizer_bytes(blueprint.build(), "muon")
+    """Memory of one GPU in a step."""
+    held = weight_bytes(model) + trained_bytes(model) + optimizer_bytes(model, "muon")
     per_token = 34 * 12 * 768 + (0 if args.chunked_loss else 12 * model.config.vocab_size)
     return (held + per_token * args.train_batch_size * args.block_size) / 1e9
 
@@ -67,7 +66,6 @@ def test_the_table_is_of_the_recipe(monkeypatch, model, table, column, world):
     tokens = 20 * model.num_parameters()
     flops = flops_per_token(model, args.block_size) * tokens
     minutes = flops / (0.4 * PEAK_FLOPS["H100"] * world) / 60
-    blueprint = Blueprint(model.config, torch.float32)
     expected = {
         "parameters": f"{model.num_parameters() / 1e6:.1f} M",
         "tokens": f"{tokens / 1e9:.2f} G",
@@ -78,7 +76,7 @@ def test_the_table_is_of_the_recipe(monkeypatch, model, table, column, world):
         "time at 40% MFU": f"{minutes:.0f} min",
         "cost at $2.50 per GPU-hour": f"${minutes / 60 * 2.5 * world:.1f}0",
         "memory per GPU": f"{gigabytes(model, args):.0f} GB",
-        "checkpoint on disk": f"{(weight_bytes(model) + optimizer_bytes(blueprint.build(), 'muon')) / 1e9:.1f} GB",
+        "checkpoint on disk": f"{(weight_bytes(model) + optimizer_bytes(model, 'muon')) / 1e9:.1f} GB",
     }
     whole = derived(monkeypatch, model, world, chunked_loss=False)
     assert whole.tokens_per_step == args.tokens_per_step

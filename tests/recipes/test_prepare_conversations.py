@@ -64,7 +64,7 @@ def test_a_pair_of_answers_goes_through_the_template_of_trl(tmp_path, tokenizer)
     [
         (["--strict", "true"], r"chats.jsonl \(row 61\): not JSON"),
         (["--pii", "name"], "pii: there is no kind 'name'"),
-        (["--pii_regions", "XX"], "'XX' is no region"),
+        (["--pii_regions", "XX"], "'XX' is not a region"),
         (["--validation_fraction", "1"], "validation_fraction must be at least 0 and below 1"),
         (["--n_grams", "0"], "n_grams must be at least 1"),
         (["--evaluation_sets", '{"path": "a.jsonl"}'], "each of evaluation_sets: needs 'name'"),

@@ -128,7 +128,7 @@ def test_each_text_of_a_prompt_is_judged(load, judge):
         ("- {type: pii}", r"guard 1 \(pii\): needs 'action'"),
         ("- {type: pii, acton: redact}", r"guard 1 \(pii\): unknown key 'acton'; did you mean 'action'\?"),
         ("- {type: pii, action: redact, kinds: [mail]}", r"\(pii\): 'kinds\.0' must be 'email', .* not 'mail'"),
-        ("- {type: pii, action: redact, regions: [UK]}", r"guard 1 \(pii\): regions: .*'UK' is no region"),
+        ("- {type: pii, action: redact, regions: [UK]}", r"guard 1 \(pii\): regions: .*'UK' is not a region"),
         ("- {type: pii, action: redact, applies_to: []}", r"'applies_to' .* at least 1 item"),
         ("- {type: lexicon, action: redact, path: no/list.txt}", r"\(lexicon\): lexicon no/list\.txt: .*No such"),
         ("- {type: lexicon, action: redact, categories: [rude]}", r"categories: the lexicon has no section 'rude'"),

@@ -273,7 +273,7 @@ def test_a_number_is_found_after_an_empty_line_and_next_to_another():
     ("arguments", "problem"),
     [
         ({"kinds": ["mail"]}, "there is no kind 'mail'; there are email, ip, phone, card"),
-        ({"regions": ["UK"]}, "'UK' is no region"),
+        ({"regions": ["UK"]}, "'UK' is not a region"),
     ],
 )
 def test_bad_settings_are_named(arguments, problem):

@@ -53,6 +53,8 @@ def test_the_command_line_wins(config):
         ("graphql: perhaps", "serve.yaml: key 'graphql': must be true or false, not 'perhaps'"),
         ("port: http", "serve.yaml: key 'port': must be int, not 'http'"),
         ("weights: int4", "serve.yaml: key 'weights': must be one of"),
+        ("model:", "MODEL must be a valid string, not None"),
+        ("port:", "--port must be a valid integer, not None"),
         ("port: 0", "--port must be greater than or equal to 1, not 0"),
         ("upstream_model: theirs", "--upstream-model is for upstreams; MODEL must then be their URLs"),
     ],

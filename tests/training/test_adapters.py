@@ -119,7 +119,7 @@ def test_a_head_that_its_config_calls_tied_is_not_tied_when_it_grows(untied_base
 @pytest.mark.parametrize(
     ("architecture", "options", "problem"),
     [
-        ("phi", {}, "its output layer has a bias, beside which an adapter cannot train the rows of new tokens"),
+        ("phi", {}, "its output layer has a bias, and beside one an adapter cannot train the rows of new tokens"),
         ("llama", {"lora_modules_to_save": ["embed_tokens"]}, "lora_modules_to_save embed_tokens: holds the embed"),
     ],
 )

@@ -87,6 +87,27 @@ def test_the_chosen_answers_of_held_out_pairs_become_the_preferred_ones(make_tra
     assert metrics["eval_loss"] < logged(trainer, "eval_loss")[0] == pytest.approx(np.log(2))
 
 
+def test_the_first_held_out_pairs_can_be_measured_alone(make_trainer):
+    """As `hfchat doctor` does, to see how long an evaluation takes."""
+    trainer = make_trainer()
+    whole = trainer.evaluate()
+    trainer.eval_dataset = trainer.eval_dataset.select(range(5))
+    assert trainer.evaluate()["eval_logps/accuracies"] == trainer.start.more_probable[:2].mean()
+    assert whole["eval_logps/accuracies"] == trainer.start.more_probable.mean()
+    comparison = trainer.outcome.compare(trainer.start)
+    assert comparison["logps/accuracies_gain"][0] == 0
+
+
+def test_an_evaluation_that_fails_does_not_end_the_training_and_is_made_again(make_trainer, monkeypatch, capsys):
+    trainer = make_trainer(eval_strategy="steps", eval_steps=3, metric_for_best_model="rewards/accuracies")
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "divergence", lambda: 1 / 0)
+        trainer.train()
+    assert "the evaluation failed, training goes on: ZeroDivisionError" in capsys.readouterr().out
+    assert trainer.state.global_step == 3
+    assert trainer.evaluate()["eval_rewards/margins"] != 0
+
+
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_what_the_model_gets_is_the_prompt_and_a_scored_answer_with_one_end(make_trainer, tokenizer, method):
     trainer = make_trainer(method, per_device_train_batch_size=4)

@@ -45,7 +45,7 @@ def test_the_share_of_answers_that_end_is_that_of_the_end_of_turn(at, tokenizer,
     assert first["reference"] == "The answer is 0."
     assert first["after"] == {"row": 0, "text": "The answer", "ended": True}
     assert "33% before, 67% after" in str(answers)
-    assert "seldom stops" not in str(answers)
+    assert "rarely stops" not in str(answers)
 
 
 @pytest.mark.parametrize("ended_before", [0, 1, 3])
@@ -58,7 +58,7 @@ def test_a_model_that_seldom_stops_is_warned_of_whatever_it_did_before(
     answers = callback(tokenizer, rows, tmp_path)
     at("on_train_begin", answers, 0)
     at("on_train_end", answers, STEPS)
-    assert "!!! warning: it seldom stops" in str(answers)
+    assert "!!! warning: it rarely stops" in str(answers)
 
 
 def test_a_resumed_run_keeps_the_answers_of_before(at, tokenizer, rows, tmp_path, model):

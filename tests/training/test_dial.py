@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoModelForCausalLM, SchedulerType
 
 from hfchat.errors import UserError
-from hfchat.training.dial import TOKENS_PER_PARAMETER, Plan, Shape
+from hfchat.training.dial import TOKENS_PER_PARAMETER, Schedule, Shape
 from hfchat.training.pretrain_arguments import PretrainArguments
 from tests.conftest import tiny_model
 
@@ -49,7 +49,7 @@ def test_a_shape_is_that_of_the_model(tokenizer, architecture, tied):
 )
 def test_batches_grow_as_a_power_of_the_tokens(tokens, batch):
     """2,048 x (tokens / 400,000)^0.383, rounded to a power of two: 2,048, 4,947, 11,948 and 58,205."""
-    assert Plan(256, tokens).batch_tokens == batch
+    assert Schedule(256, tokens).batch_tokens == batch
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_batches_grow_as_a_power_of_the_tokens(tokens, batch):
     ],
 )
 def test_rates_fall_with_the_width_and_with_the_root_of_the_batch(width, share_of_batch, muon, adamw, embeddings):
-    plan = Plan(width, 40_000_000)
+    plan = Schedule(width, 40_000_000)
     tokens_per_step = int(share_of_batch * plan.batch_tokens)
     assert plan.learning_rate("muon", tokens_per_step) == pytest.approx(muon)
     assert plan.learning_rate("adamw", tokens_per_step) == pytest.approx(adamw)
@@ -71,7 +71,7 @@ def test_rates_fall_with_the_width_and_with_the_root_of_the_batch(width, share_o
 
 
 def test_wider_models_learn_more_slowly_and_longer_runs_from_larger_batches():
-    plans = [Plan(64 * depth, tokens) for depth, tokens in [(4, 10**8), (8, 6 * 10**8), (12, 2.4e9), (20, 10**10)]]
+    plans = [Schedule(64 * depth, tokens) for depth, tokens in [(4, 10**8), (8, 6 * 10**8), (12, 2.4e9), (20, 10**10)]]
     for optimizer in ("muon", "adamw"):
         rates = [plan.learning_rate(optimizer, plan.batch_tokens) for plan in plans]
         assert rates == sorted(rates, reverse=True)
@@ -85,7 +85,7 @@ def test_wider_models_learn_more_slowly_and_longer_runs_from_larger_batches():
 
 
 def test_a_smaller_batch_than_the_best_learns_more_slowly_a_larger_one_no_faster():
-    plan = Plan(512, 600_000_000)
+    plan = Schedule(512, 600_000_000)
     for rate in (lambda tokens: plan.learning_rate("muon", tokens), plan.embedding_learning_rate):
         small, smaller, best, larger = (rate(int(share * plan.batch_tokens)) for share in (0.5, 0.25, 1, 4))
         assert smaller < small < best == larger
@@ -110,7 +110,7 @@ def sequences_per_step(args):
 def test_what_is_not_set_follows_from_the_model(model):
     args = arguments()
     args = args.derive(model, blocks=1000)
-    plan = Plan.of(model)
+    plan = Schedule.of(model)
     assert plan.tokens == TOKENS_PER_PARAMETER * model.num_parameters()
     assert args.tokens_per_step == plan.batch_tokens == sequences_per_step(args) * 32
     assert args.max_steps == math.ceil(plan.tokens / plan.batch_tokens)
@@ -123,8 +123,8 @@ def test_what_is_not_set_follows_from_the_model(model):
 def test_what_is_not_set_follows_from_the_length_that_is(model):
     args = arguments(num_train_epochs=2)
     args = args.derive(model, blocks=10_000)
-    plan = Plan.of(model, tokens=2 * 10_000 * 32)
-    assert args.tokens_per_step == plan.batch_tokens < Plan.of(model).batch_tokens
+    plan = Schedule.of(model, tokens=2 * 10_000 * 32)
+    assert args.tokens_per_step == plan.batch_tokens < Schedule.of(model).batch_tokens
     assert args.max_steps == 2 * math.ceil(10_000 * 32 / plan.batch_tokens)
     short = arguments(per_device_train_batch_size=4, max_steps=10).derive(model, blocks=1000)
     long = arguments(per_device_train_batch_size=4, max_steps=100_000).derive(model, blocks=1000)
@@ -135,7 +135,7 @@ def test_what_is_not_set_follows_from_the_length_that_is(model):
 def test_a_long_batch_is_gathered_in_parts(model, block_size):
     args = arguments(block_size=block_size)
     args = args.derive(model, blocks=1000)
-    asked = max(Plan.of(model).batch_tokens, block_size)
+    asked = max(Schedule.of(model).batch_tokens, block_size)
     assert args.tokens_per_step == asked
     assert args.train_batch_size * block_size <= max(4096, block_size)
 

@@ -13,8 +13,7 @@ from hfchat.training.preferences import (
     couple_thumbs,
     encode,
     load_preferences,
-    tokenize_pairs,
-    tokenize_thumbs,
+    tokenize_preferences,
 )
 
 
@@ -109,22 +108,22 @@ def test_a_template_that_would_score_other_tokens_is_refused(tokenizer, monkeypa
 
 def test_a_pair_that_is_too_long_or_has_one_answer_twice_is_left_out_and_counted(tokenizer):
     rows = [pair(0), pair(1, rejected="no " * 40), pair(2, "same", "same"), pair(3)]
-    kept, counts = tokenize_pairs(Dataset.from_list(rows), tokenizer, 32, "test")
+    kept, counts = tokenize_preferences(Dataset.from_list(rows), tokenizer, 32, "test")
     assert [tokenizer.decode(ids).split("Question ")[1][0] for ids in kept["prompt_ids"]] == ["0", "3"]
     assert (counts.kept, counts.too_long, counts.same) == (2, 1, 1)
     assert counts.longest > 32
     assert counts.scored_tokens == sum(map(len, kept["chosen_ids"])) + sum(map(len, kept["rejected_ids"]))
     assert "1 longer than max_length were left out, and 1 whose answers are the same" in str(counts)
     with pytest.raises(UserError, match="none of 4 pairs is left; 4 are longer than max_length 4, 1 have two answers"):
-        tokenize_pairs(Dataset.from_list(rows), tokenizer, 4, "test")
+        tokenize_preferences(Dataset.from_list(rows), tokenizer, 4, "test")
 
 
 def test_the_prompt_is_what_two_conversations_have_in_common(tokenizer):
     whole = {"chosen": [user("Hi"), assistant("Hello")], "rejected": [user("Hi"), assistant("Go away")]}
-    expected, _ = tokenize_pairs(Dataset.from_list([pair(0) | {"prompt": [user("Hi")]} | {
+    expected, _ = tokenize_preferences(Dataset.from_list([pair(0) | {"prompt": [user("Hi")]} | {
         name: turns[1:] for name, turns in whole.items()}]), tokenizer, 64, "test")  # fmt: skip
     for row in (whole, whole | {"prompt": "Hi"}):  # the second as UltraFeedback has it
-        found, _ = tokenize_pairs(Dataset.from_list([row]), tokenizer, 64, "test")
+        found, _ = tokenize_preferences(Dataset.from_list([row]), tokenizer, 64, "test")
         assert found[0] == expected[0]
 
 
@@ -138,18 +137,18 @@ def test_the_prompt_is_what_two_conversations_have_in_common(tokenizer):
 )
 def test_what_is_no_pair_is_named(tokenizer, row, problem):
     with pytest.raises(UserError, match=f"test: row 0: .*{problem}.*prepare_conversations.py"):
-        tokenize_pairs(Dataset.from_list([row]), tokenizer, 64, "test")
+        tokenize_preferences(Dataset.from_list([row]), tokenizer, 64, "test")
 
 
 def test_thumbs_come_as_messages_or_as_prompt_and_completion(tokenizer):
     rows = [thumb(1, True), thumb(2, False)]
     parts = [{"prompt": row["messages"][:1], "completion": row["messages"][1:], "label": row["label"]} for row in rows]
-    first, _ = tokenize_thumbs(Dataset.from_list(rows), tokenizer, 64, "test")
-    second, _ = tokenize_thumbs(Dataset.from_list(parts), tokenizer, 64, "test")
+    first, _ = tokenize_preferences(Dataset.from_list(rows), tokenizer, 64, "test")
+    second, _ = tokenize_preferences(Dataset.from_list(parts), tokenizer, 64, "test")
     assert first[:] == second[:]
     assert first["label"][:] == [True, False]
     with pytest.raises(UserError, match=r"row 0: label must be true \(a thumb up\) or false, not 1"):
-        tokenize_thumbs(Dataset.from_list([thumb(1, 1)]), tokenizer, 64, "test")
+        tokenize_preferences(Dataset.from_list([thumb(1, 1)]), tokenizer, 64, "test")
 
 
 def test_held_out_thumbs_are_set_against_each_other():

@@ -96,7 +96,7 @@ def test_a_training_that_reads_its_texts_too_often_is_warned(packed):
     once = len(corpus.train.tokens)
     assert "warning" not in corpus.describe(4 * once)
     assert "warning" not in corpus.describe(4 * once + once // 10), "four epochs, with their padding"
-    assert "read 12 times, and teaches ever less after 4 times" in corpus.describe(12 * once)
+    assert "read 12 times, and teaches less and less after 4 times" in corpus.describe(12 * once)
 
 
 def test_a_corpus_too_small_to_hold_any_out_is_refused(tokenizer, tmp_path):

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 from datatrove.io import DataFolder
@@ -28,14 +27,15 @@ _WITHOUT = {
 }
 
 
-def write_card(folder: DataFolder, summary: Summary, config: Mapping[str, Any]) -> None:
+def write_card(folder: DataFolder, summary: Summary, config: Mapping[str, object]) -> None:
     """Write `README.md`.
 
     Args:
-        folder: Of the corpus.
+        folder: The corpus.
         summary: What is in it. A split without documents is not named.
         config: The settings of the run.
     """
+    # `datasets` cannot load a split without a file.
     splits = [split for split, documents in summary.documents.items() if documents]
     languages = [
         code

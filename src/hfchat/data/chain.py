@@ -13,7 +13,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from hfchat.data.pieces import Blocks, Piece, Place
 from hfchat.entries import Entry, explain
 
-# Name in the YAML to the block. They are imported when a chain uses them: some bring spaCy or a language model.
+# Names in the YAML, and their blocks, which are imported when a chain uses them: some bring spaCy or a model.
 BLOCKS = {
     "url_filter": "hfchat.data.url_filter:UrlFilter",
     "fix_text": "hfchat.data.cleaning:FixText",
@@ -45,7 +45,7 @@ class Step(Entry):
     parameters: dict[str, Any]
 
     @classmethod
-    def expand(cls, value: object) -> Mapping[str, Any]:
+    def expand(cls, value: object) -> Mapping[str, object]:
         if isinstance(value, str) and not value.lstrip().startswith("{"):
             value = {value: None}
         fields = super().expand(value) if isinstance(value, str | Mapping) else {}
@@ -60,10 +60,10 @@ class Step(Entry):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _check(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        name, parameters = fields["name"], fields["parameters"]
+    def _check(cls, fields: dict[str, object]) -> dict[str, object]:
+        name, parameters = str(fields["name"]), fields["parameters"]
         if name not in NAMES:
-            close = difflib.get_close_matches(str(name), NAMES, n=1)
+            close = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(NAMES)}"
             raise ValueError(f"there is no step '{name}'; {hint}")
         if not isinstance(parameters, Mapping):
@@ -102,7 +102,7 @@ def _load(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _checked(name: str, block: Any, parameters: Mapping[str, object]) -> dict[str, Any]:
+def _checked(name: str, block: Any, parameters: Mapping[str, object]) -> dict[str, object]:
     """The parameters as the block's signature has them; pydantic compares names and types."""
     fields: dict[str, Any] = {
         parameter.name: (_annotation(parameter), ... if parameter.default is parameter.empty else parameter.default)

@@ -9,7 +9,7 @@ from datatrove.pipeline.formatters import FTFYFormatter
 from datatrove.pipeline.formatters.base import BaseFormatter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-# What ends a line or a page, also where it is no line feed (https://www.unicode.org/reports/tr14/: CR, NL, BK).
+# What ends a line or a page beside a line feed (https://www.unicode.org/reports/tr14/: CR, NL, BK).
 _LINE_END = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _LINE_END_OR_DOTS = re.compile("\r\n|[\r\x0b\x0c\u2028\u2029]")
 _OTHER_C1 = re.compile("[\x80-\x84\x86-\x9f]")
@@ -19,18 +19,18 @@ _BLANK_LINES = re.compile("\n{3,}")
 
 
 class FixText(FTFYFormatter):
-    """datatrove's, which repairs mojibake with ftfy; it would delete some of the characters that separate words."""
+    """Repairs mojibake with ftfy, as datatrove's does, which would delete some characters that separate words."""
 
     def format(self, text: str) -> str:
-        # Beside others of its kind, U+0085 is the dots of Windows-1252, which ftfy knows; alone it ends a line.
+        # Among other C1 characters, U+0085 is the ellipsis of Windows-1252, which ftfy repairs; alone it ends a line.
         ends = _LINE_END_OR_DOTS if _OTHER_C1.search(text) else _LINE_END
         return super().format(_SEPARATOR.sub(" ", ends.sub("\n", text)))
 
 
 class CleanText(BaseFormatter):
-    """Unifies line ends, drops control characters and lone surrogates, trailing spaces, and runs of blank lines.
+    """Unifies line ends, and drops control characters, lone surrogates, trailing spaces and runs of blank lines.
 
-    What separates lines, pages or words separates them still: a form feed becomes a line feed.
+    Characters that separate lines, pages or words still do: a form feed becomes a line feed.
     """
 
     name = "🧽 Clean text"

@@ -7,9 +7,10 @@ from typing import Any, cast
 
 from datatrove.data import Document
 
-from hfchat.data.conversation_formats import KINDS, ConversationError, Example, Message, turns_of
+from hfchat.data.conversation_formats import KINDS
 from hfchat.data.decontamination import ContaminationFilter
 from hfchat.data.removal import Removal
+from hfchat.data.turns import ConversationError, Example, Message, turns_of
 from hfchat.messages import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
 

@@ -9,8 +9,9 @@ from typing import TypedDict
 
 import yaml
 
-from hfchat.data.conversation_formats import KINDS, Example, turns_of
+from hfchat.data.conversation_formats import KINDS
 from hfchat.data.report import markdown_environment
+from hfchat.data.turns import Example, turns_of
 from hfchat.licenses import license_entry
 
 _MAX_NOTES = 100

@@ -9,16 +9,19 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
 from hfchat.data.conversation_checks import Cleaner, all_messages
-from hfchat.data.conversation_formats import FORMATS, KINDS, ConversationError, Example, convert, expand
+from hfchat.data.conversation_formats import FORMATS, KINDS, convert, expand
 from hfchat.data.conversation_report import SourceCounts, Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.decontamination import EvaluationSet, build_index
+from hfchat.data.rows import Row
+from hfchat.data.turns import ConversationError, Example
 from hfchat.errors import UserError
 from hfchat.messages import digest_of
 from hfchat.storage import remove_tree
@@ -88,35 +91,20 @@ def prepare(
         UserError: If the sources make different kinds of dataset, a split comes out empty, or for what cannot be read.
         RuntimeError: If the numbers of conversations read, kept and removed do not agree.
     """
-    formats = [source.find_format() for source in sources]
-    kinds = {FORMATS[format].kind: source.path for format, source in zip(formats, sources, strict=True)}
-    if len(kinds) > 1:
-        each = ", ".join(f"{path} makes {kind}" for kind, path in kinds.items())
-        raise UserError(f"sources: one run makes one kind of dataset, but {each}; give each kind a run of its own")
-    (kind,) = kinds
+    counts = [_nothing_read(source) for source in sources]
+    kind = _only_kind(sources, counts)
     for leftover in ("data", "removed"):  # of an interrupted run
         remove_tree(folder / leftover)
     with tempfile.TemporaryDirectory() as scratch:
         index_folder = f"{scratch}/index" if evaluation_sets else None
         evaluation = build_index(evaluation_sets, index_folder, n_grams) if index_folder else {}
         cleaner = Cleaner(kind, pii, pii_regions, index_folder, n_grams)
-        about = [
-            SourceCounts(
-                name=source.label,
-                license=source.license,
-                url=source.url,
-                format=format,
-                rows=0,
-                conversations=0,
-                kept=0,
-            )
-            for format, source in zip(formats, sources, strict=True)
-        ]
-        summary = Summary(kind, about, Counter(dict.fromkeys(SPLITS, 0)), evaluation_sets=evaluation)
+        summary = Summary(kind, counts, Counter(dict.fromkeys(SPLITS, 0)), evaluation_sets=evaluation)
+        # Each conversation is kept in one of the splits, or removed with its reason.
         with _Outputs(folder, Path(scratch), kind) as outputs:
-            splits = _Splits(validation_fraction)
+            run = _Run(cleaner, summary, outputs, _Splits(validation_fraction), strict)
             for source, of_source in zip(sources, summary.sources, strict=True):
-                _clean_source(source, of_source, cleaner, summary, outputs, splits, strict)
+                run.read(source, of_source)
         summary.personal_data = cleaner.replaced
         for split in SPLITS:
             if not summary.kept[split] and (split == "train" or validation_fraction):
@@ -125,6 +113,7 @@ def prepare(
                     f"{dict(summary.removed)}); add sources, or change validation_fraction"
                 )
         sizes = outputs.write_splits(summary.kept)
+    # The report and the card come last: nothing calls a dataset whole in which a conversation is missing.
     _check_counts(folder, summary)
     (folder / "report.md").write_text(report(summary), encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.glob("data/*.parquet"))
@@ -132,39 +121,63 @@ def prepare(
     return summary
 
 
-def _clean_source(
-    source: ConversationSource,
-    of_source: SourceCounts,
-    cleaner: Cleaner,
-    summary: Summary,
-    outputs: "_Outputs",
-    splits: _Splits,
-    strict: bool,
-) -> None:
-    format = of_source["format"]
-    for row in tqdm(source.rows(), desc=source.label, unit=" rows", disable=None):
-        of_source["rows"] += 1
-        for conversation in expand(format, row):
-            of_source["conversations"] += 1
-            notes: Counter[str] = Counter()
-            try:
-                example = convert(format, conversation, source.instruction, notes)
-                example, digest = cleaner.clean(example)
-            except (ConversationError, RecursionError) as error:
-                deep = ConversationError("malformed", "is nested too deeply")
-                rejected = deep if isinstance(error, RecursionError) else error
-                if strict and rejected.reason == "malformed":
-                    raise UserError(f"sources: {conversation.place}: {rejected.detail}") from error
-                text, _ = cleaner.pii.replace(_row_text(conversation.value))
-                detail, _ = cleaner.pii.replace(_encodable(rejected.detail))
-                removed = {"row": text, "reason": rejected.reason, "detail": detail, "place": conversation.place}
-                summary.add_removed(removed)
-                outputs.write_removed({**removed, "source": source.label})
-            else:
-                split = splits.of(example)
-                of_source["kept"] += 1
-                summary.add_kept(example, digest, split, notes)
-                outputs.write_kept(example, source.label, split)
+def _nothing_read(source: ConversationSource) -> SourceCounts:
+    return SourceCounts(
+        name=source.label,
+        license=source.license,
+        url=source.url,
+        format=source.find_format(),
+        rows=0,
+        conversations=0,
+        kept=0,
+    )
+
+
+def _only_kind(sources: Sequence[ConversationSource], counts: Sequence[SourceCounts]) -> str:
+    kinds = {FORMATS[count["format"]].kind: source.path for source, count in zip(sources, counts, strict=True)}
+    if len(kinds) > 1:
+        each = ", ".join(f"{path} makes {kind}" for kind, path in kinds.items())
+        raise UserError(f"sources: one run makes one kind of dataset, but {each}; give each kind a run of its own")
+    return next(iter(kinds))
+
+
+@dataclass
+class _Run:
+    """One run over all sources: what it cleans with, and where it counts and writes each conversation."""
+
+    cleaner: Cleaner
+    summary: Summary
+    outputs: "_Outputs"
+    splits: _Splits
+    strict: bool
+
+    def read(self, source: ConversationSource, counts: SourceCounts) -> None:
+        for row in tqdm(source.rows(), desc=source.label, unit=" rows", disable=None):
+            counts["rows"] += 1
+            for conversation in expand(counts["format"], row):
+                counts["conversations"] += 1
+                notes: Counter[str] = Counter()
+                try:
+                    example = convert(counts["format"], conversation, source.instruction, notes)
+                    example, digest = self.cleaner.clean(example)
+                except ConversationError as error:
+                    self._remove(conversation, error, source)
+                except RecursionError:
+                    self._remove(conversation, ConversationError("malformed", "is nested too deeply"), source)
+                else:
+                    counts["kept"] += 1
+                    split = self.splits.of(example)
+                    self.summary.add_kept(example, digest, split, notes)
+                    self.outputs.write_kept(example, source.label, split)
+
+    def _remove(self, conversation: Row, error: ConversationError, source: ConversationSource) -> None:
+        if self.strict and error.reason == "malformed":
+            raise UserError(f"sources: {conversation.place}: {error.detail}") from error
+        text, _ = self.cleaner.pii.replace(_row_text(conversation.value))
+        detail, _ = self.cleaner.pii.replace(_encodable(error.detail))
+        removed = {"row": text, "reason": error.reason, "detail": detail, "place": conversation.place}
+        self.summary.add_removed(removed)
+        self.outputs.write_removed({**removed, "source": source.label})
 
 
 def _row_text(value: Any) -> str:

@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from datatrove.data import DocumentsPipeline
 from datatrove.io import DataFolder
@@ -18,13 +17,11 @@ from hfchat.data.deduplication import Together
 from hfchat.data.execution import Executor, Phase, below, execute
 from hfchat.data.pieces import Blocks, Piece, Place, concatenated
 from hfchat.data.readers import DIVIDED, SKIPPED
-from hfchat.data.report import ranked, summarize, write_report
+from hfchat.data.report import Counts, ranked, summarize, write_report
 from hfchat.data.shards import DocumentWriter
 from hfchat.data.sources import Source, TextFiles
 from hfchat.errors import UserError
 from hfchat.storage import remove_tree
-
-SPLITS = ("train", "validation")
 
 
 def build_corpus(
@@ -38,8 +35,8 @@ def build_corpus(
     executor: Executor,
     strict: bool,
     max_document_bytes: int,
-    config: Mapping[str, Any],
-) -> dict[str, Any] | None:
+    config: Mapping[str, object],
+) -> Counts | None:
     """Write `data/{train,validation}-*.parquet`, `removed/<reason>/`, the data report and the dataset card.
 
     Args:
@@ -53,12 +50,10 @@ def build_corpus(
         executor: Where they run.
         strict: Make input that cannot be read an error.
         max_document_bytes: Larger documents (in UTF-8) are removed unread; bounds the memory of a worker.
-        config: The settings, for card and report.
+        config: The settings for card and report, as `hfchat.config.settings_of` gives them.
 
     Returns:
-        Counts: `documents` and `bytes` per split, `removed` per reason, `read`, `skipped_for`: records that are no
-        documents, by what they are, `undivided`: sources whose separator is in none of their files, `licenses`,
-        `sources`, and more. None if jobs have been submitted that are still to run.
+        None if jobs have been submitted that are still to run.
 
     Raises:
         UserError: If a split comes out empty, or for unreadable input when `strict`.
@@ -70,35 +65,26 @@ def build_corpus(
     corpus.invalidate_cache()
     statistics = _statistics(corpus)
     summary = summarize(corpus, ["read", "extract", *(step.name for step in steps)], statistics["read"])
-    counts = summary.counts()
-    for split in SPLITS:
-        counts["documents"].setdefault(split, 0)
-        counts["bytes"].setdefault(split, 0)
-    evaluation_sets = _evaluation_sets(corpus)
-    summary.pii = {name[4:]: value for name, value in statistics.items() if name.startswith("pii_")}
-    summary.skipped = {name.removeprefix(SKIPPED): n for name, n in statistics.items() if name.startswith(SKIPPED)}
-    if not summary.documents["train"]:
-        passed_over = f", passed over as no documents: {summary.skipped}" if summary.skipped else ""
-        first = f", of which the first is {': '.join(summary.unreadable[0])}" if summary.unreadable else ""
-        raise UserError(
-            f"no document is left of {counts['read']:,} (removed: {counts['removed']}{first}{passed_over}); look at "
-            f"{folder}/removed, then change steps or add sources"
-        )
+    summary.pii = _with_prefix(statistics, "pii_")
+    summary.skipped = _with_prefix(statistics, SKIPPED)
     summary.undivided = {
         source.label: source.separator
         for source in sources
         if isinstance(source, TextFiles) and source.separator and not statistics[DIVIDED + source.label]
     }
-    write_report(corpus, summary, config, evaluation_sets)
+    summary.evaluation_sets = _evaluation_sets(corpus)
+    # A corpus without a document is of no use to anyone; what was removed stays for the user to look at.
+    if not summary.documents["train"]:
+        passed_over = f", passed over because they are not documents: {summary.skipped}" if summary.skipped else ""
+        first = f", of which the first is {': '.join(summary.unreadable[0])}" if summary.unreadable else ""
+        raise UserError(
+            f"no document is left of {summary.read:,} (removed: {dict(ranked(summary.reasons))}{first}{passed_over}); "
+            f"look at {folder}/removed, then change steps or add sources"
+        )
+    write_report(corpus, summary, config)
     write_card(corpus, summary, config)
     remove_tree(folder / "scratch")
-    return counts | {
-        "skipped": statistics["skipped"],
-        "skipped_for": dict(ranked(summary.skipped)),
-        "undivided": summary.undivided,
-        "pii": summary.pii,
-        "evaluation_sets": evaluation_sets,
-    }
+    return summary.counts()
 
 
 def plan(
@@ -156,19 +142,20 @@ class SplitByHash(PipelineStep):
 
 def _statistics(folder: DataFolder) -> Counter[str]:
     """Sums, over all tasks, of what the blocks counted: documents `read`, records skipped, `pii_*` replaced."""
-    totals: Counter[str] = Counter(read=0, skipped=0)
+    totals: Counter[str] = Counter()
     for file in folder.glob("scratch/logs/*/stats/*.json"):
-        with folder.open(file, "r") as stream:
-            blocks = json.load(stream)
-        for block in blocks:
+        for block in json.loads(folder.cat_file(file)):
             for name, value in block["stats"].items():
-                if name in ("read", "skipped") or name.startswith(("pii_", SKIPPED, DIVIDED)):
+                if name == "read" or name.startswith(("pii_", SKIPPED, DIVIDED)):
                     totals[name] += value["total"] if isinstance(value, dict) else value
     return totals
 
 
-def _evaluation_sets(folder: DataFolder) -> dict[str, Any]:
+def _with_prefix(statistics: Counter[str], prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix): count for name, count in statistics.items() if name.startswith(prefix)}
+
+
+def _evaluation_sets(folder: DataFolder) -> dict[str, dict[str, int]]:
     for file in folder.glob("scratch/*/index/evaluation_sets.json"):
-        with folder.open(file, "r") as stream:
-            return json.load(stream)
+        return json.loads(folder.cat_file(file))
     return {}

@@ -1,13 +1,14 @@
 """Keep evaluation sets out of a corpus: documents that share a run of words with one are removed.
 
-The rule is that of GPT-3 (arXiv:2005.14165, appendix C). datatrove's filter does the same by an index that only
-lighteval can make, and with words that take ten times as long to find.
+The rule is that of GPT-3 (arXiv:2005.14165, appendix C). datatrove's `NGramsDecontFilter` (read in 0.10.1) needs an
+index of the tasks of lighteval, and no other set can be kept out; its words come from spaCy, which takes ten times as
+long; and it does not say which set a document was removed for.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pydantic
@@ -76,33 +77,34 @@ def build_index(
     Args:
         evaluation_sets: What to look for.
         folder: Where to write.
-        n_grams: Words of an n-gram; of scripts without spaces, two or three times as many letters, see
+        n_grams: Words of an n-gram, or two or three times as many letters of a script without spaces, see
             `hfchat.words.runs`.
 
     Returns:
-        Of each set: `rows`, `n_grams` (distinct), and `too_short`: rows that have no n-gram, and cannot be found.
+        For each set: `rows`, `n_grams` (distinct), and `too_short`, the rows that have no n-gram and cannot be found.
 
     Raises:
         UserError: If a set cannot be loaded, lacks a column, or has no n-gram at all.
     """
     folder = get_datafolder(folder)
-    found = {}
+    counts = {}
     for entry in evaluation_sets:
         hashes: set[int] = set()
         rows = too_short = 0
         for row in _rows(entry):
-            of_row = set()
-            for found_words in map(words, _texts(row)):
-                of_row |= {hashed(found_words[start:end]) for start, end in runs(found_words, n_grams)}
-            hashes |= of_row
+            row_hashes: set[int] = set()
+            for row_words in map(words, _texts(row)):
+                row_hashes |= {hashed(row_words[start:end]) for start, end in runs(row_words, n_grams)}
+            hashes |= row_hashes
             rows += 1
-            too_short += not of_row
+            too_short += not row_hashes
+        # A set of which nothing can be found would be "kept out" of every corpus.
         if not hashes:
             raise UserError(f"evaluation_sets: {entry.name}: none of its {rows} rows has {n_grams} words in a row")
         with folder.open(f"{entry.name}.npy", "wb") as file:
             np.save(file, np.array(sorted(hashes), dtype=np.uint64))
-        found[entry.name] = {"rows": rows, "n_grams": len(hashes), "too_short": too_short}
-    return found
+        counts[entry.name] = {"rows": rows, "n_grams": len(hashes), "too_short": too_short}
+    return counts
 
 
 class ContaminationFilter(BaseFilter):
@@ -110,9 +112,9 @@ class ContaminationFilter(BaseFilter):
 
     Args:
         folder: What `build_index` wrote.
-        n_grams: Of the index.
-        exclusion_writer: Gets the removed documents; the detail is the set and the first n-gram that it shares, the
-            score the share of the document's n-grams that the sets have.
+        n_grams: Words of an n-gram of the index.
+        exclusion_writer: Gets the removed documents. The detail is the set and the first n-gram that the document
+            shares with it, the score the share of the document's n-grams that are in any set.
     """
 
     name = "🦠 Contamination"
@@ -125,16 +127,16 @@ class ContaminationFilter(BaseFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         if self._index is None:
             self._index = {file.removesuffix(".npy"): self._load(file) for file in self.folder.glob("*.npy")}
-        found = words(doc.text)
-        spans = list(runs(found, self.n_grams))
-        hashes = np.fromiter((hashed(found[start:end]) for start, end in spans), dtype=np.uint64)
+        text_words = words(doc.text)
+        spans = list(runs(text_words, self.n_grams))
+        hashes = np.fromiter((hashed(text_words[start:end]) for start, end in spans), dtype=np.uint64)
         hits = {name: _among(hashes, index) for name, index in self._index.items() if len(hashes)}
         name = max(hits, key=lambda name: hits[name].sum(), default=None)
         if name is None or not hits[name].any():
             return True
         start, end = spans[int(hits[name].argmax())]
         score = float(np.logical_or.reduce(list(hits.values())).mean())
-        return Removal("contaminated", score, f"{name}: {' '.join(found[start:end])}").note(doc)
+        return Removal("contaminated", score, f"{name}: {' '.join(text_words[start:end])}").note(doc)
 
     def _load(self, file: str) -> np.ndarray:
         with self.folder.open(file, "rb") as stream:
@@ -151,7 +153,7 @@ def _builder(path: str) -> str | None:
     return _BUILDERS.get(suffix_of(Path(path)))
 
 
-def _rows(entry: EvaluationSet) -> Iterator[dict[str, Any]]:
+def _rows(entry: EvaluationSet) -> Iterator[dict[str, object]]:
     from datasets import load_dataset
 
     columns, local = entry.columns, Path(entry.path)
@@ -173,7 +175,7 @@ def _rows(entry: EvaluationSet) -> Iterator[dict[str, Any]]:
         raise UserError(f"evaluation_sets: {entry.name}: cannot load {entry.path}: {reason}") from error
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

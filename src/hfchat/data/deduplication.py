@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
@@ -168,7 +167,7 @@ class Decontamination:
         n_grams: Words that must agree in a row.
     """
 
-    def __init__(self, evaluation_sets: list[dict[str, Any]], n_grams: int = 13):
+    def __init__(self, evaluation_sets: list[dict[str, object]], n_grams: int = 13):
         self._evaluation_sets, self._n_grams = check_evaluation_sets(evaluation_sets), n_grams
 
     def piece(self, place: Place) -> Piece:

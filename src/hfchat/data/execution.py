@@ -58,7 +58,7 @@ class Phase:
 
 
 def execute(phases: Sequence[Phase], folder: DataFolder, executor: "Executor", workers: int) -> bool:
-    """Run the phases one after the other; what an earlier run has finished, and is intact, is not run again.
+    """Run the phases one after the other. Tasks that an earlier run has completed are not run again.
 
     Args:
         phases: In their order.
@@ -67,12 +67,12 @@ def execute(phases: Sequence[Phase], folder: DataFolder, executor: "Executor", w
         workers: How many run at a time.
 
     Returns:
-        Whether everything is complete. False: jobs have been submitted, the last of which runs this command again.
+        Whether everything is complete. If not, jobs have been submitted, the last of which runs this command again.
 
     Raises:
-        UserError: What a task raised.
+        UserError: If a task raised one, lost its process, or found no space left.
     """
-    logger.remove()
+    logger.remove()  # datatrove logs to the terminal from its import on
     jobs = [_job(phase, number, folder, executor, workers) for number, phase in enumerate(phases, start=1)]
     # Workers of a run that was killed write the same files: wait until they are gone.
     if lock := _lock(folder, fcntl.LOCK_EX):
@@ -83,6 +83,8 @@ def execute(phases: Sequence[Phase], folder: DataFolder, executor: "Executor", w
     _preload(phases)
     try:
         _run_all(jobs)
+    except UserError:
+        raise
     except Exception:
         # The cause may be a shard that was damaged since: then it is made again, and the phases get a second chance.
         if not _forget_damaged(jobs):
@@ -106,7 +108,7 @@ class _Outputs:
     records: DataFolder
 
     def clear(self, data: DocumentsPipeline, rank: int, world_size: int) -> DocumentsPipeline:
-        """Delete what an attempt that was cut off left behind. At once, so this is not a generator."""
+        """Delete what an attempt that was cut off left behind, before any other block opens a file."""
         self.folder.invalidate_cache()
         for file in self._files(rank):
             self.folder.rm_file(file)
@@ -120,7 +122,7 @@ class _Outputs:
             json.dump(checksums, record)
 
     def are_intact(self, rank: int) -> bool:
-        """Whether what a completed task wrote is there, and what it was."""
+        """Whether the files of a completed task are those that it wrote."""
         try:
             with self.records.open(f"{rank:05d}.json", "r") as record:
                 checksums = json.load(record)
@@ -140,14 +142,15 @@ class _Outputs:
 
 
 class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's, without its pool of workers.
+    """datatrove's, with a pool of workers of its own.
 
-    The pool (read in datatrove 0.10.1) waits for ever for a task whose worker the system has killed, sends the whole
-    pipeline with every task, which never ends where a task fails while the pipe is full, and leaves a process of its
-    own behind when the run is killed.
+    That of datatrove (read in 0.10.1) waits for ever for a task whose worker the system has killed. It sends the
+    whole pipeline with every task, and so waits for ever, too, when a task fails while the pipe is full. It also has a
+    process of queues, which goes on when the run is killed.
     """
 
     folder: DataFolder
+    lock: IO[str] | None = None
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
@@ -165,23 +168,24 @@ class LocalExecutor(LocalPipelineExecutor):
                 pool.shutdown(cancel_futures=True)
 
     def run_task(self, rank: int) -> None:
-        """Run one task in this process. What datatrove logs on the terminal is in the task's log, too."""
+        """Run one task in this process. What datatrove logs to the terminal goes to the task's log alone."""
         task = copy.copy(self)
         task.pipeline = copy.deepcopy(self.pipeline)  # blocks keep the statistics of one task
         with contextlib.redirect_stderr(io.StringIO()):
             task._run_for_rank(rank)  # which datatrove means to be called by `run` of an executor
 
 
-_in_worker: dict[str, Any] = {}
+_executor_of_worker: list[LocalExecutor] = []
 
 
 def _begin_worker(executor: LocalExecutor) -> None:
     threading.Thread(target=_end_with_the_run, daemon=True).start()
-    _in_worker.update(executor=executor, lock=_lock(executor.folder, fcntl.LOCK_SH))  # held until the worker ends
+    executor.lock = _lock(executor.folder, fcntl.LOCK_SH)  # held until the worker ends
+    _executor_of_worker.append(executor)
 
 
 def _run_in_worker(rank: int) -> None:
-    _in_worker["executor"].run_task(rank)
+    _executor_of_worker[0].run_task(rank)
 
 
 def _end_with_the_run() -> None:
@@ -201,7 +205,7 @@ class Executor(Entry):
     runs: ClassVar[type[PipelineExecutor]]
 
     @classmethod
-    def expand(cls, value: object) -> Mapping[str, Any]:
+    def expand(cls, value: object) -> Mapping[str, object]:
         is_name = isinstance(value, str) and not value.lstrip().startswith("{")
         return {"kind": value} if is_name else super().expand(value)
 
@@ -214,7 +218,7 @@ class Executor(Entry):
         return OnThisMachine, OnRay, OnSlurm
 
     def options(self) -> dict[str, Any]:
-        """What datatrove's executor is given."""
+        """What datatrove's executor is given; its own defaults stand for the rest."""
         return self.model_dump(exclude={"kind"}, exclude_unset=True)
 
 
@@ -236,12 +240,12 @@ class OnRay(Executor):
 class OnSlurm(Executor):
     kind: Literal["slurm"] = "slurm"
     runs = SlurmPipelineExecutor
-    time: str
+    time: str | int
     partition: str
     cpus_per_task: int = 1
     mem_per_cpu_gb: int = 2
     tasks_per_job: int = 1
-    qos: str = "normal"
+    qos: str | None = "normal"
     env_command: str | None = None
     condaenv: str | None = None
     venv_path: str | None = None
@@ -296,7 +300,7 @@ def below(folder: DataFolder, path: str) -> DataFolder:
 
 
 def _forget_damaged(jobs: Sequence[_Job]) -> bool:
-    """Forget that tasks are complete whose output is damaged. Returns whether there are any."""
+    """Unmark the completed tasks whose output is damaged. Returns whether there are any."""
     any_damaged = False
     for job in jobs:
         completed = set(range(job.phase.tasks)).difference(job.incomplete_ranks())
@@ -361,7 +365,8 @@ def _progress(job: _Job, description: str) -> Iterator[None]:
 
 def _preload(phases: Sequence[Phase]) -> None:
     """Have the fork server import what the blocks need, once: every phase has new workers."""
-    modules = {type(block).__module__ for phase in phases for block in phase.pipeline}
+    blocks = itertools.chain.from_iterable(phase.pipeline for phase in phases)
+    modules = {type(block).__module__ for block in blocks}
     if "hfchat.data.measures" in modules:  # its filters find words with spaCy, and that brings torch
         modules.add("spacy")
     multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", *sorted(modules)])

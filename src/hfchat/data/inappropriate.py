@@ -24,8 +24,8 @@ class LexiconFilter(BaseFilter):
 
     Args:
         lexicon: Path of a list, see `hfchat.safety.lexicon`; by default the one that comes with hfchat.
-        min_hits_per_1000_words: From so many on.
-        min_distinct: And at least so many different ones.
+        min_hits_per_1000_words: Fewer words of the list do not remove a document.
+        min_distinct: Nor do fewer different ones.
     """
 
     name = "🔞 Lexicon"
@@ -59,7 +59,7 @@ class ClassifierFilter(BaseFilter):
         model_name_or_path: A checkpoint's folder or Hub id; safetensors, and no code of its own.
         label: As the model's config names it.
         threshold: Probability from which a document is removed.
-        revision: Of the Hub.
+        revision: Branch, tag or commit on the Hub.
         max_length: Tokens that are read of each document, from its beginning; no more than the model takes.
         batch_size: Documents at a time.
 
@@ -124,7 +124,7 @@ def _classifier(model_name_or_path: str, revision: str) -> "Pipeline":
     import torch
     from transformers import pipeline
 
-    torch.set_num_threads(1)  # the workers are as many as the cores
+    torch.set_num_threads(1)  # there are as many workers as cores
     try:
         classify = pipeline(
             "text-classification", model=model_name_or_path, revision=revision,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from email.message import Message
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.readers.base import BaseReader
@@ -32,8 +32,8 @@ class InstalledDocsReader(BaseReader):
 
     name = "📦 Installed documentation"
 
-    def __init__(self, max_bytes_per_package: int, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(self, max_bytes_per_package: int):
+        super().__init__()
         self.max_bytes_per_package = max_bytes_per_package
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:

@@ -15,11 +15,11 @@ class LanguageFilter(BaseFilter):
     """Labels documents with `language` and `language_score`, and removes those in other languages than wanted.
 
     Args:
-        languages: Codes of those to keep, e.g. `[en, de]`; none: only label.
+        languages: Codes of the languages to keep, e.g. `[en, de]`. Without them, documents are only labelled.
         threshold: Least score; 0.65 is FineWeb's (arXiv:2406.17557, section 3.3).
 
     Raises:
-        ValueError: For a language that is not written as a code.
+        ValueError: If a language is not written as a code.
     """
 
     name = "🌍 Language"
@@ -32,7 +32,7 @@ class LanguageFilter(BaseFilter):
     ):
         super().__init__(exclusion_writer)
         if wrong := [language for language in languages or () if not re.fullmatch("[a-z]{2,3}", language)]:
-            raise ValueError(f"language: '{wrong[0]}' is no code of a language, as en, de or ceb are")
+            raise ValueError(f"language: '{wrong[0]}' is not a valid code of a language, such as en, de or ceb")
         self.languages, self.threshold = languages, threshold
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:

@@ -1,7 +1,7 @@
 """The filters of Gopher, C4 and FineWeb, with the value that made them remove a document.
 
-datatrove's filters say only why a document goes. To judge a threshold one wants to see by how much it was missed, so
-for removed documents the value is computed again, with the functions of the filter itself.
+datatrove's filters say only why a document is removed. To judge a threshold, you want to see by how much it was
+missed; so the value is computed again for removed documents, with the functions of the filter itself.
 """
 
 import copy
@@ -41,7 +41,7 @@ class _Measured(BaseFilter):
         return result
 
     def measure(self, reason: str, text: str) -> float | None:
-        """The value behind a reason; None where there is no number to it, as for "lorem ipsum"."""
+        """The value behind a reason; None where no number belongs to it, as for "lorem ipsum"."""
         raise NotImplementedError
 
 
@@ -108,7 +108,7 @@ class FineWebQuality(_Measured, FineWebQualityFilter):
 
 
 class C4Quality(_Measured, C4QualityFilter):
-    """Removes lines that are no sentences, and documents of too few or with signs of code (C4, arXiv:1910.10683)."""
+    """Removes lines that are not sentences, and documents with few sentences or with code (C4, arXiv:1910.10683)."""
 
     def measure(self, reason: str, text: str) -> float | None:
         if reason != "too_few_sentences":

@@ -18,7 +18,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from hfchat.data.removal import Removal
 from hfchat.data.words import hashed_n_grams
 
-# Of the pairs whose similarity is just the one asked for, the share that is found.
+# The share that is found of the pairs whose similarity is exactly the one asked for.
 RECALL = 0.97
 MAX_HASHES = 160
 _SHINGLES_AT_A_TIME = 4096
@@ -28,7 +28,7 @@ _CLUSTERS = np.dtype([*((name, "<u4") for name in _NUMBERS), ("removed", "?")])
 
 
 def detection_probability(similarity: float, bands: int, rows: int) -> float:
-    """Of finding a pair of documents with this Jaccard similarity: `1 - (1 - s^rows)^bands`, ibid. section 3.4.2."""
+    """Probability that a pair with this Jaccard similarity is found: `1 - (1 - s^rows)^bands`, ibid. section 3.4.2."""
     return 1 - (1 - similarity**rows) ** bands
 
 
@@ -51,7 +51,7 @@ def minhash_config(
     """
     if not 0 < similarity < 1 or n_grams < 1:
         raise ValueError(
-            f"near_dedup: similarity must be between 0 and 1, n_grams at least 1: {similarity}, {n_grams}"
+            f"near_dedup: similarity must be between 0 and 1, not {similarity}, and n_grams at least 1, not {n_grams}"
         )
     if bands is None and rows is None:
         bands, rows = _bands_and_rows(similarity)
@@ -74,7 +74,7 @@ class NearDuplicateSignatures(MinhashDedupSignature):
     """Writes signatures of documents, by n-grams of `hfchat.data.words`.
 
     datatrove's words come from spaCy: its signatures take nine times as long (`benchmarks/dedup.py`: 0.3 MB/s, and 2.6
-    with ours, which has more hashes); and it holds all hashes of a document at once, which is 1,280 bytes for each word.
+    with ours, which has more hashes). It also holds all hashes of a document at once, 1,280 bytes for each word.
     """
 
     def get_shingles(self, text: str) -> np.ndarray:
@@ -200,10 +200,10 @@ class NearDuplicatesTogether(NearDuplicateFilter):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         with self.folder.open("sizes.json", "r") as stream:
-            found = json.load(stream)
-        self._largest = max(self.validation_fraction * found["documents"], 2)
-        in_large_ones = sum(int(size) * count for size, count in found["sizes"].items() if int(size) > self._largest)
-        self._large_ones_train = 2 * in_large_ones < found["documents"]
+            corpus = json.load(stream)
+        self._largest = max(self.validation_fraction * corpus["documents"], 2)
+        in_large_ones = sum(int(size) * count for size, count in corpus["sizes"].items() if int(size) > self._largest)
+        self._large_ones_train = 2 * in_large_ones < corpus["documents"]
         yield from super().run(data, rank, world_size)
 
     def filter(self, doc: Document) -> bool:

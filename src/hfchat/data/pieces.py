@@ -66,8 +66,8 @@ class Barrier:
     """Where all documents must have been seen before the first goes on: they wait in shards.
 
     Attributes:
-        place: Of the step whose barrier it is, where the shards lie.
-        name: Of the pipeline that reads the shards again.
+        place: Where the shards lie: that of the step whose barrier it is.
+        name: What the pipeline that reads the shards again is called.
         signatures: What the documents go through once they are written.
         phases: What runs before they are read again.
     """

@@ -13,7 +13,7 @@ class ReplacePII(PipelineStep):
     """Replaces personal data by values that are nobody's, and counts it: statistics `pii_email` and so on.
 
     Args:
-        kinds: Of `email`, `ip`, `phone` and `card`.
+        kinds: Some of `email`, `ip`, `phone` and `card`.
         phone_regions: Countries whose national phone numbers are looked for.
     """
 

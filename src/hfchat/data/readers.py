@@ -187,7 +187,7 @@ class HubReader(HuggingFaceDatasetReader):
         except (OSError, ValueError) as error:  # no such dataset, configuration, split or revision; no network
             raise UserError(f"sources: {self.dataset}: {one_line(error)}") from error
 
-    def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
+    def get_document_from_dict(self, data: dict[str, object], source_file: str, id_in_file: int | str) -> Document:
         """datatrove's drops rows without text, uncounted; here each row becomes a document."""
         if self.text_key not in data:
             raise UserError(f"sources: {self.dataset}: no column '{self.text_key}', only {sorted(data)}")

@@ -6,11 +6,12 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from hfchat.markdown import markdown_of
 if TYPE_CHECKING:
     import jinja2
 
+SPLITS = ("train", "validation")
 SAMPLES = 20
 EXCERPT_CHARACTERS = 600
 UNREADABLE_SHOWN = 50
@@ -38,7 +40,7 @@ _COMPARED_CHARACTERS = 2000
 # Rare domains are forgotten beyond this many, which bounds the memory that the Web's millions of them would take.
 _MAX_DOMAINS = 1_000_000
 # Where the bins of the histogram of lengths begin, in characters.
-LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 8) for digit in (1, 2, 5)))
+LENGTH_EDGES = (0, *(digit * 10**power for power, digit in itertools.product(range(1, 8), (1, 2, 5))))
 
 # Settings that say where and how fast the work was done, but not what came out: the report must not depend on them.
 _NOT_SHOWN = {"output_dir", "overwrite_output_dir", "workers", "executor", "strict"}
@@ -60,6 +62,9 @@ class Amount:
     bytes: int = 0
 
 
+_Number = TypeVar("_Number", int, Amount)
+
+
 @dataclass
 class Cluster:
     """A near-duplicate cluster: its `size` in documents, the kept one, and some of those removed (`id` and `text`)."""
@@ -67,6 +72,29 @@ class Cluster:
     size: int
     kept: dict[str, str]
     removed: list[dict[str, str]]
+
+
+class Counts(TypedDict):
+    """The numbers of a corpus, as JSON; documents, unless it says otherwise.
+
+    `skipped_for` counts records that are not documents by what they are; `undivided` are sources whose separator is in
+    none of their files; `evaluation_sets` says what `hfchat.data.decontamination.build_index` found in each.
+    """
+
+    read: int
+    documents: dict[str, int]
+    bytes: dict[str, int]
+    tokens: dict[str, int]
+    removed: dict[str, int]
+    licenses: dict[str, int]
+    sources: dict[str, int]
+    languages: dict[str, int]
+    near_duplicate_clusters: int
+    skipped: int
+    skipped_for: dict[str, int]
+    undivided: dict[str, str]
+    pii: dict[str, int]
+    evaluation_sets: dict[str, dict[str, int]]
 
 
 @dataclass
@@ -85,13 +113,14 @@ class Summary:
         domains_complete: Whether no rare domain had to be forgotten.
         lengths: Documents per bin of `LENGTH_EDGES`, for `kept` and `removed`.
         samples: Random documents, `kept` and `removed`: rows with the beginning of `text`, and `characters` in all.
-        unreadable: Of the first records that could not be read: id and error.
+        unreadable: Id and error of the first records that could not be read.
         unreadable_count: How many there are.
         cluster_sizes: Near-duplicate clusters per number of documents in them.
         clusters: Some of them.
         pii: Personal data replaced, per kind.
-        skipped: Records that are no documents, per what they are.
+        skipped: Records that are not documents, by what they are.
         undivided: Names of sources whose separator stands between no two documents, and that separator.
+        evaluation_sets: `rows`, `n_grams` and `too_short` of each set that was kept out.
     """
 
     chain: list[str]
@@ -115,6 +144,7 @@ class Summary:
     pii: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     undivided: dict[str, str] = field(default_factory=dict)
+    evaluation_sets: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -126,7 +156,7 @@ class Summary:
         return sum(self.removed.values(), Counter())
 
     def funnel(self) -> list[tuple[str, int, Counter[str]]]:
-        """Of each step: its name, the documents left after it, and those that it removed per reason."""
+        """Each step: its name, the documents left after it, and those that it removed per reason."""
         left, rows = self.read, []
         for step in dict.fromkeys([*self.chain, *sorted(self.removed)]):
             removed = self.removed.get(step, Counter())
@@ -134,24 +164,34 @@ class Summary:
             rows.append((step, left, removed))
         return rows
 
-    def counts(self) -> dict[str, Any]:
-        """The numbers, as JSON."""
+    def counts(self) -> Counts:
+        none = dict.fromkeys(SPLITS, 0)
         return {
             "read": self.read,
-            "documents": dict(self.documents),
-            "bytes": dict(self.bytes),
+            "documents": {**none, **self.documents},
+            "bytes": {**none, **self.bytes},
             "tokens": dict(self.tokens),
             "removed": dict(ranked(self.reasons)),
             "licenses": {name: amount.documents for name, amount in ranked(self.licenses)},
             "sources": {name: amount.documents for name, amount in ranked(self.sources)},
             "languages": dict(ranked(self.languages)),
             "near_duplicate_clusters": self.cluster_sizes.total(),
+            "skipped": sum(self.skipped.values()),
+            "skipped_for": dict(ranked(self.skipped)),
+            "undivided": self.undivided,
+            "pii": self.pii,
+            "evaluation_sets": self.evaluation_sets,
         }
 
 
-def ranked(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def ranked(counts: Mapping[str, _Number]) -> list[tuple[str, _Number]]:
     """Entries of numbers or `Amount`s with the most documents first; equal ones by name."""
-    return sorted(counts.items(), key=lambda entry: (-getattr(entry[1], "documents", entry[1]), entry[0]))
+
+    def rank(entry: tuple[str, int | Amount]) -> tuple[int, str]:
+        name, count = entry
+        return -(count.documents if isinstance(count, Amount) else count), name
+
+    return sorted(counts.items(), key=rank)
 
 
 def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
@@ -160,13 +200,14 @@ def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
     Memory holds a row group, and 8 bytes for each near duplicate removed.
 
     Args:
-        folder: Of the corpus.
+        folder: The corpus.
         chain: Names of the steps, in their order.
         read: Documents read, by the readers' own count.
 
     Raises:
         RuntimeError: If the documents that were read are not those kept and removed.
     """
+    # Everything is counted in one pass, because a corpus may be far larger than the memory.
     summary = Summary(list(chain), read)
     kept, removed, clusters = _Sample(), _Sample(), _Clusters()
     kept_files, removed_files = (sorted(folder.glob(p)) for p in ("data/*.parquet", "removed/*/*.parquet"))
@@ -183,6 +224,7 @@ def summarize(folder: DataFolder, chain: Sequence[str], read: int) -> Summary:
                 removed.offer(table)
                 clusters.offer(table.filter(pc.equal(table["reason"], "near_duplicate")))
             bar.update()
+    # Each document that was read must be somewhere: a block that loses some would go unnoticed otherwise.
     lost = summary.reasons.total()
     if read != summary.kept + lost:
         raise RuntimeError(f"{read} documents were read, but {summary.kept} kept and {lost} removed")
@@ -273,15 +315,11 @@ class _Sample:
                 continue
             row = table.slice(position, 1).to_pylist()[0]
             row |= {"text": row["text"][: EXCERPT_CHARACTERS + 1], "characters": len(row["text"])}
-            bisect.insort(self._best, (rank, row), key=_first_of)
+            bisect.insort(self._best, (rank, row), key=operator.itemgetter(0))
             del self._best[SAMPLES:]
 
     def rows(self) -> list[dict[str, object]]:
         return [row for _, row in self._best]
-
-
-def _first_of(entry: tuple[int, object]) -> int:
-    return entry[0]
 
 
 class _Clusters:
@@ -329,16 +367,13 @@ class _Clusters:
         ]
 
 
-def write_report(
-    folder: DataFolder, summary: Summary, config: Mapping[str, Any], evaluation_sets: Mapping[str, Mapping[str, int]]
-) -> None:
+def write_report(folder: DataFolder, summary: Summary, config: Mapping[str, object]) -> None:
     """Write `report.html`, which needs no other file, and `report.md`.
 
     Args:
-        folder: Of the corpus.
-        summary: What `summarize` found.
-        config: The settings of the run.
-        evaluation_sets: Of each set that was kept out: `rows`, `n_grams`, `too_short`.
+        folder: The corpus.
+        summary: What is in it.
+        config: The settings of the run, as `hfchat.config.settings_of` gives them.
     """
     context = {
         "summary": summary,
@@ -348,7 +383,7 @@ def write_report(
             for cluster in summary.clusters
         ],
         "settings": settings_as_yaml(config),
-        "evaluation_sets": evaluation_sets,
+        "evaluation_sets": summary.evaluation_sets,
     }
     page = _html_environment().get_template("report.html.jinja").render(context)
     write_page(folder, "report.html", page)
@@ -361,21 +396,19 @@ def write_page(folder: DataFolder, name: str, page: str) -> None:
         file.write(page.encode())
 
 
-def settings_as_yaml(config: Mapping[str, Any]) -> str:
+def settings_as_yaml(config: Mapping[str, object]) -> str:
     """The settings that decide what comes out, in the form of the YAML that a user writes, without credentials."""
-    plain = json.loads(json.dumps({key: config[key] for key in config if key not in _NOT_SHOWN}, default=str))
+    plain = json.loads(json.dumps({key: config[key] for key in config if key not in _NOT_SHOWN}))
     for source in plain.get("sources", ()):
         if "storage_options" in source:
             source["storage_options"] = _masked(source["storage_options"])
     if "steps" in plain:
-        plain["steps"] = [
-            next(iter(step)) if isinstance(step, dict) and not any(step.values()) else step for step in plain["steps"]
-        ]
+        plain["steps"] = [step if any(step.values()) else next(iter(step)) for step in plain["steps"]]
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
     return _SECRET_IN_URL.sub(r"\1***", _USER_IN_URL.sub("***@", text))
 
 
-def _masked(value: Any) -> Any:
+def _masked(value: object) -> object:
     if isinstance(value, dict):
         return {key: _masked(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -410,7 +443,7 @@ def _pieces(words: list[str], differences: list[tuple[int, int]]) -> list[tuple[
     marked = [False] * len(words)
     for start, end in differences:
         marked[start:end] = [True] * (end - start)
-    # A third of the excerpt stands before the first difference, or the whole text where it is not longer.
+    # A third of the excerpt stands before the first difference, or everything where little would be cut off.
     first = differences[0][0] if differences else 0
     start, before = first, 0
     while start and before + len(words[start - 1]) <= CLUSTER_EXCERPT_CHARACTERS // 3:
@@ -454,7 +487,7 @@ def _with_filters(environment: "jinja2.Environment") -> "jinja2.Environment":
 
 
 def _share(value: int, total: int) -> str:
-    """Percent, such that neither 0% nor 100% is said of what is not quite."""
+    """Percent. What is not quite none or all is never shown as 0% or 100%."""
     percent = 100 * value / total if total else 0.0
     if value and percent < 0.1:
         return "<0.1%"

@@ -174,7 +174,7 @@ def _items(text: io.BufferedReader, name: str, max_bytes: int) -> Iterator[bytes
                 begin = position if depth == 1 else begin
             elif sign in b"]}":
                 depth -= 1
-            # A comma of the list itself, or its end, ends an item
+                # A comma of the list itself, or its end, ends an item
             if not in_string and (depth == 0 or (sign == b"," and depth == 1)):
                 item += piece[begin : found.start()]
                 if depth or not is_first or item.strip():
@@ -206,6 +206,7 @@ def csv_rows(stream: IO[bytes], name: str, max_bytes: int) -> Iterator[LazyRow]:
         delimiter, first = declared[1], next(lines, "")
     else:
         delimiter = find_delimiter(first)
+    # A header decides how many fields each row has
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter)
     header = next(reader, [])
     if twice := [column for column, count in Counter(header).items() if count > 1]:
@@ -267,7 +268,7 @@ def parquet_rows(stream: IO[bytes], name: str, max_bytes: int, columns: Sequence
         wanted = [column for column in columns or names if column in names]
         leaves = [file.schema.column(i) for i in range(len(file.schema))]
         metadata = file.metadata
-    leaves = [leaf for leaf in leaves if leaf.path.split(".")[0] in wanted]
+    leaves = [leaf for leaf in leaves if _is_in(leaf.path, wanted)]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     number = 0
     # A value that many rows have is written once: as a dictionary it is also read once.
@@ -287,10 +288,15 @@ def parquet_rows(stream: IO[bytes], name: str, max_bytes: int, columns: Sequence
                     yield partial(_parquet_row, batch, position, f"{name} (row {number})", most)
 
 
+def _is_in(path: str, columns: Collection[str]) -> bool:
+    """Whether a leaf belongs to one of the columns, whose names may have dots as the path of the leaf does."""
+    return any(f"{path}.".startswith(f"{column}.") for column in columns)
+
+
 def _size_of_group(group: Any, wanted: Collection[str]) -> tuple[int, int, int]:
     """Rows of a row group, and bytes of the wanted columns, unpacked and in the file."""
     columns = [group.column(i) for i in range(group.num_columns)]
-    columns = [column for column in columns if column.path_in_schema.split(".")[0] in wanted]
+    columns = [column for column in columns if _is_in(column.path_in_schema, wanted)]
     unpacked = sum(column.total_uncompressed_size for column in columns)
     return group.num_rows, unpacked, sum(column.total_compressed_size for column in columns)
 

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.readers import ParquetReader
-from datatrove.pipeline.writers import ParquetWriter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from hfchat.data.removal import Removal
@@ -28,8 +27,6 @@ CLUSTER_SCHEMA = pa.schema([("cluster", pa.int64()), ("id", pa.string()), ("text
 ROW_GROUP_CHARACTERS = 16_000_000
 ROW_GROUP_ROWS = 1000
 
-Row = dict[str, object]
-
 
 class DocumentWriter(DiskWriter):
     """Writes documents as rows of Parquet, with checksums of their pages: damage shows when a shard is read.
@@ -49,15 +46,17 @@ class DocumentWriter(DiskWriter):
         super().__init__(folder, name, compression=None, mode="wb")
         self.adapter = self.row  # what datatrove makes of a function that it is given cannot be pickled
         self._files: dict[str, pq.ParquetWriter] = {}
-        self._rows: dict[str, list[Row]] = {}
+        self._rows: dict[str, list[dict[str, object]]] = {}
         self._characters: dict[str, int] = {}
 
-    def row(self, document: Document) -> Row:
+    def row(self, document: Document) -> dict[str, object]:
         """What is kept of a document."""
         row = {name: document.metadata.get(name) for name in SCHEMA.names}
         return {**row, "text": document.text, "id": document.id}
 
-    def _write(self, document: Row, file_handler: IO[bytes], filename: str) -> None:  # the method to implement
+    def _write(
+        self, document: dict[str, object], file_handler: IO[bytes], filename: str
+    ) -> None:  # the method to implement
         if filename not in self._files:
             self._files[filename] = pq.ParquetWriter(
                 file_handler,
@@ -113,7 +112,7 @@ class RemovedWriter(DocumentWriter):
     def write(self, document: Document, rank: int = 0, **kwargs: str) -> None:
         super().write(document, rank, reason=self._removal(document).reason, **kwargs)
 
-    def row(self, document: Document) -> Row:
+    def row(self, document: Document) -> dict[str, object]:
         removal = self._removal(document)
         return {
             **super().row(document),
@@ -127,16 +126,16 @@ class RemovedWriter(DocumentWriter):
         return Removal.of(document) or Removal(self.reason)
 
 
-class ClusterWriter(ParquetWriter):
+class ClusterWriter(DocumentWriter):
     """Passes documents on, and writes those kept of a near-duplicate cluster to `clusters/`, for the report."""
 
     name = "👯 Kept of a cluster"
+    schema = CLUSTER_SCHEMA
 
     def __init__(self, folder: DataFolder):
-        super().__init__(folder, "clusters/${rank}.parquet", max_file_size=-1, schema=CLUSTER_SCHEMA)
-        self.adapter = self.row
+        super().__init__(folder, "clusters/${rank}.parquet")
 
-    def row(self, document: Document) -> Row:
+    def row(self, document: Document) -> dict[str, object]:
         return {"cluster": document.metadata["cluster"], "id": document.id, "text": document.text[:2000]}
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:

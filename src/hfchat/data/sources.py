@@ -83,9 +83,7 @@ class Source(Entry):
         kinds = itertools.chain.from_iterable(
             get_args(model.model_fields["kind"].annotation) for model in cls.alternatives()
         )
-        raise ValueError(
-            f"{cls.title(fields)}: its name does not say what it is; give a 'kind': one of {', '.join(kinds)}"
-        )
+        raise ValueError(f"source {path}: its name does not say what it is; give a 'kind': one of {', '.join(kinds)}")
 
     @property
     def label(self) -> str:
@@ -99,7 +97,7 @@ class Source(Entry):
         Local files count by their content, remote ones by what the storage says of them (ETag, size, time).
 
         Raises:
-            UserError: If it names files and there are none.
+            UserError: If it names files that do not exist.
         """
 
     @abstractmethod
@@ -122,7 +120,7 @@ class Source(Entry):
             max_document_bytes: Larger documents are removed.
 
         Raises:
-            UserError: If it names files and there are none.
+            UserError: If it names files that do not exist.
         """
         reader = self.reader(max_document_bytes)
         return SourceStep(reader, self.extraction, removed_writer, strict, max_document_bytes)

@@ -20,11 +20,12 @@ class UrlFilter(URLFilter):
     The lists of domains and words (UT1's and RefinedWeb's) are in datatrove's wheel; nothing is downloaded.
 
     Args:
-        use_integrated_lists: Use them.
-        extra_domains: Further domains that are blocked, and `extra_urls` pages.
-        banned_words: Words that may not be part of a URL, between characters that are no letters or digits.
-        banned_subwords: Strings that may not be part of a URL.
-        soft_banned_words: Words of which a URL may have fewer than `soft_word_threshold`.
+        use_integrated_lists: Whether these lists are used.
+        extra_domains: Further domains that are blocked.
+        extra_urls: Further pages that are blocked.
+        banned_words: Words that may not stand in a URL between characters other than letters and digits.
+        banned_subwords: Strings that may not stand in a URL.
+        soft_banned_words: Words of which a URL must have fewer than `soft_word_threshold`.
     """
 
     def __init__(

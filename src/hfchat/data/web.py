@@ -128,6 +128,7 @@ def _text_of(record: WarcRecord, metadata: dict[str, str], max_bytes: int) -> Re
         charset = next(filter(None, map(_charset, _values(http, "Content-Type"))), None)
     else:
         return Skipped(f"{record.kind} record" if record.kind in _OTHER_RECORDS else "record of an unknown type")
+    # What is left is text, of a size and in an encoding that have to be found out
     if len(content) > max_bytes:
         excerpt = content[: 4 * EXCERPT_CHARACTERS].decode("utf-8", errors="replace")
         return Record(excerpt, metadata, ("too_large", f"more than {max_bytes:,} bytes"))

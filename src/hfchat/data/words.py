@@ -8,10 +8,10 @@ from hfchat.words import words
 
 
 def hashed_n_grams(text: str, n: int) -> Iterator[int]:
-    """A 64-bit hash for each run of `n` words of a text; none where it has fewer."""
-    found = words(text)
-    for start in range(len(found) - n + 1):
-        yield hashed(found[start : start + n])
+    """A 64-bit hash for each run of `n` words of a text."""
+    text_words = words(text)
+    for start in range(len(text_words) - n + 1):
+        yield hashed(text_words[start : start + n])
 
 
 def hashed(run: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes.
+    """What a training writes, in bytes.
 
     Attributes:
         checkpoint: One checkpoint: the trained weights and the optimizer's state.

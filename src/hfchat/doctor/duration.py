@@ -30,9 +30,9 @@ def occurrences(strategy: str, every: float | None, max_steps: int, epochs: floa
         epochs: Epochs of the run.
         at_the_end: Whether one comes after the last step anyway.
     """
-    if strategy == "no":
-        return int(at_the_end)
     if strategy == "epoch":
         return max(1, math.ceil(epochs))
+    if strategy == "no" or every is None:
+        return int(at_the_end)
     steps = max(1, math.ceil(max_steps * every) if every < 1 else int(every))
     return max_steps // steps + int(at_the_end and max_steps % steps > 0)

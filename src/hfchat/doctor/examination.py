@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfchat.doctor import health
-from hfchat.doctor.calibration import Calibration, calibrate
+from hfchat.doctor.calibration import calibrate
+from hfchat.doctor.disk import Disk
 from hfchat.doctor.duration import Duration
 from hfchat.doctor.inputs import examine_inputs
-from hfchat.doctor.machine import Machine, free_disk_bytes, write_speed
-from hfchat.doctor.plan import (
-    Plan,
-    Texts,
-    libraries_bytes,
-    plan_pretraining,
-    plan_tuning,
-)
+from hfchat.doctor.machine import Machine, free_disk_bytes, resident_bytes, write_speed
+from hfchat.doctor.memory import Memory
+from hfchat.doctor.plan import RunPlan, Texts, plan_pretraining, plan_tuning
 from hfchat.doctor.recipes import Recipe, find_recipe
-from hfchat.doctor.report import Report, Verdict, size, time
+from hfchat.doctor.report import Report, Section, Verdict, size, time
+from hfchat.doctor.trial import Calibration
 from hfchat.errors import UserError
 from hfchat.models import add_special_tokens, load_tokenizer
 from hfchat.token_ids import encode_conversation, encode_texts
@@ -38,7 +35,7 @@ _TEXT_CHARACTERS = 900
 def examine(
     argv: Sequence[str], *, config: str | None = None, recipe: str | None = None, calibration: bool = True
 ) -> Report:
-    """Say of a run whether it will go well on this machine.
+    """Say whether a run will go well on this machine.
 
     Args:
         argv: The recipe's command line, without `--config`.
@@ -47,7 +44,7 @@ def examine(
         calibration: Whether to run a few steps if the estimate fits.
 
     Raises:
-        UserError: For what the recipe itself refuses before any work.
+        UserError: If the recipe itself refuses its settings or inputs before any work.
     """
     if config is not None and not Path(config).is_file():
         raise UserError(f"--config {config}: no such file")
@@ -70,16 +67,18 @@ class _Training:
         self.args = arguments[0]
         self.machine = Machine.here(self.args.use_cpu)
         self.result = Report(recipe.name, f"{self.machine.device}, {size(self.machine.memory_bytes)} free")
-        self.libraries = libraries_bytes(self.machine, self.args.use_cpu)
+        # On a CPU, a process of the recipe holds as much before its first tensor as this one, with the same imports.
+        self.libraries = 0 if self.machine.has_gpu else resident_bytes()
 
     def report(self, calibration: bool) -> Report:
         report = self.result
         tokenizer, texts = self.examine_data()
         plan = self.plan(tokenizer, texts)
-        memory = plan.memory(self.libraries)
-        disk = plan.disk()
+        memory, disk = plan.memory(self.libraries), plan.disk()
         available = self.machine.memory_bytes
         fits = memory.peak <= available and disk.total <= self._free_disk()
+
+        # A run that cannot fit might take the memory of other programs, so that it is not even begun.
         measured: Calibration | str = "left out"
         if not fits:
             measured = "left out: the run will not fit"
@@ -87,7 +86,7 @@ class _Training:
             measured = "left out: a check fails"
         elif calibration:
             close = memory.weights <= _CLOSING_BYTES and disk.total < self._free_disk() // 2
-            measured = calibrate(self.recipe, self.argv, vars(self.args), close=close)
+            measured = calibrate(self.recipe, self.argv, self.args, close=close)
         self._report_memory(plan, memory, measured, available)
         self._report_disk(disk)
         self._report_time(plan, disk, measured)
@@ -97,62 +96,61 @@ class _Training:
     def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
         raise NotImplementedError
 
-    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
         raise NotImplementedError
 
-    def examine_health(self, train: "Dataset", evaluation: "Dataset", tokens: Sequence[int], limit: int | None):
-        """Duplicates, empty rows, languages and lengths; `tokens` are those of some rows."""
+    def examine_health(
+        self, train: "Dataset", evaluation: "Dataset", tokens: Sequence[int], limit: int | None
+    ) -> None:
+        """Report duplicates, empty rows, languages and lengths.
+
+        Args:
+            train: Rows to train on.
+            evaluation: Rows to evaluate on.
+            tokens: Tokens of some of the rows to train on.
+            limit: Tokens that a row may have; None where longer ones are cut into blocks.
+        """
         section = self.result.section("Data")
         duplicates = health.find_duplicates(train, evaluation, self.text_column)
         empty = health.empty_rows(train, self.text_column)
         lengths = health.lengths(tokens, limit)
+
+        # Rows that are there more than once: learned by heart, or measured on what was learned.
         section.add("rows", f"{len(train):,} to train on, {len(evaluation):,} to evaluate on")
-        section.add(
-            "duplicates in train",
-            f"{duplicates.within:,} ({duplicates.within / len(train):.1%})",
-            *_judge(duplicates.within > 0.01 * len(train), "warning", "prepare the data again: it removes them"),
-        )
-        section.add(
+        again, shared = duplicates.within / len(train), duplicates.shared / len(evaluation)
+        advice = "prepare the data again: it removes them"
+        section.judge("duplicates in train", f"{duplicates.within:,} ({again:.1%})", again <= 0.01, advice)
+        section.judge(
             "evaluation rows that are trained on",
-            f"{duplicates.shared:,} ({duplicates.shared / len(evaluation):.1%})",
-            *_judge(
-                duplicates.shared > 0,
-                "warning" if getattr(self.args, "allow_leakage", False) else "fails",
-                "take them out of one of the splits: the evaluation would measure what was learned by heart",
-            ),
+            f"{duplicates.shared:,} ({shared:.1%})",
+            shared == 0,
+            "take them out of one of the splits: the evaluation would measure what was learned by heart",
+            "warning" if getattr(self.args, "allow_leakage", False) else "fails",
         )
         if duplicates.same_prompt is not None:
-            section.add(
-                "others with the same first user turn",
-                f"{duplicates.same_prompt:,}",
-                *_judge(
-                    duplicates.same_prompt > 0.01 * len(evaluation),
-                    "warning",
-                    "split by the first user turn, as recipes/prepare_conversations.py does",
-                ),
-            )
-        section.add(
+            few = duplicates.same_prompt <= 0.01 * len(evaluation)
+            advice = "split by the first user turn, as recipes/prepare_conversations.py does"
+            section.judge("others with the same first user turn", f"{duplicates.same_prompt:,}", few, advice)
+
+        # What the rows hold: all of them for emptiness, a sample for their languages and lengths.
+        section.judge(
             "empty documents" if self.text_column else "conversations with an empty turn",
             f"{len(empty):,}" + (f", row {empty[0]} first" if empty else ""),
-            *_judge(bool(empty), "warning" if self.text_column else "fails", "take them out"),
+            not empty,
+            "take them out",
+            "warning" if self.text_column else "fails",
         )
         sampled = train.select(range(0, len(train), max(1, len(train) // _SAMPLED_ROWS)))
         languages = health.languages([health.text_of(row, self.text_column) for row in sampled])
-        section.add(
-            "languages",
-            "not identified: install hfchat[data]"
-            if languages is None
-            else ", ".join(f"{code} {share:.0%}" for code, share in languages[:5]),
-        )
+        shares = ", ".join(f"{code} {share:.0%}" for code, share in (languages or [])[:5])
+        section.add("languages", "not identified: install hfchat[data]" if languages is None else shares)
         quantiles = ", ".join(f"{share:.0%} {count:,}" for share, count in lengths.quantiles.items())
         section.add("tokens per row, quantiles", quantiles)
         if limit is not None:
-            section.add(
-                f"longer than max_length {limit}",
-                f"{lengths.over_limit:.1%}",
-                *_judge(lengths.over_limit > 0.05, "warning", "they are left out; raise max_length"),
-            )
+            few, advice = lengths.over_limit <= 0.05, "they are left out; raise max_length"
+            section.judge(f"longer than max_length {limit}", f"{lengths.over_limit:.1%}", few, advice)
         section.text = "\n".join(lengths.bars())
+
         self.result.figures["data"] = {
             "train_rows": len(train),
             "evaluation_rows": len(evaluation),
@@ -162,13 +160,14 @@ class _Training:
             "lengths": asdict(lengths),
         }
 
-    def _report_memory(self, plan: Plan, memory: Any, measured: Calibration | str, available: int) -> None:
+    def _report_memory(self, plan: RunPlan, memory: Memory, measured: Calibration | str, available: int) -> None:
+        # Each part that all processes hold, and then the largest of the moments that add to them.
         section = self.result.section("Memory, of one process")
         section.add("libraries", size(memory.libraries))
         section.add("weights", size(memory.weights))
         section.add("gradients", size(memory.gradients))
         section.add("optimizer", f"{size(memory.optimizer)} ({plan.optimizer})")
-        section.add("activations and logits", size(memory.activations))
+        section.add("activations and logits, about", size(memory.activations))
         if memory.slack:
             section.add("kept by the allocator", size(memory.slack))
         section.add("an evaluation, at its peak", size(memory.kept + memory.evaluation))
@@ -179,14 +178,14 @@ class _Training:
             section.add("peak of the calibration", size(measured.peak_bytes), _fits(measured.peak_bytes, available))
         section.add("free", size(available))
         if self.args.world_size > 1 or self.args.fsdp or self.args.deepspeed:
-            section.add("several processes", "nothing is taken to be sharded; FSDP and DeepSpeed take less")
+            section.add("several processes", "estimated without sharding; FSDP and DeepSpeed take less")
         self.result.figures["memory"] = asdict(memory) | {
             "peak": memory.peak,
             "calibrated_peak": getattr(measured, "peak_bytes", None),
             "available": available,
         }
 
-    def _advice(self, plan: Plan, peak: int) -> str:
+    def _advice(self, plan: RunPlan, peak: int) -> str:
         available = self.machine.memory_bytes
         if peak <= available:
             return ""
@@ -196,16 +195,18 @@ class _Training:
         if fitting:
             return f"it fits with {', or '.join(fitting[:4])}"
         name, least = min(takes, key=lambda pair: pair[1], default=("a smaller model", 0))
-        return f"no one setting is enough; {name} takes it to {size(least)}; a smaller model, or a larger machine"
+        return (
+            f"no one setting is enough; {name} takes it to {size(least)}; choose a smaller model or a larger machine"
+        )
 
-    def other_plans(self) -> Iterable[tuple[str, Plan]]:
-        """Those that need other arguments than the plan's."""
+    def other_plans(self) -> Iterable[tuple[str, RunPlan]]:
+        """Plans with other arguments than the run's that take less memory, and the settings that make them."""
         return ()
 
     def _free_disk(self) -> int:
         return free_disk_bytes(Path(self.args.output_dir))
 
-    def _report_disk(self, disk: Any) -> None:
+    def _report_disk(self, disk: Disk) -> None:
         free = self._free_disk()
         section = self.result.section("Disk")
         section.add("checkpoints", f"{size(disk.checkpoints)} ({size(disk.checkpoint)} each)")
@@ -219,14 +220,21 @@ class _Training:
         section.add("free", size(free))
         self.result.figures["disk"] = asdict(disk) | {"total": disk.total, "free": free}
 
-    def _report_time(self, plan: Plan, disk: Any, measured: Calibration | str) -> None:
+    def _report_time(self, plan: RunPlan, disk: Disk, measured: Calibration | str) -> None:
         section = self.result.section("Time")
         if isinstance(measured, str):
-            failed = not measured.startswith("left out")
-            section.add("calibration", measured, *_judge(failed, "fails", "the run would stop there too"))
+            left_out = measured.startswith("left out")
+            section.judge("calibration", measured, left_out, "the run would stop there too", "fails")
             self.result.figures["time"] = None
             return
-        duration = _duration(plan, disk, measured, write_speed(Path(self.args.output_dir)))
+        duration = Duration(
+            startup=measured.startup_seconds,
+            training=measured.warm_up_seconds + measured.max_steps * measured.step_seconds,
+            evaluation=plan.evaluations * measured.evaluation_seconds,
+            samples=2 * measured.samples_seconds,
+            saving=plan.saves * disk.checkpoint / write_speed(Path(self.args.output_dir)),
+            closing=measured.closing_seconds or 0.0,
+        )
         steps = measured.max_steps
         section.add("start-up", time(duration.startup))
         section.add("training", f"{time(duration.training)} ({steps:,} steps of {measured.step_seconds:.2f} s)")
@@ -270,6 +278,8 @@ class _Pretraining(_Training):
             section.add("rows", f"a stream; its first {len(texts):,} documents were looked at")
             section.text = "\n".join(health.lengths(_token_counts(texts, tokenizer), None).bars())
             return tokenizer, Texts(None, args.block_size)
+
+        # How many tokens the corpus has follows from a sample, with the two that stand around each document.
         train, evaluation = load_documents(args)
         train = train.select_columns([column])
         step = max(1, len(train) // _SAMPLED_ROWS)
@@ -279,7 +289,7 @@ class _Pretraining(_Training):
         tokens = round((sum(counts) + 2 * len(counts)) / len(counts) * len(train))
         return tokenizer, Texts(-(-tokens // args.block_size), args.block_size, tokens=tokens)
 
-    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
         return plan_pretraining(self.args, tokenizer, texts)
 
 
@@ -287,11 +297,11 @@ class _Tuning(_Training):
     """Fine-tuning and preference tuning."""
 
     def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
+        from hfchat.dataset import load_conversation_splits
         from hfchat.models import resolve
         from hfchat.training.supervision import load_chat_tokenizer
 
         args, model_args = self.arguments
-        options = {"config_name": args.dataset_config_name}
         preferences = self.recipe.name == "align"
         tokenizer, new_tokens = load_chat_tokenizer(
             resolve(model_args.model_name_or_path),
@@ -300,7 +310,12 @@ class _Tuning(_Training):
             system_message=None if preferences else args.system_message,
         )
         splits = (args.dataset_train_split, args.dataset_test_split)
-        train, evaluation = _load_conversations(args.dataset_name, splits, preferences, **options)
+        if preferences:
+            train, evaluation = _load_preference_splits(args.dataset_name, splits, args.dataset_config_name)
+        else:
+            train, evaluation = load_conversation_splits(
+                args.dataset_name, *splits, config_name=args.dataset_config_name
+            )
         texts = self._examine_labels(tokenizer, new_tokens, preferences)
         step = max(1, len(train) // _SAMPLED_ROWS)
         sampled = train.select(range(0, len(train), step))
@@ -313,83 +328,67 @@ class _Tuning(_Training):
     def _examine_labels(
         self, tokenizer: "PreTrainedTokenizerBase", new_tokens: Sequence[int], preferences: bool
     ) -> Texts | None:
-        """What the recipe would print before its first step, made by the same functions; None where they refuse."""
+        """Report what the recipe would print before its first step; None where its functions refuse the data."""
         from hfchat.chat_template import fingerprint
 
-        args = self.args
         section = self.result.section("Template and labels")
         section.add("chat template", fingerprint(tokenizer), "ok")
         if new_tokens:
             section.add("new tokens", f"{len(new_tokens)}; their embeddings are trained")
         try:
-            if preferences:
-                from hfchat.training.preferences import load_preferences
-
-                loaded = load_preferences(args, tokenizer)
-                counts = loaded.counts
-                total = sum(map(len, loaded.held_out["prompt_ids"])) + sum(map(len, loaded.held_out["completion_ids"]))
-                learned = sum(map(len, loaded.held_out["completion_ids"]))
-                texts = Texts(len(loaded.train), min(counts.longest, args.max_length), learned / total)
-                section.add("scored", f"{counts.scored_tokens:,} tokens", "ok")
-            else:
-                from hfchat.training.supervision import load_conversations
-
-                loaded = load_conversations(args, tokenizer)
-                counts = loaded.supervision
-                sequences = counts.conversations
-                if args.packing:
-                    sequences = max(1, -(-counts.tokens // args.max_length))
-                share = counts.supervised_tokens / counts.tokens
-                texts = Texts(sequences, min(counts.longest, args.max_length), share)
-                section.add("supervised", f"{counts.supervised_tokens:,} of {counts.tokens:,} tokens", "ok")
+            shown, texts = (self._preferences if preferences else self._conversations)(tokenizer, section)
         except UserError as error:
             section.add("labels", "refused", "fails", str(error))
             return None
-        shown = loaded.describe(tokenizer)
         section.text = shown if len(shown) <= _TEXT_CHARACTERS else f"{shown[:_TEXT_CHARACTERS]}…"
         return texts
 
-    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
+    def _preferences(self, tokenizer: "PreTrainedTokenizerBase", section: Section) -> tuple[str, Texts]:
+        from hfchat.training.preferences import load_preferences
+
+        loaded = load_preferences(self.args, tokenizer)
+        learned = sum(map(len, loaded.held_out["completion_ids"]))
+        share = learned / (learned + sum(map(len, loaded.held_out["prompt_ids"])))
+        section.add("scored", f"{loaded.counts.scored_tokens:,} tokens", "ok")
+        longest = min(loaded.counts.longest, self.args.max_length)
+        return loaded.describe(tokenizer), Texts(len(loaded.train), longest, share)
+
+    def _conversations(self, tokenizer: "PreTrainedTokenizerBase", section: Section) -> tuple[str, Texts]:
+        from hfchat.training.supervision import load_conversations
+
+        loaded = load_conversations(self.args, tokenizer)
+        counts, limit = loaded.supervision, self.args.max_length
+        sequences = max(1, -(-counts.tokens // limit)) if self.args.packing else counts.conversations
+        section.add("supervised", f"{counts.supervised_tokens:,} of {counts.tokens:,} tokens", "ok")
+        share = counts.supervised_tokens / counts.tokens
+        return loaded.describe(tokenizer), Texts(sequences, min(counts.longest, limit), share)
+
+    def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
         self._tokenizer, self._texts = tokenizer, texts
         return plan_tuning(self.args, self.arguments[1], tokenizer, texts)
 
-    def other_plans(self) -> Iterable[tuple[str, Plan]]:
+    def other_plans(self) -> Iterable[tuple[str, RunPlan]]:
         given = self.arguments[1]
-        changes: dict[str, dict[str, Any]] = {}
+        adapted = copy.copy(given)
+        adapted.use_peft = True
         if not given.use_peft:
-            changes["use_peft true"] = {"use_peft": True, "dtype": "bfloat16" if self.args.bf16 else "float32"}
+            adapted.dtype = "bfloat16" if self.args.bf16 else "float32"
+            yield "use_peft true", plan_tuning(self.args, adapted, self._tokenizer, self._texts)
         if not given.load_in_4bit and not self.args.use_cpu:
-            changes["load_in_4bit true"] = {"use_peft": True, "load_in_4bit": True, "load_in_8bit": False}
-        for name, change in changes.items():
-            model_args = copy.copy(given)
-            for key, value in change.items():
-                setattr(model_args, key, value)
-            yield name, plan_tuning(self.args, model_args, self._tokenizer, self._texts)
+            adapted.load_in_4bit, adapted.load_in_8bit = True, False
+            yield "load_in_4bit true", plan_tuning(self.args, adapted, self._tokenizer, self._texts)
 
 
-def _load_conversations(
-    name: str, splits: tuple[str, str], preferences: bool, **options: Any
+def _load_preference_splits(
+    name: str, splits: tuple[str, str], config_name: str | None
 ) -> tuple["Dataset", "Dataset"]:
-    from hfchat.dataset import load_conversation_splits, load_split
+    from hfchat.dataset import load_split
 
-    if not preferences:
-        return load_conversation_splits(name, *splits, **options)
     try:
-        train, evaluation = (load_split(name, split, "chosen", **options) for split in splits)
+        train, evaluation = (load_split(name, split, "chosen", config_name=config_name) for split in splits)
     except UserError:  # thumbs have none; what else is wrong, the next line says
-        train, evaluation = (load_split(name, split, "label", **options) for split in splits)
+        train, evaluation = (load_split(name, split, "label", config_name=config_name) for split in splits)
     return train, evaluation
-
-
-def _duration(plan: Plan, disk: Any, measured: Calibration, bytes_per_second: float) -> Duration:
-    return Duration(
-        startup=measured.startup_seconds,
-        training=measured.warm_up_seconds + measured.max_steps * measured.step_seconds,
-        evaluation=plan.evaluations * measured.evaluation_seconds,
-        samples=2 * measured.samples_seconds,
-        saving=plan.saves * disk.checkpoint / bytes_per_second,
-        closing=measured.closing_seconds or 0.0,
-    )
 
 
 def _fits(needed: int, available: int) -> Verdict:
@@ -398,18 +397,11 @@ def _fits(needed: int, available: int) -> Verdict:
     return "ok" if needed <= _ROOMY * available else "warning"
 
 
-def _judge(is_fault: bool, verdict: Verdict, advice: str) -> tuple[Verdict, str]:
-    return (verdict, advice) if is_fault else ("ok", "")
-
-
 def _token_counts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return list(map(len, encode_texts(tokenizer, texts)))
 
 
-def _conversation_tokens(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Of a conversation as the template writes it, or of a prompt with the longer of its answers."""
-    prompt, *others = [
-        row[column] if isinstance(row.get(column), list) else []
-        for column in ("prompt", "messages", "completion", "chosen", "rejected")
-    ]
+def _conversation_tokens(row: "health.Row", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens of a conversation as the template writes it, or of a prompt with the longer of its answers."""
+    prompt, *others = (health.turns_of(row, [column]) for column in health.CONVERSATION_COLUMNS)
     return max((len(encode_conversation(tokenizer, prompt + turns)) for turns in others if turns), default=0)

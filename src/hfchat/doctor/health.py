@@ -6,20 +6,32 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 _LANGUAGE_SAMPLE = 300
 _BAR = 30  # characters
-_CONVERSATION_COLUMNS = ("prompt", "messages", "completion", "chosen", "rejected")
+CONVERSATION_COLUMNS = ("prompt", "messages", "completion", "chosen", "rejected")
+
+Row = Mapping[str, object]  # a document in one of its columns, or conversations in some
+
+
+class Turn(TypedDict, total=False):
+    """One message of a conversation."""
+
+    role: str
+    content: str | None
+    tool_calls: list[object]
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Attributes:
-    within: Rows of a split that an earlier row of it equals.
-    shared: Rows of the evaluation split that are in the train split too.
-    same_prompt: Of all others of the evaluation split, those whose first user turn is in the train split; None for
-        documents.
+    """Rows that are there more than once.
+
+    Attributes:
+        within: Rows of a split that an earlier row of it equals.
+        shared: Rows of the evaluation split that are in the train split too.
+        same_prompt: All other rows of the evaluation split whose first user turn is in the train split; None for
+            documents.
     """
 
     within: int
@@ -29,7 +41,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of rows, in tokens.
+    """How long rows are, in tokens.
 
     Attributes:
         quantiles: By share: the least number of tokens that so many rows do not exceed.
@@ -49,36 +61,38 @@ class Lengths:
 
 
 def digest(text: str) -> bytes:
-    """Of a text in Unicode's composed form, with single spaces, without case; 16 bytes."""
+    """The hash of a text in Unicode's composed form, with single spaces, without case; 16 bytes."""
     normalized = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return hashlib.sha256(normalized.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def text_of(row: Mapping[str, Any], text_column: str | None) -> str:
+def text_of(row: Row, text_column: str | None) -> str:
     """What a row says: its document, or its turns with their roles."""
     if text_column is not None:
-        return row[text_column] or ""
+        return str(row[text_column] or "")
     return "\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in turns_of(row))
 
 
-def turns_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def turns_of(row: Row, columns: Sequence[str] = CONVERSATION_COLUMNS) -> list[Turn]:
     """The messages of a conversation, a pair or a thumb, column by column."""
-    return [turn for column in _CONVERSATION_COLUMNS if isinstance(row.get(column), list) for turn in row[column]]
+    turns: list[Turn] = []
+    for column in columns:
+        messages = row.get(column)
+        turns += messages if isinstance(messages, list) else []
+    return turns
 
 
-def first_user_turn(row: Mapping[str, Any]) -> str:
+def first_user_turn(row: Row) -> str:
     return next((turn.get("content") or "" for turn in turns_of(row) if turn.get("role") == "user"), "")
 
 
-def find_duplicates(
-    train: Iterable[Mapping[str, Any]], evaluation: Iterable[Mapping[str, Any]], text_column: str | None
-) -> Duplicates:
+def find_duplicates(train: Iterable[Row], evaluation: Iterable[Row], text_column: str | None) -> Duplicates:
     """Exact duplicates after normalization, see `digest`.
 
     Args:
         train: Rows to learn from.
         evaluation: Rows to measure on.
-        text_column: That of documents; None for conversations.
+        text_column: Column of the documents; None for conversations.
     """
     seen: set[bytes] = set()
     prompts: set[bytes] = set()
@@ -97,22 +111,23 @@ def find_duplicates(
     return Duplicates(within, shared, same_prompt if text_column is None else None)
 
 
-def empty_rows(rows: Iterable[Mapping[str, Any]], text_column: str | None) -> list[int]:
+def empty_rows(rows: Iterable[Row], text_column: str | None) -> list[int]:
     """Numbers of the rows with an empty document, or with a turn that neither says anything nor calls a tool."""
     return [number for number, row in enumerate(rows) if _is_empty(row, text_column)]
 
 
-def _is_empty(row: Mapping[str, Any], text_column: str | None) -> bool:
+def _is_empty(row: Row, text_column: str | None) -> bool:
     if text_column is not None:
-        return not (row[text_column] or "").strip()
+        return not text_of(row, text_column).strip()
     turns = turns_of(row)
     return not turns or any(not (turn.get("content") or "").strip() and not turn.get("tool_calls") for turn in turns)
 
 
 def lengths(tokens: Sequence[int], limit: int | None) -> Lengths:
-    """
+    """How long rows are.
+
     Args:
-        tokens: Of each row.
+        tokens: Tokens of each row.
         limit: Tokens that a row may have; None where longer ones are cut into blocks.
     """
     ordered = sorted(tokens)

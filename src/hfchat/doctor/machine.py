@@ -10,26 +10,28 @@ from hfchat.processes import available_bytes
 
 @dataclass(frozen=True)
 class Machine:
-    """Attributes:
-    device: What computes, in words.
-    memory_bytes: Free now for a run: of the GPU, or of the machine within the limit of its container.
-    processors: Cores that this process may use.
+    """What there is to compute with.
+
+    Attributes:
+        device: What computes, in words.
+        memory_bytes: Free now for a run: memory of the GPU, or of the machine within the limit of its container.
+        has_gpu: Whether a GPU computes.
     """
 
     device: str
     memory_bytes: int
-    processors: int
+    has_gpu: bool = False
 
     @classmethod
     def here(cls, use_cpu: bool) -> "Machine":
         """This machine; a run that must not use its GPU has the CPU's memory."""
         import torch
 
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if torch.cuda.is_available() and not use_cpu:
             free, _ = torch.cuda.mem_get_info()
-            return cls(torch.cuda.get_device_name(), free, processors)
-        return cls(f"CPU, {processors} cores", available_bytes(), processors)
+            return cls(torch.cuda.get_device_name(), free, has_gpu=True)
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(f"CPU, {processors} cores", available_bytes())
 
 
 def free_disk_bytes(folder: Path) -> int:

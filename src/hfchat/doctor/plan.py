@@ -8,24 +8,22 @@ import torch
 
 from hfchat.doctor.disk import Disk, checkpoints_held
 from hfchat.doctor.duration import occurrences
-from hfchat.doctor.machine import Machine, resident_bytes
 from hfchat.doctor.memory import (
-    Batch,
-    Blueprint,
     Memory,
-    Numerics,
-    evaluation_peaks,
+    Step,
+    evaluation_bytes,
     optimizer_bytes,
     slack_bytes,
-    step_peaks,
+    step_bytes,
     trained_bytes,
     weight_bytes,
 )
-from hfchat.models import VOCABULARY_MULTIPLE, resolve
+from hfchat.models import VOCABULARY_MULTIPLE, load_config
 from hfchat.training.initial_model import new_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 
 # What a process comes to hold, beyond its imports and its tensors, by its first step: compiled kernels, buffers of
 # its threads. Measured on a CPU, with SmolLM2-135M and torch 2.13; a guess for the context of a GPU.
@@ -44,7 +42,7 @@ class Texts:
         sequences: To train on: blocks or packed rows; None if unknown.
         longest: Tokens of the longest row.
         learned_share: Share of tokens whose logits are made.
-        tokens: Of the train split; 0 for a stream.
+        tokens: Tokens of the train split; 0 for a stream.
     """
 
     sequences: int | None
@@ -54,138 +52,116 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A training as the recipe would run it.
 
     Attributes:
-        blueprint: The model.
-        batch: Of a forward and backward pass.
-        evaluation_batch: Of an evaluation.
-        numerics: How both are computed.
+        model: On the meta device, with its adapter if one is trained.
+        quantized_bits: Bits of a weight in the linear layers, see `weight_bytes`; None if they are not quantized.
+        device: `"cpu"` or `"cuda"`.
+        step: A pass of the training.
+        evaluation: A pass of an evaluation.
         optimizer: `"muon"` or a name of `TrainingArguments.optim`.
-        samples: `per_device_train_batch_size`.
-        accumulation: Passes per step.
-        steps: Of the run; None if the data's size is not known.
-        epochs: Of the run.
-        evaluations: How many there are.
+        samples: `per_device_train_batch_size`, of which a step may make more than one row each.
+        length_key: The setting that says how long rows are.
+        evaluations: How many evaluations there are.
         saves: How many checkpoints are written.
         save_total_limit: How many of them are kept.
-        tokens: That are tokenized to disk.
-        merges: Whether an adapter is merged at the end.
+        tokens: How many tokens are written to disk.
     """
 
-    blueprint: Blueprint
-    batch: Batch
-    evaluation_batch: Batch
-    numerics: Numerics
+    model: "PreTrainedModel"
+    quantized_bits: float | None
+    device: str
+    step: Step
+    evaluation: Step
     optimizer: str
     samples: int
-    accumulation: int
-    steps: int | None
-    epochs: float
+    length_key: str
     evaluations: int
     saves: int
     save_total_limit: int | None
     tokens: int = 0
-    merges: bool = False
+
+    @property
+    def merges(self) -> bool:
+        """Whether an adapter is merged at the end."""
+        return hasattr(self.model, "peft_config")
 
     def memory(self, libraries: int) -> Memory:
-        """Of one process on its own device: nothing is taken to be sharded.
+        """Memory of one process on its own device: nothing is taken to be sharded.
 
         Args:
             libraries: Bytes of the process before it holds a tensor.
         """
-        model = self.blueprint.build()
-        gradients = trained_bytes(model)
-        step = step_peaks(self.blueprint, self.batch, self.numerics)
-        evaluation = evaluation_peaks(self.blueprint, self.evaluation_batch, self.numerics)
-        held = gradients if self.accumulation > 1 else 0  # those of the passes before
-        # What a step leaves in the allocator serves the small blocks of an evaluation, and not its large ones.
-        retained = step.small if self.numerics.device == "cpu" else 0
+        gradients = trained_bytes(self.model)
+        step = step_bytes(self.model, self.step)
+        exported = _EXPORTED_COPIES * 4 * self._parameters + libraries if self.merges else 0
         return Memory(
-            libraries=libraries + _RUNTIME_BYTES[self.numerics.device],
-            weights=weight_bytes(model, self.blueprint.quantized_bits),
+            libraries=libraries + _RUNTIME_BYTES[self.device],
+            weights=weight_bytes(self.model, self.quantized_bits),
             gradients=gradients,
-            optimizer=optimizer_bytes(model, self.optimizer),
-            activations=max(0, step.total + held - gradients),
-            slack=slack_bytes(step, self.batch, self.numerics),
-            evaluation=max(evaluation.total, retained + evaluation.large),
-            export=self._export_bytes(model, libraries) if self.merges else 0,
+            optimizer=optimizer_bytes(self.model, self.optimizer),
+            # Activations are freed while gradients are made, except that those of the passes before are there already.
+            activations=step if self.step.accumulation > 1 else max(0, step - gradients),
+            slack=slack_bytes(step, self.step),
+            evaluation=evaluation_bytes(self.model, self.evaluation),
+            export=exported,
         )
 
     def disk(self) -> Disk:
-        model = self.blueprint.build()
-        trained = trained_bytes(model)
-        checkpoint = trained + optimizer_bytes(model, self.optimizer) + _TOKENIZER_BYTES
+        """What the run writes: checkpoints, the model, for an adapter also the merged model, and tokens."""
+        config = self.model.config
+        trained = trained_bytes(self.model)
+        checkpoint = trained + optimizer_bytes(self.model, self.optimizer) + _TOKENIZER_BYTES
         outputs = trained + _TOKENIZER_BYTES
         if self.merges:
-            outputs += self._parameters(model) * self._stored_bytes + _TOKENIZER_BYTES
+            stored = getattr(config, "dtype", None)
+            each = stored.itemsize if isinstance(stored, torch.dtype) else 4
+            outputs += self._parameters * each + _TOKENIZER_BYTES
         return Disk(
             checkpoint=checkpoint,
             checkpoints=checkpoint * checkpoints_held(self.saves, self.save_total_limit),
             outputs=outputs,
-            tokens=self.tokens * (2 if self.blueprint.config.get_text_config().vocab_size <= 2**16 else 4),
+            tokens=self.tokens * (2 if config.get_text_config().vocab_size <= 2**16 else 4),
         )
 
-    def alternatives(self, libraries: int, available: int) -> list[tuple[str, "Plan"]]:
+    def alternatives(self, libraries: int, available: int) -> "list[tuple[str, RunPlan]]":
         """Plans that take less memory, and the settings that make them.
 
         Args:
-            libraries: As of `memory`.
+            libraries: As for `memory`.
             available: Bytes; of smaller batches, only the largest that fits is named.
         """
-        found = []
-        if (rows := self._fitting_rows(libraries, available)) < self.batch.rows:
-            smaller = self._with_rows(rows)
-            per_device = max(1, self.samples * rows // self.batch.rows)
-            names = f"per_device_train_batch_size {per_device}, gradient_accumulation_steps {smaller.accumulation}"
-            found.append((names, smaller))
-        if self.batch.length >= 256:
-            half = replace(self.batch, length=self.batch.length // 2)
-            found.append((f"{'block_size' if self.batch.predicted is None else 'max_length'} {half.length}",
-                          replace(self, batch=half)))  # fmt: skip
-        if not self.numerics.checkpointing:
-            numerics = replace(self.numerics, checkpointing=True)
-            found.append(("gradient_checkpointing true", replace(self, numerics=numerics)))
-        return found
+        plans = []
+        smaller = self
+        while smaller.step.rows > 1 and smaller.memory(libraries).peak > available:
+            smaller = self._with_rows(smaller.step.rows // 2)
+        if smaller is not self:
+            samples, accumulation = self.samples * smaller.step.rows // self.step.rows, smaller.step.accumulation
+            names = f"per_device_train_batch_size {max(1, samples)}, gradient_accumulation_steps {accumulation}"
+            plans.append((names, smaller))
+        if self.step.length >= 256:
+            half, logits = self.step.length // 2, self.step.logits // 2
+            shorter = replace(self, step=replace(self.step, length=half, logits=logits))
+            plans.append((f"{self.length_key} {half}", shorter))
+        if not self.step.checkpointing:
+            plans.append(("gradient_checkpointing true", replace(self, step=replace(self.step, checkpointing=True))))
+        return plans
 
-    def _with_rows(self, rows: int) -> "Plan":
-        batch = replace(self.batch, rows=rows)
-        evaluation_batch = replace(self.evaluation_batch, rows=min(rows, self.evaluation_batch.rows))
-        accumulation = -(-self.accumulation * self.batch.rows // rows)
-        return replace(self, batch=batch, evaluation_batch=evaluation_batch, accumulation=accumulation)
-
-    def _fitting_rows(self, libraries: int, available: int) -> int:
-        """The largest half, quarter, ... of the batch that fits; else one row."""
-        one, two = (self._with_rows(rows).memory(libraries).peak for rows in (1, 2))
-        rows = self.batch.rows
-        while rows > 1 and one + (rows - 1) * (two - one) > available:  # nearly so: a first guess
-            rows //= 2
-        while rows > 1 and self._with_rows(rows).memory(libraries).peak > available:
-            rows //= 2
-        return rows
+    def _with_rows(self, rows: int) -> "RunPlan":
+        accumulation = -(-self.step.accumulation * self.step.rows // rows)
+        evaluation = replace(self.evaluation, rows=min(rows, self.evaluation.rows))
+        return replace(self, step=replace(self.step, rows=rows, accumulation=accumulation), evaluation=evaluation)
 
     @property
-    def _stored_bytes(self) -> int:
-        stored = getattr(self.blueprint.config, "dtype", None) or torch.float32
-        return stored.itemsize if isinstance(stored, torch.dtype) else 4
-
-    @staticmethod
-    def _parameters(model: Any) -> int:
-        return sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name)
-
-    def _export_bytes(self, model: Any, libraries: int) -> int:
-        """Base, adapter on it, merged and rounded model, and in a second process the one that is loaded again."""
-        return _EXPORTED_COPIES * 4 * self._parameters(model) + libraries
+    def _parameters(self) -> int:
+        return sum(weight.numel() for name, weight in self.model.named_parameters() if "lora_" not in name)
 
 
-def libraries_bytes(machine: Machine, use_cpu: bool) -> int:
-    """What a process of a recipe holds before its first tensor: as much as this one, which has imported the same."""
-    return 0 if torch.cuda.is_available() and not use_cpu else resident_bytes()
+def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
+    """Plan a pretraining.
 
-
-def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
-    """
     Args:
         args: `PretrainArguments`, as they were parsed.
         tokenizer: The run's, with the tokens it adds.
@@ -193,115 +169,119 @@ def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Tex
     """
     if args.model_name_or_path is None:
         with torch.device("meta"):
-            config = new_model(args, tokenizer).config
+            model = new_model(args, tokenizer)
     else:
-        config = _base_config(args.model_name_or_path, "main", len(tokenizer))
-    blueprint = Blueprint(config, torch.float32, args.attn_implementation)
-    args = args.derive(blueprint.build(), texts.sequences)
-    masked = "flash" not in args.attn_implementation
-    rows = args.per_device_train_batch_size
-    return _plan(
-        args,
-        blueprint,
-        Batch(rows, args.block_size, masked=masked, chunked_loss=args.chunked_loss),
-        Batch(args.per_device_eval_batch_size, args.block_size, masked=masked, chunked_loss=args.chunked_loss),
-        "muon" if args.optimizer == "muon" else str(getattr(args.optim, "value", args.optim)),
-        texts,
+        model = _without_weights(_base_config(args.model_name_or_path, "main", len(tokenizer)), torch.float32)
+    args = args.derive(model, texts.sequences)
+    logits = 0 if args.chunked_loss else args.block_size
+    value_bytes = 2 if args.bf16 or args.fp16 else 4
+    evaluation = Step(args.per_device_eval_batch_size, args.block_size, logits, value_bytes)
+    step = replace(
+        evaluation,
+        rows=args.per_device_train_batch_size,
+        checkpointing=bool(args.gradient_checkpointing),
+        accumulation=args.gradient_accumulation_steps,
     )
+    optimizer = "muon" if args.optimizer == "muon" else _text(args.optim)
+    return _plan(args, model, None, step, evaluation, optimizer, "block_size", texts)
 
 
-def plan_tuning(args: Any, model_args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> Plan:
-    """
+def plan_tuning(args: Any, model_args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
+    """Plan a fine-tuning or a preference tuning.
+
     Args:
         args: `FinetuneArguments` or `AlignArguments`.
         model_args: `ModelArguments`.
         tokenizer: The run's, with the tokens it adds.
         texts: Its conversations, or preferences.
     """
+    from peft import get_peft_model
     from trl import get_peft_config
 
     config = _base_config(model_args.model_name_or_path, model_args.model_revision, len(tokenizer))
     name = model_args.dtype or ("bfloat16" if args.bf16 else "float32")
     dtype = getattr(torch, name) if name != "auto" else getattr(config, "dtype", None) or torch.float32
-    bits = 8 if model_args.load_in_8bit else None
+    bits: float | None = 8 if model_args.load_in_8bit else None
     if model_args.load_in_4bit:
         bits = 4 if model_args.use_bnb_nested_quant else 4.5
-    blueprint = Blueprint(
-        config,
-        dtype if model_args.use_peft else torch.float32,
-        model_args.attn_implementation,
-        get_peft_config(model_args),
-        bits,
-    )
-    rows, evaluation_rows = args.per_device_train_batch_size, args.per_device_eval_batch_size
+    model = _without_weights(config, dtype if model_args.use_peft else torch.float32)
+    if (adapter := get_peft_config(model_args)) is not None:
+        with torch.device("meta"):
+            model = get_peft_model(model, adapter)
+
+    # Packed rows are full; others are as long as the longest of the batch.
     packed = getattr(args, "packing", False) or getattr(args, "padding_free", False)
     length = args.max_length if packed else min(args.max_length, texts.longest)
-    if getattr(args, "method", None) == "dpo":  # chosen and rejected go through the model together
-        rows, evaluation_rows = 2 * rows, 2 * evaluation_rows
-    predicted = max(1, round(texts.learned_share * length))
-    varying = not (packed and getattr(args, "pad_to_multiple_of", None))
-    return _plan(
-        args,
-        blueprint,
-        Batch(rows, length, predicted, varying=varying),
-        Batch(evaluation_rows, length),
-        str(getattr(args.optim, "value", args.optim)),
-        texts,
-        merges=blueprint.adapter is not None,
+    rows = 2 if getattr(args, "method", None) == "dpo" else 1  # chosen and rejected go through the model together
+    value_bytes = 2 if args.bf16 or args.fp16 or dtype.itemsize == 2 else 4
+    step = Step(
+        rows * args.per_device_train_batch_size,
+        length,
+        max(1, round(texts.learned_share * length)),
+        value_bytes,
+        checkpointing=bool(args.gradient_checkpointing),
+        accumulation=args.gradient_accumulation_steps,
+        varying=_device(args) == "cpu" and not (packed and getattr(args, "pad_to_multiple_of", None)),
     )
+    evaluation = Step(rows * args.per_device_eval_batch_size, length, length, value_bytes)
+    return _plan(args, model, bits, step, evaluation, _text(args.optim), "max_length", texts)
 
 
 def _plan(
     args: Any,
-    blueprint: Blueprint,
-    batch: Batch,
-    evaluation_batch: Batch,
+    model: "PreTrainedModel",
+    quantized_bits: float | None,
+    step: Step,
+    evaluation: Step,
     optimizer: str,
+    length_key: str,
     texts: Texts,
-    *,
-    merges: bool = False,
-) -> Plan:
-    steps, epochs = args.max_steps if args.max_steps > 0 else None, float(args.num_train_epochs)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+) -> RunPlan:
+    """Add how often the run evaluates and saves."""
+    # `Trainer` counts the steps of an epoch only when it has the data.
+    steps, epochs = args.max_steps, float(args.num_train_epochs)
     if texts.sequences is not None:
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         in_epoch = max(1, math.ceil(texts.sequences / per_step))
-        if steps is None:
-            steps = math.ceil(in_epoch * epochs)
+        steps = steps if steps > 0 else math.ceil(in_epoch * epochs)
         epochs = steps / in_epoch
-    device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
-    autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    counted = steps or 1
-    evaluates, saves = (getattr(value, "value", value) for value in (args.eval_strategy, args.save_strategy))
-    return Plan(
-        blueprint=blueprint,
-        batch=batch,
-        evaluation_batch=evaluation_batch,
-        numerics=Numerics(device, autocast, bool(args.gradient_checkpointing)),
-        optimizer=optimizer,
+    steps = max(1, steps)
+    every = args.eval_steps or args.logging_steps
+    return RunPlan(
+        model,
+        quantized_bits,
+        _device(args),
+        step,
+        evaluation,
+        optimizer,
         samples=args.per_device_train_batch_size,
-        accumulation=args.gradient_accumulation_steps,
-        steps=steps,
-        epochs=epochs,
-        evaluations=occurrences(evaluates, args.eval_steps or args.logging_steps, counted, epochs, at_the_end=True),
-        saves=occurrences(saves, args.save_steps, counted, epochs, at_the_end=True),
+        length_key=length_key,
+        evaluations=occurrences(_text(args.eval_strategy), every, steps, epochs, at_the_end=True),
+        saves=occurrences(_text(args.save_strategy), args.save_steps, steps, epochs, at_the_end=True),
         save_total_limit=args.save_total_limit,
         tokens=texts.tokens,
-        merges=merges,
     )
 
 
+def _text(value: object) -> str:
+    """A setting of `TrainingArguments`, some of which become members of an enumeration."""
+    return str(getattr(value, "value", value))
+
+
+def _device(args: Any) -> str:
+    return "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+
+
+def _without_weights(config: "PreTrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
 def _base_config(name: str, revision: str, tokens: int) -> "PreTrainedConfig":
-    """Of a model that gets rows of embeddings for new tokens (`hfchat.models.embed_new_tokens`)."""
-    from transformers import AutoConfig
-
-    from hfchat.errors import UserError
-
-    try:
-        config = AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model_name_or_path {name}: its config cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+    """The config of a model that gets rows of embeddings for new tokens (`hfchat.models.embed_new_tokens`)."""
+    config = load_config(name, revision=revision)
     text = config.get_text_config()
     if tokens > text.vocab_size:
         text.vocab_size = -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

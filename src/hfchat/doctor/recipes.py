@@ -1,14 +1,13 @@
 """Which recipe a YAML is for, and how its settings are read."""
 
-import importlib
-import importlib.util
+import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hfchat import pipeline
+from hfchat.config import parse
 from hfchat.errors import UserError
 
 
@@ -17,66 +16,41 @@ class Recipe:
     """A recipe that can be examined.
 
     Attributes:
-        name: Of its file in `recipes/`.
-        arguments: Where its dataclasses are, as `module:Class`; a class without a module is the recipe's own.
+        name: Name of its file in `recipes/`.
+        folder: Folder of `recipes/configs/`, if its YAMLs have one to themselves.
         kind: `"pretraining"` or `"tuning"` for those that train a model, else `"other"`.
-        folder: Of `recipes/configs/`, if its YAMLs have one to themselves.
-        shortened: Lengths of sample answers in tokens; the calibration makes shorter ones and scales their time.
+        shortened: The setting that says how many tokens a sample answer has; the calibration makes shorter answers and
+            scales their time.
     """
 
     name: str
-    arguments: tuple[str, ...]
-    kind: str = "other"
     folder: str | None = None
-    shortened: tuple[str, ...] = ()
+    kind: str = "other"
+    shortened: str | None = None
 
     @property
     def script(self) -> Path:
         return pipeline.recipes_root() / "recipes" / f"{self.name}.py"
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """What the recipe's own `parse` would return.
+        """What the recipe itself parses: one instance of each dataclass in its `ARGUMENTS`.
 
         Raises:
             UserError: As `hfchat.config.parse`.
         """
-        from hfchat.config import parse
-
-        return parse(*map(self._load, self.arguments), argv=argv)
-
-    def _load(self, where: str) -> type:
-        module, _, name = where.rpartition(":")
-        return getattr(importlib.import_module(module) if module else self._module(), name)
-
-    def _module(self) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"hfchat_recipe_{self.name}", self.script)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return parse(*runpy.run_path(str(self.script))["ARGUMENTS"], argv=argv)
 
 
-_MODEL = "hfchat.training.adapters:ModelArguments"
 RECIPES = (
-    Recipe("prepare_data", ("PrepareDataArguments",), folder="data"),
-    Recipe("prepare_conversations", ("PrepareConversationsArguments",), folder="conversations"),
-    Recipe("prepare_feedback", ("PrepareFeedbackArguments", "hfchat.feedback.curation:CurationArguments")),
-    Recipe("gate", ("GateArguments",)),
-    Recipe("train_tokenizer", ("TrainTokenizerArguments",), folder="tokenizers"),
-    Recipe("pretrain", ("hfchat.training.pretrain_arguments:PretrainArguments",), "pretraining"),
-    Recipe(
-        "finetune",
-        ("hfchat.training.finetuning:FinetuneArguments", _MODEL),
-        "tuning",
-        shortened=("sample_max_new_tokens",),
-    ),
-    Recipe(
-        "align",
-        ("hfchat.training.align_arguments:AlignArguments", _MODEL),
-        "tuning",
-        folder="align",
-        shortened=("sampled_tokens",),
-    ),
-    Recipe("evaluate", ("EvaluateArguments",)),
+    Recipe("prepare_data", "data"),
+    Recipe("prepare_conversations", "conversations"),
+    Recipe("prepare_feedback"),
+    Recipe("gate"),
+    Recipe("train_tokenizer", "tokenizers"),
+    Recipe("pretrain", kind="pretraining"),
+    Recipe("finetune", kind="tuning", shortened="sample_max_new_tokens"),
+    Recipe("align", "align", kind="tuning", shortened="sampled_tokens"),
+    Recipe("evaluate"),
 )
 
 

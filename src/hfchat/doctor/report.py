@@ -1,5 +1,6 @@
 """What the doctor found, as text and as JSON."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -31,7 +32,7 @@ class Section:
     """Findings of one kind.
 
     Attributes:
-        title: Of the section.
+        title: Its heading.
         lines: Its findings.
         text: Shown below them as it is: a sample, a histogram.
     """
@@ -43,6 +44,13 @@ class Section:
     def add(self, name: str, value: str, verdict: Verdict = "", advice: str = "") -> None:
         self.lines.append(Line(name, value, verdict, advice))
 
+    def judge(self, name: str, value: str, is_well: bool, advice: str, fault: Verdict = "warning") -> None:
+        """Add a line that is well, or has the verdict of a fault and the advice for it."""
+        if is_well:
+            self.add(name, value, "ok")
+        else:
+            self.add(name, value, fault, advice)
+
 
 @dataclass
 class Report:
@@ -52,7 +60,7 @@ class Report:
         recipe: Name of the recipe.
         machine: In words.
         sections: In the order of the text.
-        figures: Numbers behind the text, for programs: bytes and seconds.
+        figures: Numbers behind the text, for programs, by what they are about: bytes and seconds.
         verdict: One line.
     """
 
@@ -67,7 +75,8 @@ class Report:
         return self.sections[-1]
 
     def faults(self) -> list[Line]:
-        return [line for section in self.sections for line in section.lines if line.verdict == "fails"]
+        lines = itertools.chain.from_iterable(section.lines for section in self.sections)
+        return [line for line in lines if line.verdict == "fails"]
 
     @property
     def ok(self) -> bool:
@@ -105,7 +114,7 @@ def size(number: float) -> str:
 
 
 def time(seconds: float) -> str:
-    """Seconds in the largest unit of which there are two."""
+    """Seconds in the largest unit that is needed at least twice."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

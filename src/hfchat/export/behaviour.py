@@ -3,31 +3,30 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from hfchat.errors import UserError
 from hfchat.generation import answering, generate_answers
 from hfchat.messages import ROLES_WITH_TOOLS, find_fault
-from hfchat.token_ids import encode_conversation
+from hfchat.token_ids import Messages, encode_conversation
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    Model = PreTrainedModel | PeftModel
-    Messages = list[dict[str, Any]]
+AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
 
 MAX_CONVERSATIONS = 8
 MAX_TOKENS = 128  # of each, so that the logits of a large vocabulary fit in memory: 200 MB at 49,152 tokens
 MAX_NEW_TOKENS = 32
 
 
-def default_conversations() -> list["Messages"]:
-    """A few neutral ones, for when no held-out conversations are at hand."""
+def default_conversations() -> list[Messages]:
+    """A few neutral conversations, for when no held-out ones are at hand."""
     lines = files("hfchat.export").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["messages"] for line in lines]
 
@@ -42,13 +41,13 @@ class Prompts:
         prompts: All but the last answer, and the start of a new one: what answers are generated to.
     """
 
-    messages: list["Messages"]
+    messages: list[Messages]
     sequences: list[list[int]]
     prompts: list[list[int]]
 
     @classmethod
     def render(
-        cls, conversations: Sequence["Messages"], tokenizer: "PreTrainedTokenizerBase", context: int
+        cls, conversations: Sequence[Messages], tokenizer: "PreTrainedTokenizerBase", context: int
     ) -> "Prompts":
         """The first `MAX_CONVERSATIONS` of them by the tokenizer's chat template.
 
@@ -58,11 +57,11 @@ class Prompts:
             context: Tokens that the model can take.
 
         Raises:
-            UserError: If there is none, or if one is not a conversation.
+            UserError: If there are no conversations, or if one is not a conversation.
         """
         if not conversations:
-            raise UserError("conversations: there is none, so nothing can be compared; give at least one")
-        used = [list(messages) for messages in conversations[:MAX_CONVERSATIONS]]
+            raise UserError("conversations: the list is empty, so that nothing can be compared; give at least one")
+        used: list[Messages] = [list(messages) for messages in conversations[:MAX_CONVERSATIONS]]
         for number, messages in enumerate(used):
             fault = find_fault(messages, ROLES_WITH_TOOLS)
             if fault is not None and fault[0] != "no_assistant_turn":
@@ -76,7 +75,7 @@ class Prompts:
         return cls(used, sequences, prompts)
 
     def sha256(self) -> str:
-        """Of the conversations, whatever the tokenizer."""
+        """Digest of the conversations, whatever the tokenizer."""
         return hashlib.sha256(json.dumps(self.messages, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -93,40 +92,52 @@ class Behaviour:
     answers: list[list[int]]
 
 
+@dataclass(frozen=True)
+class Parting:
+    """Where two greedy answers to a prompt part.
+
+    Attributes:
+        prompt: Number of the prompt, from 0.
+        token: Position in the answers, from 0.
+        gap_nats: How far apart in log-probability the model holds their two tokens there.
+    """
+
+    prompt: int
+    token: int
+    gap_nats: float
+
+
 @dataclass
 class Difference:
-    """Between two behaviours.
+    """How far two behaviours are apart.
 
     Attributes:
         mean_kl_nats: Mean over all positions of KL(before || after).
         max_kl_nats: The largest.
         top_token_agreement: Share of the positions where the likeliest token is the same.
         identical_answers: Share of the greedy answers that are the same.
-        first_difference: `prompt`, `token` (both from 0) and `gap_nats`, see `gap`; None where all are the same.
-        max_gap_nats: The largest gap of all differing answers, 0 where there is none. Rounding changes a greedy answer
-            only where two tokens are nearly as likely.
+        first_difference: Where the first of the differing answers part; None where all are the same.
+        max_gap_nats: The largest gap of all differing answers, 0 where all are the same. Rounding changes a greedy
+            answer only where two tokens are nearly as likely.
     """
 
     mean_kl_nats: float
     max_kl_nats: float
     top_token_agreement: float
     identical_answers: float
-    first_difference: dict[str, Any] | None
+    first_difference: Parting | None
     max_gap_nats: float
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def behaviour(model: "Model", prompts: Prompts, tokenizer: "PreTrainedTokenizerBase") -> Behaviour:
+def behaviour(model: AnyModel, prompts: Prompts, tokenizer: "PreTrainedTokenizerBase") -> Behaviour:
     """Logits and greedy answers of a model, which is left as it was."""
     with answering(model, tokenizer, MAX_NEW_TOKENS, [tokenizer.eos_token_id]):
         return Behaviour(logits(model, prompts), generate_answers(model, prompts.prompts))
 
 
 @torch.inference_mode()
-def logits(model: "Model", prompts: Prompts) -> list[torch.Tensor]:
-    """Of each sequence on its own, as padding would add rounding; shapes `(positions, vocabulary)`."""
+def logits(model: AnyModel, prompts: Prompts) -> list[torch.Tensor]:
+    """The logits of each sequence on its own, because padding would add rounding; `(positions, vocabulary)` each."""
     device = model.get_input_embeddings().weight.device
     return [model(input_ids=torch.tensor([ids], device=device)).logits[0].cpu() for ids in prompts.sequences]
 
@@ -147,7 +158,7 @@ def kl_divergence(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor])
 
 
 def compare(
-    before: Behaviour, after: Behaviour, prompts: Prompts, model: "Model", tokenizer: "PreTrainedTokenizerBase"
+    before: Behaviour, after: Behaviour, prompts: Prompts, model: AnyModel, tokenizer: "PreTrainedTokenizerBase"
 ) -> Difference:
     """How far `after` is from `before`.
 
@@ -166,20 +177,19 @@ def compare(
     with answering(model, tokenizer, MAX_NEW_TOKENS, [tokenizer.eos_token_id]):
         for number, (old, new) in enumerate(zip(before.answers, after.answers, strict=True)):
             if old != new:
-                token, gap = _gap(model, prompts.prompts[number], old, new)
-                partings.append({"prompt": number, "token": token, "gap_nats": gap})
+                partings.append(Parting(number, *_gap(model, prompts.prompts[number], old, new)))
     return Difference(
         mean_kl_nats=divergences.mean().item(),
         max_kl_nats=divergences.max().item(),
         top_token_agreement=torch.cat(same_top).mean().item(),
         identical_answers=1 - len(partings) / len(before.answers),
         first_difference=partings[0] if partings else None,
-        max_gap_nats=max((parting["gap_nats"] for parting in partings), default=0.0),
+        max_gap_nats=max((parting.gap_nats for parting in partings), default=0.0),
     )
 
 
 @torch.inference_mode()
-def _gap(model: "Model", prompt: list[int], old: list[int], new: list[int]) -> tuple[int, float]:
+def _gap(model: AnyModel, prompt: list[int], old: list[int], new: list[int]) -> tuple[int, float]:
     """Where two answers part, and how far apart in log-probability the model holds the two tokens there."""
     token = next(i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1])
     ids = torch.tensor([prompt + old[:token]], device=model.get_input_embeddings().weight.device)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 
 from hfchat.adapters import (
@@ -29,6 +30,7 @@ from hfchat.adapters import (
     round_weights,
     weight_digests,
 )
+from hfchat.chat_template import check_end_of_turn
 from hfchat.errors import UserError
 from hfchat.export.behaviour import (
     Behaviour,
@@ -53,9 +55,10 @@ from hfchat.export.checks import (
     files_sha256,
 )
 from hfchat.export.gguf import check_converter, export_gguf
-from hfchat.export.merging import changed_base_weights, dtypes_of, prepare_to_save, save_adapter
+from hfchat.export.merging import changed_base_weights, prepare_to_save, save_adapter
 from hfchat.export.reloading import context_length, reload
 from hfchat.models import load_config, load_model, load_tokenizer
+from hfchat.token_ids import Messages
 
 if TYPE_CHECKING:
     import argparse
@@ -63,14 +66,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfchat.export.behaviour import Messages
-
 
 def export(
     model: "PeftModel | PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     folder: str | Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     *,
     base: str,
     revision: str | None = None,
@@ -82,11 +83,11 @@ def export(
 
     Args:
         model: As trained, unwrapped; left as it is.
-        tokenizer: Its own, with the chat template that it was trained with.
+        tokenizer: The model's, with the chat template that it was trained with.
         folder: Where to write.
         conversations: Some held-out ones, to compare on.
         base: What it started from, as the user named it.
-        revision: Of a Hub id.
+        revision: Revision of a Hub id.
 
     Returns:
         The certificate, which is also in `certificate.json` beside the merged or whole model.
@@ -96,12 +97,14 @@ def export(
     """
     folder = Path(folder)
     _check_tokenizer(tokenizer)
+    # A model of which all weights were trained has nothing to merge.
     if not hasattr(model, "peft_config"):
         return _export_model(model, tokenizer, folder / "model", conversations, base, revision)
     stored = load_base(base, revision)
     certificate = Certificate(folder / "merged", Prompts.render(conversations, tokenizer, context_length(stored)))
     trained = behaviour(model, certificate.prompts, tokenizer)
     save_adapter(model, tokenizer, folder / "adapter", base, revision, stored)
+    # Weights in 4 or 8 bits cannot be compared with the stored ones; the drift of the answers is reported instead.
     if not is_quantized(model):
         known = len(tokenizer) - len(new_tokens(model.active_peft_config))
         changed = changed_base_weights(model, stored, known)
@@ -122,7 +125,7 @@ def export(
 def certify_adapter(
     adapter: str | Path,
     output_dir: str | Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     *,
     base: str | None = None,
     revision: str | None = None,
@@ -134,7 +137,7 @@ def certify_adapter(
         output_dir: Must not exist.
         conversations: To compare on.
         base: Where its base is, by default where the adapter says.
-        revision: Of a Hub id, by default the one the adapter says.
+        revision: Revision of a Hub id, by default the one that the adapter names.
 
     Raises:
         UserError: If the base is not the one trained on, or if what was saved is not what was merged.
@@ -159,7 +162,7 @@ def certify_adapter(
 
 def certify_model(
     folder: str | Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     *,
     base: str | None = None,
     revision: str | None = None,
@@ -169,8 +172,8 @@ def certify_model(
     Args:
         folder: The model and its tokenizer.
         conversations: To compare on.
-        base: Of the adapter, by default where the adapter says.
-        revision: Of a Hub id.
+        base: Where the adapter's base is, by default where the adapter says.
+        revision: Revision of a Hub id.
 
     Raises:
         UserError: If it does not load, or is not what it should be.
@@ -178,6 +181,8 @@ def certify_model(
     folder = Path(folder)
     tokenizer = _load_tokenizer(folder)
     _check_files_unchanged(folder)
+
+    # With the adapter beside it, the model can be made again and compared; alone, only with itself.
     adapter = folder.parent / "adapter"
     if (adapter / "adapter_config.json").is_file():
         stored = load_base_of(adapter, base, revision)
@@ -238,15 +243,15 @@ def _export_model(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
-    conversations: Sequence["Messages"],
+    conversations: Sequence[Messages],
     base: str,
     revision: str | None,
 ) -> Certificate:
     certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model)))
     trained = behaviour(model, certificate.prompts, tokenizer)
     stored_dtype = load_config(base, revision=revision or "main").dtype or model.dtype
-    rounded = copy.deepcopy(model).eval()
-    rounded.__dict__.pop("forward", None)  # Accelerate's, which calls the original
+    # Accelerate has given the model a `forward` of its own, which a copy is to be without.
+    rounded = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).eval()
     round_weights(rounded, {}, stored_dtype)
     prepare_to_save(rounded, tokenizer)
     _save_and_certify(certificate, rounded, tokenizer, trained)
@@ -263,7 +268,7 @@ def _merge(
 ) -> tuple["PreTrainedModel", Behaviour]:
     """An adapter merged in memory, rounded to the dtypes of its base, and what it said on its base before."""
     certificate.base = read_base(adapter)
-    dtypes, stored_dtype = dtypes_of(stored), stored.dtype
+    dtypes, stored_dtype = {name: weight.dtype for name, weight in stored.named_parameters()}, stored.dtype
     on_base = put_adapter(stored.to(_device(stored)), adapter, tokenizer)
     before = behaviour(on_base, certificate.prompts, tokenizer)
     if trained is not None:
@@ -273,6 +278,8 @@ def _merge(
             MAX_QUANTIZATION_DRIFT if quantized else MAX_DRIFT,
             "on its base, the saved adapter is not what was trained: name the base and the revision of the training",
         )
+
+    # In float32, merging gives the same function; rounding comes after it, so that neither hides a fault of the other.
     merged = on_base.merge_and_unload().eval()
     certificate.merge_kl_nats = kl_divergence(before.logits, logits(merged, certificate.prompts)).mean().item()
     certificate.check(
@@ -309,6 +316,8 @@ def _certify_saved(
     """
     folder = certificate.folder
     check_files(certificate)
+
+    # The digests are of the weights as they will be stored, and so come before the model is cast to float32.
     expected = weight_digests(model)
     rounded_to, rounded = model.dtype, behaviour(model.float(), certificate.prompts, tokenizer)
     if before is not None:
@@ -318,8 +327,10 @@ def _certify_saved(
             MAX_ROUNDING_DRIFT,
             f"rounding to {rounded_to} changes the answers: start from a base that is stored in float32",
         )
+
+    # The file: another process reads it, which has nothing of this one to go by.
     after, report = reload(folder, certificate.prompts, model.device)
-    found = report["weights"]
+    found = report.weights
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     again = "the file is not what was merged: delete it and export again"
     certificate.check(
@@ -331,7 +342,7 @@ def _certify_saved(
         "the same",
         again,
     )
-    certificate.check("saved: loading", not report["loading"], report["loading"] or "complete", "complete", again)
+    certificate.check("saved: loading", not report.loading, report.loading or "complete", "complete", again)
     check_tokens(certificate, report, tokenizer, model)
     if not all(check.ok for check in certificate.checks):
         return  # what it says is then no longer of interest, and the prompts may be others
@@ -354,14 +365,10 @@ def _check_files_unchanged(folder: Path) -> None:
 
 
 def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    name = tokenizer.name_or_path
     if not tokenizer.chat_template:
-        raise UserError(f"{name}: has no chat template, so it is no chat model; fine-tune it with recipes/finetune.py")
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise UserError(
-            f"{name}: needs an end-of-turn token and another one to pad with (eos is {tokenizer.eos_token}, pad "
-            f"{tokenizer.pad_token}); use hfchat.chat_template.set_chat_template"
-        )
+        name = tokenizer.name_or_path
+        raise UserError(f"{name}: has no chat template, so that it cannot chat; fine-tune it with recipes/finetune.py")
+    check_end_of_turn(tokenizer)
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

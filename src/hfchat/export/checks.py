@@ -2,26 +2,25 @@
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from hfchat import __version__
+from hfchat.adapters import BaseRecord
 from hfchat.errors import UserError
 from hfchat.export.behaviour import MAX_NEW_TOKENS, Difference, Prompts
-from hfchat.lineage import CERTIFICATE, describe
+from hfchat.export.reloading import Reloaded
+from hfchat.lineage import CERTIFICATE, describe, versions
+from hfchat.model_code import is_pickle
 from hfchat.models import is_tied
 from hfchat.storage import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _ROWS = 4096  # of the output layer that are compared at a time
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
 
@@ -43,7 +42,7 @@ class NotCertifiedError(UserError):
     """A check failed.
 
     Attributes:
-        certificate: All that were made.
+        certificate: All checks that were made.
     """
 
     def __init__(self, message: str, certificate: "Certificate"):
@@ -56,11 +55,11 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        name: Of what.
+        name: What was looked at.
         ok: Whether it is as it must be.
         found: The figure, or what was seen.
         wanted: The limit, or what must be seen.
-        advice: What to do where it is not.
+        advice: What to do if it is not.
     """
 
     name: str
@@ -77,7 +76,7 @@ class Certificate:
     Attributes:
         folder: The model.
         prompts: What it was asked.
-        base: What its adapter was trained on (`model_name_or_path`, `revision`, `weights_sha256`), if it has one.
+        base: What its adapter was trained on, if it has one.
         checks: In the order in which they were made.
         differences: By step (`trained`, `rounded`, `saved`), see `hfchat.export.behaviour.Difference`.
         merge_kl_nats: Mean KL divergence of merging alone, in float32; None for a model that was not merged.
@@ -85,7 +84,7 @@ class Certificate:
 
     folder: Path
     prompts: Prompts
-    base: dict[str, Any] | None = None
+    base: BaseRecord | None = None
     checks: list[Check] = field(default_factory=list)
     differences: dict[str, Difference] = field(default_factory=dict)
     merge_kl_nats: float | None = None
@@ -112,11 +111,11 @@ class Certificate:
     @property
     def metrics(self) -> dict[str, float]:
         """The figures for a lineage."""
-        figures = {f"{step}_kl_nats": difference.mean_kl_nats for step, difference in self.differences.items()}
-        answers = {
-            f"{step}_identical_answers": difference.identical_answers for step, difference in self.differences.items()
-        }
-        return figures | answers | ({} if self.merge_kl_nats is None else {"merge_kl_nats": self.merge_kl_nats})
+        figures = {} if self.merge_kl_nats is None else {"merge_kl_nats": self.merge_kl_nats}
+        for step, difference in self.differences.items():
+            figures[f"{step}_kl_nats"] = difference.mean_kl_nats
+            figures[f"{step}_identical_answers"] = difference.identical_answers
+        return figures
 
     def table(self) -> str:
         """A line per check."""
@@ -132,6 +131,7 @@ class Certificate:
         Raises:
             NotCertifiedError: If one did not. No certificate is left then.
         """
+        # One that is there already is of the model as it was.
         path = self.folder / CERTIFICATE
         path.unlink(missing_ok=True)
         failed = [check for check in self.checks if not check.ok]
@@ -143,6 +143,7 @@ class Certificate:
                 f"{first.advice}{also}",
                 self,
             )
+
         record = {
             "certified": datetime.now(UTC).isoformat(timespec="seconds"),
             "duration_s": round(time.monotonic() - self.started, 1),
@@ -154,39 +155,50 @@ class Certificate:
                 "sha256": self.prompts.sha256(),
             },
             "merge_kl_nats": self.merge_kl_nats,
-            "differences": {step: difference.as_dict() for step, difference in self.differences.items()},
+            "differences": {step: asdict(difference) for step, difference in self.differences.items()},
             "checks": [
                 {key: value for key, value in asdict(check).items() if key != "advice"} for check in self.checks
             ],
             "files": files_sha256(self.folder),
-            "versions": {"hfchat": __version__, **{name: metadata.version(name) for name in _installed()}},
+            "versions": versions(_PACKAGES),
         }
         write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_tokens(
-    certificate: Certificate,
-    report: Mapping[str, Any],
-    tokenizer: "PreTrainedTokenizerBase",
-    model: "PreTrainedModel",
+    certificate: Certificate, report: Reloaded, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel"
 ) -> None:
-    """Template, special tokens, embeddings."""
-    folder, prompts = certificate.folder, certificate.prompts
+    """Check the template, the special tokens and the embeddings.
+
+    Args:
+        certificate: Gets the checks.
+        report: What a fresh process has found.
+        tokenizer: The tokenizer of the training.
+        model: What should have been saved.
+    """
+    _check_template(certificate, report, tokenizer)
+    _check_special_tokens(certificate, report)
+    _check_embeddings(certificate, report, tokenizer.eos_token_id, model)
+
+
+def _check_template(certificate: Certificate, report: Reloaded, tokenizer: "PreTrainedTokenizerBase") -> None:
+    prompts = certificate.prompts
     again = "restore the tokenizer of the training, or export again"
-    forms = _stored_templates(folder) | {
-        "as loaded": report["chat_template"],
-        "in the training": tokenizer.chat_template,
-    }
+    forms = _stored_templates(certificate.folder) | {"as loaded": report.chat_template}
     differing = [name for name, template in forms.items() if template != tokenizer.chat_template]
     certificate.check(
         "chat template", not differing, f"differs {' and '.join(differing)}" if differing else "the same in all forms",
         "the same in all forms", again,
     )  # fmt: skip
-    problem = report["template_problem"]
+    problem = report.template_problem
     certificate.check("template fingerprint", problem is None, problem or "as recorded", "as recorded", again)
-    same = (report["sequences"], report["prompts"]) == (prompts.sequences, prompts.prompts)
+    same = (report.sequences, report.prompts) == (prompts.sequences, prompts.prompts)
     certificate.check("token ids", same, "the same" if same else "the prompts become others", "the same", again)
-    for role, ids in report["special_tokens"].items():
+
+
+def _check_special_tokens(certificate: Certificate, report: Reloaded) -> None:
+    # Whoever generates may go by any of the three places that name a special token.
+    for role, ids in report.special_tokens.items():
         configured = [ids["config"], ids["generation_config"]]
         known = ids["tokenizer"] is None or all(
             ids["tokenizer"] in (id if isinstance(id, list) else [id]) or (id is None and role == "bos")
@@ -199,15 +211,14 @@ def check_tokens(
             "the same in all",
             f"set {role}_token_id in config.json and generation_config.json to that of the tokenizer",
         )
-    eos, pad = (report["special_tokens"][role]["tokenizer"] for role in ("eos", "pad"))
-    certificate.check(
-        "pad is not eos",
-        eos != pad,
-        f"eos {eos}, pad {pad}",
-        "two tokens",
-        "set another pad_token: see set_chat_template",
-    )
-    distance, nearest = nearest_row(model, tokenizer.eos_token_id)
+    eos, pad = (report.special_tokens[role]["tokenizer"] for role in ("eos", "pad"))
+    advice = "set another pad_token: see set_chat_template"
+    certificate.check("pad is not eos", eos != pad, f"eos {eos}, pad {pad}", "two tokens", advice)
+
+
+def _check_embeddings(certificate: Certificate, report: Reloaded, end: int, model: "PreTrainedModel") -> None:
+    # What the output layer cannot tell apart, no training and no sampling can.
+    distance, nearest = nearest_row(model, end)
     certificate.check(
         "end of turn",
         distance >= MIN_ROW_DISTANCE,
@@ -216,19 +227,23 @@ def check_tokens(
         "the model cannot tell the end of a turn from another token, so it never stops: train its row in the output "
         "layer, as recipes/finetune.py does",
     )
-    tied = "tied" if report["tied"] else "not tied"
+
+    # A head that is saved apart from the embeddings, or rows that are missing, are seen only after loading.
+    tied = "tied" if report.tied else "not tied"
     wanted = "tied" if is_tied(model) else "not tied"
-    configured = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    configured = json.loads((certificate.folder / "config.json").read_text(encoding="utf-8")).get(
+        "tie_word_embeddings"
+    )
     certificate.check(
         "embeddings and head",
-        tied == wanted and configured in (None, report["tied"]),
+        tied == wanted and configured in (None, report.tied),
         f"{tied}, tie_word_embeddings {configured}",
         wanted,
         "the head was saved apart from the embeddings, or lost: export again with tie_word_embeddings as in the base",
     )
     certificate.check(
-        "embeddings", min(report["embeddings"]) >= report["tokens"],
-        f"{min(report['embeddings'])} rows for {report['tokens']} tokens", "one for each",
+        "embeddings", min(report.embeddings) >= report.tokens,
+        f"{min(report.embeddings)} rows for {report.tokens} tokens", "one for each",
         "the tokenizer has tokens that the model does not know: use the tokenizer of the training",
     )  # fmt: skip
 
@@ -246,6 +261,11 @@ def nearest_row(model: "PreTrainedModel", token: int) -> tuple[float, int]:
 
 
 def check_files(certificate: Certificate) -> None:
+    """Check that no file is missing, and that weights are safetensors.
+
+    Raises:
+        UserError: If a file is missing without which nothing else can be checked.
+    """
     folder = certificate.folder
     names = {path.name for path in folder.iterdir()}
     missing = sorted({"config.json", "generation_config.json", "tokenizer_config.json"} - names)
@@ -253,7 +273,7 @@ def check_files(certificate: Certificate) -> None:
         missing.append("*.safetensors")
     if missing:
         raise UserError(f"{folder}: not certified: it has no {', no '.join(missing)}; export it again")
-    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in folder.rglob("*") if is_pickle(path))
     certificate.check(
         "weights' format", not pickles, ", ".join(pickles) or "safetensors", "safetensors",
         "pickles run code when they are loaded: delete them",
@@ -271,13 +291,9 @@ def _stored_templates(folder: Path) -> dict[str, str]:
 
 
 def files_sha256(folder: Path) -> dict[str, str]:
+    """Digest of each file but the certificate, by its path in the folder."""
     return {
         str(path.relative_to(folder)): describe(path)["sha256"]
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != CERTIFICATE
     }
-
-
-def _installed() -> list[str]:
-    present = {distribution.metadata["Name"] for distribution in metadata.distributions()}
-    return [name for name in _PACKAGES if name in present]

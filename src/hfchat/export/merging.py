@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfchat.adapters import BASE_RECORD, weights_sha256
+from hfchat.adapters import BASE_RECORD, BaseRecord, weights_sha256
 from hfchat.chat_template import record_fingerprint
 from hfchat.generation import stop_token_ids
 from hfchat.models import resolve
@@ -42,7 +42,7 @@ def save_adapter(
     # The base has the embeddings; of new tokens, the rows are saved as `trainable_token_indices`.
     model.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
-    record = {
+    record: BaseRecord = {
         "model_name_or_path": base,
         "revision": revision,
         "commit": getattr(stored.config, "_commit_hash", None),
@@ -52,7 +52,7 @@ def save_adapter(
 
 
 def changed_base_weights(model: "PeftModel", stored: "PreTrainedModel", known: int) -> list[str]:
-    """Names of the weights of `stored` that the base under a trained adapter has not, or has otherwise.
+    """Names of the weights of `stored` that the base under a trained adapter does not have, or has with other values.
 
     Args:
         model: The adapter on its base, not quantised, in any dtype.
@@ -86,8 +86,3 @@ def _unwrapped(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
-
-
-def dtypes_of(model: "PreTrainedModel") -> dict[str, torch.dtype]:
-    """Of each weight, by name."""
-    return {name: parameter.dtype for name, parameter in model.named_parameters()}

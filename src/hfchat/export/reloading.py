@@ -1,11 +1,13 @@
 """Loads a saved model in a process that knows nothing of its training: `python -m hfchat.export.reloading REQUEST`."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
 from hfchat.export.behaviour import Behaviour, Prompts, behaviour
@@ -17,7 +19,39 @@ if TYPE_CHECKING:
 _REQUEST, _REPORT, _LOGITS = "request.json", "report.json", "logits.safetensors"
 
 
-def reload(folder: Path, prompts: Prompts, device: "torch.device") -> tuple[Behaviour, dict[str, Any]]:
+@dataclass(frozen=True)
+class Reloaded:
+    """What a fresh process finds in the folder of a model.
+
+    Attributes:
+        weights: Digest of each weight, by its name.
+        loading: What loading complained of: names of weights, by the kind of complaint.
+        tied: Whether the output layer is the embeddings.
+        embeddings: Rows of the input and of the output embeddings.
+        tokens: Number of the tokenizer's tokens.
+        special_tokens: For `eos`, `pad` and `bos`, the ids by where they stand: `tokenizer`, `config` and
+            `generation_config`.
+        chat_template: The tokenizer's.
+        template_problem: What `hfchat.chat_template.check_chat_template` refuses; None if nothing.
+        sequences: Token ids of the conversations.
+        prompts: Token ids of the prompts.
+        answers: Token ids of the greedy answers.
+    """
+
+    weights: dict[str, str]
+    loading: dict[str, list[str]]
+    tied: bool
+    embeddings: list[int]
+    tokens: int
+    special_tokens: dict[str, dict[str, int | list[int] | None]]
+    chat_template: str
+    template_problem: str | None
+    sequences: list[list[int]]
+    prompts: list[list[int]]
+    answers: list[list[int]]
+
+
+def reload(folder: Path, prompts: Prompts, device: "torch.device") -> tuple[Behaviour, Reloaded]:
     """Load a saved model in a fresh process and ask it.
 
     Args:
@@ -26,10 +60,7 @@ def reload(folder: Path, prompts: Prompts, device: "torch.device") -> tuple[Beha
         device: Where to run, in float32 and with as many threads as here, so that sums are added in the same order.
 
     Returns:
-        What it says, and a report: `weights` (digest by name), `loading` (what loading complained of), `tied`,
-        `embeddings` (rows of the input and of the output), `sequences` and `prompts` (token ids), `tokens` (of the
-        tokenizer), `special_tokens` (by role, in the tokenizer, the config and the generation config), `chat_template`
-        and `template_problem` (see `hfchat.chat_template.check_chat_template`; None if there is none).
+        What the model says, and what else was found.
 
     Raises:
         UserError: If the folder does not load.
@@ -49,9 +80,9 @@ def reload(folder: Path, prompts: Prompts, device: "torch.device") -> tuple[Beha
             _in_fresh_process(Path(scratch))
         except UserError as error:
             raise UserError(f"{folder}: does not load in a fresh process: {error}; export it again") from error
-        report = json.loads((Path(scratch) / _REPORT).read_text(encoding="utf-8"))
+        reloaded = Reloaded(**json.loads((Path(scratch) / _REPORT).read_text(encoding="utf-8")))
         logits = load_file(Path(scratch) / _LOGITS)
-        return Behaviour([logits[str(i)] for i in range(len(logits))], report.pop("answers")), report
+        return Behaviour([logits[str(i)] for i in range(len(logits))], reloaded.answers), reloaded
 
 
 def _in_fresh_process(scratch: Path) -> None:
@@ -63,7 +94,7 @@ def _in_fresh_process(scratch: Path) -> None:
 
 
 def answer(scratch: Path) -> None:
-    """What the fresh process does: read the request in a folder, and write the report and the logits into it."""
+    """What the fresh process does: read the request in a folder, and write what it finds and the logits into it."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
@@ -75,6 +106,7 @@ def answer(scratch: Path) -> None:
     request = json.loads((scratch / _REQUEST).read_text(encoding="utf-8"))
     torch.set_num_threads(request["threads"])
     tokenizer = load_tokenizer(request["folder"])
+    # What `load_model` does, but for what loading complains of, which is to be reported.
     model, loading = AutoModelForCausalLM.from_pretrained(
         request["folder"], dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
@@ -83,13 +115,16 @@ def answer(scratch: Path) -> None:
         problem = None
     except UserError as error:
         problem = str(error)
-    report = {
-        "weights": weight_digests(model),
-        "loading": {name: sorted(map(str, keys)) for name, keys in loading.items() if keys},
-        "tied": is_tied(model),
-        "embeddings": [len(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())],
-        "tokens": len(tokenizer),
-        "special_tokens": {
+    prompts = Prompts.render(request["messages"], tokenizer, context_length(model))
+    weights = weight_digests(model)  # as stored: what it says is computed in float32
+    said = behaviour(model.float().to(request["device"]), prompts, tokenizer)
+    reloaded = Reloaded(
+        weights=weights,
+        loading={name: sorted(map(str, keys)) for name, keys in loading.items() if keys},
+        tied=is_tied(model),
+        embeddings=[len(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())],
+        tokens=len(tokenizer),
+        special_tokens={
             role: {
                 "tokenizer": getattr(tokenizer, f"{role}_token_id"),
                 "config": getattr(model.config, f"{role}_token_id", None),
@@ -97,14 +132,14 @@ def answer(scratch: Path) -> None:
             }
             for role in ("eos", "pad", "bos")
         },
-        "chat_template": tokenizer.chat_template,
-        "template_problem": problem,
-    }
-    prompts = Prompts.render(request["messages"], tokenizer, context_length(model))
-    said = behaviour(model.float().to(request["device"]), prompts, tokenizer)
-    report |= {"sequences": prompts.sequences, "prompts": prompts.prompts, "answers": said.answers}
+        chat_template=tokenizer.chat_template,
+        template_problem=problem,
+        sequences=prompts.sequences,
+        prompts=prompts.prompts,
+        answers=said.answers,
+    )
     save_file({str(i): logits.contiguous() for i, logits in enumerate(said.logits)}, scratch / _LOGITS)
-    (scratch / _REPORT).write_text(json.dumps(report), encoding="utf-8")
+    (scratch / _REPORT).write_text(json.dumps(dataclasses.asdict(reloaded)), encoding="utf-8")
 
 
 def context_length(model: "PreTrainedModel") -> int:

@@ -11,7 +11,7 @@ from hfchat.plots import round_ticks
 
 # The spans for which a column of a chart is an hour, a day or a week.
 _HOURLY, _DAILY = timedelta(days=3), timedelta(days=100)
-_SERIES = 5  # as many colours can be told apart; the rarest of more are taken together
+_SERIES = 5  # no more colours can be told apart; if there are more kinds, the rarest are one
 OTHERS = "others"
 
 
@@ -20,10 +20,10 @@ class Timeline:
     """Time in columns.
 
     Attributes:
-        begin: Of the first column.
-        width: Of each.
-        count: How many.
-        middle: Where a later period begins, in columns; None if all are in it.
+        begin: When the first column begins.
+        width: How long each column is.
+        count: How many columns there are.
+        middle: Where the later period begins, in columns; None if all columns are in it.
     """
 
     begin: datetime
@@ -52,7 +52,7 @@ class Timeline:
         return [format(self.begin + place * self.width, form) for place in range(self.count)]
 
     def columns(self, times: pd.Series) -> pd.Series:
-        """In which column each time is."""
+        """The column of each time."""
         return (times - self.begin) // self.width
 
     def counts(self, times: pd.Series) -> list[int]:
@@ -87,10 +87,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bars(Chart):
-    """Bars that stand on each other.
+    """Stacked bars.
 
     Attributes:
-        series: Name to its value in each column, the lowest first.
+        series: The values of each series by column, the lowest series first.
     """
 
     series: Mapping[str, Sequence[float]]
@@ -111,7 +111,7 @@ class Band(Chart):
     """A line with a band around it.
 
     Attributes:
-        points: Low, value and high of each column; None where nothing is known.
+        points: The low end, the value and the high end in each column; None where nothing is known.
     """
 
     points: Sequence[tuple[float, float, float] | None]
@@ -129,13 +129,13 @@ class Band(Chart):
 
 
 def bars(title: str, timeline: Timeline, series: Mapping[str, pd.Series], shares: bool = False) -> Bars:
-    """How many there are of each kind.
+    """A chart of how many events of each kind there were.
 
     Args:
         title: What it shows.
         timeline: Its columns.
-        series: Kind to the times at which there was one.
-        shares: Show the share of each kind, and not how many.
+        series: The times of the events of each kind.
+        shares: Show the share of each kind instead of the number.
     """
     counts = {name: timeline.counts(times) for name, times in series.items()}
     notes = [", ".join(f"{name} {counts[name][column]:,}" for name in counts) for column in range(timeline.count)]
@@ -152,14 +152,14 @@ def band(
     form: str,
     high: float | None = None,
 ) -> Band:
-    """A value with what lies around it.
+    """A chart of a value with an interval around it.
 
     Args:
         title: What it shows.
         timeline: Its columns.
-        points: Column to low, value and high.
+        points: The low end, the value and the high end by column.
         form: Format specification of the values.
-        high: The value at the top; that of the highest point if None.
+        high: The value at the top; if None, that of the highest point.
     """
     known = [points.get(column) for column in range(timeline.count)]
     notes = [

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands and their options."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    export = commands.add_parser("export", help="write answers and what was said of them to a file")
+    # Each subcommand sets the function that runs it.
+    export = commands.add_parser("export", help="write answers and the feedback on them to a file")
     _add_database(export)
     export.add_argument("target", metavar="FILE", help="*.jsonl, *.parquet, or - for JSON lines on standard output")
     export.add_argument("--user", help="only what this user asked or said")
@@ -38,35 +39,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     delete = commands.add_parser("delete", help="delete for good, from the files of the database too")
     _add_database(delete)
     which = delete.add_mutually_exclusive_group(required=True)
-    which.add_argument("--user", help="all that this user asked and said")
-    which.add_argument("--answer", metavar="ID", help="this answer, and what was said of it")
-    which.add_argument("--older-than", metavar="DAYS", type=float, help="answers that were asked for before that")
+    which.add_argument("--user", help="everything that this user asked and said")
+    which.add_argument("--answer", metavar="ID", help="this answer, and the feedback on it")
+    which.add_argument("--older-than", metavar="DAYS", type=float, help="older answers, with the feedback on them")
     delete.add_argument("--api-key", metavar="NAME", help="with --user: only what came with the key of this name")
     delete.set_defaults(feedback=_delete)
 
-    redact = commands.add_parser("redact", help="take personal data out of all that is stored, by today's rules")
+    redact = commands.add_parser("redact", help="remove personal data from all that is stored, by the current rules")
     _add_database(redact)
     redact.set_defaults(feedback=_redact)
 
-    stats = commands.add_parser("stats", help="how much was said, and the share of thumbs up")
+    stats = commands.add_parser("stats", help="print how much feedback there is, and the share of thumbs up")
     _add_database(stats)
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.set_defaults(feedback=_stats)
 
-    report = commands.add_parser("report", help="a page: what changed against the time before, and how all went")
+    report = commands.add_parser("report", help="write a page: what changed since the time before, with charts")
     _add_database(report)
     begin = report.add_mutually_exclusive_group()
-    begin.add_argument("--since", metavar="DATE", help="when it begins; compared with as much time before that")
-    begin.add_argument("--days", type=float, default=30, help="how many days until now it is of (%(default)s)")
+    begin.add_argument("--since", metavar="DATE", help="when the period begins; compared with as much time before")
+    begin.add_argument("--days", type=float, default=30, help="the last so many days, without --since (%(default)s)")
     report.add_argument(
         "--trusted-keys",
         action="append",
         default=[],
         metavar="NAME",
-        help="an API key of which each user counts as a person; repeatable",
+        help="an API key whose users each count as a person; repeatable",
     )
     report.add_argument(
-        "--output", default="report.html", metavar="FILE.html", help="and FILE.md beside it (%(default)s)"
+        "--output",
+        default="report.html",
+        metavar="FILE.html",
+        help="where to write the page, with FILE.md beside it (%(default)s)",
     )
     report.set_defaults(feedback=_report)
 
@@ -176,7 +180,7 @@ def _cells(name: str, tally: "Tally") -> tuple[str, ...]:
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("database", metavar="DATABASE", help="of `hfchat serve --feedback`: a file or a URL")
+    parser.add_argument("database", metavar="DATABASE", help="the one of `hfchat serve --feedback`: a file or a URL")
 
 
 def _moment(text: str) -> datetime:

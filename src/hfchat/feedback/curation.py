@@ -1,10 +1,10 @@
 """From what people said to what a model may learn of it: who is believed, what holds, and what it is an example of.
 
-Who can give feedback can teach the model, so everything here is done as if somebody wanted to teach it the worst:
-with many votes of one account, one text from many accounts, votes against all others, or corrections that nobody
-should learn. A person is an API key; the names that its requests give to users count only where it is trusted. What it
-cannot see is a crowd of keys that agree with each other where nobody else says anything; that is what the gate before
-a promotion is for.
+Anybody who can give feedback can teach the model, so everything here assumes that somebody wants to teach it the
+worst: with many votes of one account, one text from many accounts, votes against all others, or corrections that
+nobody should learn. A person is an API key; the users that its requests name count only where the key is trusted. What
+this cannot see is a crowd of keys that agree with each other where nobody else says anything; the gate before a
+promotion is for that.
 """
 
 import functools
@@ -35,7 +35,7 @@ Columns = Mapping[str, list[Turn] | bool]  # of a dataset's row
 _Said = TypeVar("_Said")  # a rating, a correction, or what an answer was preferred over
 
 DATASETS = ("conversations", "preferences", "thumbs")
-# Of whole reviews, in the order in which they are looked for.
+# Why whole reviews are removed, in the order in which the reasons are looked for.
 REASONS_OF_REVIEWS = {
     "replaced": "the same person said something else of the same answer later",
     "other_model": "the answer is of another model than the one that was asked for",
@@ -47,7 +47,7 @@ REASONS_OF_REVIEWS = {
     "untrusted": "the person is against the majority of the others in most of what they share",
     "too_many": "the person, or the API key with all its users, would have more than their share of all",
 }
-# Of the ratings, corrections and preferences in those that are left.
+# Why ratings, corrections and preferences are removed from the reviews that are left.
 REASONS_OF_STATEMENTS = {
     "replaced": "the same person said something of the same text, as answer to the same prompt, later",
     "contradictory": "others say the opposite, and no side has a majority; or a correction is what was rated down",
@@ -68,7 +68,7 @@ REASONS_OF_EXAMPLES = {
 
 @dataclass
 class CurationArguments:
-    """Whom to believe, and how much."""
+    """Which feedback to believe, and how much of it."""
 
     model: str | None = field(
         default=None, metadata={"help": "Only answers of this model, by its name in the API, or name@version."}
@@ -79,44 +79,47 @@ class CurationArguments:
     person: Who = field(
         default="api_key",
         metadata={
-            "help": "Who counts as one person: all that comes with an api_key, and all that comes without one; or "
-            "each user that requests name, only for a server that nobody else reaches, because anybody can name many."
+            "help": "Who counts as one person: everything that comes with one api_key, and everything without one; or "
+            "each user that requests name, which is only for a server that nobody else reaches, because anybody can "
+            "name many."
         },
     )
     trusted_keys: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Names of API keys of which each user counts as a person: those of front ends of your own that "
-            "know who their users are."
+            "help": "Names of API keys whose users each count as a person: keys of your own front ends, which know "
+            "who their users are."
         },
     )
     max_per_minute: int = field(
-        default=20, metadata={"help": "Reviews of one person in a minute; with more, each has less than 3 seconds."}
+        default=20, metadata={"help": "Reviews that one person may give in a minute; at 20, each takes 3 seconds."}
     )
     max_prompts_per_text: int = field(
         default=5,
-        metadata={"help": "Prompts whose answers may get the same correction. More for models that give labels."},
+        metadata={"help": "Prompts whose answers may get the same correction; more if answers are mere labels."},
     )
     max_share_of_person: float = field(
-        default=0.2, metadata={"help": "Of all reviews, or twice an equal share where there are few people."}
+        default=0.2,
+        metadata={"help": "Largest share of all reviews, or twice an equal share where there are few people."},
     )
     max_share_of_key: float = field(
         default=0.5,
-        metadata={"help": "The same of all that comes with one API key, however many users it has."},
+        metadata={"help": "Largest share of everything that comes with one API key, however many users it has."},
     )
     min_lead: int = field(
         default=2,
-        metadata={"help": "Votes by which a side must lead where people disagree; of 1, one vote decides."},
+        metadata={"help": "Votes by which a side must lead where people disagree; with 1, one vote decides."},
     )
     min_overlaps: int = field(
-        default=5, metadata={"help": "Votes on what others voted on too, before anybody is judged by them."}
+        default=5, metadata={"help": "Votes that a person must share with others before being judged by them."}
     )
     min_agreement: float = field(
-        default=0.5, metadata={"help": "Share of them with the majority of the others; who has less is not believed."}
+        default=0.5,
+        metadata={"help": "Share of these votes that agree with the majority; a person with less is not believed."},
     )
     max_correction_ratio: float = field(
         default=10,
-        metadata={"help": "Length of a correction by that of the answer; 1,000 characters are never too many."},
+        metadata={"help": "Length of a correction relative to the answer; 1,000 characters are never too many."},
     )
     max_repeated_prompt: float = field(
         default=0.9, metadata={"help": "Share of a correction's runs of three words that may be the prompt's."}
@@ -148,9 +151,9 @@ class Removed:
     """What is not learned from.
 
     Attributes:
-        feedback_id: Which review.
-        what: `review` if nothing of it; of it the `rating`, `correction` or `preference`; or one of `DATASETS` if what
-            it says holds, but the example is not there.
+        feedback_id: The review.
+        what: What is removed: the whole `review`; its `rating`, `correction` or `preference`; or, if what it says
+            holds, the example in one of `DATASETS`.
         reason: Why, as in `REASONS_OF_REVIEWS`, `REASONS_OF_STATEMENTS` and `REASONS_OF_EXAMPLES`.
     """
 
@@ -168,7 +171,7 @@ class Example:
         row: `messages`, `messages` and `label`, or `prompt`, `chosen` and `rejected`.
         answer_id: The answer that it is about; of a pair, the better one.
         feedback_id: The review that it comes from.
-        prompt: A hash of it.
+        prompt: Hash of the prompt.
         texts: Hashes of what would be learned, and of what it is preferred over.
     """
 
@@ -185,11 +188,11 @@ class PersonSummary:
     """What one person said.
 
     Attributes:
-        reviews: How many that hold.
-        kept: How many of them are learned from, as far as what is in them is.
-        agreement: With those of the others who are believed.
+        reviews: How many reviews hold.
+        kept: How many of them are left to learn from.
+        agreement: How often they agree with the others who are believed.
         is_trusted: Whether they are believed.
-        feedback_id: One of the reviews, to find in the database who it is.
+        feedback_id: One of the reviews, by which the person can be found in the database.
     """
 
     reviews: int
@@ -201,16 +204,16 @@ class PersonSummary:
 
 @dataclass
 class Curation:
-    """What is learned from, and what not.
+    """What is learned from, and what is not.
 
     Attributes:
-        reviews: How many were read.
+        reviews: How many reviews were read.
         kept_reviews: How many of them are left.
         statements: How many ratings, corrections and preferences are in these.
-        removed: All that is not learned from, each once.
-        examples: For each of `DATASETS`.
-        people: With most reviews first.
-        models: `(model, template fingerprint)` to the reviews of its answers that are left.
+        removed: Everything that is not learned from, each once.
+        examples: The examples for each of `DATASETS`.
+        people: Those with most reviews first.
+        models: The number of reviews that are left, by model and fingerprint of its chat template.
     """
 
     reviews: int
@@ -222,7 +225,7 @@ class Curation:
     models: Counter[tuple[str, str | None]]
 
     def removed_of(self, what: str) -> Counter[str]:
-        """How many for each reason (`Removed`)."""
+        """How many were removed for each reason (`Removed`)."""
         return Counter(removed.reason for removed in self.removed if removed.what == what)
 
 
@@ -234,7 +237,7 @@ def curate(
     Args:
         answers: What `hfchat.feedback.reviews.read_reviewed` returned.
         args: The thresholds.
-        find_unsafe: What is found in a text that should not be learned; nothing in one that may be.
+        find_unsafe: Returns what it finds in a text that should not be learned, and nothing for one that may be.
     """
     reviews, replaced = reviews_of(answers, args.person, args.trusted_keys)
     removed = [Removed(id, "review", "replaced") for id in replaced]
@@ -245,6 +248,7 @@ def curate(
         removed.extend(Removed(review.id, "review", reason) for review in reviews if review.id in ids)
         reviews = [review for review in reviews if review.id not in ids]
 
+    # First what says nothing about the model; then what nobody can have meant; last who is believed, and how much.
     drop("other_model", {review.id for review in reviews if not _is_of_model(review.answer, args.model)})
     drop("other_template", {review.id for review in reviews if not _has_template(review.answer, args)})
     drop("blocked", {review.id for review in reviews if _is_blocked(review.answer)})
@@ -289,7 +293,7 @@ class _Statements:
         self._corrected = self._hold("correction", corrections, _answer_of, self._fault_of_correction)
 
     def examples(self) -> Iterator[tuple[str, Example]]:
-        """Each with its dataset."""
+        """The examples, each with the name of its dataset."""
         for review, correction in self._corrected:
             texts = (digest_of(correction, typed=True), review.answer.key[1])
             yield "conversations", _conversation("correction", review, correction)
@@ -321,7 +325,7 @@ class _Statements:
         about: Callable[[Review, _Said], Hashable],
         fault: Callable[[Review, _Said], str | None],
     ) -> list[tuple[Review, _Said]]:
-        """The statements that hold; the others are removed. What a person says of the same last is what they mean."""
+        """The statements that hold; the others are removed. If one person makes several, the last counts."""
         last = {(about(review, said), review.person): review.id for review, said in statements}
         holding = []
         for review, said in statements:
@@ -384,15 +388,16 @@ def _pair_of(review: Review, over: AnswerRow) -> Hashable:
 def _choose(
     candidates: Iterable[tuple[str, Example]], max_per_prompt: int
 ) -> tuple[dict[str, list[Example]], list[Removed]]:
-    """The examples of each dataset, without those that are there already, contradict each other, or are too many.
+    """The examples of each dataset, without duplicates, contradictions and too many of one prompt.
 
-    Which of too many stay is decided by the ids of their reviews, which are random.
+    If there are too many, the ids of their reviews decide, which are random.
     """
     examples: dict[str, list[Example]] = {dataset: [] for dataset in DATASETS}
     removed = []
     for dataset, example in candidates:
         examples[dataset].append(example)
     for dataset, made in examples.items():
+        # Two pairs that say the opposite teach nothing, so both go; of all others the first stays.
         directions = {(example.prompt, example.texts) for example in made}
         seen: set[tuple[str, tuple[bytes, ...]]] = set()
         of_prompt: Counter[str] = Counter()

@@ -23,7 +23,7 @@ COLUMNS = {
     "preferences": ("prompt", "chosen", "rejected"),
     "thumbs": ("prompt", "completion", "label"),
 }
-# Of those who look at examples after the curation, for all that training takes.
+# Reasons of what looks at the examples after the curation: whether training takes them.
 _REASONS_OF_EXAMPLES = REASONS_OF_EXAMPLES | {
     "contaminated": "a text shares a run of words with an evaluation set",
     "chosen_is_rejected": "the two answers are the same",
@@ -71,7 +71,7 @@ class DatasetCounts(TypedDict):
     removed: dict[str, int]
 
 
-class Counts(TypedDict):
+class CurationCounts(TypedDict):
     """The metrics of `lineage.json`: reviews, people, the statements in the reviews that are left, and datasets.
 
     `enough` names the datasets that have the rows that were asked for.
@@ -85,7 +85,7 @@ class Counts(TypedDict):
     enough: list[str]
 
 
-def counts(curation: Curation, datasets: Mapping[str, DatasetSummary]) -> Counts:
+def counts(curation: Curation, datasets: Mapping[str, DatasetSummary]) -> CurationCounts:
     """For the lineage."""
     removed = curation.removed_of("review")
     return {
@@ -106,7 +106,7 @@ def counts(curation: Curation, datasets: Mapping[str, DatasetSummary]) -> Counts
     }
 
 
-def summary_lines(counts: Counts, minimum: Mapping[str, int]) -> Iterator[str]:
+def summary_lines(counts: CurationCounts, minimum: Mapping[str, int]) -> Iterator[str]:
     """The counts of a curation, a line each; `minimum` says how many rows of each split are enough."""
     reviews, datasets = counts["reviews"], counts["datasets"]
     yield f"read {reviews['read']:,} reviews, kept {reviews['kept']:,}"
@@ -140,6 +140,7 @@ def report(
         personal_data: How much of each kind was replaced.
         evaluation_sets: What is known of each set that was kept out: `rows`, `n_grams`, `too_short`.
     """
+    # Reasons come with their words, so that the template needs to know none of them.
     context = {
         "curation": curation,
         "who": _who(args),

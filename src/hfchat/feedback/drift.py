@@ -90,6 +90,7 @@ def compare(before: Sequence[Opening], now: Sequence[Opening], seed: int = 0) ->
     if min(len(before), len(now)) < LEAST_OPENINGS:
         return Drift(len(before), len(now), None)
     openings = [*before, *now]
+    # Of each property: what is compared, a row for each prompt, and what a change of it means.
     words = _most_moved([one.words for one in before], [one.words for one in now], _SHOWN_WORDS)
     languages = _most_moved([[one.language] for one in before], [[one.language] for one in now], _SHOWN_LANGUAGES)
     properties = {

@@ -1,4 +1,4 @@
-"""What the server hands to the store: an answer with its conversation, and what somebody says of it."""
+"""What the server hands to the store: an answer with its conversation, and what somebody says about it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,13 +35,13 @@ class Exchange:
         model: Its name in the API.
         messages: The conversation as the model got it, after the guards.
         text: The answer as it was sent.
-        finish_reason: OpenAI's; None if it was not sent to its end, as when the client went away.
+        finish_reason: OpenAI's; None if it was not sent to its end, for example because the client went away.
         sampling: The parameters that chose its tokens, by OpenAI's names.
         findings: What the guards found in the prompt and in all its answers.
-        user: The end user whom the request names; "" if it names nobody.
-        api_key: The name of the API key that asked; "" where there are none.
+        user: The end user that the request names; "" if it names nobody.
+        api_key: The name of the API key that asked; "" where keys are not used.
         model_version: Which version of the model; None if it has none.
-        template_fingerprint: Of its chat template (`hfchat.chat_template`); None if an upstream applies it.
+        template_fingerprint: The fingerprint of its chat template (`hfchat.chat_template`); None for an upstream.
     """
 
     answer_id: str
@@ -61,18 +61,18 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What somebody says of an answer. With nothing in it, it takes back what the same person said before.
+    """What somebody says about an answer. With nothing in it, it takes back what the same person said before.
 
     Attributes:
-        answer_id: Of which response.
-        choice: Of which of its answers.
-        rating: Whether it is good.
+        answer_id: The response.
+        choice: Which of its answers.
+        rating: Whether the answer is good.
         correction: What the answer should have been.
         comment: In the person's own words.
         tags: Labels such as "wrong" or "rude".
         preferred_over: Another response to the same prompt, whose first answer was discarded for this one.
         user: Who says it; "" for nobody in particular.
-        api_key: The name of the API key it came with; "" where there are none.
+        api_key: The name of the API key it came with; "" where keys are not used.
     """
 
     answer_id: str

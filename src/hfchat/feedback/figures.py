@@ -13,7 +13,7 @@ from hfchat.intervals import share_difference, wilson_interval
 from hfchat.templates import figure
 
 Outcome = Literal["better", "worse", "changed", "not shown to differ", "too few to tell"]
-# Of fewer, one person's mood or one long conversation decides.
+# With fewer, one person's mood or one long conversation decides.
 LEAST_THUMBS = 20
 LEAST_ANSWERS = 50
 
@@ -38,15 +38,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of texts, in characters.
+    """Lengths of texts, in characters. Without texts, all but the count are not a number.
 
     Attributes:
         count: How many texts.
-        low: The lower quartile; of no texts, like the others, not a number.
-        median: Half are longer.
+        low: The lower quartile.
+        median: The median.
         high: The upper quartile.
-        interval: Of the median, at 95%: from one order statistic to another, by the normal approximation of the
-            binomial (W. J. Conover, "Practical Nonparametric Statistics", 3rd ed., 1999, section 3.2).
+        interval: The 95% interval of the median, from one order statistic to another, by the normal approximation of
+            the binomial (W. J. Conover, "Practical Nonparametric Statistics", 3rd ed., 1999, section 3.2).
     """
 
     count: int
@@ -69,18 +69,18 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a period, or of a model in both.
+    """The figures of a period, or of a model in both periods.
 
     Attributes:
-        conversations: Begun; 0 of a model, as a conversation may have had several.
-        answers: Given.
-        feedback: Opinions.
-        corrected: Of these, with a correction.
-        up: Thumbs up, of all thumbs.
-        refused: Refusals, of all answers.
-        cut: Answers that ended at their greatest length, of all.
+        conversations: How many began; 0 for a model, because a conversation may have had several.
+        answers: How many were given.
+        feedback: How many opinions.
+        corrected: How many opinions have a correction.
+        up: The share of thumbs that are up.
+        refused: The share of answers that are refusals.
+        cut: The share of answers that ended at their greatest length.
         prompts: Lengths of what conversations began with.
-        lengths: Of answers.
+        lengths: Lengths of answers.
     """
 
     conversations: int
@@ -96,7 +96,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a property, in words."""
+    """How a property changed, in words."""
 
     name: str
     outcome: Outcome
@@ -104,19 +104,19 @@ class Change:
 
 
 def of_period(history: History, now: bool) -> Figures:
-    """Of the later period, or of the earlier one."""
+    """The figures of the later period, or of the earlier one."""
     tables = (history.conversations, history.answers, history.feedback)
     return _figures(*(table[table["now"] == now] for table in tables))
 
 
 def of_model(history: History, model: str) -> Figures:
-    """Of a model with its version, in both periods."""
+    """The figures of a model with its version, in both periods."""
     answers, feedback = (table[table["model"] == model] for table in (history.answers, history.feedback))
     return _figures(history.conversations.head(0), answers, feedback)
 
 
 def changes(before: Figures, now: Figures) -> Iterator[Change]:
-    """From an earlier period, or from another model."""
+    """The changes from an earlier period, or from another model."""
     yield share_change("thumbs up", before.up, now.up, LEAST_THUMBS, ("better", "worse"))
     yield share_change("refusals", before.refused, now.refused, LEAST_ANSWERS, ("changed", "changed"))
     yield share_change("answers cut at their greatest length", before.cut, now.cut, LEAST_ANSWERS, ("worse", "better"))
@@ -127,11 +127,11 @@ def share_change(name: str, before: Share, now: Share, least: int, outcomes: tup
     """Whether a share changed, if its 95% interval leaves out that it did not.
 
     Args:
-        name: Of what.
-        before: Of the earlier answers.
-        now: Of the later ones.
-        least: Trials without which nothing is said.
-        outcomes: What it is if it rose, and if it fell.
+        name: What has the share.
+        before: The earlier share.
+        now: The later one.
+        least: Trials that each needs before anything is said.
+        outcomes: The outcome if it rose, and if it fell.
     """
     if min(before.trials, now.trials) < least:
         found = f"{now.hits} of {now.trials}, before {before.hits} of {before.trials}; it takes {least} each"

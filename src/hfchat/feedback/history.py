@@ -46,9 +46,9 @@ class Opening:
     """What a conversation began with.
 
     Attributes:
-        words: Of the user's first message (`hfchat.words`).
-        characters: How long it is.
-        language: Its code, or `UNCLEAR`.
+        words: The words of the user's first message (`hfchat.words`).
+        characters: Its length.
+        language: The code of its language, or `UNCLEAR`.
     """
 
     words: list[str]
@@ -73,15 +73,15 @@ class History:
     """Each table has a row per event, with `time` (UTC) and `now`, whether it is in the later period.
 
     Attributes:
-        periods: Which ones.
+        periods: The two periods.
         conversations: Also `characters` and `language` of their opening.
         answers: Also `model` (with its version), `characters`, `finish_reason`, `refused` (by the model, no guard).
-        findings: Of guards: also `guard`, `place`, `action`, `category`.
+        findings: What guards found: also `guard`, `place`, `action`, `category`.
         feedback: Opinions that say something and hold: also `model`, `rating`, `corrected`, `author` (a person, see
             `hfchat.feedback.reviews`, or, without keys, the user that the request names; None for nobody).
         tags: Also `tag`.
         comments: The newest first.
-        openings: A random sample of those of the earlier period, and of the later one.
+        openings: A random sample of the openings of the earlier period, and one of the later period.
     """
 
     periods: Periods
@@ -95,7 +95,7 @@ class History:
 
     @property
     def begin(self) -> datetime | None:
-        """When the first of all events was; None if there are none."""
+        """The time of the first event; None without events."""
         tables = (self.conversations, self.answers, self.feedback)
         return min((table["time"].min() for table in tables if len(table)), default=None)
 
@@ -104,9 +104,9 @@ def read_history(engine: sa.Engine, periods: Periods, trusted_keys: Collection[s
     """Read what is stored of two periods: answers by when they were asked for, opinions by when they were given.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
-        periods: Which ones.
-        trusted_keys: API keys of which each user is a person, see `hfchat.feedback.reviews.person_of`.
+        engine: What `hfchat.feedback.database.open_database` returns.
+        periods: The two periods.
+        trusted_keys: API keys whose users are each a person, see `hfchat.feedback.reviews.person_of`.
     """
     reading = _Reading(periods, trusted_keys)
     for answer in read_answers(engine, Selection(since=periods.start)):
@@ -124,7 +124,7 @@ class _Reading:
         self._comments: list[Comment] = []
 
     def add(self, answer: AnswerRow) -> None:
-        """Count an answer, the conversation that led to it and what was said of it."""
+        """Count an answer, the conversation that led to it and the opinions on it."""
         for opinion in answer.feedback:
             self._add_opinion(opinion, answer)
         time = answer.created_at

@@ -1,14 +1,14 @@
-"""Read what is stored, answers with all that was said of them, and write it to files that `datasets` opens."""
+"""Read what is stored, answers with the feedback on them, and write it to files that `datasets` opens."""
 
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -28,14 +28,14 @@ _BATCH = 200  # answers in memory, and in a group of rows of the Parquet file
 
 @dataclass(frozen=True)
 class Selection:
-    """Which answers; all that is None selects nothing away.
+    """Which answers to read. What is None leaves no answer out.
 
     Attributes:
-        user: Asked by this user, or with feedback of them.
-        api_key: Asked with this API key.
-        since: Asked then or later, or with feedback given since.
-        rating: With feedback that is not replaced, of this rating.
-        rated: Whether there must be feedback on it.
+        user: Those that this user asked for or gave feedback on.
+        api_key: Those that were asked for with this API key.
+        since: Those that were asked for, or got feedback, then or later.
+        rating: Those with this rating, if it was not replaced.
+        rated: Only those with feedback.
     """
 
     user: str | None = None
@@ -45,7 +45,7 @@ class Selection:
     rated: bool = False
 
     def condition(self) -> sa.ColumnElement[bool]:
-        """Of `Answer`, for SQL."""
+        """The condition on `AnswerRow`, for SQL."""
         conditions: list[sa.ColumnElement[bool]] = [sa.true()]
         if self.user is not None:
             names = [self.user, pseudonym(self.user)]
@@ -65,7 +65,7 @@ def parse_moment(text: str, name: str) -> datetime:
     """A date or a time as ISO 8601 writes it; without a time zone it is in UTC.
 
     Raises:
-        ValueError: If it is none; the message calls it `name`.
+        ValueError: If the text is not a date or a time; the message calls it `name`.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -75,12 +75,12 @@ def parse_moment(text: str, name: str) -> datetime:
 
 
 def read_answers(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[AnswerRow]:
-    """Each selected answer with its conversation and all that was said of it, oldest first.
+    """Each selected answer with its conversation and all feedback on it, oldest first.
 
     What they hold is loaded, so they can be used after the iteration too.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`. Nobody who writes has to wait.
+        engine: What `hfchat.feedback.database.open_database` returns. Nobody who writes has to wait.
         selection: Which answers.
     """
     answers = (
@@ -97,13 +97,13 @@ def read_answers(engine: sa.Engine, selection: Selection = Selection()) -> Itera
         yield from session.scalars(answers)
 
 
-def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, Any]]:
+def rows(engine: sa.Engine, selection: Selection = Selection()) -> Iterator[dict[str, object]]:
     """The selected answers as exports have them (`as_row`), oldest first."""
     return (as_row(answer, answer.feedback) for answer in read_answers(engine, selection))
 
 
-def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, Any]:
-    """An answer and what was said of it as plain values.
+def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, object]:
+    """An answer and the feedback on it as plain values.
 
     Returns:
         The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash` and
@@ -125,6 +125,7 @@ def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, Any]:
         "findings": answer.findings,
         "user": answer.user_id or None,
         "api_key": answer.api_key or None,
+        # Replaced opinions too: whoever learns from an export decides what counts.
         "feedback": [
             {
                 "id": opinion.id,
@@ -147,64 +148,68 @@ def export(engine: sa.Engine, target: str, selection: Selection) -> int:
     """Write the selected answers (`rows`) to a file that appears whole or not at all.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
+        engine: What `hfchat.feedback.database.open_database` returns.
         target: `NAME.jsonl`, `NAME.parquet`, or `-` for JSON lines on standard output. Parquet has no whole numbers
-            beyond 64 bits: where a request had one, as a seed may be, it is null there.
+            beyond 64 bits: where a request had one, such as a seed, it is null there.
         selection: Which answers.
 
     Returns:
-        How many.
+        How many answers were written.
 
     Raises:
         UserError: If the file is of neither kind, or cannot be written.
     """
-    found = rows(engine, selection)
+    answers = read_answers(engine, selection)
     if target == "-":
-        return _write_json(found, sys.stdout)
+        return _write_json(answers, sys.stdout)
+    # A wrong name is refused before anything is read or written.
     path = Path(target)
     if path.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"{target}: write to a file named *.jsonl or *.parquet, or to - (standard output)")
     with private_file(path) as file:
         if path.suffix == ".parquet":
-            return _write_parquet(found, file)
+            return _write_parquet(answers, file)
         with open(os.dup(file.fileno()), "w", encoding="utf-8") as lines:
-            return _write_json(found, lines)
+            return _write_json(answers, lines)
 
 
 def _has(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     return sa.exists().where(OpinionRow.answer_key == AnswerRow.id, condition)
 
 
-def _write_json(found: Iterator[dict[str, Any]], file: IO[str]) -> int:
+def _write_json(answers: Iterable[AnswerRow], file: IO[str]) -> int:
     count = 0
-    for row in found:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for answer in answers:
+        file.write(json.dumps(as_row(answer, answer.feedback), ensure_ascii=False) + "\n")
         count += 1
     return count
 
 
-def _write_parquet(found: Iterator[dict[str, Any]], file: IO[bytes]) -> int:
+def _write_parquet(answers: Iterator[AnswerRow], file: IO[bytes]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     count, schema = 0, _schema()
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while batch := list(islice(found, _BATCH)):
-            for row in batch:
-                row["sampling"] = {name: _if_it_fits(value) for name, value in row["sampling"].items()}
-            writer.write_table(pa.Table.from_pylist(batch, schema))
+        while batch := list(islice(answers, _BATCH)):
+            fitting = [as_row(answer, answer.feedback) | {"sampling": _fitting(answer.sampling)} for answer in batch]
+            writer.write_table(pa.Table.from_pylist(fitting, schema))
             count += len(batch)
     return count
 
 
-def _if_it_fits(value: Any) -> Any:
-    """None in place of a whole number that 64 bits cannot hold: the `max_tokens` of an upstream has no maximum."""
-    return None if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64 else value
+def _fitting(sampling: Mapping[str, object]) -> dict[str, object]:
+    """Without whole numbers that 64 bits cannot hold: the `max_tokens` of an upstream has no maximum."""
+    return {
+        name: None if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64 else value
+        for name, value in sampling.items()
+    }
 
 
 def _schema() -> "pyarrow.Schema":
     import pyarrow as pa
 
+    # Spelled out, because a column in which nobody said anything has no type to be inferred.
     text, texts = pa.string(), pa.list_(pa.string())
     number, share = pa.int64(), pa.float64()
     message = {"role": text, "content": text}

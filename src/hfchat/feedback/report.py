@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +45,18 @@ class Watched:
     """What the report says.
 
     Attributes:
-        periods: Of which time.
+        periods: The time that it is about.
         timeline: The columns of the charts; None if nothing is stored.
-        charts: Over time.
+        charts: The charts over time.
         before: Figures of the earlier period, and `now` of the later one.
-        changes: Between them.
-        drift: Of prompts.
-        models: The figures of each, the newest last.
-        model_changes: Of each but the first, from the one before it.
-        findings: Guard, place, action and category, and how often.
-        tags: How often each was given now.
-        loudest: Who gave the most thumbs now: which share of them; None without a named author.
-        history: What it comes from.
+        changes: The changes between them.
+        drift: How prompts changed.
+        models: The figures of each model, the newest last.
+        model_changes: The changes from one model to the next, by the next one's name.
+        findings: What guards found, as guard, place, action and category, and how often.
+        tags: How often each tag was given in the later period.
+        loudest: The share of the later thumbs that the busiest person gave; None without a named author.
+        history: What all of it comes from.
     """
 
     periods: Periods
@@ -75,7 +75,7 @@ class Watched:
 
     @property
     def summary(self) -> list[str]:
-        """A line for each thing that one may want to know."""
+        """The most important findings, a line each."""
         lines = [f"{one.name}: {one.outcome}; {one.words}" for one in self.changes]
         return [*lines, self.drift.sentence, *([self.warning] if self.warning else [])]
 
@@ -87,19 +87,20 @@ class Watched:
 
 
 def watch(engine: sa.Engine, since: datetime, until: datetime, trusted_keys: Collection[str] = ()) -> Watched:
-    """Look at what is stored from one moment to another, and compare it with as much time before.
+    """Summarize what is stored of a period, and compare it with as much time before.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
-        since: Where the period begins, with a time zone.
-        until: Where it ends.
-        trusted_keys: API keys of which each user is a person, see `hfchat.feedback.reviews.person_of`.
+        engine: What `hfchat.feedback.database.open_database` returns.
+        since: When the period begins, with a time zone.
+        until: When it ends.
+        trusted_keys: API keys whose users are each a person, see `hfchat.feedback.reviews.person_of`.
     """
     periods = Periods.since(since, until)
     history = read_history(engine, periods, trusted_keys)
     begin = history.begin
     timeline = None if begin is None else Timeline.of(begin, periods.middle, periods.end)
     before, now = (of_period(history, period) for period in (False, True))
+    # Models are shown in the order in which they first answered, each against the one before it.
     first_answers = history.answers.groupby("model")["time"].min().sort_values(kind="stable")
     models = {model: of_model(history, model) for model in first_answers.index[-_MODELS:]}
     later = history.feedback[history.feedback["now"]]
@@ -121,11 +122,11 @@ def watch(engine: sa.Engine, since: datetime, until: datetime, trusted_keys: Col
 
 
 def write_report(watched: Watched, path: Path) -> Path:
-    """Write the page, for its owner's eyes only as it quotes people, and the same as Markdown beside it.
+    """Write the page and, beside it, the same as Markdown. Both quote people, so only their owner can read them.
 
     Args:
-        watched: Of `watch`.
-        path: Of the page, `*.html`.
+        watched: What `watch` returned.
+        path: Where to write the page, `*.html`.
 
     Returns:
         The path of the Markdown.
@@ -143,16 +144,17 @@ def write_report(watched: Watched, path: Path) -> Path:
     return markdown
 
 
-def _context(watched: Watched) -> dict[str, Any]:
+def _context(watched: Watched) -> dict[str, object]:
     rows = {
         "Thumbs up": {name: figures.up for name, figures in watched.models.items()},
         "Refusals": {name: figures.refused for name, figures in watched.models.items()},
     }
-    scales = {
-        label: Scale.of(end for share in shares.values() if share.trials for end in (share.value, *share.interval))
-        for label, shares in rows.items()
-    }
-    plots = {label: (shares, scales[label]) for label, shares in rows.items() if scales[label] is not None}
+    plots = {}
+    for label, shares in rows.items():
+        ends = ((share.value, *share.interval) for share in shares.values() if share.trials)
+        scale = Scale.of(chain.from_iterable(ends))
+        if scale is not None:
+            plots[label] = shares, scale
     return {"watched": watched, "plots": plots}
 
 

@@ -1,10 +1,11 @@
-"""What people said of answers and still hold, for those who learn from it."""
+"""What people said about answers and still hold, to learn from."""
 
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Literal
 
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from hfchat.feedback.reading import Selection, as_row, read_answers
 from hfchat.feedback.tables import AnswerRow, OpinionRow
 
 Who = Literal["user", "api_key"]
-# The API key, and for a trusted key the user that it names. Without keys all are one person: nobody can tell names.
+# The API key, and for a trusted key the user that it names. Without keys all are one person: names prove nothing.
 Person = tuple[str | None, ...]
 
 
@@ -54,23 +55,18 @@ def read_reviewed(engine: sa.Engine, since: datetime | None = None) -> list[Answ
     """The answers with feedback, oldest first. They are all in memory, with those that they were preferred over.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
-        since: Only answers that were asked for, or that something was said of, then or later.
+        engine: What `hfchat.feedback.database.open_database` returns.
+        since: Only answers that were asked for, or got feedback, then or later.
     """
     return list(read_answers(engine, Selection(since=since, rated=True)))
 
 
 def digest_of_answers(answers: Sequence[AnswerRow]) -> str:
-    """The SHA-256 of answers and what was said of them: another one when a database says something else."""
-    discarded = {
-        opinion.preferred_over.id: opinion.preferred_over
-        for answer in answers
-        for opinion in answer.feedback
-        if opinion.preferred_over is not None
-    }
-    others = discarded.keys() - {answer.id for answer in answers}
+    """The SHA-256 of answers and the feedback on them, which differs as soon as any of it does."""
+    opinions = chain.from_iterable(answer.feedback for answer in answers)
+    discarded = {opinion.preferred_over for opinion in opinions if opinion.preferred_over is not None}
     rows = [as_row(answer, answer.feedback) for answer in answers]
-    rows += [as_row(discarded[id], []) for id in sorted(others)]
+    rows += [as_row(answer, []) for answer in sorted(discarded.difference(answers), key=lambda answer: answer.id)]
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
@@ -82,9 +78,9 @@ def person_of(opinion: OpinionRow, who: Who = "api_key", trusted_keys: Collectio
 
     Args:
         opinion: What was said.
-        who: All that comes with an API key, and all that comes without one; or each `user` of each. A `user` is what a
-            request says it is, so whoever may choose it is as many people as they like.
-        trusted_keys: Keys that each user counts of all the same: those of a front end that knows its users.
+        who: Everything that comes with one API key, and everything without a key; or each `user` of each key. A `user`
+            is what a request says it is, so a sender can be as many people as they like.
+        trusted_keys: Keys whose users count each in any case: those of a front end that knows its users.
     """
     key, user = opinion.api_key or None, opinion.user_id or None
     return (key, user) if who == "user" or key in trusted_keys else (key,)
@@ -103,6 +99,7 @@ def reviews_of(
     reviews, replaced = [], []
     for answer in answers:
         for opinion in answer.feedback:
+            # What its author replaced is only counted.
             if opinion.replaced_at is not None:
                 replaced.append(opinion.id)
                 continue

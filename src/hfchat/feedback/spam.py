@@ -1,4 +1,4 @@
-"""Reviews by somebody who had not read what they are about: too fast, the same everywhere, or too many."""
+"""Reviews by people who cannot have read the answers: too fast, the same everywhere, or too many."""
 
 import math
 from collections import defaultdict
@@ -9,9 +9,9 @@ from hfchat.feedback.reviews import Person, Review
 from hfchat.words import words
 
 _MINUTE = timedelta(minutes=1)
-# Who means the same says the same in few words: "wrong", "thank you".
+# People who mean the same use the same few words: "wrong", "thank you".
 _COMMENT_WORDS = 5
-# A correction may be much longer than a short answer is: "No." may need a page instead.
+# A correction may be much longer than a short answer: in place of "No." a page may be needed.
 _ALWAYS_SHORT_ENOUGH = 1000  # characters
 _RUN = 3  # words
 
@@ -21,7 +21,7 @@ def too_fast(reviews: Iterable[Review], max_per_minute: int) -> set[str]:
 
     Args:
         reviews: Oldest first.
-        max_per_minute: Who gives more has not read the answers.
+        max_per_minute: Nobody reads more answers in a minute.
     """
     by_person: dict[Person, list[Review]] = defaultdict(list)
     for review in reviews:
@@ -35,10 +35,10 @@ def too_fast(reviews: Iterable[Review], max_per_minute: int) -> set[str]:
 
 
 def same_everywhere(reviews: Iterable[Review], max_prompts: int) -> set[str]:
-    """The ids of reviews with a correction, or a comment of some words, that answers to more than `max_prompts` got.
+    """The ids of reviews whose correction, or comment of some words, was given to more than `max_prompts` prompts.
 
-    Whoever wrote it: many accounts may be one person. Texts are the same if their words and numbers are, in any
-    punctuation.
+    It does not matter who wrote it, because many accounts may be one person. Texts are the same if their words and
+    numbers are, whatever the punctuation.
     """
     prompts: dict[tuple[str, ...], set[str]] = defaultdict(set)
     ids: dict[tuple[str, ...], set[str]] = defaultdict(set)
@@ -48,7 +48,7 @@ def same_everywhere(reviews: Iterable[Review], max_prompts: int) -> set[str]:
             if len(found) >= at_least:
                 prompts[found].add(review.answer.prompt_hash)
                 ids[found].add(review.id)
-    return {id for text, of in prompts.items() if len(of) > max_prompts for id in ids[text]}
+    return set().union(*(ids[text] for text, prompts_of in prompts.items() if len(prompts_of) > max_prompts))
 
 
 def _person(review: Review) -> Person:
@@ -56,21 +56,21 @@ def _person(review: Review) -> Person:
 
 
 def too_many(reviews: Sequence[Review], max_share: float, by: Callable[[Review], Person] = _person) -> set[str]:
-    """The ids of reviews that are to go, so that nobody has more than a share of those that are left.
+    """The ids of reviews to drop, so that nobody has more than a share of those that are left.
 
-    Which ones of a person go is decided by their ids, which are random. Where there are few people the share is twice
-    an equal one, so nothing goes of the only person or of two.
+    The ids decide which of a person's reviews go, because they are random. Where there are few people the share is
+    twice an equal one, so one person alone, or two, lose nothing.
 
     Args:
-        reviews: All that are left.
-        max_share: Largest share of these.
-        by: Whose share is looked at, in place of the person's.
+        reviews: All reviews that are left.
+        max_share: Largest share of them.
+        by: What has the share, instead of the person.
     """
     by_person: dict[Person, list[str]] = defaultdict(list)
     for review in reviews:
         by_person[by(review)].append(review.id)
     limit = _limit([len(ids) for ids in by_person.values()], max_share)
-    return {id for ids in by_person.values() for id in sorted(ids)[limit:]}
+    return set().union(*(sorted(ids)[limit:] for ids in by_person.values()))
 
 
 def _limit(counts: Collection[int], max_share: float) -> int:

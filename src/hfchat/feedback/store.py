@@ -1,4 +1,4 @@
-"""Write what people say of answers, with the answers, and take it out again."""
+"""Write what people say about answers, with the answers, and delete it again."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class OtherPromptError(Exception):
 
 
 class NothingSaidError(Exception):
-    """An opinion says nothing, and there is none that it could take back."""
+    """An opinion is empty, and there is no earlier one that it could take back."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Store:
     """The feedback in a database. Its methods wait for the disk, and may be called from any thread.
 
     Args:
-        engine: Of `hfchat.feedback.database.open_database`.
+        engine: What `hfchat.feedback.database.open_database` returns.
         redact: Takes personal data out of every text on its way in.
     """
 
@@ -107,18 +107,18 @@ class Store:
             self._add(session, *rows)
 
     def say(self, opinion: Opinion, exchanges: Sequence[Exchange] = (), one_of_key: bool = False) -> Stored:
-        """Write an opinion in the place of what the same person (`api_key` and `user`) said of the same answer.
+        """Write an opinion in place of what the same person (`api_key` and `user`) said about the same answer.
 
-        The same once more changes nothing, so who got no reply may send it again.
+        The same opinion once more changes nothing, so a client that got no reply may send it again.
 
         Args:
             opinion: What is said.
-            exchanges: The answers that it is about, as far as they may not be in the database yet.
-            one_of_key: The person is the `api_key`, whichever `user` it names, because it may name anybody.
+            exchanges: The answers that it is about, if they may not be in the database yet.
+            one_of_key: Whether the person is the `api_key`, whichever `user` it names, because it may name anybody.
 
         Raises:
             UnknownAnswerError: If it is about an answer that is not there, or that another API key got.
-            OtherPromptError: If the answer it prefers and the one it discards have not the same prompt.
+            OtherPromptError: If the answer it prefers and the one it discards have different prompts.
             NothingSaidError: If it says nothing, and there is nothing to take back.
             StoreError: If it could not be written.
         """
@@ -126,6 +126,7 @@ class Store:
         rows = self._rows(exchanges)
         with self._writing() as session:
             self._add(session, *rows)
+            # The answer is locked from here on, so that of two opinions at once the second replaces the first.
             answer = self._find(session, opinion.answer_id, opinion.choice, opinion.api_key, "answer_id")
             discarded = None
             if opinion.preferred_over is not None:
@@ -135,13 +136,13 @@ class Store:
             return self._replace(session, opinion, answer, discarded, one_of_key)
 
     def delete_user(self, user: str, api_key: str | None = None) -> Counts:
-        """Delete what a user asked and was answered, and what they said of any answer.
+        """Delete what a user asked and was answered, and what they said about any answer.
 
-        An answer whose request named nobody is theirs if they gave feedback on it, as it is there because of that.
+        An answer whose request named nobody is theirs if they gave feedback on it: it is stored because of that.
 
         Args:
-            user: As requests and feedback name them.
-            api_key: Only what came with this API key: another one's user of the same name may be somebody else.
+            user: The user's name in requests and feedback.
+            api_key: Only what came with this API key: another key's user of the same name may be somebody else.
         """
 
         def of_user(table: type[AnswerRow] | type[OpinionRow]) -> sa.ColumnElement[bool]:
@@ -162,7 +163,7 @@ class Store:
         return self._delete(AnswerRow.created_at < moment, sa.false())
 
     def last_moment(self, longest_gap: timedelta) -> datetime | None:
-        """When the last answer was asked for, of those before the first gap that is longer; None without answers.
+        """When the last answer before the first longer gap was asked for; None without answers.
 
         Raises:
             StoreError: If it cannot be read.
@@ -177,7 +178,7 @@ class Store:
         return last
 
     def redact(self) -> Counts:
-        """Redact all that is stored once more, as after a change of the rules.
+        """Redact everything that is stored once more, for example after a change of the rules.
 
         Returns:
             How many rows were changed.
@@ -185,34 +186,29 @@ class Store:
         Raises:
             StoreError: If it could not be done; what was done by then stays.
         """
-
-        def answer(row: AnswerRow) -> Values:
-            messages = self._redacted_value(row.messages)
-            return {
-                "prompt_hash": prompt_hash(messages),
-                "text": self._redact(row.text),
-                "sampling": self._redacted_value(row.sampling),
-                "user_id": self._pseudonym(row.user_id),
-            }
-
-        def conversation(row: ConversationRow) -> Values:
-            return {"messages": self._redacted_value(row.messages)}
-
-        def feedback(row: OpinionRow) -> Values:
-            user = self._pseudonym(row.user_id)
-            # Who gave an opinion before names were redacted, and another one since, has two that hold.
-            is_replaced = row.replaced_at is None and user != row.user_id and _has_opinion(row, user)
-            return {
-                "replaced_at": datetime.now(UTC) if is_replaced else row.replaced_at,
-                "correction": self._redacted(row.correction),
-                "comment": self._redacted(row.comment),
-                "tags": [self._redact(tag) for tag in row.tags],
-                "user_id": user,
-            }
-
-        counts = Counts(self._change(AnswerRow, answer), self._change(OpinionRow, feedback))
-        self._change(ConversationRow, conversation)  # last, as the answers are made with it
+        # Conversations last, because the hashes in the answers are made from them.
+        counts = Counts(self._change(AnswerRow, self._redact_answer), self._change(OpinionRow, self._redact_opinion))
+        self._change(ConversationRow, self._redact_conversation)
         return counts
+
+    def _redact_answer(self, row: AnswerRow) -> None:
+        row.prompt_hash = prompt_hash(self._redacted_value(row.messages))
+        row.text = self._redact(row.text)
+        row.sampling = self._redacted_value(row.sampling)
+        row.user_id = self._pseudonym(row.user_id)
+
+    def _redact_conversation(self, row: ConversationRow) -> None:
+        row.messages = self._redacted_value(row.messages)
+
+    def _redact_opinion(self, row: OpinionRow) -> None:
+        user = self._pseudonym(row.user_id)
+        # A person who gave one opinion before names were redacted, and another since, has two that hold.
+        if row.replaced_at is None and user != row.user_id and _has_opinion(row, user):
+            row.replaced_at = datetime.now(UTC)
+        row.correction = self._redacted(row.correction)
+        row.comment = self._redacted(row.comment)
+        row.tags = [self._redact(tag) for tag in row.tags]
+        row.user_id = user
 
     def forget_deleted(self) -> bool:
         """Make sure that what was deleted or redacted is in no file (`hfchat.feedback.database.forget_deleted`)."""
@@ -254,8 +250,7 @@ class Store:
             session.execute(self._insert(AnswerRow).on_conflict_do_nothing(), answers)
 
     def _find(self, session: Session, answer_id: str, choice: int, api_key: str, field: str) -> AnswerRow:
-        """An answer, locked (by PostgreSQL; SQLite has one writer): of two opinions at once, the second replaces the
-        first."""
+        """An answer, locked (by PostgreSQL; SQLite has one writer)."""
         found = sa.select(AnswerRow).where(AnswerRow.answer_id == answer_id, AnswerRow.choice == choice)
         answer = session.scalars(found.with_for_update()).one_or_none()
         if answer is None or answer.api_key != api_key:
@@ -336,8 +331,8 @@ class Store:
             session.execute(sa.delete(ConversationRow).where(~has_answers))
         return counts
 
-    def _change(self, table: type[_Row], changed: Callable[[_Row], Values]) -> int:
-        """Give all rows their changed values, a few at a time, so that nobody waits long; how many had others."""
+    def _change(self, table: type[_Row], change: Callable[[_Row], None]) -> int:
+        """Change all rows, a few at a time, so that nobody waits long. Returns how many are different now."""
         count = 0
         after: sa.ColumnElement[bool] = sa.true()
         (key,) = sa.inspect(table).primary_key
@@ -345,10 +340,8 @@ class Store:
             with self._writing() as session:
                 rows = session.scalars(sa.select(table).where(after).order_by(key).limit(_BATCH)).all()
                 for row in rows:
-                    other = {name: value for name, value in changed(row).items() if getattr(row, name) != value}
-                    for name, value in other.items():
-                        setattr(row, name, value)
-                    count += bool(other)
+                    change(row)
+                    count += session.is_modified(row)
             if not rows:
                 return count
             after = key > getattr(rows[-1], key.name)

@@ -23,7 +23,7 @@ class Words(TypeDecorator):
 
 
 class Moment(TypeDecorator):
-    """A time in UTC. SQLite's have no time zone, so the driver gives them back without one."""
+    """A time in UTC. SQLite keeps no time zone, so the driver returns times without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -115,7 +115,7 @@ class AnswerRow(Base):
 
 
 class OpinionRow(Base):
-    """What somebody said of an answer (`hfchat.feedback.exchange.Opinion`).
+    """What somebody said about an answer (`hfchat.feedback.exchange.Opinion`).
 
     When they change their mind there is a new row, and the old one gets the time at which it was replaced.
     """

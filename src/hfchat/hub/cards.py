@@ -11,7 +11,7 @@ from typing import Any
 from hfchat.errors import UserError
 from hfchat.hub.artefacts import CARD, EVALUATION, Repository, clean_json, named_inputs
 from hfchat.hub.leaks import clean_paths
-from hfchat.hub.model_card import model_card
+from hfchat.hub.model_card import license_of_model, model_card
 from hfchat.licenses import license_entry
 from hfchat.lineage import ancestry
 from hfchat.results import ModelResult, Results
@@ -61,6 +61,7 @@ def check_card(repository: Repository) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    # The header has the keys and types that the Hub's own classes take.
     place = repository.place_of(CARD)
     kind = {"dataset": DatasetCard, "space": SpaceCard}.get(repository.repo_type, ModelCard)
     try:
@@ -71,6 +72,8 @@ def check_card(repository: Repository) -> None:
         if data.get("sdk") != "docker":
             raise UserError(f"{place}: sdk must be docker")
         return
+
+    # Its values are among those that the Hub knows.
     licenses = _as_list(data.get("license"))
     if not licenses:
         raise UserError(f"{place}: its header names no license; add a line such as `license: cc-by-4.0`")
@@ -116,13 +119,13 @@ def _unevaluated(repository: Repository) -> tuple[Results, str]:
     model = ModelResult(
         path=str(repository.folder),
         kind="adapter" if repository.kind == "adapter" else "folder",
-        sha256=repository.sha256,
+        sha256=repository.sha256 or "",
         licenses=repository.licenses,
         dtype=None,
         # A base model has a template for those who fine-tune it, and does not answer.
         chat_template=None if repository.kind == "base" else tokenizer.get("chat_template_fingerprint"),
         parameters=_parameters(repository),
-        lineage=ancestry(repository.folder),
+        lineage=[dict(stage) for stage in ancestry(repository.folder)],
     )
     return Results(models={name: model}, tasks={}), name
 
@@ -161,18 +164,20 @@ def _write_tokenizer_card(repository: Repository, published: Mapping[str, str]) 
     tokenizer = load_tokenizer(str(repository.folder))
     lineage = repository.lineage
     inputs = named_inputs(lineage, published) if lineage else {}
-    entry = license_entry(repository.licenses)
-    if isinstance(entry["license"], list):  # of a tokenizer, the Hub takes one
-        entry = {"license": "other", "license_name": "several"}
     datasets = [source["path"] for source in inputs.values() if source["sha256"] in published]
-    data = ModelCardData(**entry, library_name="transformers", tags=["hfchat", "tokenizer"], datasets=datasets or None)
+    data = ModelCardData(
+        **license_of_model(repository.licenses),
+        library_name="transformers",
+        tags=["hfchat", "tokenizer"],
+        datasets=datasets or None,
+    )
     context = {
         "name": repository.repo_id.rpartition("/")[2],
         "repo_id": repository.repo_id,
         "vocab_size": len(tokenizer),
         "chat_template": tokenizer.init_kwargs.get("chat_template_fingerprint") if tokenizer.chat_template else None,
         "lineage": lineage | {"inputs": inputs} if lineage else None,
-        "bytes_per_token": (lineage or {}).get("metrics", {}).get("validation_bytes_per_token"),
+        "bytes_per_token": lineage["metrics"].get("validation_bytes_per_token") if lineage else None,
         "report": repository.has("tokenizer_report.md"),
     }
     body = markdown_environment("hfchat.hub").get_template("tokenizer_card.md.jinja").render(context)

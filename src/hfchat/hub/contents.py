@@ -99,9 +99,10 @@ def _of_stream(name: str, stream: BinaryIO, inside: str, depth: int) -> Iterator
     stream = io.BufferedReader(cast(io.RawIOBase, stream), _HEAD)
     head = stream.peek(_HEAD)
     suffix = PurePosixPath(name).suffix.lower()
+
+    # Names may say anything, so that the first bytes decide wherever a format has some of its own.
     codec = next((codec for magic, codec in _COMPRESSED.items() if head.startswith(magic)), None)
     try:
-        # Names may say anything, so that the first bytes decide wherever a format has some of its own.
         if codec or suffix == ".br":
             with pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), codec or "brotli") as unpacked:
                 yield from _of_stream(name.removesuffix(suffix), cast(BinaryIO, unpacked), inside, depth + 1)

@@ -1,7 +1,8 @@
 """What must not be published: secrets, and paths that tell of the machine and of who works on it.
 
-A few rules of our own, as they are to be quick on whole files and to know the tokens of this field: `detect-secrets`
-1.5 (2024) takes minutes for a `tokenizer.json`, and knows neither the Hub's tokens nor the present ones of OpenAI.
+The rules are our own, because they have to be quick on whole files and to know the tokens of this field:
+`detect-secrets` 1.5 (2024) takes minutes for a `tokenizer.json`, and knows neither the Hub's tokens nor the present
+ones of OpenAI.
 """
 
 import base64
@@ -95,7 +96,7 @@ _CODE = r"[A-Za-z0-9_.~+/=-]"
 _TWO_DIGITS = r"(?=(?:[A-Za-z_.~+/=-]{0,100}\d){2})(?=[0-9_.~+/=-]{0,100}[A-Za-z])"
 _SCHEME = r"(?:bearer|basic|token)\s{1,9}"
 _WORD = "[A-Za-z0-9_-]"
-# The forms are those that the services document; each has a fixed beginning, so that a hash or a name is none.
+# The forms are those that the services document. Each has a fixed beginning, so that no hash or name looks like one.
 _SECRETS = (
     _rule("a token of the Hugging Face Hub", "hf_ api_org_", "[A-Za-z0-9]{30,}"),
     _rule("an API key of hfchat", "hfchat-", f"{_WORD}{{43}}(?!{_WORD})"),
@@ -183,7 +184,7 @@ _SECRETS = (
     _named("a token", "token", rf"['\"\\]{{1,4}}\s{{0,20}}[:=]\s{{0,20}}['\"\\]{{1,4}}{_TWO_DIGITS}{_CODE}{{12,}}"),
     _named("a token", "token", rf"(?<![a-z?&;]token)(?:=|:\s{{1,20}}){_QUOTES}{_TWO_DIGITS}{_CODE}{{20,}}(?![\w(\[])"),
 )  # fmt: skip
-# Where people and clusters keep their files. A path of a URL, or one below the working directory, is none of these.
+# Where people and clusters keep their files. A path in a URL, or one below the working directory, does not count.
 _ROOTS = (
     "home|Users|root|work|workspace|mnt|media|tmp|var|data|scratch|srv|opt|content|kaggle|Volumes|private|gpfs|lustre|nfs|"
     "fsx|net|export|projects?"
@@ -218,8 +219,8 @@ class Leak:
 def find_leaks(text: str, *, paths: bool = True) -> list[Leak]:
     """The secrets and local paths in a text, in the order of their lines, each kind once a line.
 
-    They are looked for in the text as it is and in what its escapes stand for: in `"a\\nhf_..."`, as JSON writes a
-    line break, the token is no part of a word that begins with `n`.
+    They are looked for in the text and in what its escapes stand for: in `"a\\nhf_..."`, where JSON writes a line
+    break as `\\n`, the token is not part of a word that begins with `n`.
 
     Args:
         text: Text of a file.
@@ -227,10 +228,13 @@ def find_leaks(text: str, *, paths: bool = True) -> list[Leak]:
     """
     found: set[tuple[int, str]] = set()
     for form in _forms(text):
+        # Names are compared in lower case, which must have its letters where the text has them.
         lower = form.lower()
         if len(lower) != len(form):  # of a letter such as "İ", which becomes two
             lower = _LETTERS.sub(lambda letters: letters[0].lower(), form)
-        starts = [(start, rule.what) for rule in _SECRETS for start in rule.starts(form, lower)]
+        starts: list[tuple[int, str]] = []
+        for rule in _SECRETS:
+            starts += [(start, rule.what) for start in rule.starts(form, lower)]
         if paths:
             starts += [(match.start(), "a path of this machine") for match in _local_paths().finditer(form)]
         if starts:

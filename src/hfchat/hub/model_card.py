@@ -35,11 +35,11 @@ class Footprint:
 
     Attributes:
         watts: What all devices of the training draw together; None if it is not known.
-        source: Of this number: `"TDP of 8 x H100 SXM, NVIDIA's data sheet"`.
+        source: Where that number is from: `"TDP of 8 x H100 SXM, NVIDIA's data sheet"`.
         grams_per_kwh: CO2 per energy of the grid.
-        grid: Of this number.
-        price_per_hour: Of the machine; None if it is not known.
-        currency: Of the price.
+        grid: Where that number is from.
+        price_per_hour: Price of the machine; None if it is not known.
+        currency: Currency of the price.
     """
 
     watts: float | None = None
@@ -74,10 +74,10 @@ def model_card(
     Hub whether it takes the metadata, which needs a network.
 
     Args:
-        results: Of the evaluation.
+        results: What the evaluation measured.
         model_name: One of its `models`.
         repo_id: Where the model will be on the Hub.
-        footprint: Of its training.
+        footprint: What its training took.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -88,8 +88,10 @@ def model_card(
     )
     evaluations = list(_evaluations(results, model_name))
     is_adapter = model.kind == "adapter"
+
+    # The header, by which the Hub finds the model; then the text, for people.
     data = ModelCardData(
-        **_license(model.licenses),
+        **license_of_model(model.licenses),
         language=_languages(model) or None,
         base_model=base,
         base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
@@ -122,29 +124,6 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
-def write_card(
-    results: Results,
-    model_name: str,
-    folder: Path,
-    *,
-    repo_id: str | None = None,
-    footprint: Footprint | None = None,
-    validate: bool = False,
-) -> Path:
-    """Write `README.md` into a folder, usually that of the model, and return its path.
-
-    Args:
-        results: As for `model_card`, and so `model_name`, `repo_id` and `footprint`.
-        folder: Where the Hub looks for it.
-        validate: Ask the Hub whether it takes the metadata.
-    """
-    card = model_card(results, model_name, repo_id=repo_id, footprint=footprint)
-    if validate:
-        card.validate()
-    card.save(folder / "README.md")
-    return folder / "README.md"
-
-
 def write_cards(results: Results, folder: Path, footprint: Footprint | None = None) -> None:
     """Write `<name>.md` for every model of an evaluation."""
     for name in results.models:
@@ -152,7 +131,7 @@ def write_cards(results: Results, folder: Path, footprint: Footprint | None = No
 
 
 def _evaluations(results: Results, model_name: str) -> Iterator["EvalResult"]:
-    """The entries of `model-index`: a metric that is no number is left out."""
+    """The entries of `model-index`. A score that is not a number is left out."""
     from huggingface_hub import EvalResult
 
     for name, task in results.tasks.items():
@@ -203,13 +182,12 @@ def _base_model(model: ModelResult) -> str | None:
 def _raw_sources(model: ModelResult) -> list[tuple[str, Mapping[str, Any]]]:
     """Roles and inputs that no stage of the lineage has made, from the raw data on."""
     made = {Path(stage["path"]).absolute() for stage in model.lineage}
-    sources = {
-        (role, source["path"]): source
-        for stage in reversed(model.lineage)
-        for role, source in stage["inputs"].items()
-        # A stage may have several outputs in one folder.
-        if not made & {(path := Path(source["path"]).absolute()), path.parent}
-    }
+    sources = {}
+    for stage in reversed(model.lineage):
+        for role, source in stage["inputs"].items():
+            path = Path(source["path"]).absolute()
+            if not made & {path, path.parent}:  # a stage may have several outputs in one folder
+                sources[role, source["path"]] = source
     return [(role, source) for (role, _), source in sources.items()]
 
 
@@ -226,7 +204,7 @@ def _languages(model: ModelResult) -> list[str]:
     return sorted(code for code, documents in found.items() if documents >= _LANGUAGE_SHARE * sum(found.values()))
 
 
-def _license(licenses: Sequence[str]) -> dict[str, Any]:
+def license_of_model(licenses: Sequence[str]) -> dict[str, Any]:
     """The entry of a model, which has one licence or a name for several, unlike that of a dataset."""
     entry = license_entry(["unknown" if license == "see the Hub" else license for license in licenses])
     if isinstance(entry["license"], list):

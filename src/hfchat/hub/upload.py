@@ -28,7 +28,7 @@ class Remote:
         exists: Whether it is there.
         private: Whether others cannot see it.
         head: Commit of the branch `main`; None if there is no repository.
-        tag: Commit of the tag that is asked for; None if there is none.
+        tag: Commit of the tag that is asked for; None if the repository does not have the tag.
         files: The name of each file, in `main` or at the tag, to `"sha256:..."` for a large file, else `"git:..."`.
     """
 
@@ -135,6 +135,8 @@ def push(
         if not remote.exists:
             sdk = "docker" if repository.kind == "space" else None
             api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
+
+        # One commit for additions and deletions: nobody downloads a mixture of two models.
         changed = _changed(repository, remote.files)
         stale = [name for name in remote.files if not repository.has(name) and repository.is_deposit(name)]
         head = remote.head or ""
@@ -190,6 +192,7 @@ def _hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
+        # What to do depends on whether the token, somebody else or the Hub is the cause.
         status = error.response.status_code
         reason = " ".join((error.server_message or str(error)).split())[:300]
         if status == 401:

@@ -66,6 +66,7 @@ async def _probe(url: str, api_key: str | None, args: argparse.Namespace) -> int
     from hfchat.probe import process, report, suite
     from hfchat.probe.target import reach
 
+    # The server is started before anything is shown, and ended after all.
     chosen = checks(tuple(args.only or GROUPS))
     console = report.console()
     async with contextlib.AsyncExitStack() as stack:

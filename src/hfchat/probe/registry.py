@@ -1,9 +1,10 @@
 """What a check is, and the list of all of them."""
 
 import importlib
+import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it needs the extra `probe`, and the command's options are wanted without it
     from hfchat.probe.target import Target
@@ -46,7 +47,7 @@ _CHECKS: dict[str, list[Check]] = {group: [] for group in GROUPS}
 
 
 def check(
-    cases: Mapping[str, Any] | None = None, waits: bool = False, module: str | None = None
+    cases: Mapping[str, object] | None = None, waits: bool = False, module: str | None = None
 ) -> Callable[[Callable], Callable]:
     """Register a function as a check of the group that its module is named after.
 
@@ -66,7 +67,7 @@ def check(
             _CHECKS[group].append(Check(group, name, why, function, waits))
         for label, case in (cases or {}).items():
 
-            async def ask(target: "Target", case: Any = case) -> str:
+            async def ask(target: "Target", case: object = case) -> str:
                 return await function(target, case)
 
             _CHECKS[group].append(Check(group, f"{name}: {label}", why, ask, waits))
@@ -79,4 +80,4 @@ def checks(groups: tuple[str, ...] = GROUPS) -> list[Check]:
     """The checks of these groups, in the order in which they run."""
     for group in groups:
         importlib.import_module(f"hfchat.probe.checks.{group}")
-    return [check for group in GROUPS if group in groups for check in _CHECKS[group]]
+    return list(itertools.chain.from_iterable(_CHECKS[group] for group in GROUPS if group in groups))

@@ -22,7 +22,7 @@ from hfchat.probe.sse import parse_events
 from hfchat.probe.verdicts import FailedError, SkippedError
 
 QUESTION = "Count from 1 to 500, one number per line."
-LONG = 400  # tokens of an answer that must not be over before something is done to it
+LONG = 400  # tokens of an answer that must not end before something happens to it
 _ANSWER_S = 60.0
 _LOAD_S = 300.0
 # How servers call what they are working on: hfchat, vLLM, TGI, llama.cpp.
@@ -200,6 +200,7 @@ async def reach(
         trust_env=False,  # a proxy would answer in the server's place
     )
     async with client:
+        # Whether it is there, lets us in, and has a model.
         try:
             response = await client.get("models")
         except httpx.HTTPError as error:
@@ -211,6 +212,7 @@ async def reach(
                 model = response.json()["data"][0]["id"]
             except (ValueError, LookupError, TypeError):
                 raise UserError(f"{url}/models lists no model; name one with --model, or correct the URL") from None
+
         target = Target(httpx.URL(url), client, model, api_key, patience, process)
         await _loaded(target)
         yield target
@@ -307,4 +309,4 @@ def client_error(response: httpx.Response, also: tuple[int, ...] = ()) -> str:
     """What was seen of a response that has to be a 4xx in any shape, or to have one of a few other statuses."""
     if not 400 <= response.status_code < 500 and response.status_code not in also:
         raise FailedError(f"{' or '.join(map(str, ['4xx', *also]))} expected, not {summary(response)}")
-    return summary(response)
+    return summary(response) if response.is_error else f"{response.status_code}"

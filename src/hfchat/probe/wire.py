@@ -41,6 +41,7 @@ class Wire:
         Raises:
             FailedError: If neither comes in time, or what comes is not a whole response.
         """
+        # The parser wants to know the request, because a response to HEAD has no body.
         parser = h11.Connection(h11.CLIENT)
         parser.send(h11.Request(method=method, target="/", headers=[("Host", "-")]))
         parser.send(h11.EndOfMessage())
@@ -111,6 +112,7 @@ async def wire(target: Target, receive_buffer: int | None = None) -> AsyncIterat
         target: The server.
         receive_buffer: Bytes that the system takes in for a client that does not read.
     """
+    # A buffer that is set later would not count, so the socket is made by hand.
     url = target.url
     family, kind, protocol, _, address = (
         await asyncio.get_running_loop().getaddrinfo(url.host, url.port or _port(url), type=socket.SOCK_STREAM)

@@ -1,1 +1,1 @@
-"""The versions of a model: plain folders, of which one answers."""
+"""The versions of a model: plain folders, and a link to the one that answers."""

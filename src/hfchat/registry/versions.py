@@ -253,7 +253,7 @@ class Registry:
             while before and before[-1] == current:
                 before.pop()
             if not before:
-                raise UserError(f"{self.folder}: no version answered before {current}, so there is none to go back to")
+                raise UserError(f"{self.folder}: no version answered before {current}, so it cannot be rolled back")
             self._point_at(self.path(before[-1]).name, "rollback", reason)
             return before[-1]
 

@@ -1,7 +1,7 @@
-"""What to find in a text, for guards: spans, and which of them no continuation of the text can change any more.
+"""Find spans in a text for guards, and tell which of them no continuation of the text can change any more.
 
-A `Finder` can be asked about a text that is still being written. Its `settled` and `context` are what makes a stream
-equal to the whole text; why they are right is said beside each, and the tests hold it against random texts and splits.
+A `Finder` can be asked about a text that is still being written. Its `settled` and `context` make a stream equal to
+the whole text; each says why it is right, and the tests try it with random texts and splits.
 """
 
 import re
@@ -61,7 +61,7 @@ _OPEN_WORD = re.compile(rf"{_SINGLE}(?:[^\W_]|[@$]){_LETTER}*+\Z")
 _SPELLING = re.compile(rf"{_SINGLE}(?:{_GAP}{{1,{_MAX_GAP}}}+{_SINGLE})*+{_GAP}{{0,{_MAX_GAP}}}+")
 # Letters that are words themselves: "what a s h i t".
 _ONE_LETTER_WORDS = "aiou"
-# The lexicon itself wants most of a disguised word to be letters, for the sake of numbers; these are none.
+# The lexicon itself wants most of a disguised word to be letters, because of numbers; these signs are not in numbers.
 _SIGN = re.compile(r"[@$]|!(?=[^\W_])")
 _SIGNS = {"@": "a", "$": "s", "!": "i"}
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
@@ -227,12 +227,12 @@ class PIIFinder:
 
 
 def _last_cut(text: str, end: int) -> int:
-    """The last place up to `end` that is behind a character of `_NEVER_IN_PII`; 0 if there is none."""
+    """The last place up to `end` that is behind a character of `_NEVER_IN_PII`; 0 without one."""
     return _last_index(_NEVER_IN_PII, text, end) + 1
 
 
 def _last_index(characters: re.Pattern[str], text: str, end: int) -> int:
-    """Position of the last of these characters before `end`, -1 if there is none."""
+    """Position of the last of these characters before `end`; -1 without one."""
     return next((i for i in range(end - 1, -1, -1) if characters.match(text, i)), -1)
 
 

@@ -1,8 +1,9 @@
-"""Guards that work one after the other, on prompts and on answers, also while an answer is still being written."""
+"""Guards that work one after the other, on prompts and on answers, even while an answer is still being written."""
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 from hfchat.errors import UserError
@@ -16,9 +17,10 @@ class Guard(Protocol):
     """One guard, as `hfchat.safety.guards_file` reads it from a file.
 
     Attributes:
-        type: What kind it is, and `name` what it is called in logs and metrics, if not like that.
+        type: What kind it is.
+        name: Its name in logs and metrics, by default its type.
         applies_to: Where it looks.
-        action: What it does about what it finds.
+        action: What it does with what it finds.
         message: What is said in place of what it blocks.
     """
 
@@ -29,10 +31,10 @@ class Guard(Protocol):
     message: str
 
     def stream(self) -> Stream:
-        """For one text. The first call reads what the guard needs: lists, models.
+        """A stream for one text. The first call reads what the guard needs: lists, models.
 
         Raises:
-            ValueError: If that cannot be. Names the key.
+            ValueError: If what it needs cannot be read. Names the key.
         """
 
     async def close(self) -> None: ...
@@ -57,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class PromptVerdict:
-    """What guards made of a prompt.
+    """What the guards decided about a prompt.
 
     Attributes:
         texts: Its texts, without what was redacted.
@@ -74,10 +76,10 @@ class Guards:
     """Guards that work one after the other.
 
     Args:
-        guards: Each on what the one before it let through.
+        guards: Each looks at what the one before it let through.
 
     Raises:
-        UserError: If what a guard needs is not there. Names the guard and the key.
+        UserError: If what a guard needs is missing. Names the guard and the key.
     """
 
     def __init__(self, guards: Sequence[Guard]):
@@ -95,20 +97,20 @@ class Guards:
 
     @property
     def remove_from_answers(self) -> bool:
-        """Whether an answer may come out as another than the model's."""
+        """Whether an answer may come out different from the model's."""
         return any(guard.action != "flag" for guard in self._at("answer"))
 
     async def prompt(self, texts: Sequence[str]) -> PromptVerdict:
         """The verdict on the texts of a prompt, each by itself.
 
         Raises:
-            GuardError: If a guard could not say.
+            GuardError: If a guard cannot decide.
         """
         texts, findings = list(texts), []
         for guard in self._at("prompt"):
             streams = [guard.stream() for _ in texts]
             outcome = await asyncio.gather(*(one.whole(text) for one, text in zip(streams, texts, strict=True)))
-            found = [category for stream in streams for category in stream.found]
+            found = list(chain.from_iterable(stream.found for stream in streams))
             findings += _finding(guard, "prompt", found)
             if any(stream.blocked for stream in streams):
                 return PromptVerdict(texts, guard.message, findings)
@@ -128,7 +130,7 @@ class Guards:
 
 
 class AnswerStream:
-    """An answer on its way through all guards. Whatever parts it comes in, the same text comes out.
+    """An answer on its way through all guards. However it is cut into parts, the same text comes out.
 
     Attributes:
         blocked: Whether a guard has ended it; the guard's message was its last part.
@@ -143,7 +145,7 @@ class AnswerStream:
         """What can be given out now.
 
         Raises:
-            GuardError: If a guard could not say.
+            GuardError: If a guard cannot decide.
         """
         return await self._pass(text, is_last=False)
 
@@ -154,7 +156,7 @@ class AnswerStream:
     @property
     def findings(self) -> list[Finding]:
         """So far, in the order of the guards."""
-        return [one for guard, stream in self._guards for one in _finding(guard, "answer", stream.found)]
+        return list(chain.from_iterable(_finding(guard, "answer", stream.found) for guard, stream in self._guards))
 
     async def _pass(self, text: str, is_last: bool) -> str:
         message = None

@@ -1,11 +1,12 @@
-"""What says of a whole text whether it is harmless: a `text-classification` model, or a moderation endpoint."""
+"""Judges of whole texts: a `text-classification` model, or a moderation endpoint."""
 
 import asyncio
 import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from itertools import chain, islice
+from typing import TypedDict
 
 import httpx
 
@@ -16,8 +17,16 @@ from hfchat.safety.streams import Judge
 _LOGGER = logging.getLogger("hfchat.safety")
 
 
+class ModerationResult(TypedDict):
+    """What a moderation endpoint says about one text."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+
+
 class GuardError(Exception):
-    """A guard cannot say whether a text is harmless. The text must not pass for it."""
+    """A guard cannot tell whether a text is harmless. The text must not be taken for harmless."""
 
 
 class Classifier:
@@ -65,11 +74,12 @@ class Classifier:
 
     def scores(self, texts: Sequence[str]) -> list[float]:
         """The probability of the label for each text, of its worst window."""
-        windows = [(i, window) for i, text in enumerate(texts) for window in self._windows(text)]
-        found = self._pipeline([window for _, window in windows], top_k=None, truncation=True)
-        scores = [0.0] * len(texts)
-        for (i, _), labels in zip(windows, found, strict=True):
-            scores[i] = max(scores[i], next(one["score"] for one in labels if one["label"] == self._label))
+        windows = [self._windows(text) for text in texts]
+        judged = iter(self._pipeline(list(chain.from_iterable(windows)), top_k=None, truncation=True))
+        scores = []
+        for of_text in windows:
+            found = [{one["label"]: one["score"] for one in labels} for labels in islice(judged, len(of_text))]
+            scores.append(max((labels[self._label] for labels in found), default=0.0))
         return scores
 
     def _windows(self, text: str) -> list[str]:
@@ -90,13 +100,13 @@ class Moderation:
     """An endpoint with OpenAI's shape (https://platform.openai.com/docs/api-reference/moderations).
 
     Args:
-        url: Its base, as of an OpenAI client: `http://localhost:9000/v1`, to which `/moderations` is added.
-        model: Sent along, if the endpoint has several.
+        url: Its base, as an OpenAI client takes it: `http://localhost:9000/v1`, to which `/moderations` is added.
+        model: Which model to ask for, if the endpoint has several.
         categories: Only these count; None takes the endpoint's own `flagged`.
         threshold: A category counts from this score; None takes the endpoint's own decision.
         api_key: Sent as a bearer token.
-        timeout_s: Seconds that an answer may take.
-        transport: Of the HTTP client, for tests.
+        timeout_s: Seconds that a response may take.
+        transport: Transport of the HTTP client, for tests.
     """
 
     def __init__(
@@ -133,7 +143,7 @@ class Moderation:
     async def close(self) -> None:
         await self._client.aclose()
 
-    def _found(self, result: dict[str, Any]) -> list[str]:
+    def _found(self, result: ModerationResult) -> list[str]:
         if self._threshold is not None:
             found = [name for name, score in result["category_scores"].items() if score >= self._threshold]
         else:
@@ -146,7 +156,7 @@ class Moderation:
 
 
 class Lenient:
-    """A judge that lets texts pass, with a warning in the log, while another cannot say."""
+    """A judge that lets texts pass, with a warning in the log, while another one cannot decide."""
 
     def __init__(self, judge: Judge):
         self._judge = judge
@@ -164,7 +174,7 @@ class Remembering:
 
     Args:
         judge: Asked about the others. Its verdicts must not depend on the texts beside a text.
-        size: Verdicts to keep, of the texts that came last. Of the texts only hashes are kept.
+        size: How many verdicts to keep, those of the latest texts. Only hashes of the texts are kept.
     """
 
     def __init__(self, judge: Judge, size: int = 4096):
@@ -185,7 +195,7 @@ class Remembering:
 
 
 def key_from_environment(variable: str | None) -> str | None:
-    """An API key, which does not belong into a file.
+    """An API key, which does not belong in a file.
 
     Raises:
         ValueError: If the variable is not set.

@@ -1,9 +1,10 @@
-"""Obscene, sexual and abusive words in a text, by a list."""
+"""Find the obscene, sexual and abusive words of a list in a text."""
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
+from itertools import chain, combinations
 from pathlib import Path
 
 _TOKEN = re.compile(r"[@$]?[^\W_](?:[^\W_]|[@$!*])*")
@@ -32,11 +33,11 @@ class Lexicon:
     """Finds the entries of a list, as whole words in any case, also with a letter starred out or written as a digit.
 
     A list has a word per line, and after it those that count as the same; `[name]` begins a section, `#` a comment.
-    `word~` stands for its forms in -s, -es, -ed, -er, -ers, -ing and -y too. It knows words and no context: what it
-    finds is a sign, not a verdict.
+    `word~` stands for its forms in -s, -es, -ed, -er, -ers, -ing and -y too. A list knows words and no context: a
+    match is a hint, not a verdict.
 
     Args:
-        path: A list of one's own; by default the one in English that comes with hfchat.
+        path: Your own list; by default the English one that comes with hfchat.
         fold: Applied to the list, for texts that are searched in a folded form.
 
     Attributes:
@@ -52,22 +53,17 @@ class Lexicon:
             text = source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"lexicon {path}: {error}") from error
-        self._forms = {
-            form: (words[0].rstrip("~"), category)
-            for words, category in _entries(fold(text))
-            for word in words
-            for form in _inflect(word)
-        }
+        self._forms: dict[str, tuple[str, str]] = {}
+        for words, category in _entries(fold(text)):
+            forms = chain.from_iterable(map(_inflect, words))
+            self._forms |= dict.fromkeys(forms, (words[0].rstrip("~"), category))
         if not self._forms:
             raise ValueError(f"lexicon {path}: has no entry")
         self.categories = {category for _, category in self._forms.values()}
-        self._starred = {
-            form[:i] + "*" * (j - i) + form[j:]: found
-            for form, found in self._forms.items()
-            if len(form) >= 4
-            for i in range(1, len(form) - 1)
-            for j in range(i + 1, len(form))
-        }
+        self._starred: dict[str, tuple[str, str]] = {}
+        for form, found in self._forms.items():
+            if len(form) >= 4:
+                self._starred |= dict.fromkeys(_starred(form), found)
 
     def find(self, text: str) -> list[Hit]:
         """All entries in a text, in order."""
@@ -102,6 +98,12 @@ def _entries(text: str) -> Iterator[tuple[list[str], str]]:
             category = section[1]
         elif line:
             yield line.split(), category
+
+
+def _starred(form: str) -> Iterator[str]:
+    """The word with some of its letters, but neither the first nor the last, as stars."""
+    for start, end in combinations(range(1, len(form)), 2):
+        yield form[:start] + "*" * (end - start) + form[end:]
 
 
 def _inflect(word: str) -> Iterator[str]:

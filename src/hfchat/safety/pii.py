@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, get_args
 
 from hfchat.safety.folding import fold_invisible
@@ -13,8 +14,8 @@ from hfchat.safety.phones import find_phones
 
 Kind = Literal["email", "ip", "phone", "card"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# Nobody's: reserved by RFC 2606, RFC 5737 and RFC 3849; 555-0100 is for fiction, and no area code is 555. They are
-# never found as personal data. IPv6 addresses, of the kind `ip` too, have a replacement of their own.
+# These are nobody's: RFC 2606, RFC 5737 and RFC 3849 reserve them; 555-0100 is for fiction, and no area code is 555.
+# They are never found as personal data. IPv6 addresses, of the kind `ip` too, have a replacement of their own.
 REPLACEMENTS = {
     "email": "email@example.com",
     "ip": "192.0.2.1",
@@ -22,8 +23,8 @@ REPLACEMENTS = {
     "phone": "(555) 555-0100",
     "card": "0000 0000 0000 0000",
 }
-# In the place of a replacement, and of what has been found, the search sees a character that nothing matches. So a
-# replaced text is to it what the original was at the end of its search, where nothing was left to find.
+# The search sees this character, which nothing matches, in place of replacements and of what has been found. So a
+# replaced text looks to it as the original did at the end of its search, when nothing was left to find.
 _MASK = "\0"
 _LATIN = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 _REPLACED = re.compile(
@@ -39,8 +40,8 @@ _DOMAIN = re.compile(
     rf"(?:[{_LATIN}0-9](?:[{_LATIN}0-9-]{{0,61}}[{_LATIN}0-9])?\.){{1,8}}[A-Za-z]{{2,24}}"
     rf"(?![{_LATIN}0-9_-]|\.[{_LATIN}0-9]|@|:[~/])"
 )
-# Domains that nobody has, or that are of the local network: RFC 2606, 6761 and 6762, and ICANN's `internal`. What ends
-# as the last ones do is a file, `icon@2x.png`.
+# Domains that nobody has, or of the local network: RFC 2606, 6761 and 6762, and ICANN's `internal`. The last ones are
+# endings of files, `icon@2x.png`.
 _NO_DOMAIN = re.compile(
     r"(?:.*\.)?(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|localdomain|local|internal|lan"
     r"|png|jpe?g|gif|svg|webp|css|m?js|json|html?|pdf)",
@@ -91,12 +92,12 @@ class PII:
     """Finds and replaces personal data.
 
     Args:
-        kinds: Which: of `email`, `ip` (public addresses only), `phone` and `card` (with a valid check digit).
-        regions: ISO 3166 codes of the countries whose national phone numbers are known by their form; international
-            ones (`+49 ...`) are found always.
+        kinds: What to find: `email`, `ip` (public addresses only), `phone` and `card` (with a valid check digit).
+        regions: ISO 3166 codes of the countries whose national phone numbers are found; international ones (`+49 ...`)
+            are found in any case.
 
     Raises:
-        ValueError: For a kind or a region that is not known.
+        ValueError: If a kind or a region is not known.
     """
 
     def __init__(self, kinds: Sequence[str] = KINDS, regions: Sequence[str] = ("US", "GB")):
@@ -106,7 +107,7 @@ class PII:
             import phonenumbers
 
             if unknown := set(regions) - set(phonenumbers.SUPPORTED_REGIONS):
-                raise ValueError(f"pii: '{min(unknown)}' is no region with phone numbers, as US, GB or DE are")
+                raise ValueError(f"pii: '{min(unknown)}' is not a region with phone numbers, such as US, GB or DE")
         self.kinds, self.regions = tuple(kinds), tuple(regions)
 
     def find(self, text: str) -> list[Match]:
@@ -134,7 +135,7 @@ class PII:
         return _substitute(text, matches, _replacement), Counter(match.kind for match in matches)
 
     def _find_once(self, text: str) -> list[Match]:
-        found = [match for kind in self.kinds for match in self._of_kind(kind, text)]
+        found = list(chain.from_iterable(self._of_kind(kind, text) for kind in self.kinds))
         found.sort(key=lambda match: (match.start, -match.end))
         kept: list[Match] = []
         for match in found:

@@ -1,5 +1,5 @@
 """The serving stage: a chat model behind OpenAI's API, with a chat page for people.
 
-`server` starts it, `app` wires the routes, `chat` answers a request, `engine` says what an engine is, and
-`transformers_engine` is the one that runs in this process.
+`settings` says what can be chosen, and `server` starts it. A request passes `http`, `openai` turns it into answers,
+`engines` generate them, `versions` decides which engine does, and `collecting` keeps what people say about them.
 """

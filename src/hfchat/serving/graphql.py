@@ -205,6 +205,7 @@ class Rest(BaseContext):
                 if not message.get("more_body", False):
                     return
 
+        # The application runs beside its reader, as it does under a server.
         task = asyncio.create_task(run())
         try:
             start = await messages.get()
@@ -241,8 +242,8 @@ class Rest(BaseContext):
 def _error(body: object, status: int | None = None) -> GraphQLError:
     """An error of the REST API: its code, or else its type, and the field to blame are in the extensions."""
     error = ErrorResponse.model_validate(body).error
-    told = {"code": error.code or error.type, "status": status, "param": error.param}
-    extensions = {name: value for name, value in told.items() if value is not None}
+    details = {"code": error.code or error.type, "status": status, "param": error.param}
+    extensions = {name: value for name, value in details.items() if value is not None}
     return GraphQLError(error.message, extensions=extensions)
 
 
@@ -379,6 +380,7 @@ def add_graphql(app: FastAPI) -> None:
         ],
     )
 
+    # One for each request or WebSocket, as its key must be.
     async def context(connection: HTTPConnection) -> Rest:
         return Rest(app, connection)
 

@@ -1,4 +1,4 @@
-"""`hfchat serve`: check, load, bind, and answer until a signal says stop."""
+"""`hfchat serve`: check, bind, load, and answer until a signal says stop."""
 
 import asyncio
 import contextlib
@@ -21,6 +21,7 @@ try:
 
     from hfchat.serving.http.auth import ENVIRONMENT_VARIABLE, ApiKeys, load_keys
     from hfchat.serving.http.connections import Connection
+    from hfchat.serving.http.limits import Gate
     from hfchat.serving.http.logs import configure_logs
     from hfchat.serving.settings import ServerSettings, option
     from hfchat.serving.versions.models import ServedModels
@@ -177,7 +178,8 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_LAST_WORDS_S,
             )
         )
-        self._state = app.state
+        self._app = app
+        self._gate: Gate = app.state.gate
         self._models = models
         self._drain_s = settings.drain_seconds
         self._announce = announce
@@ -191,7 +193,7 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
             raise
         if self.started:
-            self._state.loading.add_done_callback(self._loaded)
+            self._app.state.loading.add_done_callback(self._loaded)
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
         if loading.cancelled():
@@ -213,10 +215,10 @@ class Server(uvicorn.Server):
             raise self._failure
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._state.gate.closed = True
+        self._gate.closed = True
         loop = asyncio.get_running_loop()
         end = loop.time() + self._drain_s
-        while self._state.gate.inside and loop.time() < end and not self._hurry:
+        while self._gate.inside and loop.time() < end and not self._hurry:
             await asyncio.sleep(0.1)
         self._models.abort("the server is shutting down")
         await super().shutdown(sockets)

@@ -53,189 +53,167 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Origins = list[Annotated[str, AfterValidator(_check_origin)]]
 
 
+def _help(text: str, metavar: str | None = None, **more: str) -> dict[str, str]:
+    """What the parser is told about a field; `aliases` is how its option is spelled where that is not as its key."""
+    return {"help": text, **({"metavar": metavar} if metavar else {}), **more}
+
+
 @dataclass
 class ServerSettings:
     """How to serve a model. The help of a field says what it does; `hfchat serve --help` shows them all."""
 
     model: str | list[str] = field(
-        metadata={
-            "metavar": "MODEL",
-            "help": "a folder, a registry or a Hub id, e.g. outputs/demo/assistant/merged; or servers with an "
-            "OpenAI-compatible API that have the model, e.g. http://host:8000/v1",
-        }
+        metadata=_help(
+            "a folder, a registry or a Hub id, e.g. outputs/demo/assistant/merged; or servers with an OpenAI-"
+            "compatible API that have the model, e.g. http://host:8000/v1",
+            "MODEL",
+        )
     )
     upstream_model: Annotated[str | None, _UPSTREAMS] = field(
-        default=None, metadata={"help": "the model's name at these URLs (the only one there)", "metavar": "NAME"}
+        default=None, metadata=_help("the model's name at these URLs (the only one there)", "NAME")
     )
     upstream_api_key_env: Annotated[str | None, _UPSTREAMS] = field(
-        default=None, metadata={"help": "the environment variable that has their API key", "metavar": "VARIABLE"}
+        default=None, metadata=_help("the environment variable that has their API key", "VARIABLE")
     )
-    host: str = field(
-        default="127.0.0.1", metadata={"help": "address to bind; other machines cannot reach %(default)s"}
-    )
-    port: Annotated[int, Field(ge=1, le=65535)] = field(default=8000, metadata={"help": "port (%(default)s)"})
+    host: str = field(default="127.0.0.1", metadata=_help("address to bind; other machines cannot reach %(default)s"))
+    port: Annotated[int, Field(ge=1, le=65535)] = field(default=8000, metadata=_help("port (%(default)s)"))
     served_model_name: str | None = field(
-        default=None,
-        metadata={"help": "the model's name in the API (that of its folder, or its Hub id)", "metavar": "NAME"},
+        default=None, metadata=_help("the model's name in the API (that of its folder, or its Hub id)", "NAME")
     )
     max_concurrent_requests: _AtLeastOne = field(
         default=8,
-        metadata={
-            "help": "answers that are generated at a time (%(default)s); one more for an API key that has none while "
+        metadata=_help(
+            "answers that are generated at a time (%(default)s); one more for an API key that has none while "
             "others have them all",
-            "metavar": "N",
-        },
+            "N",
+        ),
     )
     max_waiting_requests: Annotated[int, Field(ge=0)] = field(
         default=32,
-        metadata={
-            "help": "answers of each API key that may wait; more are refused with 429 (%(default)s)",
-            "metavar": "N",
-        },
+        metadata=_help("answers of each API key that may wait; more are refused with 429 (%(default)s)", "N"),
     )
     max_wait_seconds: _Positive = field(
-        default=60,
-        metadata={"help": "how long a request may wait before it is refused with 503 (%(default)s)", "metavar": "S"},
+        default=60, metadata=_help("how long a request may wait before it is refused with 503 (%(default)s)", "S")
     )
     max_generation_seconds: _Positive = field(
-        default=600, metadata={"help": "how long an answer may take before it is cut (%(default)s)", "metavar": "S"}
+        default=600, metadata=_help("how long an answer may take before it is cut (%(default)s)", "S")
     )
     default_max_tokens: Annotated[_AtLeastOne, _MODEL_HERE] = field(
-        default=1024,
-        metadata={"help": "length of an answer in tokens, if its request does not say (%(default)s)", "metavar": "N"},
+        default=1024, metadata=_help("length of an answer in tokens, if its request does not say (%(default)s)", "N")
     )
     drain_seconds: _NotNegative = field(
         default=30,
-        metadata={
-            "help": "how long running answers may go on after Ctrl-C or SIGTERM before they end with an error "
-            "(%(default)s)",
-            "metavar": "S",
-        },
+        metadata=_help(
+            "how long running answers may go on after Ctrl-C or SIGTERM before they end with an error (%(default)s)",
+            "S",
+        ),
     )
     adapters: Annotated[list[str], _MODEL_HERE] = field(
         default_factory=list,
-        metadata={
-            "help": "an adapter of the model that answers beside it, under this name; repeatable",
-            "aliases": "--adapter",
-            "metavar": "NAME=FOLDER",
-        },
+        metadata=_help(
+            "an adapter of the model that answers beside it, under this name; repeatable",
+            "NAME=FOLDER",
+            aliases="--adapter",
+        ),
     )
     guards: str | None = field(
-        default=None,
-        metadata={"help": "guards of prompts and answers: a YAML file, or `default` (none)", "metavar": "FILE.yaml"},
+        default=None, metadata=_help("guards of prompts and answers: a YAML file, or `default` (none)", "FILE.yaml")
     )
     api_keys: str | None = field(
         default=None,
-        metadata={
-            "help": "answer only those who show one of these keys, lines of `hfchat api-key`; also read from "
-            "HFCHAT_API_KEYS",
-            "metavar": "FILE",
-        },
+        metadata=_help(
+            "answer only those who show one of these keys, lines of `hfchat api-key`; also read from HFCHAT_API_KEYS",
+            "FILE",
+        ),
     )
     requests_per_minute: _AtLeastOne | None = field(
         default=None,
-        metadata={
-            "help": "limit of each API key; a request for several answers counts as many times (none)",
-            "metavar": "N",
-        },
+        metadata=_help("limit of each API key; a request for several answers counts as many times (none)", "N"),
     )
     tokens_per_minute: _AtLeastOne | None = field(
         default=None,
-        metadata={
-            "help": "limit of the tokens of each API key, of prompts and answers together (none). An answer that has "
+        metadata=_help(
+            "limit of the tokens of each API key, of prompts and answers together (none). An answer that has "
             "begun is not cut; the key's next request waits until the tokens are paid",
-            "metavar": "N",
-        },
+            "N",
+        ),
     )
-    allow_anyone: bool = field(default=False, metadata={"help": "serve other machines without API keys"})
+    allow_anyone: bool = field(default=False, metadata=_help("serve other machines without API keys"))
     allow_origins: _Origins = field(
         default_factory=list,
-        metadata={
-            "help": "a site whose pages may use the server (CORS); repeatable",
-            "aliases": "--allow-origin",
-            "metavar": "URL",
-        },
+        metadata=_help("a site whose pages may use the server (CORS); repeatable", "URL", aliases="--allow-origin"),
     )
     allow_frames: _Origins = field(
         default_factory=list,
-        metadata={
-            "help": "a site whose pages may show the chat page in a frame; repeatable",
-            "aliases": "--allow-frame",
-            "metavar": "URL",
-        },
+        metadata=_help(
+            "a site whose pages may show the chat page in a frame; repeatable", "URL", aliases="--allow-frame"
+        ),
     )
     allow_hosts: list[Annotated[str, AfterValidator(_check_host)]] = field(
         default_factory=list,
-        metadata={
-            "help": "another name of this server, such as chat.example.org; repeatable. Without API keys, requests "
+        metadata=_help(
+            "another name of this server, such as chat.example.org; repeatable. Without API keys, requests "
             "that were addressed to a name that is not its own are refused",
-            "aliases": "--allow-host",
-            "metavar": "NAME",
-        },
+            "NAME",
+            aliases="--allow-host",
+        ),
     )
     metrics_keys: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "the API key of this name may read /metrics; repeatable (all may)",
-            "aliases": "--metrics-key",
-            "metavar": "NAME",
-        },
+        metadata=_help(
+            "the API key of this name may read /metrics; repeatable (all may)", "NAME", aliases="--metrics-key"
+        ),
     )
-    log_content: bool = field(default=False, metadata={"help": "log what is asked and answered, not only how much"})
+    log_content: bool = field(default=False, metadata=_help("log what is asked and answered, not only how much"))
     feedback: str | None = field(
-        default=None,
-        metadata={
-            "help": "store feedback with its conversations: an SQLite file or a URL (no)",
-            "metavar": "DATABASE",
-        },
+        default=None, metadata=_help("store feedback with its conversations: an SQLite file or a URL (no)", "DATABASE")
     )
     keep_conversations: Annotated[bool, _FEEDBACK] = field(
         default=False,
-        metadata={"help": "also store the chats that nobody rates, unless their requests say `store: false`"},
+        metadata=_help("also store the chats that nobody rates, unless their requests say `store: false`"),
     )
     feedback_redact: Annotated[bool, _FEEDBACK] = field(
-        default=True, metadata={"help": "take personal data, such as addresses, out of what is stored (yes)"}
+        default=True, metadata=_help("take personal data, such as addresses, out of what is stored (yes)")
     )
     feedback_retention_days: Annotated[float | None, Field(gt=0, le=36_500, allow_inf_nan=False), _FEEDBACK] = field(
-        default=None, metadata={"help": "delete what is stored after that (never)", "metavar": "DAYS"}
+        default=None, metadata=_help("delete what is stored after that (never)", "DAYS")
     )
     feedback_max_gib: Annotated[_Positive, _FEEDBACK] = field(
         default=10,
-        metadata={
-            "help": "size to which the SQLite file may grow; then nothing more is stored (%(default)s)",
-            "metavar": "GIB",
-        },
+        metadata=_help("size to which the SQLite file may grow; then nothing more is stored (%(default)s)", "GIB"),
     )
     trusted_keys: Annotated[list[str], _FEEDBACK] = field(
         default_factory=list,
-        metadata={
-            "help": "an API key of a front end that knows its users: each `user` that it names may rate an "
-            "answer, while of other keys one opinion of each answer holds; repeatable",
-            "metavar": "NAME",
-        },
+        metadata=_help(
+            "an API key of a front end that knows its users: each `user` that it names may rate an answer, "
+            "while of other keys one opinion of each answer holds; repeatable",
+            "NAME",
+        ),
     )
-    graphql: bool = field(default=False, metadata={"help": "also answer GraphQL, at /graphql"})
+    graphql: bool = field(default=False, metadata=_help("also answer GraphQL, at /graphql"))
     weights: Annotated[Literal["auto", "float32", "bfloat16", "int8"], _MODEL_HERE] = field(
         default="auto",
-        metadata={
-            "help": "auto, float32, bfloat16 or, for CPUs, int8: faster, but not quite the model that was evaluated "
+        metadata=_help(
+            "auto, float32, bfloat16 or, for CPUs, int8: faster, but not quite the model that was evaluated "
             "(%(default)s: bfloat16 where the machine computes in it)",
-            "metavar": "TYPE",
-        },
+            "TYPE",
+        ),
     )
     allow_template_mismatch: Annotated[bool, _MODEL_HERE] = field(
         default=False,
-        metadata={"help": "serve although the chat template is not the one that the model was trained with"},
+        metadata=_help("serve although the chat template is not the one that the model was trained with"),
     )
     upstreams: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        models = [self.model] if isinstance(self.model, str) else list(self.model)
+        hints = get_type_hints(ServerSettings, include_extras=True)
+        self._check("model", hints.pop("model"))
+        models = [self.model] if isinstance(self.model, str) else self.model
         urls = tuple(model for model in models if model.startswith(("http://", "https://")))
         if not models or (urls and len(urls) < len(models)) or (not urls and len(models) > 1):
             raise UserError("MODEL must be one model, or one or more URLs of servers that have it")
         self.model, self.upstreams = models[0] if len(models) == 1 else models, urls
-        for name, hint in get_type_hints(ServerSettings, include_extras=True).items():
+        for name, hint in hints.items():
             self._check(name, hint)
 
     def _check(self, name: str, hint: Any) -> None:
@@ -304,9 +282,11 @@ class ServerSettings:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-_FIELDS = {one.name: one for one in fields(ServerSettings)}
+_FIELDS = {declared.name: declared for declared in fields(ServerSettings)}
 
 
 def option(name: str) -> str:
     """The option of a field, as messages spell it."""
+    if name == "model":
+        return "MODEL"
     return _FIELDS[name].metadata.get("aliases", f"--{name.replace('_', '-')}")

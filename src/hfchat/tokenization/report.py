@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ class Report:
     def validation_bytes_per_token(self) -> float:
         return self.groups["The corpus"][0].bytes_per_token[NAME]
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """What goes into the lineage."""
         return {
             "vocab_size": self.vocab_size,
@@ -130,12 +130,14 @@ def describe(
             tokenizers[name] = _load(name)
         except UserError:
             not_found.append(name)
+    # The texts that all of them are compared on
     samples = yaml.safe_load(files(__package__).joinpath("samples.yaml").read_text(encoding="utf-8"))
     groups = {
         "The corpus": _corpus_texts(validation, text_column),
         "Languages, Article 1 of the Declaration of Human Rights": _as_lists(samples["languages"]),
         "Code": _as_lists(samples["code"]),
     }
+    # The tokens that the corpus uses, of those that stand for text
     ids = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     texts = first_bytes(sample, USAGE_BYTES)
     used = set().union(*encode_texts(tokenizer, texts))
@@ -253,6 +255,7 @@ def _plot(report: Report, file: Path) -> None:
         for place, row in enumerate(rows):
             values = row.bytes_per_token.values()
             axis.plot([min(values), max(values)], [place, place], color="#c8ced8", linewidth=2, zorder=1)
+        # This tokenizer is drawn last, above the others, and larger
         for number, name in reversed(list(enumerate(report.tokenizers))):
             axis.scatter(
                 [row.bytes_per_token[name] for row in rows],

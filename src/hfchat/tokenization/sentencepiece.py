@@ -110,7 +110,7 @@ def _learn(
     model: models.Model,
     trainer: trainers.BpeTrainer | trainers.UnigramTrainer,
     split_pattern: SplitPattern,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[Any, int]:
     """The trained model as `tokenizers` writes it, and how many characters it was to keep."""
     alphabet = common_characters(first_bytes(texts, _ALPHABET_BYTES), trainer.vocab_size)
     scratch = Tokenizer(model)

@@ -65,23 +65,7 @@ def import_sentencepiece(file: str | Path, vocab_multiple: int = VOCABULARY_MULT
             f"sentencepiece_model {file}: was trained with treat_whitespace_as_suffix, which tokenizers cannot do; "
             "train it without"
         )
-    vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-    # Only normal pieces are found in a text; a score below all others keeps Unigram from the rest of them.
-    floor = min((piece.score for piece in proto.pieces if piece.type == kinds.NORMAL), default=0.0) - 100
-    scores = [(piece.piece, piece.score if piece.type == kinds.NORMAL else floor) for piece in proto.pieces]
-    model: models.Model
-    if spec.model_type == spec.UNIGRAM:
-        model = models.Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
-    else:
-        skipped = {piece.piece for piece in proto.pieces if piece.type != kinds.NORMAL}
-        model = models.BPE(
-            vocab=vocabulary,
-            merges=generate_merges(vocabulary, scores, skipped),
-            unk_token=spec.unk_piece,
-            fuse_unk=True,
-            byte_fallback=spec.byte_fallback,
-        )
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(_model(proto))
     symbols = [piece.piece for piece in proto.pieces if piece.type == kinds.USER_DEFINED]
     prefixed = proto.normalizer_spec.add_dummy_prefix
     tokenizer.normalizer = normalizers.Sequence(_normalizers(proto, symbols))
@@ -99,6 +83,7 @@ def import_sentencepiece(file: str | Path, vocab_multiple: int = VOCABULARY_MULT
             *([decoders.Strip(content=" ", left=1, right=0)] if prefixed else []),
         ]
     )
+    # Where the ids are not those of sentencepiece after all, the user is told.
     imported = as_chat_tokenizer(tokenizer, vocab_multiple)
     places = itertools.product(symbols, _PLACES.items())
     texts = COMPARED | {f"the symbol {symbol!r} {name}": text.format(symbol) for symbol, (name, text) in places}
@@ -110,6 +95,24 @@ def import_sentencepiece(file: str | Path, vocab_multiple: int = VOCABULARY_MULT
             flush=True,
         )
     return imported
+
+
+def _model(proto: Any) -> models.Model:
+    spec, kinds = proto.trainer_spec, proto.SentencePiece.Type
+    vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    # Only normal pieces are found in a text; a score below all others keeps Unigram from the rest of them.
+    floor = min((piece.score for piece in proto.pieces if piece.type == kinds.NORMAL), default=0.0) - 100
+    scores = [(piece.piece, piece.score if piece.type == kinds.NORMAL else floor) for piece in proto.pieces]
+    if spec.model_type == spec.UNIGRAM:
+        return models.Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
+    skipped = {piece.piece for piece in proto.pieces if piece.type != kinds.NORMAL}
+    return models.BPE(
+        vocab=vocabulary,
+        merges=generate_merges(vocabulary, scores, skipped),
+        unk_token=spec.unk_piece,
+        fuse_unk=True,
+        byte_fallback=spec.byte_fallback,
+    )
 
 
 def find_differences(tokenizer: PreTrainedTokenizerFast, model: bytes, texts: Mapping[str, str]) -> list[str]:
@@ -161,6 +164,7 @@ def _character_map(proto: Any) -> list[normalizers.Normalizer]:
         escape_whitespaces=False,
         remove_extra_whitespaces=False,
     ).normalize
+    # Each character that the model maps otherwise than NFKC: those that it keeps from NFKC, and what it adds to it
     nfkc, kept, by_result = normalizers.NFKC(), list[tuple[str, str]](), defaultdict[str, list[str]](list)
     for character in _assigned():
         result, composed = mapped(character), unicodedata.normalize("NFKC", character)
@@ -179,6 +183,7 @@ def _character_map(proto: Any) -> list[normalizers.Normalizer]:
             "one of sentencepiece's own forms of NFKC, and tokenizers cannot apply another; train the model with "
             "normalization_rule_name nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf or identity"
         )
+    # NFKC between steps that hide what it must not change or join, and steps that add the rest
     marks = dict(zip(_KEPT, kept, strict=False))  # which stand for what is kept meanwhile
     return [
         *(normalizers.Replace(character, mark) for mark, (character, _) in marks.items()),

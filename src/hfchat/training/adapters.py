@@ -2,13 +2,14 @@
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl import ModelConfig
 
 from hfchat.chat_template import fingerprint, recorded_fingerprint
+from hfchat.config import setting
 from hfchat.errors import UserError
 from hfchat.models import embed_new_tokens, is_tied, load_model, supports_bf16
 
@@ -21,23 +22,19 @@ if TYPE_CHECKING:
 class ModelArguments(ModelConfig):
     """TRL's `ModelConfig` with the project's defaults: LoRA on all linear layers."""
 
-    model_name_or_path: str | None = field(
-        default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "Model to start from: folder or Hub id."}
+    model_name_or_path: str | None = setting(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "Model to start from: folder or Hub id."
     )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Of the weights that are not trained; by default bfloat16 where the machine computes in it.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
+    dtype: str | None = setting(
+        None,
+        "Type of the weights that are not trained; by default bfloat16 where the machine computes in it.",
+        choices=["auto", "bfloat16", "float16", "float32"],
     )
-    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; false trains all weights."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter's input."})
-    lora_target_modules: list[str] | None = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "Layers that get an adapter."}
-    )
+    use_peft: bool = setting(True, "Train a LoRA adapter; false trains all weights.")
+    lora_dropout: float = setting(0.0, "Dropout of the adapter's input.")
+    lora_target_modules: list[str] | None = setting(["all-linear"], "Layers that get an adapter.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.use_peft and (self.load_in_4bit or self.load_in_8bit):
             raise ValueError("use_peft: weights in 4 or 8 bits cannot be trained; train an adapter on them")
@@ -71,6 +68,7 @@ def load_trainable(
         raise UserError(f"model_name_or_path {base}: is an adapter; merge it first, with `hfchat certify {base}`")
     if Path(base).is_dir() and args.model_revision != "main":
         raise UserError(f"model_revision {args.model_revision}: {base} is a folder, which has no revisions")
+    # The base, with rows for all tokens.
     dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
     quantization = get_quantization_config(args)
     model = load_model(
@@ -83,6 +81,7 @@ def load_trainable(
     embed_new_tokens(model, len(tokenizer) - len(new_tokens), len(tokenizer))
     if not args.use_peft:
         return model
+    # The adapter.
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantization:
@@ -107,26 +106,28 @@ def _rows_to_train(
     model could never tell the end of a turn from other new tokens: it would not stop.
 
     Args:
-        model: With rows for the new tokens.
+        model: It has rows for the new tokens.
         new_tokens: Their ids.
-        saved_whole: PEFT's `modules_to_save`: what is trained in all of its rows needs no more.
+        saved_whole: PEFT's `modules_to_save`: all rows of these are trained anyway.
 
     Raises:
         UserError: If PEFT cannot train them.
     """
+    # Both ends of the model, but for what is trained in all of its rows.
     head = model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
     ends = {names[end]: list(new_tokens) for end in (model.get_input_embeddings(), head)}
     rows = {name: ids for name, ids in ends.items() if not any(name.endswith(whole) for whole in saved_whole)}
     if names[model.get_input_embeddings()] not in rows:
         raise UserError(
-            f"lora_modules_to_save {' '.join(saved_whole)}: holds the embeddings, of which those of the new tokens "
+            f"lora_modules_to_save {' '.join(saved_whole)}: holds the embeddings, whose rows for the new tokens "
             "are trained already; leave them out, or train all weights with use_peft false"
         )
     if getattr(head, "bias", None) is not None:  # PEFT's layer with trained rows computes none
         raise UserError(
-            f"{model.name_or_path}: its output layer has a bias, beside which an adapter cannot train the rows of new "
-            "tokens; train all weights with use_peft false, or start from a base that knows <|im_start|>, <|im_end|>"
+            f"{model.name_or_path}: its output layer has a bias, and beside one an adapter cannot train the "
+            "rows of new tokens; train all weights with use_peft false, or start from a base that knows <|im_start|>, "
+            "<|im_end|>"
         )
     return list(new_tokens) if is_tied(model) else rows
 
@@ -142,17 +143,19 @@ def describe_trainable(
 
     Args:
         model: From `load_trainable`.
-        args: That it was made by.
-        learning_rate: Of the run.
+        args: What it was made by.
+        learning_rate: The one of the run.
         tokenizer: From `hfchat.training.supervision.load_chat_tokenizer`, before a fingerprint is recorded in it.
-        new_tokens: That were added for the template.
+        new_tokens: Those that were added for the template.
     """
+    # The first line: what is trained, and of what.
     method = "all weights"
     if args.use_peft:
         method = f"{'DoRA' if args.use_dora else 'rsLoRA' if args.use_rslora else 'LoRA'} of rank {args.lora_r}"
     bits = next((f" in {bits} bits" for bits in (4, 8) if getattr(args, f"load_in_{bits}bit")), "")
     commit = getattr(model.config, "_commit_hash", None) or args.model_revision
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    # The second line: the template.
     source = "that of the base" if recorded_fingerprint(tokenizer) == fingerprint(tokenizer) else "introduced here"
     added = f", with embeddings for {len(new_tokens)} new tokens" if new_tokens else ""
     return (

@@ -1,10 +1,11 @@
 """Settings of preference tuning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from trl import DPOConfig, KTOConfig
 
+from hfchat.config import setting
 from hfchat.training.run_arguments import TuningArguments, derived_dtype, replaced, settle_device
 
 if TYPE_CHECKING:
@@ -23,49 +24,35 @@ class AlignArguments(TuningArguments, DPOConfig, KTOConfig):
     What is None is derived: from the method, the kind of training and the data, or from the machine.
     """
 
-    method: Literal["dpo", "kto"] = field(
-        default="dpo",
-        metadata={"help": "DPO learns from pairs of answers, KTO from single answers with a thumb up or down."},
+    method: Literal["dpo", "kto"] = setting(
+        "dpo", "DPO learns from pairs of answers, KTO from single answers with a thumb up or down."
     )
-    dataset_name: str = field(
-        default="outputs/conversations/hh-rlhf",
-        metadata={
-            "help": "Rows with `chosen` and `rejected`, or for KTO with `label`: a folder, file or Hub id.",
-            "identity": False,
-        },
+    dataset_name: str = setting(
+        "outputs/conversations/hh-rlhf",
+        "Rows with `chosen` and `rejected`, or for KTO with `label`: a folder, file or Hub id.",
+        identity=False,
     )
-    min_thumbs: int = field(
-        default=100,
-        metadata={
-            "help": "KTO: refuse fewer thumbs of either sign. With 100, the 95%% interval of a share is +-10 points."
-        },
+    min_thumbs: int = setting(
+        100, "KTO: refuse fewer thumbs of either sign. With 100, the 95%% interval of a share is +-10 points."
     )
-    sampled_prompts: int = field(
-        default=16, metadata={"help": "Held-out prompts to answer when the divergence is measured; 0 for none."}
-    )
-    sampled_tokens: int = field(default=48, metadata={"help": "Longest of these answers, in tokens."})
+    sampled_prompts: int = setting(16, "Held-out prompts to answer when the divergence is measured; 0 for none.")
+    sampled_tokens: int = setting(48, "Longest of these answers, in tokens.")
 
-    loss_type: list[str] | None = field(
-        default=None, metadata={"help": "By default sigmoid for DPO and kto for KTO; TRL documents the others."}
+    loss_type: list[str] | None = setting(
+        None, "By default sigmoid for DPO and kto for KTO; TRL documents the others."
     )
-    desirable_weight: float | None = field(
-        default=None, metadata={"help": "KTO: weight of thumbs up; by default it balances the two signs."}
+    desirable_weight: float | None = setting(None, "KTO: weight of thumbs up; by default it balances the two signs.")
+    undesirable_weight: float | None = setting(
+        None, "KTO: weight of thumbs down; by default it balances the two signs."
     )
-    undesirable_weight: float | None = field(
-        default=None, metadata={"help": "KTO: weight of thumbs down; by default it balances the two signs."}
+    train_sampling_strategy: str | None = setting(
+        None,
+        "By default random for DPO; KTO needs sequential, because its rows are shuffled once.",
+        choices=["random", "sequential", "group_by_length"],
     )
-    train_sampling_strategy: str | None = field(
-        default=None,
-        metadata={
-            "help": "By default random for DPO; KTO needs sequential, because its rows are shuffled once.",
-            "choices": ["random", "sequential", "group_by_length"],
-        },
-    )
-    learning_rate: float | None = field(
-        default=None, metadata={"help": f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights."}
-    )
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs, or thumbs, per device and step."})
-    num_train_epochs: float = field(default=1, metadata={"help": "Preferences are soon overfitted."})
+    learning_rate: float | None = setting(None, f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights.")
+    per_device_train_batch_size: int = setting(4, "Pairs, or thumbs, per device and step.")
+    num_train_epochs: float = setting(1, "Preferences are soon overfitted.")
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
@@ -87,8 +74,6 @@ class AlignArguments(TuningArguments, DPOConfig, KTOConfig):
         )
         settle_device(self)
         super().__post_init__()
-        if self.method == "kto":
-            (self.loss_type,) = losses  # `KTOTrainer` takes one
 
     def _check_kto(self, losses: list[str]) -> None:
         known = KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]
@@ -110,7 +95,12 @@ class AlignArguments(TuningArguments, DPOConfig, KTOConfig):
         derived = replaced(self, learning_rate=rate)
         if self.method == "kto":
             weights = balance(*thumbs, self.desirable_weight, self.undesirable_weight)
-            derived = replaced(derived, desirable_weight=weights[0], undesirable_weight=weights[1])
+            derived = replaced(
+                derived,
+                desirable_weight=weights[0],
+                undesirable_weight=weights[1],
+                loss_type=(self.loss_type or ["kto"])[0],  # `KTOTrainer` takes one
+            )
         return derived, replaced(model, dtype=derived_dtype(model, self))
 
     def describe(self) -> str:

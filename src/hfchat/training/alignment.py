@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer, KTOTrainer
@@ -69,6 +69,7 @@ class _PreferenceTrainer(CheckpointMixin):
         preferences: "Preferences",
         tokenizer: "PreTrainedTokenizerBase",
     ):
+        # What the policy is compared with, where it is not the same model without its adapter.
         reference = None
         if not is_peft_model(model):
             if not (args.precompute_ref_log_probs or is_deepspeed_zero3_enabled()):  # shards cannot be copied
@@ -87,11 +88,12 @@ class _PreferenceTrainer(CheckpointMixin):
         self.eval_dataset = preferences.held_out
         if is_peft_model(self.model) and "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter
             self.model.delete_adapter("ref")
+        # The held-out pairs at the start.
         self._thumbs_collator = DataCollatorForUnpairedPreference(pad_token_id=tokenizer.pad_token_id)
         references = self._held_out_log_probs(reference=True)
         self.start = self.outcome = PairScores(references, references, args.beta)
         self._measured: dict[str, float] = {}
-        self._measured_at: int | None = None
+        self._measured_at: tuple[int, int] | None = None  # the step, and the number of answers
         self.add_callback(_LogStart(self))
 
     # The one private method of TRL that is overridden, as it is in TRL 1.16: nothing turns off what it does to a
@@ -102,8 +104,8 @@ class _PreferenceTrainer(CheckpointMixin):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `CheckpointMixin`, but once a step: at the end of the training, it is asked for again."""
-        if self._measured_at != self.state.global_step or not self._measured:
-            self._measured, self._measured_at = super().evaluate(*args, **kwargs), self.state.global_step
+        if self._measured_at != (self.state.global_step, len(self.eval_dataset)):
+            self._measured = super().evaluate(*args, **kwargs)
         return self._measured
 
     def get_eval_dataloader(self, eval_dataset: object = None) -> DataLoader:
@@ -114,20 +116,23 @@ class _PreferenceTrainer(CheckpointMixin):
     def evaluation_loop(
         self, dataloader: DataLoader, *_: object, metric_key_prefix: str = "eval", **__: object
     ) -> EvalLoopOutput:
-        self.outcome = PairScores(self._held_out_log_probs(reference=False), self.start.policy, self.args.beta)
+        policy = self._held_out_log_probs(reference=False)
+        self.outcome = PairScores(policy, self.start.policy[: len(policy)], self.args.beta)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.outcome.means().items()}
         divergence = self.divergence()
         if divergence is not None:
             metrics[f"{metric_key_prefix}_kl"] = divergence
+        self._measured_at = (self.state.global_step, len(self.eval_dataset))
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _held_out_log_probs(self, reference: bool) -> np.ndarray:
-        """Shape `(pairs, 2)`: log-probability of the chosen and of the rejected answer, in nats."""
+        """Shape `(pairs, 2)`: log-probability of the chosen and of the rejected answer of each whole pair, in nats."""
         sums = []
         for batch in self.get_eval_dataloader():
             log_probs = self._log_probs(batch, reference).sum(1)
             sums.append(self.accelerator.gather_for_metrics(log_probs).cpu())
-        return torch.cat(sums).double().numpy().reshape(-1, 2)
+        values = torch.cat(sums).double().numpy()
+        return values[: len(values) // 2 * 2].reshape(-1, 2)
 
     @torch.no_grad()
     def _log_probs(self, batch: Mapping[str, torch.Tensor], reference: bool) -> torch.Tensor:
@@ -215,9 +220,7 @@ class _LogStart(TrainerCallback):
     def __init__(self, trainer: _PreferenceTrainer):
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         if state.global_step == 0:
             means = {f"eval_{name}": value for name, value in self.trainer.start.means().items()}
             self.trainer.log(means | {"eval_kl": 0.0})

@@ -4,14 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from hfchat.generation import answering, generate_answers, stop_token_ids
 from hfchat.messages import find_fault
 from hfchat.storage import write_whole
-from hfchat.token_ids import encode_conversation
+from hfchat.token_ids import Messages, encode_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,17 +21,33 @@ _SELDOM = 0.5  # of the answers that a model ends by itself
 _BEFORE = "answers_before.json"
 
 
+class SampledAnswer(TypedDict):
+    """An answer of the model: to which conversation, its text, and whether the model ended it by itself."""
+
+    row: int
+    text: str
+    ended: bool
+
+
+class Comparison(TypedDict):
+    """A prompt with the answer of the dataset and those of the model, as `answers.jsonl` has them."""
+
+    prompt: Messages
+    reference: str | None
+    before: SampledAnswer
+    after: SampledAnswer
+
+
 class HeldOutAnswers(TrainerCallback):
     """Answers prompts greedily before the first step and after the last.
 
     Attributes:
-        answers: When all are there, one entry per prompt: `{"prompt", "reference", "before", "after"}`, of which the
-            last two are `{"row", "text", "ended"}`.
+        answers: One entry per prompt, when all answers are there.
 
     Args:
         tokenizer: The model's, with its chat template.
         conversations: Messages; the last of each is the reference answer, those before it the prompt.
-        number: Of prompts: the first that are text alone and leave room for an answer.
+        number: How many prompts: the first that are text alone and leave room for an answer.
         folder: Where the answers before are kept for a run that is resumed.
         max_new_tokens: Longest answer. An answer that reaches it did not end.
     """
@@ -39,7 +55,7 @@ class HeldOutAnswers(TrainerCallback):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        conversations: Sequence[list[dict[str, Any]]],
+        conversations: Sequence[Messages],
         number: int,
         folder: Path,
         max_new_tokens: int,
@@ -49,15 +65,19 @@ class HeldOutAnswers(TrainerCallback):
         self.number = number
         self.file = folder / _BEFORE
         self.max_new_tokens = max_new_tokens
-        self.answers: list[dict[str, Any]] = []
+        self.answers: list[Comparison] = []
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self, args: object, state: TrainerState, control: object, model: Any = None, **kwargs: object
+    ) -> None:
         if state.is_world_process_zero and self.number and not self.file.exists():
             answers = self._answer(model)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.file, json.dumps(answers, ensure_ascii=False))
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
+    def on_train_end(
+        self, args: object, state: TrainerState, control: object, model: Any = None, **kwargs: object
+    ) -> None:
         if not state.is_world_process_zero or not self.number or state.global_step < state.max_steps:
             return
         before = json.loads(self.file.read_text(encoding="utf-8"))
@@ -69,11 +89,12 @@ class HeldOutAnswers(TrainerCallback):
         """The share of answers that the model ended by itself, before and after, and their number."""
         if not self.answers:
             return {}
-        shares = {
-            f"ended_{when}": sum(row[when]["ended"] for row in self.answers) / len(self.answers)
-            for when in ("before", "after")
+        count = len(self.answers)
+        return {
+            "ended_before": sum(row["before"]["ended"] for row in self.answers) / count,
+            "ended_after": sum(row["after"]["ended"] for row in self.answers) / count,
+            "sample_answers": count,
         }
-        return shares | {"sample_answers": len(self.answers)}
 
     def __str__(self) -> str:
         if not self.answers:
@@ -85,12 +106,16 @@ class HeldOutAnswers(TrainerCallback):
         ]
         if metrics["ended_after"] < _SELDOM:
             lines.append(
-                "!!! warning: it seldom stops; train longer, or raise sample_max_new_tokens if answers are long"
+                "!!! warning: it rarely stops; train longer, or raise sample_max_new_tokens if answers are long"
             )
         for row in self.answers[:_SHOWN]:
-            texts = {"prompt": row["prompt"][-1]["content"], "reference": row["reference"] or ""}
-            texts |= {when: row[when]["text"] for when in ("before", "after")}
-            lines += ["", *(f"  {name + ':':10} {_short(text)}" for name, text in texts.items())]
+            lines += [
+                "",
+                f"  prompt:    {_short(row['prompt'][-1]['content'])}",
+                f"  reference: {_short(row['reference'] or '')}",
+                f"  before:    {_short(row['before']['text'])}",
+                f"  after:     {_short(row['after']['text'])}",
+            ]
         return "\n".join(lines)
 
     def save(self, file: Path) -> None:
@@ -98,9 +123,10 @@ class HeldOutAnswers(TrainerCallback):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.answers]
         file.write_text("".join(lines), encoding="utf-8")
 
-    def _answer(self, model: "PreTrainedModel") -> list[dict[str, Any]]:
+    def _answer(self, model: "PreTrainedModel") -> list[SampledAnswer]:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
-        prompts = {}
+        # The first conversations that are text alone, and whose answer has room in the context.
+        prompts: dict[int, list[int]] = {}
         for row, messages in enumerate(self.conversations):
             if find_fault(messages) is not None:  # an answer may call tools, which are not at hand
                 continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
@@ -185,31 +185,27 @@ class CheckpointMixin(Trainer):
         shutil.rmtree(target, ignore_errors=True)
         checkpoint.rename(target)
         self._aside.rmdir()
-        for other in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            if int(other.name.rpartition("-")[2]) > self.state.global_step:  # passed over when this run was resumed
-                shutil.rmtree(other, ignore_errors=True)
+        for damaged in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if int(damaged.name.rpartition("-")[2]) > self.state.global_step:  # passed over when this run was resumed
+                shutil.rmtree(damaged, ignore_errors=True)
         best = self.state.best_model_checkpoint
         rotate_checkpoints(str(folder), save_total_limit=self.args.save_total_limit, best_model_checkpoint=best)
 
 
 class _SaveOnSignal(TrainerCallback):
-    """Has a training save and stop where SIGTERM says so, and log whenever it saves."""
+    """Makes a training save and stop when SIGTERM asks for it, and log whenever it saves."""
 
     def __init__(self, trainer: CheckpointMixin):
         self.trainer = trainer
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: object, control: TrainerControl, **kwargs: object) -> None:
         if self.trainer.stops_now():
             control.should_save = control.should_training_stop = True
         # The sum of the losses since the last log is in no checkpoint: without this, a resumed run would log another
         # mean than an undisturbed one.
         control.should_log |= control.should_save
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_epoch_end(self, args: object, state: object, control: TrainerControl, **kwargs: object) -> None:
         if self.trainer.ended_before:  # the epoch did not end here
             control.should_log = control.should_evaluate = control.should_save = False
         control.should_log |= control.should_save
@@ -241,6 +237,7 @@ def find_damage(checkpoint: Path) -> str | None:
         return "no trainer_state.json"
     except ValueError:
         return "trainer_state.json is cut"
+    # What must be there, and what PyTorch writes last where there are shards.
     weights = [file for pattern in _WEIGHTS for file in checkpoint.glob(pattern)]
     if not weights:
         return "no weights"
@@ -251,6 +248,7 @@ def find_damage(checkpoint: Path) -> str | None:
     for shards in [*checkpoint.glob("pytorch_model_fsdp_*/"), *checkpoint.glob("optimizer_*/")]:
         if not (shards / ".metadata").exists():  # PyTorch writes it last
             return f"{shards.name} is cut"
+    # What is there must end as files of its kind do.
     for file in weights:
         if file.suffix == ".safetensors":
             try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass
 class TokenLosses(ModelOutput):
     """Attributes:
-    token_losses: Nats of each token, 0 where there is none to predict; shape `(batch, sequence)`, float32.
+    token_losses: Nats of each token, 0 where no token is predicted; shape `(batch, sequence)`, float32.
     """
 
     token_losses: torch.Tensor | None = None

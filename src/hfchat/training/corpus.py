@@ -37,20 +37,20 @@ class Corpus:
         """What there is to learn from, and a warning where it is read too often.
 
         Args:
-            tokens: Of the whole training, those that are read again among them.
+            tokens: How many the whole training reads, those that it reads again among them.
         """
         if isinstance(self.train, StreamedDataset):
             return f"a stream of documents; {len(self.validation.tokens):,} tokens to validate on"
         there_is = (
             f"{len(self.train.tokens):,} tokens of {len(self.train.starts):,} documents to train on, "
             f"{len(self.validation.tokens):,} to validate on; 0% cropped, {self.train.padded_share:.3%} padding, "
-            f"{self.train.cut_share:.3%} of the documents cut though a block would hold them"
+            f"{self.train.cut_share:.3%} of the documents cut although a block would hold them"
         )
         times = round(tokens / len(self.train.tokens))  # whole ones: an epoch has padding, and ends with a whole step
         if times <= _WORTHWHILE_EPOCHS:
             return there_is
         return (
-            f"{there_is}\nwarning: each text is read {times:,} times, and teaches ever less after "
+            f"{there_is}\nwarning: each text is read {times:,} times, and teaches less and less after "
             f"{_WORTHWHILE_EPOCHS} times; add texts, or pass --max_steps -1 --num_train_epochs {_WORTHWHILE_EPOCHS}"
         )
 
@@ -65,7 +65,7 @@ def load_corpus(args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase",
         UserError: If the dataset cannot be loaded, or has too few documents to hold any out.
     """
     column = args.text_column
-    # Of all machines the first one, as they share the folder of the run.
+    # One process of all machines tokenizes, because they share the folder of the run.
     with args.main_process_first(local=False, desc="tokenizing the corpus"):
         train, validation = load_documents(args)
         tokenize_corpus(validation, column, tokenizer, folder / "tokens-validation", "tokenizing, validation")
@@ -81,7 +81,7 @@ def load_documents(args: "PretrainArguments") -> tuple["Dataset | IterableDatase
     """The documents to train on and those to validate on, as `load_corpus` says.
 
     Raises:
-        UserError: As of `load_corpus`.
+        UserError: As `load_corpus`.
     """
     name, column, config_name = args.dataset_name, args.text_column, args.dataset_config_name
     train = _load(args, "train", args.streaming)
@@ -89,10 +89,10 @@ def load_documents(args: "PretrainArguments") -> tuple["Dataset | IterableDatase
         return train, _load(args, "validation", streaming=False)
     if args.streaming:
         validation = _collect(train.take(args.validation_documents), column)
-        held_out = frozenset(validation[column])
-        # `train.skip` would not do: where processes share the files, each would skip the first documents of its own.
+        texts = frozenset(validation[column])
+        # `train.skip` would be wrong: where processes share the files, each would skip the first documents of its own.
         # What a document says tells it apart wherever it is read.
-        return train.filter(lambda text: text not in held_out, input_columns=[column]), validation
+        return train.filter(lambda text: text not in texts, input_columns=[column]), validation
     held_out = min(args.validation_documents, len(train) // 10)
     if held_out == 0:
         raise UserError(f"dataset_name {name}: has no validation split, and fewer than 10 documents to take it from")
@@ -117,7 +117,7 @@ def _is_text(value: object, place: str) -> bool:
 
 
 def _share(documents: "IterableDataset", column: str, process: int, processes: int) -> "IterableDataset":
-    """What one of several processes reads: its own files, where all have as many, else every n-th document."""
+    """What one of several processes reads: its own files if all processes have as many, else every n-th document."""
     from datasets.distributed import split_dataset_by_node
 
     # What is held out is at the front, so the first process is the first one whose files can be held out whole.
@@ -128,7 +128,7 @@ def _share(documents: "IterableDataset", column: str, process: int, processes: i
     return split_dataset_by_node(documents, rank=process, world_size=processes)
 
 
-def _collect(documents, column):
+def _collect(documents: "IterableDataset", column: str) -> "Dataset":
     from datasets import Dataset
 
     return Dataset.from_dict({column: [row[column] for row in documents]})

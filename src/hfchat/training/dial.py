@@ -27,13 +27,13 @@ _REFERENCE_BATCH = 2048
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape that a depth implies.
+    """The shape of a model, as its depth implies it.
 
     Attributes:
         depth: Number of layers.
         hidden_size: Width of the residual stream.
         num_attention_heads: Heads of `HEAD_DIM` each.
-        intermediate_size: Width of the gated MLP: 8/3 of the hidden size, as a third matrix would otherwise cost
+        intermediate_size: Width of the gated MLP: 8/3 of the hidden size, because a third matrix would otherwise cost
             half as much again (Shazeer, arXiv:2002.05202), rounded up to a multiple of 64.
     """
 
@@ -66,8 +66,8 @@ class Shape:
         """A plain `LlamaConfig` (`"llama"`) or `GPT2Config` (`"gpt2"`) for sequences of `block_size` tokens.
 
         Args:
-            architecture: Which of them.
-            tokenizer: Its vocabulary, rounded up to a multiple of `VOCABULARY_MULTIPLE`, is the model's.
+            architecture: One of the two.
+            tokenizer: The model gets its vocabulary, rounded up to a multiple of `VOCABULARY_MULTIPLE`.
             block_size: Longest sequence.
             tie_word_embeddings: One matrix for both ends: half of a small model would be embeddings otherwise
                 (arXiv:1608.05859).
@@ -75,6 +75,7 @@ class Shape:
         """
         from transformers import GPT2Config, LlamaConfig
 
+        # What both architectures call alike.
         shared = {
             "vocab_size": -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
             "bos_token_id": tokenizer.bos_token_id,
@@ -106,19 +107,19 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How to train a model of a given size on a given number of tokens.
 
     Attributes:
-        hidden_size: Its width.
-        tokens: To train on, by default `TOKENS_PER_PARAMETER` for each of its parameters.
+        hidden_size: Width of the model.
+        tokens: How many to train on, by default `TOKENS_PER_PARAMETER` for each of its parameters.
     """
 
     hidden_size: int
     tokens: int
 
     @classmethod
-    def of(cls, model: "PreTrainedModel", tokens: int | None = None) -> "Plan":
+    def of(cls, model: "PreTrainedModel", tokens: int | None = None) -> "Schedule":
         if tokens is None:
             tokens = TOKENS_PER_PARAMETER * model.num_parameters()
         return cls(model.config.get_text_config().hidden_size, tokens)

@@ -1,12 +1,13 @@
 """Fine-tuning with TRL, at the cost of the supervised tokens only."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy, pad
 from trl import SFTConfig, SFTTrainer
 
+from hfchat.config import setting
 from hfchat.errors import UserError
 from hfchat.training.checkpoints import CheckpointMixin
 from hfchat.training.packing import IGNORE
@@ -30,33 +31,21 @@ SUPERVISED_MULTIPLE = 64
 class FinetuneArguments(TuningArguments, SFTConfig):
     """`SFTConfig` with the defaults of this recipe, and the conversations to learn from."""
 
-    dataset_name: str = field(
-        default="recipes/data/assistant",
-        metadata={"help": "Rows with `messages`: a folder, file or Hub id.", "identity": False},
+    dataset_name: str = setting(
+        "recipes/data/assistant", "Rows with `messages`: a folder, file or Hub id.", identity=False
     )
-    sample_answers: int = field(
-        default=16, metadata={"help": "Held-out prompts that are answered before and after; 0 for none."}
+    sample_answers: int = setting(16, "Held-out prompts that are answered before and after; 0 for none.")
+    sample_max_new_tokens: int = setting(128, "Longest of these answers, in tokens.")
+    allow_leakage: bool = setting(False, "Go on although conversations of the test split are in the train split.")
+    system_message: str | None = setting(
+        None,
+        "What the system says where a conversation says nothing; empty for nothing, "
+        "by default what it says in the template of the base.",
     )
-    sample_max_new_tokens: int = field(default=128, metadata={"help": "Longest of these answers, in tokens."})
-    allow_leakage: bool = field(
-        default=False, metadata={"help": "Go on although conversations of the test split are in the train split."}
-    )
-    system_message: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the system says where a conversation says nothing; empty for nothing, "
-            "by default what it says in the template of the base."
-        },
-    )
-    learning_rate: float | None = field(
-        default=None, metadata={"help": f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights."}
-    )
-    packing: bool = field(
-        default=True, metadata={"help": "Several conversations per sequence, apart from each other."}
-    )
-    pad_to_multiple_of: int | str | None = field(
-        default="auto",
-        metadata={"help": "Tokens to which batches are padded; auto: packed ones to whole sequences, others not."},
+    learning_rate: float | None = setting(None, f"By default {_LORA:g} for an adapter, {_FULL:g} for all weights.")
+    packing: bool = setting(True, "Several conversations per sequence, apart from each other.")
+    pad_to_multiple_of: int | str | None = setting(
+        "auto", "Tokens to which batches are padded; auto: packed ones to whole sequences, others not."
     )
 
     def __post_init__(self) -> None:
@@ -107,7 +96,7 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ):
+    ) -> Any:
         plain = self.args.loss_type == "nll" and not self.label_smoother and not self.aux_loss_enabled
         if return_outputs or not self.padding_free or not plain or self.args.torch_compile:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -50,16 +50,17 @@ class PairScores:
         }
 
     def compare(self, start: "PairScores") -> dict[str, list[float]]:
-        """These scores against those before the training, on the same pairs.
+        """These scores against those before the training: of the same pairs, or of more that begin with these.
 
         Returns:
             `[mean, low, high]` with the 95% interval of `hfchat.intervals`: reward accuracy, the accuracy by
             probability before and after, and the difference of these two.
         """
-        gain = self.more_probable - start.more_probable
+        before = start.more_probable[: len(self.policy)]
+        gain = self.more_probable - before
         return {
             "rewards/accuracies": _share(self.preferred),
-            "logps/accuracies_start": _share(start.more_probable),
+            "logps/accuracies_start": _share(before),
             "logps/accuracies": _share(self.more_probable),
             "logps/accuracies_gain": [float(gain.mean()), *_limits(gain)],
         }

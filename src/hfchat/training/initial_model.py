@@ -22,7 +22,7 @@ def load_initial_model(args: "PretrainArguments") -> tuple["PreTrainedModel", "P
     Raises:
         UserError: If model and tokenizer do not belong together, or `block_size` is more than the model's context.
     """
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
+    tokenizer = load_tokenizer(args.tokenizer_name or str(args.model_name_or_path))  # one of them is set
     if args.model_name_or_path is None:
         add_special_tokens(tokenizer, args.add_tokens)
         return new_model(args, tokenizer), tokenizer

@@ -1,31 +1,35 @@
 """The loss along a run as a picture and as JSON."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# One of `trainer.state.log_history`; `step` and numbers by their names.
+Entry = Mapping[str, float]
 _CLOCKS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
-def save_loss_curve(log_history: list[dict[str, Any]], folder: Path, eval_metric: str, eval_label: str) -> None:
+def save_loss_curve(log_history: Sequence[Entry], folder: Path, eval_metric: str, eval_label: str) -> None:
     """Write `loss_curve.png` and, with the numbers behind it, `loss_curve.json`.
 
-    Training loss, its spikes and the validation metric over the steps, with the time that had passed above them.
+    The picture shows training loss, its spikes and the validation metric over the steps, and above them the time.
 
     Args:
         log_history: `trainer.state.log_history`.
         folder: Where to write.
         eval_metric: Key of the validation metric, e.g. `"eval_bits_per_byte"`.
-        eval_label: What it is, with its unit.
+        eval_label: Label of its axis, with the unit.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    # On the left axis the training loss, with its spikes.
     figure, left = plt.subplots(figsize=(8, 4.5), layout="constrained")
     train = [entry for entry in log_history if "loss" in entry]
     _draw(left, train, "loss", color="tab:gray", linewidth=1.2, label="training loss")
@@ -36,6 +40,7 @@ def save_loss_curve(log_history: list[dict[str, Any]], folder: Path, eval_metric
     if spikes:  # as lines, since a loss that is not a number has no height
         height = left.get_xaxis_transform()
         left.vlines(spikes, 0, 1, transform=height, color="tab:red", alpha=0.5, linewidth=1, label="loss spike")
+    # On the right one the validation metric, with its last value.
     evaluation = [entry for entry in log_history if eval_metric in entry]
     if evaluation:
         right = left.twinx()
@@ -59,12 +64,12 @@ def save_loss_curve(log_history: list[dict[str, Any]], folder: Path, eval_metric
     (folder / "loss_curve.json").write_text(json.dumps(log_history, indent=1), encoding="utf-8")
 
 
-def _draw(axes: "Axes", entries: list[dict[str, Any]], key: str, **style: Any) -> None:
+def _draw(axes: "Axes", entries: Sequence[Entry], key: str, **style: Any) -> None:
     axes.plot([entry["step"] for entry in entries], [entry[key] for entry in entries], **style)
 
 
-def _show_time(axes: "Axes", log_history: list[dict[str, Any]]) -> None:
-    """Put the time that had passed above the steps, at round times."""
+def _show_time(axes: "Axes", log_history: Sequence[Entry]) -> None:
+    """Mark round times above the steps at which they had passed."""
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 

@@ -29,8 +29,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         model: Its trainable parameters are optimized.
         lr: Learning rate of the hidden matrices.
         embedding_lr: Learning rate of all other parameters.
-        weight_decay: Of the hidden matrices.
-        betas: Of AdamW.
+        weight_decay: Weight decay of the hidden matrices.
+        betas: Those of AdamW.
         dtype: What Muon orthogonalises in; by default bfloat16 where the machine is faster with it, else float32.
     """
 

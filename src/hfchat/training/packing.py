@@ -30,11 +30,12 @@ def tokenize_corpus(
         dataset: One document per row.
         column: Its column of text.
         tokenizer: Its `bos_token` (or else `eos_token`) separates documents.
-        folder: Where to write. If it is there already, it is whole, and is left alone.
-        description: For the progress bar.
+        folder: Where to write. If the folder exists, it is whole, and it is left alone.
+        description: What the progress bar shows.
     """
     if folder.exists():
         return
+    # Written aside and renamed, so that a killed process leaves nothing that looks whole.
     scratch = folder.with_name(folder.name + ".writing")
     scratch.mkdir(parents=True, exist_ok=True)
     starts, size, position = [], 0, 0

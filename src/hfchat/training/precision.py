@@ -3,11 +3,17 @@
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
 from hfchat.storage import write_whole
-from hfchat.training.run_arguments import Arguments, replaced
+from hfchat.training.run_arguments import replaced
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+Arguments = TypeVar("Arguments", bound="TrainingArguments")
 
 _RECORD = "precision.json"
 

@@ -1,14 +1,15 @@
 """From preferences to tokens: what is scored of pairs and of thumbs is decided, counted and shown here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import check_end_of_turn
 from hfchat.dataset import check_apart, has_split, load_split
 from hfchat.errors import UserError
 from hfchat.messages import check_learned
-from hfchat.token_ids import encode_conversation
+from hfchat.token_ids import Messages, encode_conversation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 _SHOWN = 2  # pairs
 _COMPARED = 8  # conversations
 _SHOWN_CHARACTERS = 1200  # of each prompt and completion
-_THUMBS = ("prompt_ids", "completion_ids", "label")
-
-Messages = Sequence[Mapping[str, Any]]
+_PREPARE = "recipes/prepare_conversations.py makes such rows of other formats"
 
 
 @dataclass
@@ -51,7 +50,7 @@ class PreferenceCounts:
         )
         return text + (f", and {self.same:,} whose answers are the same" if self.kind == "pairs" else "")
 
-    def as_metrics(self, prefix: str) -> dict[str, Any]:
+    def as_metrics(self, prefix: str) -> dict[str, int | str]:
         return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
 
 
@@ -79,7 +78,7 @@ class Preferences:
         """What is learned from, in numbers and in the text of some pairs."""
         lines = [
             f"to learn from: {self.counts}",
-            f"held out: {len(self.held_out) // 2:,} pairs; what is scored is marked ⟦so⟧:",
+            f"held out: {len(self.held_out) // 2:,} pairs; what is scored is marked ⟦like this⟧:",
         ]
         for prompt, completions in _first(self.train):
             lines += ["", _shorten(tokenizer.decode(prompt))]
@@ -100,26 +99,26 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
     name = args.dataset_name
     if not has_split(name, args.dataset_test_split, config_name=args.dataset_config_name):
         raise UserError(
-            f"dataset_name {name}: has no split '{args.dataset_test_split}' to measure on, and what is learned from "
-            "cannot be it; recipes/prepare_conversations.py makes one (validation_fraction)"
+            f"dataset_name {name}: has no split '{args.dataset_test_split}' to measure on, and the train split cannot "
+            "serve for that; recipes/prepare_conversations.py makes one (validation_fraction)"
         )
     check_end_of_turn(tokenizer)
     rows, held_out_rows = (_load(args, split) for split in (args.dataset_train_split, args.dataset_test_split))
-    conversations = [
-        _conversation(row, name) for row in held_out_rows.select(range(min(_COMPARED, len(held_out_rows))))
-    ]
+    parts = _parts_of_pair if "chosen" in held_out_rows.column_names else _parts_of_thumb
+    compared = held_out_rows.select(range(min(_COMPARED, len(held_out_rows))))
+    conversations = [list(chain.from_iterable(parts(row, name)[:2])) for row in compared]
     with args.main_process_first(local=False, desc="tokenizing the preferences"):
-        train, counts = _tokenize(
-            rows, tokenizer, args.max_length, f"dataset_name {name}: split '{args.dataset_train_split}'"
-        )
+        # Both splits as they are: pairs, or thumbs.
+        place = f"dataset_name {name}: split '{args.dataset_train_split}'"
+        train, counts = tokenize_preferences(rows, tokenizer, args.max_length, place)
         place = f"dataset_name {name}: split '{args.dataset_test_split}'"
-        held_out, _ = _tokenize(held_out_rows, tokenizer, args.max_length, place)
+        held_out, held_out_counts = tokenize_preferences(held_out_rows, tokenizer, args.max_length, place)
         check_apart(_answers(train), _answers(held_out), place, "answers")
-        held_out = (
-            split_pairs(held_out) if "chosen_ids" in held_out.column_names else couple_thumbs(held_out, args.seed)
-        )
+        # What is measured on is pairs whatever the method, ...
+        held_out = split_pairs(held_out) if held_out_counts.kind == "pairs" else couple_thumbs(held_out, args.seed)
         if not len(held_out):
             raise UserError(f"{place}: needs a thumb up and a thumb down")
+        # ... and what is learned from is what the method takes.
         if args.method == "dpo":
             return Preferences(train, held_out, counts, (len(train), len(train)), conversations)
         thumbs = split_pairs(train) if counts.kind == "pairs" else train
@@ -129,58 +128,59 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
     return Preferences(thumbs, held_out, counts, (up, len(thumbs) - up), conversations)
 
 
-def tokenize_pairs(
+def tokenize_preferences(
     rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, place: str
 ) -> tuple["Dataset", PreferenceCounts]:
-    """Tokenize pairs with the tokenizer's chat template.
+    """Tokenize pairs, or single answers with a thumb, with the tokenizer's chat template.
 
     Args:
-        rows: `prompt`, `chosen` and `rejected` as messages; or without a prompt, or with whole conversations as
-            `chosen` and `rejected`: then what these have in common at their beginning is the prompt.
-        tokenizer: With a chat template.
-        max_length: Pairs with more tokens in the prompt and one of its completions are left out.
+        rows: Pairs have `prompt`, `chosen` and `rejected` as messages. Without a prompt, or where `chosen` and
+            `rejected` are whole conversations, the prompt is what these have in common at their beginning. Thumbs
+            have `label` (true for a thumb up), and `prompt` and `completion`, or `messages`.
+        tokenizer: It has a chat template.
+        max_length: Rows with more tokens in the prompt and one of its completions are left out.
         place: The dataset, for messages.
 
     Returns:
-        A dataset of `prompt_ids`, `chosen_ids` and `rejected_ids`, and what is in it.
+        A dataset of `prompt_ids`, and of `chosen_ids` and `rejected_ids`, or `completion_ids` and `label`; and what is
+        in it.
 
     Raises:
-        UserError: If a row is no pair, or if none is left.
+        UserError: If a row is neither, or if no row is left.
     """
+    is_pairs = "chosen" in rows.column_names
+    names = ("chosen_ids", "rejected_ids") if is_pairs else ("completion_ids",)
 
-    def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+    def tokenize(row: dict[str, object], index: int) -> dict[str, object]:
         here = f"{place}: row {index}"
-        prompt, chosen, rejected = _parts_of_pair(row, here)
-        prompt_ids, chosen_ids = encode(prompt, chosen, tokenizer, here)
-        return {
-            "prompt_ids": prompt_ids,
-            "chosen_ids": chosen_ids,
-            "rejected_ids": encode(prompt, rejected, tokenizer, here)[1],
-        }
+        prompt, *answers = _parts_of_pair(row, here) if is_pairs else _parts_of_thumb(row, here)
+        encoded = [encode(prompt, answer, tokenizer, here) for answer in answers]
+        columns = dict(zip(names, (ids for _, ids in encoded), strict=True))
+        return {"prompt_ids": encoded[0][0], **columns} | ({} if is_pairs else {"label": row["label"]})
 
-    return _keep(rows.map(tokenize, with_indices=True, remove_columns=rows.column_names, desc="tokenizing"),
-                 "pairs", max_length, place)  # fmt: skip
-
-
-def tokenize_thumbs(
-    rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, place: str
-) -> tuple["Dataset", PreferenceCounts]:
-    """As `tokenize_pairs`, for rows of `label` (true for a thumb up) with `prompt` and `completion`, or `messages`.
-
-    Returns:
-        A dataset of `prompt_ids`, `completion_ids` and `label`, and what is in it.
-    """
-
-    def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
-        here = f"{place}: row {index}"
-        if not isinstance(row["label"], bool):
-            raise UserError(f"{here}: label must be true (a thumb up) or false, not {row['label']!r}")
-        prompt, completion = _parts_of_thumb(row, here)
-        prompt_ids, completion_ids = encode(prompt, completion, tokenizer, here)
-        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "label": row["label"]}
-
-    return _keep(rows.map(tokenize, with_indices=True, remove_columns=rows.column_names, desc="tokenizing"),
-                 "thumbs", max_length, place)  # fmt: skip
+    everything = rows.map(tokenize, with_indices=True, remove_columns=rows.column_names, desc="tokenizing")
+    # What of it can be learned from.
+    lengths, different = [], []
+    for row in everything:
+        completions = [row[name] for name in names]
+        lengths.append(len(row["prompt_ids"]) + max(map(len, completions)))
+        different.append(not is_pairs or completions[0] != completions[1])
+    fits = [length <= max_length for length in lengths]
+    kept = everything.select([row for row, both in enumerate(zip(fits, different, strict=True)) if all(both)])
+    kind = "pairs" if is_pairs else "thumbs"
+    if not len(kept):
+        raise UserError(
+            f"{place}: none of {len(everything):,} {kind} is left; {fits.count(False):,} are longer than max_length "
+            f"{max_length}, {different.count(False):,} have two answers that are the same"
+        )
+    return kept, PreferenceCounts(
+        kind=kind,
+        kept=len(kept),
+        too_long=fits.count(False),
+        same=sum(fit and not differs for fit, differs in zip(fits, different, strict=True)),
+        scored_tokens=sum(sum(map(len, kept[name])) for name in names),
+        longest=max(lengths),
+    )
 
 
 def encode(
@@ -198,6 +198,7 @@ def encode(
     check_learned([*prompt, *completion], place)
     if len(completion) != 1 or not prompt or prompt[-1]["role"] != "user":
         raise UserError(f"{place}: must be a prompt whose last turn is the user's, and one answer of the assistant")
+    # The completion is what the whole conversation has after the prompt.
     prompt_ids = encode_conversation(tokenizer, prompt, add_generation_prompt=True)
     ids = encode_conversation(tokenizer, [*prompt, *completion])
     completion_ids = ids[len(prompt_ids) :]
@@ -219,18 +220,18 @@ def split_pairs(pairs: "Dataset") -> "Dataset":
     """Each pair as a thumb up and a thumb down, one after the other."""
     from datasets import Dataset
 
-    prompts = [ids for ids in pairs["prompt_ids"] for _ in range(2)]
-    completions = [ids for row in zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True) for ids in row]
-    columns = (prompts, completions, [True, False] * len(pairs))
-    return Dataset.from_dict(dict(zip(_THUMBS, columns, strict=True)))
+    thumbs = []
+    for pair in pairs:
+        for column, label in (("chosen_ids", True), ("rejected_ids", False)):
+            thumbs.append({"prompt_ids": pair["prompt_ids"], "completion_ids": pair[column], "label": label})
+    return Dataset.from_list(thumbs)
 
 
 def couple_thumbs(thumbs: "Dataset", seed: int) -> "Dataset":
     """Thumbs up and thumbs down by turns, in a random order; what is left of the more frequent ones is left out."""
     shuffled = thumbs.shuffle(seed=seed)
     rows = {sign: [row for row, label in enumerate(shuffled["label"]) if label is sign] for sign in (True, False)}
-    couples = zip(rows[True], rows[False], strict=False)
-    return shuffled.select([row for couple in couples for row in couple])
+    return shuffled.select(list(chain.from_iterable(zip(rows[True], rows[False], strict=False))))
 
 
 def add_other_completions(thumbs: "Dataset", max_length: int) -> "Dataset":
@@ -252,7 +253,7 @@ def check_thumbs(up: int, down: int, minimum: int, place: str) -> None:
     if min(up, down) < minimum:
         fewer = f"{up:,} thumbs up" if up < down else f"{down:,} thumbs down"
         raise UserError(
-            f"dataset_name {place}: only {fewer} of {up + down:,}; the weights that balance them would have the few "
+            f"dataset_name {place}: only {fewer} of {up + down:,}; the weights that balance them would let the few "
             f"speak for all. Collect at least {minimum:,} of each, or lower min_thumbs"
         )
 
@@ -262,13 +263,11 @@ def _load(args: "AlignArguments", split: str) -> "Dataset":
     name, config_name = args.dataset_name, args.dataset_config_name
     try:
         rows = load_split(name, split, "chosen", config_name=config_name)
-    except UserError:
+    except UserError as error:
         try:
             rows = load_split(name, split, "label", config_name=config_name)
         except UserError:
-            rows = None
-        if rows is None:
-            raise
+            raise error from None  # most likely pairs were meant
         if args.method == "dpo":
             raise UserError(
                 f"dataset_name {name}: split '{split}' has thumbs, and DPO learns from pairs (chosen, rejected); "
@@ -279,67 +278,35 @@ def _load(args: "AlignArguments", split: str) -> "Dataset":
     return rows
 
 
-def _tokenize(
-    rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, place: str
-) -> tuple["Dataset", PreferenceCounts]:
-    tokenize = tokenize_pairs if "chosen" in rows.column_names else tokenize_thumbs
-    return tokenize(rows, tokenizer, max_length, place)
-
-
-def _conversation(row: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
-    parts = _parts_of_pair(row, place) if "chosen" in row else _parts_of_thumb(row, place)
-    return [*parts[0], *parts[1]]
-
-
-def _parts_of_pair(row: Mapping[str, Any], place: str) -> tuple[Messages, Messages, Messages]:
+def _parts_of_pair(row: Mapping[str, object], place: str) -> tuple[Messages, Messages, Messages]:
     from trl import extract_prompt
 
-    for column in ("chosen", "rejected"):
-        if not isinstance(row[column], list) or not row[column]:
-            raise UserError(f"{place}: '{column}' must be a list of messages; {_PREPARE}")
-    if row.get("prompt") is None or row["chosen"][0]["role"] != "assistant":
-        row = extract_prompt({column: row[column] for column in ("chosen", "rejected")})
-    if not isinstance(row["prompt"], list):
-        raise UserError(f"{place}: 'prompt' must be a list of messages; {_PREPARE}")
-    if not row["prompt"]:
+    parts = {column: _messages(row, column, place) for column in ("chosen", "rejected")}
+    if row.get("prompt") is None or parts["chosen"][0]["role"] != "assistant":
+        parts = extract_prompt(parts)
+    else:
+        parts["prompt"] = _messages(row, "prompt", place)
+    if not parts["prompt"]:
         raise UserError(f"{place}: 'chosen' and 'rejected' must be two answers to one prompt; {_PREPARE}")
-    return row["prompt"], row["chosen"], row["rejected"]
+    return parts["prompt"], parts["chosen"], parts["rejected"]
 
 
-def _parts_of_thumb(row: Mapping[str, Any], place: str) -> tuple[Messages, Messages]:
-    if isinstance(row.get("messages"), list):
-        return row["messages"][:-1], row["messages"][-1:]
-    if not isinstance(row.get("prompt"), list) or not isinstance(row.get("completion"), list):
+def _parts_of_thumb(row: Mapping[str, object], place: str) -> tuple[Messages, Messages]:
+    if not isinstance(row["label"], bool):
+        raise UserError(f"{place}: label must be true (a thumb up) or false, not {row['label']!r}")
+    messages, prompt, completion = (row.get(column) for column in ("messages", "prompt", "completion"))
+    if isinstance(messages, list):
+        return messages[:-1], messages[-1:]
+    if not isinstance(prompt, list) or not isinstance(completion, list):
         raise UserError(f"{place}: must have 'messages', or 'prompt' and 'completion', as messages; {_PREPARE}")
-    return row["prompt"], row["completion"]
+    return prompt, completion
 
 
-_PREPARE = "recipes/prepare_conversations.py makes such rows of other formats"
-
-
-def _keep(everything: "Dataset", kind: str, max_length: int, place: str) -> tuple["Dataset", PreferenceCounts]:
-    lengths, different = [], []
-    for row in everything:
-        prompt, *completions = [value for name, value in row.items() if name != "label"]
-        lengths.append(len(prompt) + max(map(len, completions)))
-        different.append(len(completions) == 1 or completions[0] != completions[1])
-    fits = [length <= max_length for length in lengths]
-    kept = everything.select([row for row, both in enumerate(zip(fits, different, strict=True)) if all(both)])
-    if not len(kept):
-        raise UserError(
-            f"{place}: none of {len(everything):,} {kind} is left; {fits.count(False):,} are longer than max_length "
-            f"{max_length}, {different.count(False):,} have two answers that are the same"
-        )
-    columns = [name for name in kept.column_names if name not in ("prompt_ids", "label")]
-    counts = PreferenceCounts(
-        kind=kind,
-        kept=len(kept),
-        too_long=fits.count(False),
-        same=sum(fit and not differs for fit, differs in zip(fits, different, strict=True)),
-        scored_tokens=sum(len(ids) for name in columns for ids in kept[name]),
-        longest=max(lengths),
-    )
-    return kept, counts
+def _messages(row: Mapping[str, object], column: str, place: str) -> list[Mapping[str, Any]]:
+    value = row[column]
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{place}: '{column}' must be a list of messages; {_PREPARE}")
+    return value
 
 
 def _answers(dataset: "Dataset") -> Iterator[tuple[int, ...]]:
@@ -350,7 +317,7 @@ def _answers(dataset: "Dataset") -> Iterator[tuple[int, ...]]:
 
 
 def _first(dataset: "Dataset") -> Iterator[tuple[list[int], list[tuple[str, list[int]]]]]:
-    """Of some rows, the prompt and what is scored."""
+    """The prompts of some rows, and what is scored of each."""
     if "chosen_ids" in dataset.column_names:
         for row in dataset.select(range(min(_SHOWN, len(dataset)))):
             yield row["prompt_ids"], [("chosen", row["chosen_ids"]), ("rejected", row["rejected_ids"])]

@@ -8,14 +8,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.utils.data import DataLoader
-from transformers import (
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import ProgressCallback, TrainerCallback, TrainerState, default_data_collator
 
 from hfchat.errors import UserError
 from hfchat.training.bits_per_byte import (
@@ -66,7 +59,7 @@ class PretrainTrainer(CheckpointMixin):
             model=model,
             args=args,
             data_collator=collate_for_flash_attention
-            if "flash" in args.attn_implementation
+            if "flash" in str(args.attn_implementation)
             else default_data_collator,
             train_dataset=corpus.train,
             eval_dataset=corpus.validation,
@@ -85,15 +78,17 @@ class PretrainTrainer(CheckpointMixin):
         unknown, total = unknown_tokens(corpus.validation.tokens, tokenizer), len(corpus.validation.tokens)
         if unknown and self.is_world_process_zero():
             print(
-                f"{unknown:,} of the {total:,} validation tokens are {tokenizer.unk_token}, which costs next to "
-                "nothing: the bits per byte below do not compare with those of another tokenizer"
+                f"{unknown:,} of the {total:,} validation tokens are {tokenizer.unk_token}, which a model predicts at "
+                "almost no cost: the bits per byte below cannot be compared with those of another tokenizer"
             )
+
+    optimizer: torch.optim.Optimizer | None
 
     def create_accelerator_and_postprocess(self) -> None:
         state = PartialState()
         sharded = self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
         if sharded and state.distributed_type is DistributedType.MULTI_CPU:
-            # Asked to shard over CPUs, accelerate silently copies the model to each, though it can do as it is asked.
+            # Asked to shard over CPUs, accelerate silently copies the model to each, although it can shard.
             state.distributed_type = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
 
@@ -142,7 +137,7 @@ class PretrainTrainer(CheckpointMixin):
         return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: "PreTrainedModel") -> list[str]:
-        """The matrices between embeddings and head, whichever optimizer it is: `Trainer`'s choice has the ends too."""
+        """The matrices between embeddings and head, for any optimizer: `Trainer` would decay both ends too."""
         hidden = {id(parameter) for parameter in split_parameters(model)[0]}
         return [name for name, parameter in model.named_parameters() if id(parameter) in hidden]
 
@@ -155,10 +150,10 @@ class PretrainTrainer(CheckpointMixin):
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """No loss, whose mean over batches would depend on their size, but two numbers of each sequence.
+        """Two numbers for each sequence instead of a loss, whose mean would depend on the size of batches.
 
         Returns:
-            None; what `negative_log_likelihood` returns; of that the number of predicted tokens, shape `(batch, 1)`.
+            None; what `negative_log_likelihood` returns; and its column of predicted tokens, shape `(batch, 1)`.
         """
         labels = inputs["shift_labels"]
         inputs = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
@@ -177,8 +172,6 @@ class _StreamProgress(TrainerCallback):
     def __init__(self, trainer: PretrainTrainer):
         self.trainer = trainer
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         state.epoch = state.global_step / state.max_steps
         self.trainer.train_dataset.forget(self.trainer.blocks_trained)

@@ -3,9 +3,10 @@
 import math
 import statistics
 from collections import deque
+from typing import Any
 
 from tqdm import tqdm
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 # A loss this many standard deviations above the mean of those before it is a spike.
 SPIKE_SIGMAS = 6.0
@@ -13,9 +14,9 @@ _WINDOW = 20
 
 
 class PretrainProgress(ProgressCallback):
-    """The bar of `Trainer` (with its estimate of the time left), loss and speed beside it, and no dictionaries."""
+    """The bar of `Trainer` (with its estimate of the time left), with loss and speed beside it."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Any = None, **kwargs: object) -> None:
         if self.training_bar is None or not logs:
             return
         if "loss" in logs:
@@ -34,14 +35,14 @@ class PretrainProgress(ProgressCallback):
 class LossSpikes(TrainerCallback):
     """Says when the loss jumps or is not a number, and marks it in the log as `loss_spike`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=_WINDOW)
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         for entry in state.log_history:
             self._remember(entry.get("loss"))
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Any = None, **kwargs: object) -> None:
         loss = (logs or {}).get("loss")
         if loss is None:
             return

@@ -1,12 +1,13 @@
 """What the settings of several trainings have in common."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from hfchat.config import setting
 from hfchat.models import trains_faster_in_bf16
 
 if TYPE_CHECKING:
@@ -21,38 +22,31 @@ Arguments = TypeVar("Arguments")
 class RunArguments:
     """Fields of pretraining, fine-tuning and preference tuning; they go before a class of `TrainingArguments`."""
 
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
+    dataset_config_name: str | None = setting(None, "Configuration of the dataset, if it has several.")
+    overwrite_output_dir: bool = setting(
+        False, "Replace an output that was made from other inputs or settings.", identity=False
     )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Replace an output that was made from other inputs or settings.", "identity": False},
-    )
-    bf16: bool | None = field(default=None, metadata={"help": "By default where the machine is faster with it."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not numbers."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints to keep."})
+    bf16: bool | None = setting(None, "By default where the machine is faster with it.")
+    logging_nan_inf_filter: bool = setting(False, "Hide losses that are not numbers.")
+    save_total_limit: int | None = setting(2, "Number of checkpoints to keep.")
 
 
 @dataclass
 class TuningArguments(RunArguments):
     """Fields of fine-tuning and preference tuning."""
 
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="validation", metadata={"help": "Split to measure on."})
-    allow_template_mismatch: bool = field(
-        default=False,
-        metadata={"help": "Go on although the model was trained with another version of hfchat's chat template."},
+    dataset_train_split: str = setting("train", "Split to train on.")
+    dataset_test_split: str = setting("validation", "Split to measure on.")
+    allow_template_mismatch: bool = setting(
+        False, "Go on although the model was trained with another version of hfchat's chat template."
     )
-    max_length: int = field(
-        default=512, metadata={"help": "Longest sequence in tokens; longer rows are left out, and none is cut."}
-    )
-    gradient_checkpointing: bool | None = field(  # unset, because transformers 5.24 warns of any value
-        default=None, metadata={"help": "Use less memory for about a third more time."}
-    )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps, or below 1 as a share of them."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure on the test split."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    max_length: int = setting(512, "Longest sequence in tokens; longer rows are left out, and none is cut.")
+    # Unset, because transformers 5.24 warns of any value.
+    gradient_checkpointing: bool | None = setting(None, "Use less memory for about a third more time.")
+    lr_scheduler_type: str = setting("cosine", "Schedule of the learning rate.")
+    warmup_steps: float = setting(0.05, "Warm-up in steps, or below 1 as a share of them.")
+    eval_strategy: str = setting("epoch", "When to measure on the test split.")
+    save_strategy: str = setting("epoch", "When to write a checkpoint.")
 
 
 def settle_device(args: "TrainingArguments") -> None:

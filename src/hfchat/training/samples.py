@@ -1,10 +1,11 @@
-"""Look at what a model writes while it is trained."""
+"""What a model writes while it is trained."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 
 class PrintSamples(TrainerCallback):
@@ -21,7 +22,9 @@ class PrintSamples(TrainerCallback):
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
 
-    def on_evaluate(self, args, state, control, model=None, **kwargs):
+    def on_evaluate(
+        self, args: object, state: TrainerState, control: object, model: Any = None, **kwargs: object
+    ) -> None:
         if not state.is_world_process_zero:
             return
         was_training = model.training

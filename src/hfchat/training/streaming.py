@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 64  # documents
+
+# Where a stream stands: the number of its next block, how often its source has been read to its end and the state of
+# that, and the tokens of documents that are in no block yet, with whether each opens one.
+_Place = TypedDict("_Place", {"block": int, "pass": int, "source": Any, "tokens": list[int], "opens": list[bool]})
 
 
 class StreamedDataset(TorchIterableDataset):
@@ -41,12 +45,11 @@ class StreamedDataset(TorchIterableDataset):
         self.documents = documents
         self.column = column
         self.block_size = block_size
-        # Its own, as a thread tokenizes: `encode_documents` has special tokens split in a way that calls share.
+        # A copy, because a thread tokenizes: how `encode_documents` has special tokens split is state of a tokenizer.
         self.tokenizer = copy.deepcopy(tokenizer)
         self._trained = 0  # blocks, when it was resumed
         # Where the stream stood before each batch of documents that blocks not yet saved come from.
-        start = {"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}
-        self._places: deque[dict[str, Any]] = deque([start])
+        self._places = deque[_Place]([{"block": 0, "pass": 0, "source": None, "tokens": [], "opens": []}])
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         place = self._places[0]
@@ -71,7 +74,7 @@ class StreamedDataset(TorchIterableDataset):
             )
 
     def forget(self, blocks: int) -> None:
-        """Of the places in the stream, keep those that `save` can still be asked for after `blocks` of its blocks."""
+        """Drop the places in the stream that `save` can no longer be asked for after `blocks` of its blocks."""
         while len(self._places) > 1 and self._places[1]["block"] <= blocks:
             self._places.popleft()
 
@@ -95,8 +98,8 @@ class StreamedDataset(TorchIterableDataset):
         self._trained = place.pop("trained")
         self._places = deque([place])
 
-    def _batches(self, place: dict[str, Any]) -> Iterator[tuple[list[np.ndarray], dict[str, Any], int]]:
-        """Documents, the state of the source after them, and how often it has been read to its end; without an end."""
+    def _batches(self, place: _Place) -> Iterator[tuple[list[np.ndarray], Any, int]]:
+        """Endlessly, documents, the state of the source after them, and how often it has been read to its end."""
         for passes in itertools.count(place["pass"]):
             # A dataset of its own for each pass: one that is read again would start where it was resumed; with another
             # epoch, datasets would shuffle its files, and processes would come by each other's documents.
@@ -113,7 +116,7 @@ class StreamedDataset(TorchIterableDataset):
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The items, the next of which is made in a thread meanwhile: reading and tokenizing need not wait for a step."""
+    """The items; a thread makes the next one meanwhile, so that reading and tokenizing need not wait for a step."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         upcoming = pool.submit(next, items)
         while True:

@@ -1,6 +1,6 @@
 """From conversations to tokens and labels: which tokens are learned is decided, counted and shown here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from hfchat.dataset import check_apart, load_conversation_splits
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
-from hfchat.token_ids import supervise_conversation
+from hfchat.token_ids import Messages, supervise_conversation
 from hfchat.training.packing import IGNORE
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Supervision:
 
     Attributes:
         conversations: Conversations kept.
-        too_long: Conversations left out because they have more than `max_length` tokens; none is cut, as a cut one
-            would teach the model not to stop.
+        too_long: Conversations left out because they have more than `max_length` tokens. None is cut, because a cut
+            one would teach the model not to stop.
         tokens: Tokens of the kept ones.
         supervised_tokens: Those that get loss: what the assistant says, its end-of-turn tokens included.
         longest: Tokens of the longest conversation, kept or not.
@@ -65,7 +65,7 @@ class Conversations:
     train: "Dataset"
     test: "Dataset"
     supervision: Supervision
-    held_out: Sequence[list[dict[str, Any]]]
+    held_out: Sequence[Messages]
 
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What is learned, in numbers and in the text of some conversations."""
@@ -75,7 +75,7 @@ class Conversations:
             text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text):,} characters)\n"
             for text in texts
         ]
-        return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦so⟧:\n", *texts])
+        return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦like this⟧:\n", *texts])
 
 
 def load_chat_tokenizer(
@@ -85,8 +85,8 @@ def load_chat_tokenizer(
 
     Args:
         base: Folder or Hub id of the base.
-        revision: Of the Hub id.
-        allow_mismatch: Take a base that was trained with another version of the template.
+        revision: Revision of the Hub id.
+        allow_mismatch: Take also a base that was trained with another version of the template.
         system_message: What the system says where a conversation says nothing, see `set_chat_template`.
 
     Returns:
@@ -96,6 +96,7 @@ def load_chat_tokenizer(
         UserError: If the base was trained with another version of the template.
     """
     tokenizer = load_tokenizer(base, revision=revision)
+    # What the base was trained with counts, not what is about to be set.
     recorded = recorded_fingerprint(tokenizer)
     new_tokens = set_chat_template(tokenizer, add_tokens=True)
     if recorded not in (None, fingerprint(tokenizer)) and not allow_mismatch:
@@ -150,7 +151,7 @@ def supervise(
     """
     check_end_of_turn(tokenizer)
 
-    def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+    def tokenize(row: Mapping[str, Any], index: int) -> dict[str, list[int]]:
         place = f"dataset_name {dataset_name}: row {index}"
         check_learned(row["messages"], place, ROLES_WITH_TOOLS)
         try:
@@ -162,6 +163,7 @@ def supervise(
         pairs = zip(ids, learned, strict=True)
         return {"input_ids": ids, "labels": [id if is_learned else IGNORE for id, is_learned in pairs]}
 
+    # Whole conversations only.
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
     kept = everything.filter(lambda row: len(row["input_ids"]) <= max_length, desc="checking lengths")
     if len(kept) == 0:
@@ -174,6 +176,7 @@ def supervise(
         supervised_tokens=sum(map(len, labels)),
         longest=max(map(len, everything["input_ids"])),
     )
+    # Templates that teach nothing, or never to stop.
     if supervision.supervised_tokens == 0:
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template marks no supervised tokens, so nothing would be learned; "
@@ -187,7 +190,7 @@ def supervise(
     return kept, supervision
 
 
-def _without_weight_0(masks: list[bool], messages: Sequence[dict[str, Any]], place: str) -> list[bool]:
+def _without_weight_0(masks: list[bool], messages: Messages, place: str) -> list[bool]:
     """The marks of supervised tokens without those of the turns whose `weight` is 0."""
     weights = [turn.get("weight") for turn in messages if turn["role"] == "assistant"]
     if 0 not in weights:

@@ -4,7 +4,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainerCallback
@@ -44,8 +44,8 @@ class Throughput(TrainerCallback):
     Args:
         model: Before it is wrapped.
         block_size: Tokens per sequence.
-        tokens_per_step: Of all processes.
-        device: That of this process; all are taken to have the same.
+        tokens_per_step: Those of all processes.
+        device: The one of this process; all are taken to have the same.
         world_size: Number of processes.
     """
 
@@ -62,7 +62,7 @@ class Throughput(TrainerCallback):
         self.pause = 0.0
         self.is_paused = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: object, state: "TrainerState", control: object, **kwargs: object) -> None:
         logged = [entry["elapsed_seconds"] for entry in state.log_history if "elapsed_seconds" in entry]
         self.earlier = logged[-1] if logged else 0.0
         self.began = time.perf_counter()
@@ -70,7 +70,7 @@ class Throughput(TrainerCallback):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here is not time spent training."""
+        """Time spent within does not count as training."""
         started = time.perf_counter()
         self.is_paused = True
         try:
@@ -80,15 +80,15 @@ class Throughput(TrainerCallback):
             self.pause += time.perf_counter() - started
 
     def measure(self, state: "TrainerState") -> dict[str, float]:
-        """What to log: `elapsed_seconds` of training and evaluation, earlier parts of a resumed run included.
+        """What to log: `elapsed_seconds` of training and evaluation, those before the run was resumed included.
 
-        Outside of pauses also `tokens_per_second` since it was last measured, and `mfu`, where the peak of the device
-        is known.
+        Outside of pauses, there are also `tokens_per_second` since the last measurement and, where the peak of the
+        device is known, `mfu`.
         """
         if self.began is None:
             return {}
         now = time.perf_counter()
-        measured: dict[str, Any] = {"elapsed_seconds": round(self.earlier + now - self.began, 3)}
+        measured = {"elapsed_seconds": round(self.earlier + now - self.began, 3)}
         then, step = self.last
         if state.global_step > step and not self.is_paused:
             seconds = now - then - self.pause
@@ -101,10 +101,10 @@ class Throughput(TrainerCallback):
 
 
 def flops_per_token(model: "PreTrainedModel", block_size: int) -> float:
-    """Of a forward and a backward pass: 6 per parameter that is multiplied with, and 12 per layer, width and position
-    attended to (Chowdhery et al., arXiv:2204.02311, appendix B).
+    """FLOP of a forward and a backward pass for each token (Chowdhery et al., arXiv:2204.02311, appendix B).
 
-    The embeddings that are only looked up do not count, the head does, tied or not.
+    They are 6 for each parameter that is multiplied with, and 12 for each layer, width and position attended to.
+    Embeddings that are only looked up do not count; the head does, tied or not.
     """
     config = model.config.get_text_config()
     looked_up = [part.weight for part in model.modules() if isinstance(part, torch.nn.Embedding)]

@@ -1,9 +1,13 @@
 """Several answers to one request, and log probabilities of a text that stop strings cut; over a scripted engine."""
 
+import asyncio
 import json
 import threading
 
 import pytest
+
+from hfchat.serving.openai import generation
+from hfchat.serving.openai.formats import Part
 
 MODEL = "tiny-chat"
 HI = [{"role": "user", "content": "Hi"}]
@@ -118,3 +122,21 @@ def test_logprobs_come_with_their_text(serve, scripted, stop, tokens):
         assert "".join(seen).startswith(text) or text.startswith("".join(seen))
     assert seen == tokens
     assert text == whole["message"]["content"]
+
+
+def test_parts_of_which_nothing_is_sent_are_no_sign_of_life(monkeypatch):
+    """A guard may hold a whole answer back; the connection must not look dead meanwhile."""
+    monkeypatch.setattr(generation, "_KEEP_ALIVE_S", 0.05)
+
+    async def held_back():
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+            yield Part(0, "")
+        yield Part(0, "All of it.", finish_reason="stop")
+
+    async def read():
+        return [part async for part in generation._merged([held_back()])]
+
+    parts = asyncio.run(read())
+    assert parts.count(None) >= 2
+    assert parts[-1].text == "All of it."

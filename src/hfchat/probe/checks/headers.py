@@ -30,7 +30,7 @@ def _unless(is_bad: Callable[[httpx.Response], bool]) -> Callable[[httpx.Respons
     def judge(response: httpx.Response) -> str:
         if is_bad(response):
             raise FailedError(summary(response))
-        return summary(response)
+        return summary(response) if response.is_error else f"{response.status_code}"
 
     return judge
 

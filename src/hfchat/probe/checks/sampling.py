@@ -229,13 +229,7 @@ def _is_json(answer: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Optional:
-    """A field that a server may refuse by name.
-
-    Attributes:
-        fields: The request's fields.
-        name: What the refusal has to name.
-        honoured: Whether an answer has what was asked for.
-    """
+    """What is asked for, the name that a refusal must have, and whether an answer has what was asked for."""
 
     fields: Mapping[str, object]
     name: str

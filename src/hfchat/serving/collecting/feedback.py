@@ -12,11 +12,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from hfchat.feedback.exchange import Exchange, Opinion
+from hfchat.feedback.exchange import Exchange, GuardFinding, Opinion, Turn
 from hfchat.feedback.store import NothingSaidError, OtherPromptError, Store, Stored, StoreError, UnknownAnswerError
 from hfchat.serving.collecting.recent import RecentAnswers
 from hfchat.serving.http.record import RecordOfRequest
-from hfchat.serving.openai.generation import Answered
+from hfchat.serving.openai.generation import Answers
 from hfchat.serving.openai.protocol import (
     ApiError,
     ChatCompletionRequest,
@@ -38,7 +38,7 @@ _LONG_S = 1.0  # for a write that fails: it has waited for the database
 class Collector:
     """Holds answers for a while, and stores those that somebody gives feedback on, with their conversations.
 
-    What waits for the disk does so in a thread, one write after the other; the event loop never does.
+    Writes wait for the disk in a thread, one after the other; the event loop never waits.
 
     Attributes:
         keeps_conversations: Whether it also stores answers about which nobody says anything.
@@ -82,11 +82,11 @@ class Collector:
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._store.close()
 
-    def answered(self, answered: Answered) -> None:
+    def answered(self, answers: Answers) -> None:
         """Hold the answers of a chat, unless its request says `store: false`."""
-        if not isinstance(answered.request, ChatCompletionRequest) or answered.request.store is False:
+        if not isinstance(answers.request, ChatCompletionRequest) or answers.request.store is False:
             return
-        exchanges = _exchanges(answered)
+        exchanges = _exchanges(answers)
         for exchange in exchanges:
             self._recent.add(exchange)
         whole = [exchange for exchange in exchanges if exchange.finish_reason is not None]
@@ -103,6 +103,7 @@ class Collector:
         named = [(opinion.answer_id, opinion.choice)]
         if opinion.preferred_over is not None:
             named.append((opinion.preferred_over, 0))
+        # What is still in memory is stored with the opinion; the store has the rest, if anything.
         held = [exchange for key in named if (exchange := self._recent.find(*key)) is not None]
         try:
             one_of_key = opinion.api_key not in self._trusted_keys
@@ -139,8 +140,8 @@ class Collector:
         return writing
 
     def _write(self, queued: float, write: Callable[..., Any], *args: Any) -> Any:
-        """Write, in the thread. What was queued while another write waited in vain fails with that one: it would wait
-        as long for the same lock, and so would the next, one after the other."""
+        """Write, in the thread. What was queued while another write waited in vain fails with that one, because it
+        would wait as long for the same lock."""
         if self._locked_out is not None and queued < self._locked_out[0]:
             raise StoreError(str(self._locked_out[1]))
         began = time.monotonic()
@@ -172,9 +173,9 @@ class Collector:
     async def _believable_now(self, age: timedelta) -> datetime:
         """The time by which to delete: the clock's, if it is near to the last answer or to the last time.
 
-        A clock that is years ahead would have everything deleted at once, and for good. So the time that counts goes
-        on by at most a day each time, and the log says so meanwhile: somebody can put the clock right. A server that
-        was off for long deletes what is too old in the same steps.
+        If the clock were years ahead, everything would be deleted at once, and for good. So the time that counts
+        advances by at most a day each time, and the log says so meanwhile, so that somebody can set the clock. A
+        server that was off for long deletes old feedback in the same steps.
         """
         clock = datetime.now(UTC)
         before = self._now or await self._in_thread(self._store.last_moment, max(age, _A_DAY)) or clock
@@ -218,25 +219,14 @@ class FeedbackHandler:
         if self._collector is None:
             message = "This server takes no feedback: it was started without --feedback."
             raise ApiError(404, message, code="feedback_disabled")
-        stored = await self._collector.say(
-            Opinion(
-                answer_id=request.answer_id,
-                choice=request.choice,
-                rating=request.rating,
-                correction=request.correction,
-                comment=request.comment,
-                tags=tuple(request.tags),
-                preferred_over=request.preferred_over,
-                user=request.user or "",
-                api_key=api_key or "",
-            )
-        )
+        fields = request.model_dump() | {"tags": tuple(request.tags), "user": request.user or ""}
+        stored = await self._collector.say(Opinion(**fields, api_key=api_key or ""))
         if stored.is_new and request.rating is not None:
             self._on_rating(request.rating, stored.model_version)
-        said = asdict(stored.opinion)
-        del said["api_key"]
-        said |= {"tags": list(stored.opinion.tags), "user": request.user}
-        return Feedback(id=stored.id, created=int(stored.created_at.timestamp()), replaces=stored.replaces, **said)
+        # As it was stored, redacted.
+        kept = asdict(stored.opinion) | {"tags": list(stored.opinion.tags), "user": request.user}
+        created = int(stored.created_at.timestamp())
+        return Feedback(id=stored.id, created=created, replaces=stored.replaces, **kept)
 
 
 def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:
@@ -251,34 +241,40 @@ def add_feedback(app: FastAPI, handler: FeedbackHandler) -> None:
         return handler.settings
 
 
-def _exchanges(answered: Answered) -> list[Exchange]:
-    findings = [asdict(finding) for finding in answered.record.findings]
-    answers = zip(answered.record.answers, answered.samplings, strict=True)
+def _exchanges(answers: Answers) -> list[Exchange]:
+    request, record, identity = answers.request, answers.record, answers.identity
+    findings = [
+        GuardFinding(guard=seen.guard, place=seen.place, action=seen.action, categories=seen.categories)
+        for seen in record.findings
+    ]
+    # The exchanges share one list of messages: it may be long, and a request may have many answers.
+    conversation = answers.questions[0].source.messages  # a chat has one prompt
+    messages = [Turn(role=message["role"], content=message["content"]) for message in conversation]
     return [
         Exchange(
-            answer_id=answered.identity["id"],
-            choice=choice,
-            created_at=datetime.fromtimestamp(answered.identity["created"], UTC),
-            model=answered.identity["model"],
-            messages=answered.messages,
-            text=answer.text,
-            finish_reason=answer.finish_reason,
+            answer_id=identity["id"],
+            choice=job.index,
+            created_at=datetime.fromtimestamp(identity["created"], UTC),
+            model=identity["model"],
+            messages=messages,
+            text=job.record.text,
+            finish_reason=job.record.finish_reason,
             sampling={
-                "max_tokens": sampling.max_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "seed": sampling.seed,
-                "presence_penalty": sampling.presence_penalty,
-                "frequency_penalty": sampling.frequency_penalty,
-                "stop": answered.request.stops,
+                "max_tokens": job.sampling.max_tokens,
+                "temperature": job.sampling.temperature,
+                "top_p": job.sampling.top_p,
+                "seed": job.sampling.seed,
+                "presence_penalty": job.sampling.presence_penalty,
+                "frequency_penalty": job.sampling.frequency_penalty,
+                "stop": request.stops,
             },
             findings=findings,
-            user=answered.request.user or "",
-            api_key=answered.record.key_name or "",
-            model_version=answered.identity["system_fingerprint"],
-            template_fingerprint=answered.template_fingerprint,
+            user=request.user or "",
+            api_key=record.key_name or "",
+            model_version=identity["system_fingerprint"],
+            template_fingerprint=answers.version.engine.template_fingerprint,
         )
-        for choice, (answer, sampling) in enumerate(answers)
+        for job in answers.jobs
     ]
 
 

@@ -10,8 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple
 
 import torch
 from transformers import ContinuousBatchingConfig, ContinuousBatchingManager, GenerationConfig, PreTrainedModel
@@ -39,50 +38,37 @@ _FAIR = "hfchat"  # the name of `FairScheduler` in a configuration
 _Schedule = tuple[list | None, bool, int, int]
 
 
-class Output(Protocol):
-    """What the generation tells of a request after a step: the library's `GenerationOutput`, or `Failure`."""
+class Failure(NamedTuple):
+    """Takes the place of the library's `GenerationOutput` where the engine ends a request itself."""
 
-    error: str | None
-    generated_tokens: list[int]
-
-    def is_finished(self) -> bool: ...
-
-
-@dataclass
-class Failure:
-    """An output that ends a request because the engine is down."""
-
-    error: str | None
-    generated_tokens: list[int] = field(default_factory=list)
-
-    def is_finished(self) -> bool:
-        return True
+    error: str
 
 
 class Router(OutputRouter):
     """Hands the manager's outputs to the streams that wait for them, on the event loop.
 
+    Args:
+        cancel: Cancels a request of the manager.
+        crashed: Called on the event loop with the manager, when its thread has ended because of an error.
+
     Attributes:
         loop: The event loop; set before the manager starts.
         before_delivery: Called by the generation's thread after each step.
-        streams: What takes the outputs of a request, by the request's id.
+        streams: What takes a request's outputs, which are `GenerationOutput` or `Failure`, by the request's id.
     """
 
-    def __init__(self, cancel: Callable[[str], None]):
-        """
-        Args:
-            cancel: Cancels a request of the manager.
-        """
+    def __init__(self, cancel: Callable[[str], None], crashed: Callable[[ContinuousBatchingManager], None]):
         super().__init__()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.before_delivery: Callable[[], None] = lambda: None
-        self.streams: dict[str, Callable[[Output], None]] = {}
+        self.streams: dict[str, Callable[[Any], None]] = {}
+        self.crashed = crashed
         self._cancel = cancel
 
-    def deliver(self, output: Output) -> None:
+    def deliver(self, output: Any) -> None:
         self.deliver_batch([output])
 
-    def deliver_batch(self, outputs: list[Output]) -> None:
+    def deliver_batch(self, outputs: list) -> None:
         self.before_delivery()
         self.call(self._dispatch, outputs)
 
@@ -190,13 +176,7 @@ SCHEDULER_MAPPING[_FAIR] = FairScheduler
 
 
 def new_manager(
-    model: PreTrainedModel,
-    ends: set[int],
-    blocks: int,
-    sampler: PerRequestSampler,
-    rows: int,
-    router: Router,
-    crashed: Callable[[ContinuousBatchingManager], None],
+    model: PreTrainedModel, ends: set[int], blocks: int, rows: int, repetition_penalty: float, router: Router
 ) -> ContinuousBatchingManager:
     """A manager that is not running yet.
 
@@ -204,10 +184,9 @@ def new_manager(
         model: On its device.
         ends: Tokens that end an answer.
         blocks: Blocks of the KV cache, `PAGE` tokens each.
-        sampler: For this manager alone.
         rows: Most requests in one step.
+        repetition_penalty: The model's.
         router: Takes the outputs.
-        crashed: Called on the event loop with the manager, when its thread has ended because of an error.
     """
     manager = model.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(ends)),
@@ -222,8 +201,9 @@ def new_manager(
             use_async_batching=False,  # the sampler needs each token before it prepares the next step
         ),
     )
-    manager.logit_processor = sampler
-    manager.background_thread_status = ThreadStatus(lambda: router.call(crashed, manager))
+    vocabulary = model.config.get_text_config().vocab_size
+    manager.logit_processor = sampler = PerRequestSampler(rows, vocabulary, model.device, repetition_penalty)
+    manager.background_thread_status = ThreadStatus(lambda: router.call(router.crashed, manager))
     manager.output_router = router
     router.before_delivery = sampler.collect
     return manager

@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 
 class _Answer(TypedDict, total=False):
-    """What the process answers: the ids of a prompt, or one of the three reasons why there are none."""
+    """What the process answers: the ids of a prompt, or the reason why it has no ids to give."""
 
     ids: list[int]
     refused: str  # by the template or the tokenizer
@@ -41,7 +41,7 @@ class _Answer(TypedDict, total=False):
 
 
 class ModelEncoder:
-    """A model's `PromptEncoder`, in the process for all of them. Its methods block; any thread may call them.
+    """A model's `PromptEncoder`, in the process that all models share. Its methods block; any thread may call them.
 
     Args:
         tokenizer: As for `PromptEncoder`.
@@ -50,7 +50,7 @@ class ModelEncoder:
 
     Raises, from both methods:
         PromptError: As `PromptEncoder`; if the prompt is longer than the context, `PromptTooLongError`.
-        EngineError: If it took too much time or memory. Says so.
+        EngineError: If it took too much time or memory.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, context: int):
@@ -73,7 +73,7 @@ class ModelEncoder:
         return self._encode("text", text if isinstance(text, str) else list(text))
 
     def close(self) -> None:
-        """Have the process forget it, when it is asked something else."""
+        """Let the process forget this model when it is next asked something."""
         _process.unwanted.add(self._number)
 
     def _check_length(self, characters: int) -> None:
@@ -172,7 +172,7 @@ _process = _Process()
 
 
 def _work(questions: BinaryIO, answers: BinaryIO) -> None:
-    """What the process does until the other end is closed."""
+    """Answer questions until the other end is closed."""
     encoders: dict[int, PromptEncoder] = {}
     while header := questions.read(_LENGTH.size):
         number, method, arguments = pickle.loads(questions.read(*_LENGTH.unpack(header)))

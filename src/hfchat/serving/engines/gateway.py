@@ -96,7 +96,7 @@ class Gateway:
         Raises:
             EngineError: If it breaks off after it has begun.
             ApiError: If an upstream refuses the request: its own error. 429 if one was busy and no other could answer,
-                502 if all that were asked failed, 503 if there is none to ask.
+                502 if all that were asked failed, 503 if there is no upstream to ask.
         """
         end = asyncio.get_running_loop().time() + _RETRY_S
         asked: list[WatchedUpstream] = []
@@ -193,7 +193,7 @@ class WatchedUpstream:
                 self._down.clear()
 
     async def watch(self) -> None:
-        """Check it while it is up, and probe it while it is down, for ever."""
+        """Check it while it is up, and probe it while it is down, until this is cancelled."""
         pause = _FIRST_PAUSE_S
         while True:
             if self.down:

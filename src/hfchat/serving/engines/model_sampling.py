@@ -1,4 +1,4 @@
-"""What a model's own generation config says about sampling, and what in it this engine cannot do."""
+"""What a model's generation config says about sampling, and which of its fields this engine cannot obey."""
 
 from dataclasses import dataclass
 
@@ -63,6 +63,7 @@ class ModelSampling:
         Raises:
             UserError: If it asks for something that this engine cannot do. Names the field.
         """
+        # To leave a field out in silence would give other answers than the model's own.
         refused = _UNSUPPORTED | (_UNSUPPORTED_SAMPLING if config.do_sample else {})
         for field_, harmless in refused.items():
             value = getattr(config, field_, None)

@@ -149,6 +149,7 @@ class BatchSampler:
             rows: The requests that get a token in this step.
             settings: `[5, at least as many]`, int32, for the bits of float32.
         """
+        # A request that cannot say what it wants takes the likeliest token, and fails alone.
         self._draws = [row.draws for row in rows]
         numbers: list[tuple[float, ...]] = []
         penalties: list[dict[int, float]] = []
@@ -163,6 +164,8 @@ class BatchSampler:
                     draws.fail(error)
             numbers.append(row)
             penalties.append(taken_off)
+
+        # All of them go to the device in one piece; the penalties are there already where nothing has changed.
         if rows:
             columns = torch.tensor(numbers, dtype=torch.float32).T.contiguous()
             settings[:, : len(rows)] = columns.view(torch.int32).to(settings.device)
@@ -198,7 +201,7 @@ class BatchSampler:
             settings: As `begin` has written them.
 
         Returns:
-            Scores, of which the manager takes the highest of each row.
+            Scores; the manager takes the highest one of each row.
         """
         rows = scores.size(0)
         settings = settings[:, :rows].contiguous().view(torch.float32)

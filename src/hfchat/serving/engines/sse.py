@@ -42,11 +42,15 @@ class EventReader:
             self._rest += packet
             self._check_size()
             return []
+
+        # The last line is complete only if its end has come.
         *lines, last = (bytes(self._rest) + packet).splitlines(keepends=True)
         if last.endswith((b"\n", b"\r")):
             lines.append(last)
             last = b""
         self._rest = bytearray(last)
+
+        # An empty line ends an event that has data.
         events = []
         for line in lines:
             line = line.rstrip(b"\r\n")

@@ -21,15 +21,7 @@ from transformers import ContinuousBatchingManager, PreTrainedModel, PreTrainedT
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
 from hfchat.processes import available_bytes
-from hfchat.serving.engines.continuous_batching import (
-    PAGE,
-    Output,
-    PerRequestSampler,
-    Router,
-    new_manager,
-    submit,
-    why_down,
-)
+from hfchat.serving.engines.continuous_batching import PAGE, Router, new_manager, submit, why_down
 from hfchat.serving.engines.encoding import NOTHING_RENDERED
 from hfchat.serving.engines.encoding_process import ModelEncoder
 from hfchat.serving.engines.engine import EngineError, Logprob, Piece, PromptError, Sampling, TokenLogprobs
@@ -85,10 +77,14 @@ class TransformersEngine:
         """
         if not tokenizer.is_fast:
             raise UserError(f"{tokenizer.name_or_path}: serving needs a fast tokenizer (tokenizer.json)")
+
+        # What a request does not say is as the model's own generation config says.
         config = model.generation_config
         self._sampling = ModelSampling.of(config, tokenizer.name_or_path)
         self.temperature, self.top_p = self._sampling.temperature, self._sampling.top_p
         self.template_fingerprint = fingerprint(tokenizer)
+
+        # A prompt is encoded, its tokens are sampled in the generation's thread, and decoded on the event loop.
         self._model = model
         self._rows = max_concurrent_requests + EXTRA_PLACES + 1  # and one for `ready`
         self._tokenizer = tokenizer
@@ -106,19 +102,16 @@ class TransformersEngine:
         self._vocabulary = len(model.get_input_embeddings().weight)
         _check_embedded(tokenizer, self._eos, self._vocabulary)
 
+        # The encoder must know how long a prompt may be, and that depends on the memory.
         self._blocks = _cache_blocks(model, max_concurrent_requests)
         self.context_length = min(model.config.get_text_config().max_position_embeddings, self._blocks * PAGE)
         self._encoder = ModelEncoder(tokenizer, self._vocabulary, self.context_length)
-        self._router = Router(lambda request: self._manager.cancel_request(request))
+        self._router = Router(lambda request: self._manager.cancel_request(request), self._on_crash)
         self._manager = self._new_manager()
 
     def _new_manager(self) -> ContinuousBatchingManager:
-        vocabulary = self._model.config.get_text_config().vocab_size
         penalty = self._sampling.repetition_penalty
-        sampler = PerRequestSampler(self._rows, vocabulary, self._model.device, penalty)
-        return new_manager(
-            self._model, self._eos, self._blocks, sampler, self._rows, self._router, crashed=self._on_crash
-        )
+        return new_manager(self._model, self._eos, self._blocks, self._rows, penalty, self._router)
 
     @property
     def error(self) -> str | None:
@@ -227,7 +220,7 @@ class TransformersEngine:
         self._check(prompt)
         draws = Draws(self._complete(prompt, sampling), self._sampling, current_record().key_name, prompt.tokens)
         request = f"request-{next(self._ids)}"
-        outputs: asyncio.Queue[Output] = asyncio.Queue()
+        outputs: asyncio.Queue = asyncio.Queue()
         self._router.streams[request] = outputs.put_nowait
         manager = self._manager
         finished = False
@@ -274,7 +267,7 @@ class TransformersEngine:
             raise EngineError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}")
 
     def _complete(self, prompt: TokenPrompt, sampling: Sampling) -> Sampling:
-        """The sampling, with the engine's own choice where it makes none, and no longer than the context holds."""
+        """The sampling with the model's own values where the request has none, no longer than the context holds."""
         room = self.context_length - prompt.tokens
         return replace(
             sampling,

@@ -38,8 +38,8 @@ class UpstreamError(EngineError):
         summary: What went wrong, without the upstream's own words, because some of them quote the request.
     """
 
-    def __init__(self, summary: str, said: str = ""):
-        super().__init__(f"{summary}: {said}" if said else summary)
+    def __init__(self, summary: str, message: str = ""):
+        super().__init__(f"{summary}: {message}" if message else summary)
         self.summary = summary
 
 
@@ -48,7 +48,7 @@ class UpstreamBusyError(ApiError):
 
 
 class _DisconnectedError(UpstreamError):
-    """It closed the connection before it said anything."""
+    """The upstream closed the connection before it sent anything."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Upstream:
         """The names of the models that it lists.
 
         Raises:
-            UpstreamError: If it lists none.
+            UpstreamError: If it lists no model.
         """
         status, body = await self._get(f"{self.url}/models")
         names = []

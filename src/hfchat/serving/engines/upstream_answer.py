@@ -180,7 +180,7 @@ def _is_count(counts: Any, name: str) -> bool:
 
 
 def _text(choice: Any) -> str:
-    """The text of a choice: a string, a list of parts, or null for none."""
+    """The text of a choice: a string, a list of parts, or null for an empty text."""
     if "text" in choice:
         text = choice["text"]
     elif "delta" in choice:

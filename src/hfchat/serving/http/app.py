@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -82,24 +83,11 @@ def create_app(
         went wrong.
     """
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.loading = asyncio.create_task(models.start())
-        try:
-            async with collector.running() if collector else nullcontext():
-                yield
-        finally:
-            app.state.loading.cancel()
-            await asyncio.wait({app.state.loading})
-            await models.stop()
-            await guarding.close()
-
-    app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
-    app.state.gate = gate = Gate()
+    gate = Gate()
+    # Prompts that guards look at have places of their own: a slow guard must not keep answers out.
     places = settings.max_concurrent_requests, settings.max_waiting_requests
     slots = Slots(*places, settings.max_wait_seconds, settings.max_generation_seconds)
     metrics = Metrics(slots, lambda: gate.inside, lambda: models.engines)
-    readiness = Readiness(models, gate)
 
     def on_finding(finding: Finding) -> None:
         log_finding(finding)
@@ -111,6 +99,48 @@ def create_app(
     on_answered = collector.answered if collector else None
     service = Service(models, slots, guarding, settings.default_max_tokens, on_answered, rate_limit, token_limit)
 
+    # The framework's own pages of documentation would load from a CDN.
+    lifespan = partial(_running, service=service, collector=collector)
+    app = FastAPI(title="hfchat", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.gate = gate
+    # Some routes take whatever is left of a path for a name, so the order counts.
+    _add_generation(app, service)
+    add_feedback(app, FeedbackHandler(collector, metrics.feedback, logs_content=settings.log_content))
+    _add_models(app, models, settings)
+    _add_probes(app, settings, slots, Readiness(models, gate), metrics)
+    _add_pages(app)
+    if settings.graphql:
+        from hfchat.serving.graphql import add_graphql
+
+        add_graphql(app)
+    _answer_errors(app)
+
+    _add_layers(app, settings, keys, gate, rate_limit, metrics)
+    return app
+
+
+@asynccontextmanager
+async def _running(app: FastAPI, service: Service, collector: Collector | None) -> AsyncIterator[None]:
+    app.state.loading = asyncio.create_task(service.models.start())
+    try:
+        async with collector.running() if collector else nullcontext():
+            yield
+    finally:
+        app.state.loading.cancel()
+        await asyncio.wait({app.state.loading})
+        await service.models.stop()
+        await service.guarding.close()
+
+
+# OpenAPI 3.1 has no word for streams; the schema is that of one event.
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_GENERATION = {
+    200: {"content": {"text/event-stream": {"schema": _EVENT}}},
+    **error_responses(400, 404, 408, 413, 415, 500, 503, 504),
+}
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_GENERATION)
     async def chat_completions(request: ChatCompletionRequest, record: RecordOfRequest) -> Response:
         conversation = Conversation([message.plain() for message in request.messages])
@@ -123,15 +153,20 @@ def create_app(
 
     @app.get("/v1/models", responses=error_responses())
     async def list_models() -> ModelList:
-        return ModelList(data=models.list())
+        return ModelList(data=service.models.list())
 
+
+def _add_models(app: FastAPI, models: ServedModels, settings: ServerSettings) -> None:
     sources = {settings.model_id: settings.folder} | dict(adapter.split("=", 1) for adapter in settings.adapters)
-    add_feedback(app, FeedbackHandler(collector, metrics.feedback, logs_content=settings.log_content))
-    add_cards(app, models, sources)  # before the next route, which takes whatever is left of a path for a name
+    add_cards(app, models, sources)
 
     @app.get("/v1/models/{model_id:path}", responses=error_responses(404))
     async def retrieve_model(model_id: str) -> Model:
         return models.find(model_id)
+
+
+def _add_probes(app: FastAPI, settings: ServerSettings, slots: Slots, readiness: Readiness, metrics: Metrics) -> None:
+    """What the machinery around asks."""
 
     @app.get("/health", responses=error_responses())
     async def health() -> JSONResponse:
@@ -151,24 +186,39 @@ def create_app(
             raise ApiError(403, "This API key may not read the metrics.", code="metrics_forbidden")
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+
+def _add_pages(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(_PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=_PAGE))
     add_documentation(app)
-    if settings.graphql:
-        from hfchat.serving.graphql import add_graphql
 
-        add_graphql(app)
-    _answer_errors(app)
 
-    # From the innermost layer to the outermost.
+def _add_layers(
+    app: FastAPI,
+    settings: ServerSettings,
+    keys: ApiKeys | None,
+    gate: Gate,
+    rate_limit: RateLimit | None,
+    metrics: Metrics,
+) -> None:
+    """What every request passes before a route gets it, from the innermost layer to the outermost."""
     app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, max_s=_MAX_BODY_S, bytes_per_s=_BODY_BYTES_PER_S)
     app.add_middleware(GateKeeper, gate=gate, open_paths=OPEN_PATHS | {"/metrics"}, max_inside=MAX_REQUESTS)
     app.add_middleware(WebSocketLimit, max_each=_MAX_WEBSOCKETS, max_all=_MAX_ALL_WEBSOCKETS, idle_s=_IDLE_WEBSOCKET_S)
     if keys is not None:
         app.add_middleware(Auth, keys=keys, rate_limit=rate_limit, limited=_RATE_LIMITED)
+    _add_checks_of_origin(app, settings, has_keys=keys is not None)
+    app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
+    policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
+    app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})
+    app.add_middleware(Recording, sinks=(log_request, metrics.request), with_content=settings.log_content)
+
+
+def _add_checks_of_origin(app: FastAPI, settings: ServerSettings, has_keys: bool) -> None:
+    """Layers that decide which pages' requests are answered."""
     if settings.allow_origins:  # outside of the keys: a browser asks, without one, before it sends one
         app.add_middleware(
             CORSMiddleware,
@@ -178,22 +228,8 @@ def create_app(
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(WebSocketOrigin, origins=settings.allow_origins)
-    if settings.is_local or keys is None or settings.allow_hosts:  # a page of another site has no key
+    if settings.is_local or not has_keys or settings.allow_hosts:  # a page of another site has no key
         app.add_middleware(HostCheck, hosts=settings.hosts, any_address=not settings.is_local)
-    app.add_middleware(HeadLimit, max_bytes=_MAX_HEAD_BYTES)
-    policy = _POLICY.format(" ".join(settings.allow_frames) or "'none'")
-    app.add_middleware(ResponseHeaders, headers=_HEADERS | {"Content-Security-Policy": policy})
-    sinks = (log_request, metrics.request)
-    app.add_middleware(Recording, sinks=sinks, with_content=settings.log_content)
-    return app
-
-
-# OpenAPI 3.1 has no word for streams; the schema is that of one event.
-_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
-_GENERATION = {
-    200: {"content": {"text/event-stream": {"schema": _EVENT}}},
-    **error_responses(400, 404, 408, 413, 415, 500, 503, 504),
-}
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -18,7 +18,7 @@ from hfchat.serving.http.record import record_of
 from hfchat.serving.openai.protocol import ApiError
 
 ENVIRONMENT_VARIABLE = "HFCHAT_API_KEYS"
-OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes of the machinery around; they tell nothing of the users
+OPEN_PATHS = frozenset({"/health", "/ready"})  # for health checks from outside; they tell nothing about the users
 
 _ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64})\s*:\s*([0-9a-f]{64})")
 
@@ -76,12 +76,14 @@ def load_keys(file: str | None, environment: Mapping[str, str]) -> ApiKeys | Non
         sources[ENVIRONMENT_VARIABLE] = environment[ENVIRONMENT_VARIABLE]
     if not sources:
         return None
+    # An entry is not repeated in a message: it may be a key.
     hashes: dict[str, str] = {}
     for source, text in sources.items():
-        entries = [entry.strip() for line in text.splitlines() for entry in line.split("#")[0].split(",")]
+        uncommented = ",".join(line.split("#")[0] for line in text.splitlines())
+        entries = [entry.strip() for entry in uncommented.split(",")]
         for number, entry in enumerate(filter(None, entries), start=1):
             match = _ENTRY.fullmatch(entry)
-            if match is None:  # it is not repeated in the message: it may be a key
+            if match is None:
                 form = "must be `NAME: HASH`, as `hfchat api-key NAME` prints it"
                 raise UserError(f"{source}: entry {number} {form}")
             if match[1] in hashes:
@@ -96,7 +98,8 @@ class Auth(Check):
     """Lets in those who show a key, everywhere but at `OPEN_PATHS`.
 
     A program shows it as OpenAI's clients do, `Authorization: Bearer KEY`. A person's browser asks for it by itself
-    (HTTP Basic: any user name, the key as password) and sends it along from then on, so pages need no login.
+    (HTTP Basic: any user name, the key as password) and sends it with every request from then on, so pages need
+    no login.
 
     Args:
         limited: Beginnings of the paths whose requests count for `rate_limit`.
@@ -121,11 +124,7 @@ class Auth(Check):
             return self._unknown(headers, key)
         if self._rate_limit is None or not scope["path"].startswith(self._limited):
             return None
-        try:
-            self._rate_limit.check(name)
-        except ApiError as error:
-            return error
-        return None
+        return self._rate_limit.refusal(name)
 
     def _unknown(self, headers: Headers, key: str | None) -> ApiError:
         person = "text/html" in headers.get("accept", "")

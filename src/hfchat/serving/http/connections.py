@@ -28,20 +28,19 @@ class Connection(H11Protocol):
     use up its file descriptors ("slowloris"), and a client that does not read would keep its place in the engine.
 
     Where there are too many connections, one of those that have no request makes room for each new one: the oldest of
-    the address that has most of them. So a client that holds a thousand keeps out neither others nor the probes of the
-    machinery around.
+    the address that has most of them. So a client that holds a thousand keeps out neither other clients nor
+    health checks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._head: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
-        self._since = 0.0  # when it was made, or its last answer was over
+        self._patience: dict[str, asyncio.TimerHandle] = {}
+        self._since = 0.0  # when the connection was made, or its last answer ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
         self._since = self.loop.time()
-        self._head = self.loop.call_later(_HEADERS_S, self._abort)
+        self._wait_for("head", _HEADERS_S)
         if len(self.connections) > _MAX_CONNECTIONS:
             self._make_room()
 
@@ -68,29 +67,27 @@ class Connection(H11Protocol):
         return self.client[0] if self.client else ""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_timers()
+        self._got("head", "reader")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
-            self._cancel_head()
-        elif self._head is None:  # the first bytes of another request on a connection that was kept alive
-            self._head = self.loop.call_later(_HEADERS_S, self._abort)
+            self._got("head")
+        else:  # the first bytes of another request on a connection that was kept alive
+            self._wait_for("head", _HEADERS_S)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._cancel_timers()
+        self._got("head", "reader")
         super().handle_websocket_upgrade(event)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall = self.loop.call_later(_STALLED_S, self._abort)
+        self._wait_for("reader", _STALLED_S)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        self._got("reader")
 
     def send_400_response(self, msg: str) -> None:
         """In the shape of all other errors; uvicorn's is plain text."""
@@ -98,11 +95,8 @@ class Connection(H11Protocol):
             return self._abort()
         error = ApiError(400, msg).response()
         headers = [*error.raw_headers, (b"connection", b"close")]
-        for part in (
-            h11.Response(status_code=400, headers=headers),
-            h11.Data(data=bytes(error.body)),
-            h11.EndOfMessage(),
-        ):
+        body = h11.Data(data=bytes(error.body))
+        for part in (h11.Response(status_code=400, headers=headers), body, h11.EndOfMessage()):
             self.transport.write(self.conn.send(part))
         self.transport.close()
 
@@ -110,13 +104,10 @@ class Connection(H11Protocol):
         # `close` would wait until what is still to be written has been read.
         self.transport.abort()
 
-    def _cancel_head(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
+    def _wait_for(self, what: str, seconds: float) -> None:
+        if what not in self._patience:
+            self._patience[what] = self.loop.call_later(seconds, self._abort)
 
-    def _cancel_timers(self) -> None:
-        self._cancel_head()
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+    def _got(self, *what: str) -> None:
+        for timer in filter(None, (self._patience.pop(name, None) for name in what)):
+            timer.cancel()

@@ -57,8 +57,6 @@ class Slots:
     Args:
         max_running: Places to generate in.
         max_waiting: Places to wait in, for each key.
-        max_wait_s: As the attribute.
-        max_hold_s: Likewise.
         extra: Places beyond `max_running`, for keys that have none.
     """
 
@@ -273,6 +271,7 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        # What the head says is enough to refuse most of what is not for this server.
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._max_bytes:
             return await self._too_large().response()(scope, receive, send)
@@ -280,6 +279,7 @@ class BodyLimit:
         if has_body and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             error = ApiError(415, "The body must be JSON, sent as application/json.", code="unsupported_media_type")
             return await error.response()(scope, receive, send)
+        # The rest shows while the body comes.
         deadline = asyncio.get_running_loop().time() + self._max_s
         received = 0
         complete = not has_body
@@ -294,6 +294,7 @@ class BodyLimit:
             except TimeoutError:
                 late = f"The request's body did not come within {self._max_s:g} s."
                 raise HTTPException(408, late, headers={"Connection": "close"}) from None
+            # A body that declares no length must not grow for ever either.
             complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_bytes:
@@ -350,24 +351,26 @@ class WebSocketLimit:
     async def _until_idle(self, scope: Scope, receive: Receive, send: Send) -> None:
         clock = asyncio.get_running_loop().time
         last = clock()
+        waiting: asyncio.Timeout | None = None
 
         async def noted_send(message: Message) -> None:
             nonlocal last
             last = clock()
+            if waiting is not None and not waiting.expired():
+                waiting.reschedule(last + self._idle_s)
             await send(message)
 
         async def patient_receive() -> Message:
-            nonlocal last
-            waiting = asyncio.ensure_future(receive())
+            nonlocal last, waiting
             try:
-                while not waiting.done():
-                    if clock() >= last + self._idle_s:
-                        await send({"type": "websocket.close", "code": 1001, "reason": "Nothing came for too long."})
-                        return {"type": "websocket.disconnect", "code": 1001}
-                    await asyncio.wait({waiting}, timeout=last + self._idle_s - clock())
-                last = clock()
-                return waiting.result()
+                async with asyncio.timeout_at(last + self._idle_s) as waiting:
+                    message = await receive()
+            except TimeoutError:
+                await send({"type": "websocket.close", "code": 1001, "reason": "Nothing came for too long."})
+                return {"type": "websocket.disconnect", "code": 1001}
             finally:
-                waiting.cancel()
+                waiting = None
+            last = clock()
+            return message
 
         await self._app(scope, patient_receive, noted_send)

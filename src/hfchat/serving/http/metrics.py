@@ -4,6 +4,7 @@ No label has a value that a client chooses, so the number of series is bounded.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 
 from prometheus_client import (
@@ -50,43 +51,32 @@ class Metrics:
     ):
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._requests = Counter(
-            "hfchat_http_requests", "Requests that are over.", ["method", "route", "status"], registry=registry
-        )
-        self._seconds = Histogram(
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        self._requests = counter("hfchat_http_requests", "Requests that are over.", ["method", "route", "status"])
+        self._seconds = histogram(
             "hfchat_http_request_duration_seconds",
             "From a request to the end of its answer.",
             ["route"],
             buckets=_REQUEST_S,
-            registry=registry,
         )
-        self._first_token = Histogram(
+        self._first_token = histogram(
             "hfchat_time_to_first_token_seconds",
             "From a request to the first token of each answer, the time in the queue included.",
             buckets=_FIRST_TOKEN_S,
-            registry=registry,
         )
-        self._token = Histogram(
+        self._token = histogram(
             "hfchat_time_per_output_token_seconds",
             "Mean time from a token to the next one, of each answer.",
             buckets=_TOKEN_S,
-            registry=registry,
         )
-        self._prompt_tokens = Counter("hfchat_prompt_tokens", "Tokens of prompts.", registry=registry)
-        self._completion_tokens = Counter("hfchat_completion_tokens", "Tokens generated.", registry=registry)
-        self._answers = Counter(
-            "hfchat_answers", "Answers that are over.", ["finish_reason", "version"], registry=registry
-        )
-        self._findings = Counter(
-            "hfchat_guard_findings", "What guards found.", ["guard", "action", "place"], registry=registry
-        )
-        self._refusals = Counter(
-            "hfchat_refusals",
-            "Answers that begin as English refusals do.",
-            ["version"],
-            registry=registry,
-        )
-        self._feedback = Counter("hfchat_feedback", "Ratings by users.", ["rating", "version"], registry=registry)
+        # The work itself, by the version of the model that did it.
+        self._prompt_tokens = counter("hfchat_prompt_tokens", "Tokens of prompts.")
+        self._completion_tokens = counter("hfchat_completion_tokens", "Tokens generated.")
+        self._answers = counter("hfchat_answers", "Answers that are over.", ["finish_reason", "version"])
+        self._findings = counter("hfchat_guard_findings", "What guards found.", ["guard", "action", "place"])
+        self._refusals = counter("hfchat_refusals", "Answers that begin as English refusals do.", ["version"])
+        self._feedback = counter("hfchat_feedback", "Ratings by users.", ["rating", "version"])
+        # What others count is read when it is asked for.
         gauges = {
             "hfchat_http_requests_in_flight": ("Requests that are being answered.", in_flight),
             "hfchat_answers_running": ("Answers that are being generated.", lambda: slots.running),

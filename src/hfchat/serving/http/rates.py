@@ -62,14 +62,20 @@ class RateLimit:
         """Note so many that have been used already, into the red for at most a minute."""
         self._meter.use(name, count, most_s=120)
 
-    def check(self, name: str, count: int = 1) -> None:
-        """Use so many, or raise the 429 that says when there will be as many."""
+    def refusal(self, name: str, count: int = 1) -> ApiError | None:
+        """Use so many, or the 429 that says when there will be as many."""
         seconds = math.ceil(self.spend(name, count))
-        if seconds:
-            raise ApiError(
-                429,
-                f"This API key makes too many requests; the next one is possible in {seconds} s.",
-                type="rate_limit_error",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": str(seconds)},
-            )
+        if not seconds:
+            return None
+        return ApiError(
+            429,
+            f"This API key makes too many requests; the next one is possible in {seconds} s.",
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(seconds)},
+        )
+
+    def check(self, name: str, count: int = 1) -> None:
+        """Use so many, or raise the 429."""
+        if error := self.refusal(name, count):
+            raise error

@@ -87,10 +87,9 @@ class RequestRecord:
     seconds: float = 0.0
     at_end: ExitStack = field(default_factory=ExitStack)
 
-    def begin_answers(self, count: int) -> list[AnswerRecord]:
-        answers = [AnswerRecord() for _ in range(count)]
-        self.answers += answers
-        return answers
+    def begin_answer(self) -> AnswerRecord:
+        self.answers.append(AnswerRecord())
+        return self.answers[-1]
 
     def blame(self, error: ApiError) -> None:
         self.error = error.body.error.code or error.body.error.type
@@ -140,6 +139,7 @@ class Recording:
             with_content=self._with_content,
         )
         scope.setdefault("state", {})["record"] = record
+        # The status of a request is that of its answer, once the answer is whole.
         root_path = scope.get("root_path", "")
         started = 0  # the status that has been sent
 
@@ -167,6 +167,7 @@ class Recording:
             error = ApiError(500, "Something in the server went wrong; its log says what.")
             await error.response()(scope, receive, recorded_send)
         finally:
+            # Routers note in the scope where they have found the route.
             mounted_at = scope.get("root_path", "").removeprefix(root_path)
             record.route = getattr(scope.get("route"), "path", None) or mounted_at or None
             record.seconds = time.monotonic() - record.started

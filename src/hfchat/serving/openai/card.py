@@ -1,7 +1,7 @@
 """`GET /v1/models/{model}/card`: what is known about a served model, and first of all its limits.
 
-A model may come from anywhere, and with it its card: a file that leads out of the model's folder is not read, and the
-time that a card takes is in proportion to its length.
+A model may come from anywhere, and its card with it. A file that leads out of the model's folder is not read, and the
+time to read a card is proportional to its length.
 """
 
 import logging
@@ -23,7 +23,7 @@ from hfchat.storage import belongs_to
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_CARD_CHARACTERS = 256 * 1024
-# As cards of the Hub, those of `hfchat.hub.model_card` among them, call what a user should know first.
+# What cards of the Hub, and those of `hfchat.hub.model_card`, call the sections that a user should read first.
 _LIMITS = re.compile(r"intended|out.of.scope|limit|bias|risk|caveat|ethic|safety", re.IGNORECASE)
 _HEADING = re.compile(r"(#{1,6})\s+(.*)")
 
@@ -107,7 +107,7 @@ def _without_comments(card: str) -> str:
 
 def _cached(repository: str) -> Path | None:
     try:
-        found = try_to_load_from_cache(repository, "README.md")
-    except HFValidationError:  # no name for the Hub
+        cached = try_to_load_from_cache(repository, "README.md")
+    except HFValidationError:  # it is not a name for the Hub
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None

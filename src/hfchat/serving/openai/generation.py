@@ -22,7 +22,6 @@ from hfchat.serving.engines.engine import (
     Engine,
     EngineError,
     FinishReason,
-    Piece,
     Prompt,
     PromptError,
     PromptTooLongError,
@@ -40,31 +39,9 @@ from hfchat.serving.versions.models import ServedModels, Version
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 2**31 - 1  # of an answer, where only an upstream knows its context
-# A smaller one is taken for this, as in vLLM (`vllm/sampling_params.py`, "may cause numerical errors nan or inf").
+# A smaller temperature is raised to this, as in vLLM (`vllm/sampling_params.py`: "may cause numerical errors").
 _LEAST_TEMPERATURE = 1e-2
 _KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A request and its answers, as they were sent.
-
-    Attributes:
-        request: As it came.
-        record: Who asked, what guards found, and the answers in the order of their indices. One without a finish
-            reason is a part, after which its client went away or something failed.
-        samplings: How the tokens of each answer were chosen.
-        identity: `id`, `created`, `model` and `system_fingerprint` of the response.
-        messages: The conversation, as the guards have let it through; empty for a prompt without a template.
-        template_fingerprint: The engine's chat template.
-    """
-
-    request: AnswerableRequest
-    record: RequestRecord
-    samplings: Sequence[Sampling]
-    identity: Identity
-    messages: Sequence[dict[str, str]]
-    template_fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -76,8 +53,8 @@ class Service:
         slots: Places for answers.
         guarding: Looks at prompts and answers.
         default_max_tokens: Length of an answer whose request does not say.
-        on_answered: Called with the answers of a request, once, before its client has all of them: it may come back
-            with feedback at once.
+        on_answered: Called once with the answers of a request, before its client has all of them and may come back
+            with feedback.
         rate_limit: For answers of each API key.
         token_limit: For tokens of each API key.
     """
@@ -86,13 +63,13 @@ class Service:
     slots: Slots
     guarding: Guarding
     default_max_tokens: int
-    on_answered: Callable[[Answered], None] | None = None
+    on_answered: Callable[["Answers"], None] | None = None
     rate_limit: RateLimit | None = None
     token_limit: RateLimit | None = None
 
 
 @dataclass
-class _Question:
+class Question:
     """A prompt that has passed all checks.
 
     Attributes:
@@ -111,28 +88,33 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One answer that is to be generated."""
+class Job:
+    """One answer that is to be generated, and what is noted about it meanwhile."""
 
     index: int
-    question: _Question
+    question: Question
     sampling: Sampling
     record: AnswerRecord
 
 
 @dataclass
-class _Work:
-    """A request that was let in, with all that its answers need."""
+class Answers:
+    """A request that was let in, and the answers to it. One without a finish reason is a part, after which its client
+    went away or something failed.
 
+    Attributes:
+        handed_on: Whether `Service.on_answered` has had them.
+    """
+
+    service: Service
     request: AnswerableRequest
     record: RequestRecord
     format: Format
-    service: Service
+    identity: Identity
     version: Version
     reservation: Reservation
-    questions: Sequence[_Question]
-    jobs: Sequence[_Job]
-    identity: Identity
+    questions: Sequence[Question]
+    jobs: Sequence[Job]
     handed_on: bool = False
 
     def usage(self) -> Usage:
@@ -141,20 +123,9 @@ class _Work:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
     def hand_on(self) -> None:
-        """Tell whoever keeps answers of these, once."""
-        if self.service.on_answered is None or self.handed_on:
-            return
-        self.handed_on = True
-        self.service.on_answered(
-            Answered(
-                request=self.request,
-                record=self.record,
-                samplings=[job.sampling for job in self.jobs],
-                identity=self.identity,
-                messages=self.questions[0].source.messages,
-                template_fingerprint=self.version.engine.template_fingerprint,
-            )
-        )
+        if self.service.on_answered is not None and not self.handed_on:
+            self.handed_on = True
+            self.service.on_answered(self)
 
 
 async def respond(
@@ -177,25 +148,26 @@ async def respond(
         ApiError: If the request cannot be answered. Says why not.
     """
     count = request.n or 1
+    # What has no place is refused before any work for it, and what no engine can answer before any is generated.
     version, reservation = _admit(service, request, len(sources) * count, record)
     service.guarding.check_logprobs(request.top_tokens is not None)
     questions = [await _read(service, version.engine, request, source, format, record) for source in sources]
-    records = record.begin_answers(len(sources) * count)
     if record.with_content:
         record.prompts = request.model_dump(include={"messages", "prompt"}, exclude_unset=True)
+    # Each answer has a seed of its own, or the answers to one prompt would be the same.
     jobs = []
     for index, (question, i) in enumerate(product(questions, range(count))):
         seed = question.sampling.seed
         sampling = replace(question.sampling, seed=None if seed is None else _wrapped(seed + i))
-        jobs.append(_Job(index, question, sampling, records[index]))
+        jobs.append(Job(index, question, sampling, record.begin_answer()))
     identity = Identity(
         id=f"{format.id_prefix}-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=request.model,
         system_fingerprint=version.name,
     )
-    work = _Work(request, record, format, service, version, reservation, questions, jobs, identity)
-    return AnswerResponse(partial(_send_answers, work))
+    answers = Answers(service, request, record, format, identity, version, reservation, questions, jobs)
+    return AnswerResponse(partial(_send_answers, answers))
 
 
 def _admit(
@@ -225,7 +197,7 @@ def _admit(
 
 async def _read(
     service: Service, engine: Engine, request: AnswerableRequest, source: Source, format: Format, record: RequestRecord
-) -> _Question:
+) -> Question:
     """Encode and check a prompt."""
     field = format.prompt_field
     # Before the guards, which would read all of what no context can hold.
@@ -240,7 +212,7 @@ async def _read(
             source = source.replaced(verdict.texts)
             prompt = await _encode(engine, source, field, service.slots.max_wait_s)
     max_tokens = _max_tokens(engine, prompt, field, request.limit, service.default_max_tokens)
-    return _Question(source, prompt, _sampling(engine, request, max_tokens), refusal, prompt.tokens or 0)
+    return Question(source, prompt, _sampling(engine, request, max_tokens), refusal, prompt.tokens or 0)
 
 
 async def _encode(engine: Engine, source: Source, field: str, seconds: float | None) -> Prompt:
@@ -335,7 +307,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _send_answers(work: _Work, scope: Scope, receive: Receive, send: Send) -> None:
+async def _send_answers(answers: Answers, scope: Scope, receive: Receive, send: Send) -> None:
     """Generate the answers and send them: as server-sent events (https://html.spec.whatwg.org/multipage/
     server-sent-events.html) or as one JSON body."""
     started = False
@@ -348,54 +320,55 @@ async def _send_answers(work: _Work, scope: Scope, receive: Receive, send: Send)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": event, "more_body": True})
 
+    # Leaving this block, for whatever reason, ends what is still generated.
     try:
-        async with aclosing(_merged([_sendable(work, job) for job in work.jobs])) as parts:
-            if not work.request.stream:
-                return await (await _whole(work, parts))(scope, receive, send)
-            async for event in _events(work, parts):
+        async with aclosing(_merged([_sendable(answers, job) for job in answers.jobs])) as parts:
+            if not answers.request.stream:
+                return await (await _whole(answers, parts))(scope, receive, send)
+            async for event in _events(answers, parts):
                 await send_event(event)
     except Exception as error:
         refusal = _as_api_error(error)
-        work.record.blame(refusal)
+        answers.record.blame(refusal)
         if not started:  # so what fails before the first token still gets its own status
             return await refusal.response()(scope, receive, send)
         await send_event(format_sse_event(data_str=refusal.body.model_dump_json()))
     finally:
-        work.record.prompt_tokens = work.usage().prompt_tokens
-        if started and any(job.record.text for job in work.jobs):
-            work.hand_on()  # what was read of an answer that was stopped can get feedback too
+        answers.record.prompt_tokens = answers.usage().prompt_tokens
+        if started and any(job.record.text for job in answers.jobs):
+            answers.hand_on()  # what was read of an answer that was stopped can get feedback too
     await send_event(format_sse_event(data_str="[DONE]"))
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _whole(work: _Work, parts: AsyncIterator[Part | None]) -> Response:
-    answers: list[list[Part]] = [[] for _ in work.jobs]
+async def _whole(answers: Answers, parts: AsyncIterator[Part | None]) -> Response:
+    parts_of: list[list[Part]] = [[] for _ in answers.jobs]
     async for part in parts:
         if part is not None:
-            answers[part.index].append(part)
-    return JSONResponse(work.format.whole(work.identity, answers, work.usage()).model_dump())
+            parts_of[part.index].append(part)
+    return JSONResponse(answers.format.whole(answers.identity, parts_of, answers.usage()).model_dump())
 
 
-async def _events(work: _Work, parts: AsyncIterator[Part | None]) -> AsyncGenerator[bytes]:
+async def _events(answers: Answers, parts: AsyncIterator[Part | None]) -> AsyncGenerator[bytes]:
     """The events of a stream; a comment, which clients skip, where nothing else has come for a while."""
-    include_usage = work.request.include_usage
+    include_usage = answers.request.include_usage
     begun: set[int] = set()
     async for part in parts:
         if part is None:
             yield format_sse_event(comment="keep-alive")
             continue
-        for chunk in work.format.chunks(work.identity, part, first=part.index not in begun):
+        for chunk in answers.format.chunks(answers.identity, part, first=part.index not in begun):
             yield format_sse_event(data_str=chunk.model_dump_json(exclude=None if include_usage else {"usage"}))
         begun.add(part.index)
     if include_usage:
-        yield format_sse_event(data_str=work.format.usage(work.identity, work.usage()).model_dump_json())
+        yield format_sse_event(data_str=answers.format.usage(answers.identity, answers.usage()).model_dump_json())
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part | None]:
     """The parts of the answers as they come, and None whenever there was nothing to send for a while. The first
     failure ends all.
 
-    They are made whether they are read or not, so an answer keeps its place no longer than it takes to make it,
+    Parts are generated whether they are read or not, so an answer keeps its place no longer than its generation takes,
     however slowly its client reads.
     """
     queue: asyncio.Queue[Part | Exception] = asyncio.Queue()
@@ -408,6 +381,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
         except Exception as error:
             queue.put_nowait(error)
 
+    # All answers are generated side by side, and their parts are read in the order in which they come.
     clock = asyncio.get_running_loop().time
     tasks = {asyncio.create_task(forward(stream)) for stream in streams}
     running, last = len(streams), clock()
@@ -433,18 +407,18 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
         await asyncio.wait(tasks)
 
 
-async def _sendable(work: _Work, job: _Job) -> AsyncGenerator[Part]:
+async def _sendable(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     """The parts of one answer that may be sent, each noted in its record."""
     refusal = job.question.refusal
-    generated = _generated(work, job) if refusal is None else _refused(job.index, refusal)
-    guarded = work.service.guarding.answer(generated, work.record) if refusal is None else generated
+    generated = _generated(answers, job) if refusal is None else _refused(job.index, refusal)
+    guarded = answers.service.guarding.answer(generated, answers.record) if refusal is None else generated
     async with aclosing(guarded) as parts:
         async for part in parts:
             job.record.finish_reason = part.finish_reason
             job.record.text += part.text
             # The whole answers are handed on before their client has all of them.
-            if all(other.record.finish_reason for other in work.jobs):
-                work.hand_on()
+            if all(other.record.finish_reason for other in answers.jobs):
+                answers.hand_on()
             yield part
 
 
@@ -453,32 +427,36 @@ async def _refused(index: int, refusal: str) -> AsyncGenerator[Part]:
     yield Part(index, refusal, finish_reason="content_filter")
 
 
-async def _generated(work: _Work, job: _Job) -> AsyncGenerator[Part]:
+async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     """The parts of one answer, cut at a stop string, in a place of its own.
 
-    An answer whose time is over ends as if it had got too long: what there is of it is of use, and an error would
-    make clients ask for all of it again.
+    An answer whose time is over ends as if it had become too long. What has been generated is useful, and after an
+    error clients would ask for all of it again.
     """
-    question, reservation = job.question, work.reservation
-    stops = StopStrings(work.request.stops)
+    question, reservation = job.question, answers.reservation
+    stops = StopStrings(answers.request.stops)
     held: list[tuple[int, int, TokenLogprobs]] = []  # with the start and the end of their text
     pushed = sent = 0
 
     def part(text: str, finish_reason: FinishReason | None = None) -> Part:
         nonlocal held, sent
         sent += len(text)
-        # Of a token that a stop string cuts, the beginning has been sent.
+        # Where a stop string cuts a token, the beginning of the token has been sent.
         ready = [(start, token) for start, end, token in held if end <= sent or (finish_reason and start < sent)]
         held = [(start, end, token) for start, end, token in held if end > sent]
         return Part(job.index, text, ready, finish_reason)
 
-    engine = work.version.engine
+    engine = answers.version.engine
     async with reservation.take() as deadline, aclosing(engine.stream(question.prompt, job.sampling)) as pieces:
         reservation.charge(question.prompt.tokens or 0)
         while True:
+            timeout = asyncio.timeout_at(deadline)
             try:
-                piece = await _next(pieces, deadline)
-            except _TimeIsOverError:
+                async with timeout:
+                    piece = await anext(pieces, None)
+            except TimeoutError:
+                if not timeout.expired():  # it is the engine's own
+                    raise
                 if not job.record.tokens:
                     message = "The answer was not begun in the time that this server has for one."
                     raise ApiError(504, message, code="generation_timeout") from None
@@ -501,22 +479,6 @@ async def _generated(work: _Work, job: _Job) -> AsyncGenerator[Part]:
                 yield part(text + stops.flush(), piece.finish_reason)
                 return
             yield part(text)
-
-
-class _TimeIsOverError(Exception):
-    pass
-
-
-async def _next(pieces: AsyncGenerator[Piece], deadline: float | None) -> Piece | None:
-    """The next piece, None after the last one."""
-    timeout = asyncio.timeout_at(deadline)
-    try:
-        async with timeout:
-            return await anext(pieces, None)
-    except TimeoutError:
-        if not timeout.expired():  # it is the engine's own
-            raise
-        raise _TimeIsOverError from None
 
 
 def _as_api_error(error: Exception) -> ApiError:

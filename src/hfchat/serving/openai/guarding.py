@@ -26,8 +26,9 @@ class Guarding:
 
     Args:
         guards: Look at prompts and answers; with None, nothing does.
-        places: For prompts that are looked at, apart from those for answers: a slow guard has no endless queue either.
-        on_finding: Called once for each guard that found something in a prompt or in an answer: for logs and metrics.
+        places: Places for prompts that are being checked, apart from those for answers: the queue of a slow guard is
+            bounded too.
+        on_finding: Called once for each guard that found something in a prompt or an answer, for logs and metrics.
     """
 
     def __init__(self, guards: Guards | None, places: Slots, on_finding: Callable[[Finding], None] = log_finding):
@@ -66,6 +67,7 @@ class Guarding:
         They come after the stop strings, so that an answer ends where it would have without guards. Where a guard
         blocks, the generation ends with it.
         """
+        # What guards found is reported once, also where a client goes away in mid-answer.
         stream = self._guards.answer()
         reported = False
         try:

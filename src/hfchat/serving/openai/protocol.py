@@ -1,14 +1,13 @@
 """OpenAI's shapes of requests, answers and errors (https://platform.openai.com/docs/api-reference/chat).
 
 A field that is not in these models is refused by name: nothing that a client asks for is ignored in silence.
-Fields that the server does not implement are there only with the value that changes nothing, as clients send them.
+Fields that the server does not implement take only the value that changes nothing, because clients send it.
 
-pydantic notes every error of every element, field and branch of a union: 300,000 for a body of a mebibyte, with two
-gigabytes for them. One is enough to refuse a request, so lists fail at their first error, and are bounded.
+pydantic notes every error of every element, field and branch of a union: 300,000 errors in two gigabytes, for a
+body of a mebibyte. One error is enough to refuse a request, so lists are bounded and fail at their first error.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
@@ -32,13 +31,20 @@ _MAX_PARTS = 1_000  # of a message
 _MAX_TOKEN_IDS = 2**18  # more than the longest contexts of today hold
 
 
+_FIELDS: set[str] = set()  # of all requests and their parts, to be told from the names of types in pydantic's errors
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        _FIELDS.update(cls.model_fields)
 
     @model_validator(mode="before")
     @classmethod
     def _keep_one_unknown_field(cls, given: Any) -> Any:
-        """All of them would be an error each."""
+        """Each unknown field would be an error of its own."""
         if not isinstance(given, dict):
             return given
         unknown = next((name for name in given if name not in cls.model_fields), None)
@@ -58,8 +64,8 @@ def _at_most(entries: int) -> BeforeValidator:
 
     def check(given: Any) -> Any:
         if isinstance(given, dict) and len(given) > entries:
-            found = {"field_type": "Dictionary", "max_length": entries, "actual_length": len(given)}
-            raise PydanticKnownError("too_long", found)
+            counts = {"field_type": "Dictionary", "max_length": entries, "actual_length": len(given)}
+            raise PydanticKnownError("too_long", counts)
         return given
 
     return BeforeValidator(check)
@@ -116,8 +122,8 @@ class GenerationRequest(_Request):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer. Nothing keeps them, but
-    # for `user`: it is stored with an answer that is (`hfchat serve --feedback`), to be found again by it.
+    # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer. The server keeps only
+    # `user`, with the answers that it stores (`hfchat serve --feedback`), so that they can be found by it.
     user: _Label | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0), _at_most(0)] | None = None
 
@@ -184,10 +190,10 @@ _ListsOfTokenIds = Annotated[list[_TokenIds], Field(min_length=1, max_length=128
 
 
 def _kind_of_prompt(prompt: Any) -> str:
-    """What a prompt is meant to be, so that only the errors of that are looked for."""
+    """What a prompt is meant to be, so that it is checked as that and as nothing else."""
     if not isinstance(prompt, list):
         return "a text"
-    if any(isinstance(one, str) for one in prompt):
+    if any(isinstance(entry, str) for entry in prompt):
         return "texts"
     return "lists of token ids" if prompt and isinstance(prompt[0], list) else "token ids"
 
@@ -353,7 +359,7 @@ class Model(BaseModel):
     created: int
     owned_by: str = "hfchat"
     parent: str | None = None  # of an adapter its base, as vLLM says it
-    version: str | None = None  # of those in a registry, the one that answers; a candidate aside
+    version: str | None = None  # the version that answers, if the model is in a registry; not a candidate
 
 
 class ModelList(BaseModel):
@@ -404,7 +410,7 @@ class ErrorResponse(BaseModel):
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for the API's description; these three can come before a request is looked at."""
+    """The errors of a route, for the API's description. Every route may answer 401, 403 and 429."""
     return {status: {"model": ErrorResponse} for status in sorted({401, 403, 429, *statuses})}
 
 
@@ -458,15 +464,3 @@ def _path(location: Sequence[str | int], unknown_field: bool) -> str:
         elif part in _FIELDS or (unknown_field and index == len(location) - 1):
             path += f".{part}" if path else part
     return path
-
-
-_MODELS: tuple[type[BaseModel], ...] = (
-    TextPart,
-    ChatMessage,
-    StreamOptions,
-    ResponseFormat,
-    ChatCompletionRequest,
-    CompletionRequest,
-    FeedbackRequest,
-)
-_FIELDS = frozenset(chain.from_iterable(model.model_fields for model in _MODELS))

@@ -25,6 +25,7 @@ def served_models(folder: str, settings: ServerSettings) -> ServedModels:
     Raises:
         UserError: If anything but the weights, which are read later, is wrong.
     """
+    # Tokenizers load in no time, so what is wrong with them or the options is known before the weights are read.
     tokenizers = {settings.model_id: _load_tokenizer(folder, settings)}
     adapters = parse_adapters(settings.adapters)
     if settings.model_id in adapters:
@@ -36,6 +37,8 @@ def served_models(folder: str, settings: ServerSettings) -> ServedModels:
         tokenizers[name] = _load_tokenizer(str(adapter), settings)
     if settings.weights == "int8" and torch.cuda.is_available():
         raise UserError("--weights int8 is for CPUs; leave it out on a GPU")
+
+    # A registry decides itself what is loaded, and when.
     if Registry.is_one(settings.source):
         if adapters:
             raise UserError("--adapter is not for the versions of a registry; add a merged model to it instead")
