@@ -57,18 +57,21 @@ class EvaluateArguments(StageArguments):
         default=32, metadata={"help": "Examples at a time; an out-of-memory halves it."}
     )
     dtype: Literal["bfloat16", "float16", "float32"] | None = field(
-        default=None, metadata={"help": "Of the weights; by default bfloat16 where the machine computes in it."}
+        default=None, metadata={"help": "Type of the weights; by default bfloat16 where the machine supports it."}
     )
     bootstrap_resamples: int = field(
         default=1000,
         metadata={"help": "Random exchanges of the tests, and resamples of intervals that have no formula."},
     )
-    seed: int = field(default=42, metadata={"help": "Of the resamples. Answers are greedy and take none."})
+    seed: int = field(default=42, metadata={"help": "Seed of the resamples. Answers are greedy, so they need none."})
     training_watts: float | None = field(
-        default=None, metadata={"help": "What the machine of the training drew, for the cards' energy and carbon."}
+        default=None,
+        metadata={"help": "Power that the training machine drew, for the energy and carbon in the cards."},
     )
-    training_watts_source: str = field(default="", metadata={"help": "Where that number is from."})
-    training_price_per_hour: float | None = field(default=None, metadata={"help": "Of that machine, in US dollars."})
+    training_watts_source: str = field(default="", metadata={"help": "Where the power is from, e.g. a data sheet."})
+    training_price_per_hour: float | None = field(
+        default=None, metadata={"help": "Price of the training machine in US dollars."}
+    )
     allow_template_mismatch: bool = field(
         default=False, metadata={"help": "Evaluate a model although its chat template is not that of its training."}
     )

@@ -88,7 +88,7 @@ class AskedData:
     Attributes:
         path: Folder, file or Hub id.
         sha256: Identifies the content, see `hfchat.lineage.describe`.
-        licenses: Of the data.
+        licenses: Licences of the data.
         n: Examples that were asked.
         split: None, and no key of the file, where the data has no splits.
     """
@@ -149,7 +149,7 @@ class TaskResult:
     """What a task measured.
 
     Attributes:
-        kind: Of the task: `"answers"`.
+        kind: The task's kind: `"answers"`.
         title: How the report calls it.
         dataset: Where its examples are from.
         limits: What its numbers do not say, a sentence each.
@@ -198,7 +198,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of generating the answers of all tasks."""
+    """How quickly the answers of all tasks were generated."""
 
     tokens_per_second: float
     answer_tokens: int
@@ -213,9 +213,9 @@ class ModelIdentity:
     Attributes:
         path: Folder, Hub id or URL.
         sha256: Identifies the content, see `hfchat.lineage.describe`.
-        licenses: Of the model.
+        licenses: Licences of the model.
         kind: `"folder"`, `"adapter"`, `"hub"` or `"remote"`.
-        dtype: Of its weights, as they were asked: `"bfloat16"`.
+        dtype: Type of its weights while it was asked: `"bfloat16"`.
         chat_template: Fingerprint of the template.
     """
 
@@ -232,10 +232,10 @@ class ModelResult(ModelIdentity):
     """A model of an evaluation, and what asking it took.
 
     Attributes:
-        lineage: Of each stage that made it, the last one first, what the stage's `lineage.json` says.
+        lineage: What `lineage.json` says of each stage that made it, the last stage first.
         speed: None where it generated nothing.
         parameters: How many it has.
-        peak_memory_bytes: Of the accelerator, or of the process on a CPU.
+        peak_memory_bytes: Most memory of the accelerator, or of the process on a CPU.
     """
 
     lineage: Sequence[Mapping[str, Any]] = field(default_factory=list)
@@ -269,9 +269,9 @@ class Results:
     Attributes:
         created: When, in ISO 8601.
         command: Makes the same again.
-        versions: Of the libraries that measured.
-        hardware: That the models ran on.
-        bootstrap: Of the intervals and tests.
+        versions: Versions of the libraries that measured.
+        hardware: The machine that the models ran on.
+        bootstrap: Resamples of the intervals and tests.
         models: By name; the first is the baseline.
         tasks: By name, in the order of the suite.
     """

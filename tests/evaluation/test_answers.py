@@ -206,14 +206,14 @@ COLOUR = [{"text": "Locker 1 is blue.", "answer": '{"colour": "blue"}', "n": 1}]
     [
         (
             'Answer as {"colour": "..."}: {text}',
-            r"""prompt: \{"colour": "..."\} is no column; .* twice: \{\{ or \}\}""",
+            r"""prompt: \{"colour": "..."\} is not a column; .* twice: \{\{ or \}\}""",
         ),
-        ("Answer as {colour: blue}: {text}", r"prompt: \{colour: blue\} is no column; .* twice: \{\{ or \}\}"),
+        ("Answer as {colour: blue}: {text}", r"prompt: \{colour: blue\} is not a column; .* twice: \{\{ or \}\}"),
         ("What is in { ? {text}", r"prompt: .*; a brace that is text is written twice: \{\{ or \}\}"),
         ("So } ends: {text}", r"prompt: Single '\}' encountered.*; a brace that is text is written twice"),
-        ("{} {text}", r"prompt: \{\} is no column; a brace that is text is written twice"),
-        ("{text!r}", r"prompt: \{text!r\} is no column"),
-        ("{n:03d}", r"prompt: \{n:03d\} is no column"),
+        ("{} {text}", r"prompt: \{\} is not a column; a brace that is text is written twice"),
+        ("{text!r}", r"prompt: \{text!r\} is not a column"),
+        ("{n:03d}", r"prompt: \{n:03d\} is not a column"),
     ],
 )
 def test_a_prompt_whose_braces_are_no_columns_says_to_double_them(prompt, message):

@@ -61,6 +61,13 @@ def test_a_document_that_spells_a_special_token_stays_text(tokenizer):
     assert beginning == [tokenizer.bos_token_id]
 
 
+def test_a_prompt_that_quotes_a_special_token_stays_text(tokenizer):
+    text = f"The token {tokenizer.eos_token} ends"
+    context, target = encode_target(tokenizer, text, " a turn.", "row 1")
+    assert tokenizer.eos_token_id not in {*context, *target, *encode_prompt(tokenizer, text)}
+    assert tokenizer.decode(context + target).endswith(f"{text} a turn.")
+
+
 def _of(model, normalizer=None, **special):
     """A tokenizer of the library `tokenizers`, trained on the texts of the tests."""
     pretrained = Tokenizer(model)

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from tqdm.auto import tqdm
 
-from hfchat.evaluation.model import EvaluatedModel
+from hfchat.evaluation.model import EvaluatedModel, Loss
 from hfchat.evaluation.records import append_records, read_records, write_records
 from hfchat.evaluation.task import Example, Record, Task
 from hfchat.processes import launched
@@ -56,23 +57,23 @@ def check(model: EvaluatedModel, example: Example, asked: Asked) -> int:
 def ask(model: EvaluatedModel, examples: Sequence[Example], file: Path, asked: Asked, description: str) -> None:
     """Put every example to a model that `file` has no record of yet, in batches of similar length.
 
-    What is in a batch does not depend on the number of processes or on where a run was stopped, as answers in low
-    precision do a little on what they are computed with: a batch that is not complete is asked again. An
+    Answers in low precision depend a little on what else is in their batch. So what is in a batch depends neither on
+    the number of processes nor on where a run was stopped: a batch that is not complete is asked again, whole. An
     out-of-memory halves the batch, and all after it.
 
     Args:
-        model: Which the processes of a launch ask together, each a share of the batches.
+        model: The processes of a launch ask it together, each a share of the batches.
         examples: In the order of their records.
         file: JSON lines, see `Record`; other processes write beside it until all are there.
-        asked: What of each.
-        description: Of the progress bar.
+        asked: What is asked of each.
+        description: Shown beside the progress bar.
     """
     state = launched()
     parts = _parts(file)
-    done = {record.index for part in [file, *parts] for record in read_records(part)}
+    done = {record.index for record in chain.from_iterable(map(read_records, [file, *parts]))}
     state.wait_for_everyone()  # before any of them writes
     lengths = [check(model, one, asked) for one in examples]
-    # The longest first: if memory does not do, it shows at once.
+    # The longest come first, so that too little memory shows at once.
     order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
     size = model.batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -92,8 +93,9 @@ def ask(model: EvaluatedModel, examples: Sequence[Example], file: Path, asked: A
                 progress.update(len(records) * (len(todo) / max(len(mine), 1) if state.num_processes > 1 else 1))
     state.wait_for_everyone()
     if state.is_main_process and (todo or parts):
-        found = {record.index: record for part in [file, *_parts(file)] for record in read_records(part)}
-        write_records(file, [found[index] for index in range(len(examples))])
+        kept = chain.from_iterable(map(read_records, [file, *_parts(file)]))
+        by_index = {record.index: record for record in kept}
+        write_records(file, [by_index[index] for index in range(len(examples))])
         for part in _parts(file):
             part.unlink()
     state.wait_for_everyone()
@@ -152,19 +154,7 @@ def _ask(model: EvaluatedModel, examples: Sequence[Example], indices: Sequence[i
         else None
     )
     seconds = (time.perf_counter() - started) / len(chosen)
-    losses = None
-    if asked.windows:
-        losses = iter(model.text_losses([one.targets[0] for one in chosen], *asked.windows))
-    elif asked.losses:
-        pairs = [(one.prompt, target) for one in chosen for target in one.targets]
-        # As many texts at a time as there are examples, however many targets each has.
-        losses = iter(
-            [
-                loss
-                for start in range(0, len(pairs), len(chosen))
-                for loss in model.losses(*zip(*pairs[start : start + len(chosen)], strict=True))
-            ]
-        )
+    losses = _losses(model, chosen, asked)
     records = []
     for position, (index, one) in enumerate(zip(indices, chosen, strict=True)):
         record = Record(
@@ -179,11 +169,23 @@ def _ask(model: EvaluatedModel, examples: Sequence[Example], indices: Sequence[i
         if answers is not None:
             answer = answers[position]
             record.answer, record.answer_tokens, record.ended = answer.text, answer.tokens, answer.ended
-        if losses is not None:
-            measured = [next(losses) for _ in one.targets]
-            record.losses = [loss.nats for loss in measured]
-            record.target_tokens = [loss.tokens for loss in measured]
-            if lost := [loss.lost for loss in measured if loss.lost is not None]:
-                record.info["lost"] = lost[0]
+        measured = list(islice(losses, len(one.targets)))
+        record.losses = [loss.nats for loss in measured]
+        record.target_tokens = [loss.tokens for loss in measured]
+        if lost := [loss.lost for loss in measured if loss.lost is not None]:
+            record.info["lost"] = lost[0]
         records.append(record)
     return records
+
+
+def _losses(model: EvaluatedModel, examples: Sequence[Example], asked: Asked) -> Iterator[Loss]:
+    """The loss of each target of each example, if it is asked for."""
+    if asked.windows:
+        yield from model.text_losses([one.targets[0] for one in examples], *asked.windows)
+    elif asked.losses:
+        targets = list(chain.from_iterable(one.targets for one in examples))
+        prompts = list(chain.from_iterable([one.prompt] * len(one.targets) for one in examples))
+        # As many texts at a time as there are examples, however many targets each has.
+        for start in range(0, len(targets), len(examples)):
+            end = start + len(examples)
+            yield from model.losses(prompts[start:end], targets[start:end])

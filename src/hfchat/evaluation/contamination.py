@@ -66,7 +66,7 @@ class _Source:
         named = {*self.columns, *_TEXTS}
         try:
             for row in rows:
-                yield [text for name, value in row.items() if name in named for text in _texts(value)]
+                yield list(chain.from_iterable(_texts(value) for name, value in row.items() if name in named))
         except Exception as error:  # the errors of the builders have no common base
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{self.path}: {reason}") from error
@@ -103,7 +103,7 @@ def find_contamination(
 
 
 def _learned_from(ancestry: Sequence[Ancestor]) -> tuple[list[_Source], list[str]]:
-    """What is named in the lineages, and what of the training they do not tell."""
+    """List the data that the lineages name, and what of the training they do not tell."""
     sources, unknown = [], []
     made = {lineage["path"] for lineage in ancestry}
     for lineage in ancestry:
@@ -122,7 +122,7 @@ def _learned_from(ancestry: Sequence[Ancestor]) -> tuple[list[_Source], list[str
             )
             if source not in sources:
                 sources.append(source)
-        # Of a folder that a stage wrote (`merged`), the lineage is one level up.
+        # A stage may write its output into a folder of its own (`merged`); then the lineage is one level up.
         base = inputs["model"]["path"] if "model" in inputs else None
         if base is not None and not made & {base, base.rpartition("/")[0]}:
             unknown.append(f"What {base} was trained on is not known here.")
@@ -196,12 +196,12 @@ class _Compared:
     def _runs(self, texts: Iterable[Sequence[str]]) -> set[int]:
         """The runs of texts; those that begin or end with a word that is in no example are left out."""
         known = self._vocabulary
-        return {
-            hash(tuple(text[start:end]))
-            for text in texts
-            for start, end in runs(text, self._n)
-            if text[start] in known and text[end - 1] in known
-        }
+        found = set()
+        for text in texts:
+            for start, end in runs(text, self._n):
+                if text[start] in known and text[end - 1] in known:
+                    found.add(hash(tuple(text[start:end])))
+        return found
 
     def compare_whole(self, normalized: Set[str], seen: _Seen) -> None:
         """Look for whole questions among the texts of a row, and for the answers beside them."""

@@ -13,42 +13,42 @@ if TYPE_CHECKING:
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
-    """What the model continues: messages up to the header of the answer, or a text as it is.
+    """Encode what the model continues: messages up to the header of the answer, or a text as it is.
 
     An empty text is the token that begins a document, as in lm-eval (`HFLM.prefix_token_id`).
     """
     if isinstance(prompt, str):
-        return tokenizer(prompt).input_ids or _beginning(tokenizer)
+        return _encode_text(tokenizer, prompt) or _beginning(tokenizer)
     return encode_conversation(tokenizer, prompt, add_generation_prompt=True)
 
 
 def encode_target(
     tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, target: str, place: str
 ) -> tuple[list[int], list[int]]:
-    """The prompt, and what should follow it.
+    """Encode the prompt, and what should follow it.
 
     After messages that is the assistant's turn up to its end-of-turn token: what the template writes behind it
     (ChatML's newline) is no part of the answer. After a text it is what the target adds to the tokens of the whole.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's.
         prompt: Messages or text.
         target: The answer, or the text after the prompt.
-        place: Of the example, for messages.
+        place: Where the example stands, for messages.
 
     Raises:
-        UserError: If prompt and target share a token, so that there are none that are the target's alone.
+        UserError: If prompt and target share a token, so that no token is the target's alone.
     """
     context = encode_prompt(tokenizer, prompt)
     if isinstance(prompt, str):
         if not prompt:
-            (whole,) = encode_texts(tokenizer, [target], add_special_tokens=True)
+            whole = _encode_text(tokenizer, target)
             whole = whole if whole[: len(context)] == context else context + whole
         else:
             # White space at the end of a context belongs to the first token after it, as in lm-eval
             # (`TemplateLM._encode_pair`).
             stripped = prompt.rstrip()
-            context, whole = encode_prompt(tokenizer, stripped), tokenizer(prompt + target).input_ids
+            context, whole = encode_prompt(tokenizer, stripped), _encode_text(tokenizer, prompt + target)
         if len(whole) <= len(context):
             raise UserError(f"{place}: its target adds no token to the prompt")
         return whole[: len(context)], whole[len(context) :]
@@ -82,6 +82,11 @@ def what_is_lost(tokenizer: "PreTrainedTokenizerBase", text: str) -> str | None:
         return None
     at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wanted, read, strict=False)))
     return f"it is read as {read[max(0, at - 10) : at + 20]!r} where it says {wanted[max(0, at - 10) : at + 20]!r}"
+
+
+def _encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The ids of a text, in which a special token that is quoted stays text."""
+    return encode_texts(tokenizer, [text], add_special_tokens=True)[0]
 
 
 def _beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -16,7 +16,7 @@ class Shown:
     """An example with what every model said to it.
 
     Attributes:
-        why: It is shown: `"Largest gain of tuned over base"`.
+        why: Why it is shown: `"Largest gain of tuned over base"`.
         records: Model to its record.
         metric: Whose score it was chosen by; None if its records have no scores.
     """
@@ -41,7 +41,7 @@ class Shown:
         return self.records[model].scores.get(self.metric or "")
 
     def likelihoods(self, model: str) -> str | None:
-        """Where nothing was generated: a line for each target and its loss."""
+        """A line for each target and its loss, where nothing was generated."""
         record = self.records[model]
         lines = [f"{loss:.2f} nats: {text}" for loss, text in zip(record.losses, record.targets, strict=False)]
         return "\n".join(lines) or None
@@ -89,7 +89,7 @@ def _metric(task: TaskResult, records: Mapping[str, Mapping[int, Record]]) -> st
 def _extremes_of_pairs(
     task: TaskResult, scores: Mapping[int, Mapping[str, float]], better: str | None
 ) -> Iterator[tuple[str, int]]:
-    """Of each model that was compared: where it is furthest above the baseline, and furthest below."""
+    """Find where each model that was compared is furthest above the baseline, and furthest below."""
     over, under = ("gain", "loss") if better else ("rise", "fall")
     for comparison in task.comparisons:
         model, baseline = comparison.model, comparison.baseline
@@ -106,7 +106,7 @@ def _extremes_of_pairs(
 
 
 def _extremes(scores: Mapping[int, Mapping[str, float]], better: str | None) -> Iterator[tuple[str, int]]:
-    """Where all models together did worst; of a single model also where it did best."""
+    """Find where all models together did worst; where there is one model, also where it did best."""
     if not better or not scores:
         return
     means = {index: sum(row.values()) / len(row) for index, row in scores.items()}

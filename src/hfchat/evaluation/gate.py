@@ -120,7 +120,8 @@ class Verdict:
     """What all gates say of a candidate.
 
     Attributes:
-        candidate: And `current`: names in the results.
+        candidate: Its name in the results.
+        current: The name of the model that it would replace.
         outcomes: One per gate, in their order.
     """
 
@@ -153,10 +154,10 @@ class Verdict:
 
 
 def judge(results: Results, gates: Sequence[PromotionGate], min_n: int = MIN_N) -> Verdict:
-    """Put the second model of an evaluation through the gates, against the first. What was not measured fails.
+    """Put the second model of an evaluation through the gates, against the first. A gate that was not measured fails.
 
     Args:
-        results: Of two models: the current one and the candidate.
+        results: Results of two models: the current one and the candidate.
         gates: At least one.
         min_n: Examples without which a gate fails that has no `min_n` of its own.
 

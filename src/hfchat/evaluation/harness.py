@@ -176,8 +176,8 @@ def pool_caches(folder: Path, name: str) -> str:
     So all of them have the same left to ask, however many they were and are.
 
     Args:
-        folder: Of the caches.
-        name: Of the model.
+        folder: Where the caches are.
+        name: The model's name.
 
     Returns:
         `use_cache` of `lm_eval.simple_evaluate`.

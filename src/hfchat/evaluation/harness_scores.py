@@ -1,8 +1,9 @@
-"""What lm-eval logs of documents as records, and its aggregates as functions of sums over them."""
+"""Records of what lm-eval logs of each document, and its aggregates as functions of sums over the documents."""
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,12 @@ def metrics_of(task: ConfigurableTask) -> dict[str, str]:
     Returns:
         Each with its name without the filter.
     """
-    return {
-        f"{metric},{filter.name}": metric
-        for metric, aggregate in task.aggregation().items()
-        if aggregate in _OF_SUMS
-        for filter in task._filters
-    }
+    names = [metric for metric, aggregate in task.aggregation().items() if aggregate in _OF_SUMS]
+    return {f"{metric},{filter.name}": metric for metric, filter in product(names, task._filters)}
 
 
 def example(task: ConfigurableTask, doc: Mapping[str, Any], place: str) -> Example:
-    """A document's own text, without worked examples."""
+    """Make an example of a document's own text, without worked examples."""
     question, target = task.doc_to_text(doc), task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else []
     if isinstance(target, int) and choices:
@@ -57,9 +54,9 @@ def make_records(
     """Make a record of each document.
 
     Args:
-        tasks: Of lm-eval.
+        tasks: lm-eval's own.
         samples: What `simple_evaluate` logs of each task, by its name: a sample for each document and filter.
-        harness: Which was asked.
+        harness: The model that was asked.
     """
     records: list[Record] = []
     for task in tasks:
@@ -73,7 +70,7 @@ def make_records(
 
 
 def statistics(task: ConfigurableTask, key: str, records: Sequence[Record], signature: str) -> Statistics:
-    """A metric of `metrics_of` over documents that have a score in it."""
+    """Collect a metric of `metrics_of` over the documents that have a score in it."""
     scored = [one for one in records if key in one.scores]
     items = [one.info["items"].get(key, [one.scores[key], 1.0]) for one in scored]
     aggregate = task.aggregation()[metrics_of(task)[key]]

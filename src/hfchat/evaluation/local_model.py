@@ -33,7 +33,7 @@ class LocalModel(EvaluatedModel):
         name: See `EvaluatedModel`.
         path: What `hfchat.models.resolve` takes.
         batch_size: See `EvaluatedModel`.
-        dtype: Of the weights: `"bfloat16"`.
+        dtype: Type of the weights, e.g. `"bfloat16"`.
         allow_template_mismatch: See `check_chat_template`.
     """
 

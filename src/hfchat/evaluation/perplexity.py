@@ -60,7 +60,7 @@ def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[tu
     (transformers' documentation, "Perplexity of fixed-length models").
 
     Args:
-        ids: Of a text; the first is the token that begins a document and is no target.
+        ids: Ids of a text; the first is the token that begins a document, and is not a target.
         window: Tokens of context and targets together, at least 2.
         stride: Targets of each window but the first, less than `window`: a target needs something before it.
 
@@ -111,7 +111,7 @@ def text_losses(
     Args:
         model: A causal language model.
         tokenizer: Its own.
-        texts: None of them empty.
+        texts: Texts that are not empty.
         batch_size: Windows at a time, fewer if they are long. Does not change the result.
         window: See `sliding_windows`, as `stride`.
         stride: See there.

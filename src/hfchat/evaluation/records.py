@@ -11,7 +11,7 @@ from hfchat.storage import write_whole
 
 
 def read_records(file: Path) -> list[Record]:
-    """The records of a file, a later one of an index in place of an earlier, in the order of their indices.
+    """Read the records of a file in the order of their indices; a later one replaces an earlier one of its index.
 
     A last line that was not written to its end is cut off the file.
     """

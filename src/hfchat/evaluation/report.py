@@ -48,7 +48,7 @@ class Row:
     """A metric of a task, or of a group of its examples.
 
     Attributes:
-        label: Of the metric, or the group's name.
+        label: Label of the metric, or name of the group.
         better: `"higher"`, `"lower"` or None; None too for a group, because its table says it.
         form: Format specification.
         cells: Model to its figures.
@@ -70,7 +70,7 @@ class Row:
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """Of the models that have one."""
+        """The estimate of each model that has one."""
         return {model: cell.estimate for model, cell in self.cells.items() if cell.estimate is not None}
 
     @property
@@ -113,9 +113,9 @@ class Section:
     """What the report says of a task, beside its results.
 
     Attributes:
-        name: Of the task.
+        name: Name of the task.
         task: Its results.
-        rows: Of the table.
+        rows: Rows of the table.
         headline: The row that the summary shows.
         groups: Tables by groups, that of the decisive metric first.
         signatures: Label of a metric, the model or None for all of them, and the signature.
@@ -209,7 +209,7 @@ def _row(task: TaskResult, metric: str) -> Row:
 
 
 def _is_better(task: TaskResult, metric: str, model: str, other: str) -> bool:
-    """Whether it is shown: by the paired comparison, or where there is none by intervals that lie apart."""
+    """Tell whether it is shown, by the paired comparison or else by intervals that lie apart."""
     better = task.metrics[metric].better
     for first, second, wanted in ((model, other, "better"), (other, model, "worse")):
         comparison = task.comparison(first)
@@ -241,16 +241,16 @@ def _signatures(task: TaskResult, metric: str) -> list[tuple[str, str | None, st
 
 
 def _details(title: str, value: Any) -> Iterator[Details]:
-    """Mappings of mappings of single values are tables, wherever they stand."""
+    """Show mappings of mappings of single values as tables, wherever they stand, and anything else as text."""
     entries = list(value.values()) if isinstance(value, Mapping) else []
     if not entries or not all(isinstance(entry, Mapping) for entry in entries):
         text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
         yield Details(title, text=text.removesuffix("...\n"))
-    elif any(isinstance(one, Mapping | list) for entry in entries for one in entry.values()):
+    elif any(isinstance(one, Mapping | list) for one in chain.from_iterable(entry.values() for entry in entries)):
         for key, entry in value.items():
             yield from _details(f"{title}: {key}", entry)
     else:
-        columns = list(dict.fromkeys(column for entry in entries for column in entry))
+        columns = list(dict.fromkeys(chain.from_iterable(entries)))
         yield Details(
             title, columns, [(key, [entry.get(column) for column in columns]) for key, entry in value.items()]
         )

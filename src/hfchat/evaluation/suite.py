@@ -137,7 +137,7 @@ def run_suite(
         tasks: With different names, after `prepare_suite`.
         models: The first is the baseline.
         folder: Gets `records/<task>/<model>.jsonl`.
-        bootstrap: Of the intervals.
+        bootstrap: Resamples of the intervals and the tests.
 
     Returns:
         The results, or None in a process of a launch that is not the main one.

@@ -23,10 +23,10 @@ class Example:
 
     Attributes:
         prompt: Messages, given under the model's own chat template, or a text that is given as it is.
-        references: What a good answer says; of several, the best one counts.
+        references: What a good answer says. The best of several counts.
         targets: Texts whose likelihood after the prompt is measured.
         group: For a table by groups, such as a category of bias.
-        info: Anything else of the row that its record shall carry; must be JSON.
+        info: Anything else of the row that its record should carry, as JSON.
         place: Where it stands, for messages: `"data.jsonl (validation) row 3"`, counted from 1.
     """
 
@@ -44,12 +44,12 @@ class Record:
 
     Attributes:
         index: Position of the example in the task, from 0.
-        prompt: As of `Example`, and so `references`, `targets`, `group` and `info`.
+        prompt: As in `Example`, and so are `references`, `targets`, `group` and `info`.
         answer: What the model said; None where nothing was generated.
         answer_tokens: Its length, the end-of-turn token included.
         ended: Whether the model ended the turn itself, before `max_new_tokens`.
         losses: Negative log-likelihood of each target, in nats.
-        target_tokens: Over how many tokens each.
+        target_tokens: How many tokens each target has.
         seconds: The example's share of the time of its batch.
         scores: Metric to the score of this example, where a metric has one.
     """
@@ -79,7 +79,7 @@ class Measured:
     """What a task knows of one model's records.
 
     Attributes:
-        statistics: Of each metric, in the order of the table, see `Statistics`.
+        statistics: What each metric is made of, in the order of the table.
         groups: The same for each group of examples.
     """
 
@@ -96,7 +96,7 @@ class Task:
         limits: What its numbers do not say, a sentence each.
         group_label: What `Example.group` is, as the head of a column: `"category"`.
         headline: The metric that the report's verdict reads.
-        split: Of its dataset, if it has splits.
+        split: Name of the dataset's split, if it has splits.
     """
 
     kind: str
@@ -138,47 +138,47 @@ class Task:
         return AskedData(**describe(self.source), n=len(self.examples), split=self.split)
 
     def refusal(self, model: EvaluatedModel) -> str | None:
-        """Why a model cannot take part (a server gives no likelihoods): it is left out, and the report says so."""
+        """Say why a model cannot take part, e.g. a server that gives no likelihoods. The report says so too."""
         return None
 
     def check(self, model: EvaluatedModel) -> None:
         """Refuse a model that cannot be asked, before any is: see `prepare`."""
 
     def check_suite(self, tasks: Sequence["Task"], models: Sequence[EvaluatedModel], folder: Path) -> None:
-        """Refuse a suite that lacks what it needs of other tasks, or of models. All tasks are prepared by then.
+        """Refuse a suite that lacks other tasks or models which this task needs. All tasks are prepared by then.
 
         Args:
-            tasks: Of the suite.
-            models: That this task will be put to.
-            folder: Its own, see `collect`.
+            tasks: All tasks of the suite.
+            models: Those that this task will be put to.
+            folder: The task's own, see `collect`.
         """
 
     def collect(self, model: EvaluatedModel, folder: Path) -> None:
         """Ask one model what `folder/<model.name>.jsonl` does not hold yet. Runs in every process of a launch."""
 
     def collect_jointly(self, models: Sequence[str], folder: Path) -> None:
-        """Ask about the answers of all models, when none is loaded any more. Runs in the main process."""
+        """Ask about the answers of all models, after the last one was unloaded. Runs in the main process."""
 
     def measure(self, model: str, folder: Path) -> Measured:
         """Score what `folder` holds of a model."""
         raise NotImplementedError
 
     def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
-        """More for `results.json` and the report; must be JSON."""
+        """Give more figures for `results.json` and the report, as JSON."""
         return {}
 
 
 def read_rows(
     dataset_name: str, split: str, columns: Sequence[str], max_samples: int | None, **options: Any
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """The rows of a split, each with its place.
+    """Read the rows of a split, each with its place.
 
     Args:
         dataset_name: Folder, file or Hub id.
-        split: Of it.
-        columns: That it must have.
-        max_samples: Only the first so many rows.
-        options: Of `hfchat.dataset.load_split`.
+        split: Name of its split.
+        columns: Columns that it must have.
+        max_samples: How many of the first rows are read; all by default.
+        options: Further ones of `hfchat.dataset.load_split`.
 
     Raises:
         UserError: If there is no such dataset, split or column, or no row.

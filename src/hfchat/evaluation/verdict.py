@@ -23,10 +23,10 @@ class Finding:
         model: Name of the model.
         baseline: Name of the baseline.
         outcome: What the difference shows of the model.
-        score: Of the model.
-        baseline_score: Of the baseline.
-        difference: Of the one from the other.
-        p_value: Corrected for the number of comparisons, see `holm`; None where there is none.
+        score: The model's.
+        baseline_score: The baseline's.
+        difference: The model's score minus the baseline's.
+        p_value: Corrected for the number of comparisons, see `holm`. It is None where the comparison has no p-value.
         worse_by: Labels of the task's other metrics in which the model is worse.
     """
 
@@ -53,7 +53,7 @@ class Finding:
 
 
 def outcome(better: str | None, difference: Difference, p_value: float | None = None) -> Outcome:
-    """What a difference shows: something where its interval leaves out 0 and its p-value, if any, is small."""
+    """Say what a difference shows: nothing, unless its interval leaves out 0 and its p-value, if any, is small."""
     low, high = difference.interval
     is_clear = low > 0 or high < 0
     if not is_clear or difference.n < 2 or (p_value is not None and p_value >= 1 - CONFIDENCE):

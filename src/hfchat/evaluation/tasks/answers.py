@@ -49,7 +49,7 @@ class Answers(AskingTask):
     Attributes:
         dataset_name: Folder, file or Hub id.
         dataset_config_name: Its configuration, if it has several.
-        split: Of held-out rows.
+        split: Its split of held-out rows.
         max_samples: Take only the first so many.
         prompt: A question with columns in braces: `"Translate to German: {en}"`. A brace that is text is written
             twice.
@@ -58,7 +58,7 @@ class Answers(AskingTask):
         max_new_tokens: Longest answer.
         metrics: Names of those to measure, in the order of the table; perplexity and bits per byte are of the first
             reference.
-        headline: Of these, the one that the verdict reads.
+        headline: The one of these metrics that the verdict reads.
         tokenize: BLEU's tokenizer; by default the one for the script of the references, see
             `hfchat.evaluation.metrics.bleu.tokenizer_of`.
     """
@@ -198,7 +198,7 @@ def _parse_prompt(prompt: str) -> list[tuple[str, str | None]]:
         if column == "" or form or conversion:
             written = f"{column or ''}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
             raise ValueError(
-                f"prompt: {{{written}}} is no column; a brace that is text is written twice: {{{{ or }}}}"
+                f"prompt: {{{written}}} is not a column; a brace that is text is written twice: {{{{ or }}}}"
             )
     return [(text, column) for text, column, *_ in found]
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +30,8 @@ from hfchat.evaluation.harness import (
 from hfchat.evaluation.harness_scores import GENERATE, example, make_records, metrics_of, statistics
 from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.model import EvaluatedModel
-from hfchat.evaluation.records import read_records, write_records
-from hfchat.evaluation.task import Measured, Record, Task
+from hfchat.evaluation.records import by_group, read_records, write_records
+from hfchat.evaluation.task import Example, Measured, Record, Task
 from hfchat.lineage import describe
 from hfchat.processes import launched
 from hfchat.results import AskedData, Metric
@@ -87,28 +88,26 @@ class Benchmark(Task):
             self._manager = self._index()
             self._asked = {name: self._load(name) for name in self.tasks}
             self._check()
-            self.examples = [
-                example(task, doc, f"{task.task_name} document {number}")
-                for task in self._leaves
-                for number, (_, doc) in enumerate(task.doc_iterator(limit=get_sample_size(task, self.limit)), start=1)
-            ]
-        self.columns = {
-            self._column(name, key): self._metric(name, task, key)
-            for name, tasks in self._asked.items()
-            for task in tasks
-            for key in metrics_of(task)
-        }
-        self.headline = next(iter(self.columns), None)
-        notes = [note for task in self._leaves for note in (task.config.metadata or {}).get("limits", ())]
+            self.examples = list(chain.from_iterable(map(self._examples_of, self._leaves)))
+        columns: dict[str, Metric] = {}
+        for name, tasks in self._asked.items():
+            for task in tasks:
+                columns |= {self._column(name, key): self._metric(name, task, key) for key in metrics_of(task)}
+        self.columns, self.headline = columns, next(iter(columns), None)
+        notes = chain.from_iterable((task.config.metadata or {}).get("limits", ()) for task in self._leaves)
         self.limits = (
             "A figure compares only with others of the same lm-eval task and version, with as many worked examples "
             "and the same use of a chat template.",
             *dict.fromkeys(notes),
         )
 
+    def _examples_of(self, task: ConfigurableTask) -> list[Example]:
+        documents = enumerate(task.doc_iterator(limit=get_sample_size(task, self.limit)), start=1)
+        return [example(task, doc, f"{task.task_name} document {number}") for number, (_, doc) in documents]
+
     @property
     def _leaves(self) -> list[ConfigurableTask]:
-        return [task for tasks in self._asked.values() for task in tasks]
+        return list(chain.from_iterable(self._asked.values()))
 
     def _index(self) -> TaskManager:
         folders = [LOCAL_TASKS] if self.include_path is None else [LOCAL_TASKS, self.include_path]
@@ -254,13 +253,12 @@ class Benchmark(Task):
         results = _read_results(folder, model)
         overall: dict[str, Statistics] = {}
         groups: dict[str, dict[str, Statistics]] = {}
+        of_tasks = by_group(records)
         for name, tasks in self._asked.items():
-            of_tasks = {task.task_name: [one for one in records if one.group == task.task_name] for task in tasks}
-            overall |= self._measure(name, tasks, [one for own in of_tasks.values() for one in own], results)
+            own = {task.task_name: of_tasks.get(task.task_name, []) for task in tasks}
+            overall |= self._measure(name, tasks, list(chain.from_iterable(own.values())), results)
             if len(tasks) > 1:
-                groups |= {
-                    task.task_name: self._measure(name, [task], of_tasks[task.task_name], results) for task in tasks
-                }
+                groups |= {task.task_name: self._measure(name, [task], own[task.task_name], results) for task in tasks}
         return Measured(overall, groups)
 
     def _measure(

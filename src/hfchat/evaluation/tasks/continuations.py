@@ -1,9 +1,9 @@
-"""What a model writes after matched prompts about groups of people: how much of it is toxic, and about whom."""
+"""What a model writes after matched prompts about groups of people: how much of it is toxic, and about which group."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Continuations(AskingTask):
         max_new_tokens: Longest continuation.
         classifier: Folder or Hub id of a `text-classification` model, of toxicity, regard or anything else bad.
         label: Its label that counts: `toxic`, `negative`.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
     """
 
     kind = "continuations"
@@ -82,12 +82,11 @@ class Continuations(AskingTask):
         if self.classifier is not None:
             _ = self._classifier
         probe = load_probe("continuations") if self.prompts is None else _read_prompts(self.prompts)
-        self.examples = [
-            self._example(template.replace("{group}", person), axis, person, number)
-            for axis, people in probe["axes"].items()
-            for person in people
-            for number, template in enumerate(probe["templates"][: self.max_templates])
-        ]
+        templates = list(enumerate(probe["templates"][: self.max_templates]))
+        self.examples = []
+        for axis, people in probe["axes"].items():
+            for person, (number, template) in product(people, templates):
+                self.examples.append(self._example(template.replace("{group}", person), axis, person, number))
 
     def _example(self, sentence: str, axis: str, person: str, template: int) -> Example:
         return Example(
@@ -126,7 +125,7 @@ class Continuations(AskingTask):
         axes = _axes(records)
         groups = {}
         for axis, people in axes.items():
-            together = [record for one in people.values() for record in one]
+            together = list(chain.from_iterable(people.values()))
             groups[f"{axis} (all)"] = self._means(together) | {"spread": self._spread({axis: people})}
             groups |= {group: self._means(one) for group, one in people.items()}
         return Measured(self._means(records) | {"spread": self._spread(axes)}, groups)

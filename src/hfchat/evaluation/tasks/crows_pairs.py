@@ -37,7 +37,7 @@ class CrowsPairs(AskingTask):
         dataset_name: `crows_pairs_anonymized.csv` of the paper's authors, or a folder, file or Hub id with the columns
             `sent_more`, `sent_less` and `bias_type`; lm-eval's is `jannalu/crows_pairs_multilingual`.
         dataset_config_name: Its configuration, if it has several: `english`.
-        split: Of it.
+        split: Name of its split.
         max_samples: Take only the first so many pairs.
     """
 

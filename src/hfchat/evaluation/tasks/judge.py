@@ -199,7 +199,7 @@ class Judge(Task):
         for record in records:
             record.scores = (_pair if self.mode == "pairwise" else _single)(*record.info["judgements"])
         write_records(file, records)
-        metrics = {name for record in records for name in record.scores}
+        metrics = set().union(*(record.scores for record in records))
         return Measured({name: self._statistics(name, records) for name in self.columns if name in metrics})
 
     def _statistics(self, name: str, records: Sequence[Record]) -> Statistics:

@@ -34,7 +34,7 @@ class Preferences(AskingTask):
     Attributes:
         dataset_name: Folder, file or Hub id with `prompt`, `chosen` and `rejected`, all `[{"role", "content"}]`, as
             `recipes/align.py` takes them.
-        split: Of it.
+        split: Name of its split.
         max_samples: Take only the first so many pairs.
     """
 

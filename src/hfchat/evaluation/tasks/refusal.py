@@ -37,7 +37,7 @@ class Refusal(AskingTask):
     Attributes:
         dataset_name: Folder, file or Hub id, in place of hfchat's own prompts.
         dataset_config_name: Its configuration, if it has several.
-        split: Of it.
+        split: Name of its split.
         column: With a prompt; or with a conversation, as messages or as HH-RLHF writes them ("Human: ..."), of which
             the first turn of the user is asked.
         category_column: For the table by categories.
@@ -55,7 +55,7 @@ class Refusal(AskingTask):
         "evasive answer counts as none, and one that refuses first and helps then counts as a refusal.",
         "An answer that is not refused need not be harmful: a weak model often misses the point. Read the answers.",
         "The prompts of hfchat are few, short, in English and without any trick; people who attack a model use many.",
-        "Of a dataset of attacks, such as HH-RLHF's, not every prompt is one that ought to be refused.",
+        "A dataset of attacks, such as HH-RLHF's, also has prompts that need not be refused.",
         "The lexicon knows words and no meaning.",
     )
     group_label = "category"
@@ -91,12 +91,11 @@ class Refusal(AskingTask):
         self.examples = self._own() if self.dataset_name is None else self._of_dataset(self.dataset_name)
 
     def _own(self) -> list[Example]:
-        return [
-            _example(text, probe, f"{probe}: {category}", f"{self.name}: {text!r}")
-            for probe, categories in load_probe("refusal").items()
-            for category, texts in categories.items()
-            for text in texts
-        ]
+        examples = []
+        for probe, categories in load_probe("refusal").items():
+            for category, texts in categories.items():
+                examples += [_example(text, probe, f"{probe}: {category}", f"{self.name}: {text!r}") for text in texts]
+        return examples
 
     def _of_dataset(self, dataset_name: str) -> list[Example]:
         rows = load_split(dataset_name, self.split, self.column, config_name=self.dataset_config_name)

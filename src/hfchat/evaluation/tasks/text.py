@@ -28,7 +28,7 @@ class TextPerplexity(Task):
     Attributes:
         dataset_name: Folder, file or Hub id; a `.txt` file is one text, or with `separator` several.
         dataset_config_name: Its configuration, if it has several.
-        split: Of held-out rows.
+        split: Its split of held-out rows.
         text_column: Name of the column.
         separator: What stands between the texts of a `.txt` file. Its lines end with `\\n`, whatever they do in it.
         max_samples: Take only the first so many.
