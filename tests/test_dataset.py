@@ -5,7 +5,7 @@ import shutil
 import pytest
 from datasets import Dataset, IterableDataset
 
-from hfchat.dataset import check_apart, has_split, load_split, load_text_splits
+from hfchat.dataset import has_split, learned_rows, load_split, load_text_splits
 from hfchat.errors import UserError
 
 
@@ -189,7 +189,6 @@ def test_missing_conversations_are_no_missing_corpus(column):
         load_split("mine/pairs.jsonl", "train", column)
 
 
-def test_what_is_measured_must_not_be_learned():
-    check_apart([[1, 2], [3]], [[1], [2, 3]], "here", "rows")
-    with pytest.raises(UserError, match=r"here: 1 of its 2 rows are in the train split too, row 1 .*, or wait"):
-        check_apart([[1, 2], [3]], [[1], [3]], "here", "rows", ", or wait")
+def test_rows_that_are_learned_and_measured_are_found():
+    assert learned_rows([[1, 2], [3]], [[1], [2, 3]]) == []
+    assert learned_rows([[1, 2], [3]], [[1], [3], [1, 2]]) == [1, 2]

@@ -150,28 +150,15 @@ def _first_asked(messages: Any) -> str:
     return str(next(asked, messages))
 
 
-def check_apart(
-    learned: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]], place: str, kind: str, remedy: str = ""
-) -> None:
-    """Refuse to measure on what is learned.
+def learned_rows(learned: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]]) -> list[int]:
+    """The rows of what is held out that are learned too; measuring on them would measure memory.
 
     Args:
         learned: Tokens of the rows to learn from.
         held_out: Tokens of the rows to measure on.
-        place: Where the rows to measure on come from, for the message.
-        kind: What a row is.
-        remedy: What else the user can do.
-
-    Raises:
-        UserError: If a row is in both.
     """
     known = {tuple(ids) for ids in learned}
-    rows = [tuple(ids) in known for ids in held_out]
-    if leaked := sum(rows):
-        raise UserError(
-            f"{place}: {leaked:,} of its {len(rows):,} {kind} are in the train split too, row {rows.index(True)} "
-            f"among them; take them out of one{remedy}"
-        )
+    return [row for row, ids in enumerate(held_out) if tuple(ids) in known]
 
 
 def has_split(dataset_name: str, split: str, *, config_name: str | None = None) -> bool:

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import check_end_of_turn
-from hfchat.dataset import check_apart, has_split, load_split
+from hfchat.dataset import has_split, learned_rows, load_split
 from hfchat.errors import UserError
 from hfchat.messages import check_learned
 from hfchat.token_ids import Messages, encode_conversation
@@ -113,7 +113,11 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
         train, counts = tokenize_preferences(rows, tokenizer, args.max_length, place)
         place = f"dataset_name {name}: split '{args.dataset_test_split}'"
         held_out, held_out_counts = tokenize_preferences(held_out_rows, tokenizer, args.max_length, place)
-        check_apart(_answers(train), _answers(held_out), place, "answers")
+        if leaked := learned_rows(_answers(train), _answers(held_out)):
+            raise UserError(
+                f"{place}: {len(leaked):,} of its {len(held_out):,} answers are in the train split too, row "
+                f"{leaked[0]} among them; take them out of one"
+            )
         # What is measured on is pairs whatever the method, ...
         held_out = split_pairs(held_out) if held_out_counts.kind == "pairs" else couple_thumbs(held_out, args.seed)
         if not len(held_out):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import check_apart, load_conversation_splits
+from hfchat.dataset import learned_rows, load_conversation_splits
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
@@ -121,10 +121,12 @@ def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenize
         rows, held_out = load_conversation_splits(name, *splits, config_name=args.dataset_config_name)
         train, supervision = supervise(rows, tokenizer, args.max_length, name)
         test, _ = supervise(held_out, tokenizer, args.max_length, name)
-    if not args.allow_leakage:
-        place = f"dataset_name {name}: split '{args.dataset_test_split}'"
-        remedy = ", or pass --allow_leakage true"
-        check_apart(train["input_ids"], test["input_ids"], place, "conversations", remedy)
+    if not args.allow_leakage and (leaked := learned_rows(train["input_ids"], test["input_ids"])):
+        raise UserError(
+            f"dataset_name {name}: split '{args.dataset_test_split}': {len(leaked):,} of its {len(test):,} "
+            f"conversations are in the train split too, row {leaked[0]} among them; take them out of one, or pass "
+            "--allow_leakage true"
+        )
     return Conversations(train, test, supervision, held_out["messages"])
 
 
