@@ -249,9 +249,16 @@ def curate(
         reviews = [review for review in reviews if review.id not in ids]
 
     # First what says nothing about the model; then what nobody can have meant; last who is believed, and how much.
-    drop("other_model", {review.id for review in reviews if not _is_of_model(review.answer, args.model)})
-    drop("other_template", {review.id for review in reviews if not _has_template(review.answer, args)})
-    drop("blocked", {review.id for review in reviews if _is_blocked(review.answer)})
+    answered = {review.id: review.answer for review in reviews}
+    model, template = args.model, args.template_fingerprint
+    drop(
+        "other_model", {id for id, answer in answered.items() if model not in (None, answer.model, answer.full_model)}
+    )
+    drop(
+        "other_template",
+        {id for id, answer in answered.items() if template not in (None, answer.template_fingerprint)},
+    )
+    drop("blocked", {id for id, answer in answered.items() if _is_blocked(answer)})
     drop("too_fast", too_fast(reviews, args.max_per_minute))
     drop("same_everywhere", same_everywhere(reviews, args.max_prompts_per_text))
     drop("only_words", {review.id for review in reviews if not review.statements})
@@ -288,9 +295,9 @@ class _Statements:
         ratings = [(review, review.rating) for review in reviews if review.rating is not None]
         preferences = [(review, review.over) for review in reviews if review.over is not None]
         corrections = [(review, review.correction) for review in reviews if review.correction is not None]
-        self._rated = self._hold("rating", ratings, _answer_of, self._fault_of_rating)
-        self._preferred = self._hold("preference", preferences, _pair_of, self._fault_of_preference)
-        self._corrected = self._hold("correction", corrections, _answer_of, self._fault_of_correction)
+        self._rated = self._hold("rating", ratings, self._fault_of_rating)
+        self._preferred = self._hold("preference", preferences, self._fault_of_preference)
+        self._corrected = self._hold("correction", corrections, self._fault_of_correction)
 
     def examples(self) -> Iterator[tuple[str, Example]]:
         """The examples, each with the name of its dataset."""
@@ -322,14 +329,18 @@ class _Statements:
         self,
         what: str,
         statements: Sequence[tuple[Review, _Said]],
-        about: Callable[[Review, _Said], Hashable],
         fault: Callable[[Review, _Said], str | None],
     ) -> list[tuple[Review, _Said]]:
         """The statements that hold; the others are removed. If one person makes several, the last counts."""
-        last = {(about(review, said), review.person): review.id for review, said in statements}
+
+        def question(review: Review) -> Hashable:
+            pair = review.over if what == "preference" else None
+            return review.person, review.answer.key if pair is None else pair_of(review.answer, pair)
+
+        last = {question(review): review.id for review, _ in statements}
         holding = []
         for review, said in statements:
-            replaced = last[about(review, said), review.person] != review.id
+            replaced = last[question(review)] != review.id
             if reason := "replaced" if replaced else fault(review, said):
                 self.removed.append(Removed(review.id, what, reason))
             else:
@@ -347,7 +358,7 @@ class _Statements:
     def _fault_of_preference(self, review: Review, over: AnswerRow) -> str | None:
         if review.answer.key == over.key:
             return "same_answer"
-        side = self._verdicts[_pair_of(review, over)]
+        side = self._verdicts[pair_of(review.answer, over)]
         if side is None:
             return "contradictory"
         if side != review.answer.key:
@@ -375,14 +386,6 @@ class _Statements:
             return "unfinished"
         is_flagged = any(finding["place"] == "answer" for finding in answer.findings)
         return "unsafe" if is_flagged or self._is_unsafe(answer.text) else None
-
-
-def _answer_of(review: Review, said: object) -> Hashable:
-    return review.answer.key
-
-
-def _pair_of(review: Review, over: AnswerRow) -> Hashable:
-    return pair_of(review.answer, over)
 
 
 def _choose(
@@ -438,14 +441,6 @@ def _pair(source: str, review: Review, text: str, worse: AnswerRow, texts: tuple
 
 def _answered(answer: AnswerRow, text: str) -> list[Turn]:
     return [*answer.messages, Turn(role="assistant", content=text)]
-
-
-def _is_of_model(answer: AnswerRow, model: str | None) -> bool:
-    return model in (None, answer.model, answer.full_model)
-
-
-def _has_template(answer: AnswerRow, args: CurationArguments) -> bool:
-    return args.template_fingerprint in (None, answer.template_fingerprint)
 
 
 def _is_blocked(answer: AnswerRow) -> bool:

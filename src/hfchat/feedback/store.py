@@ -205,9 +205,9 @@ class Store:
         # A person who gave one opinion before names were redacted, and another since, has two that hold.
         if row.replaced_at is None and user != row.user_id and _has_opinion(row, user):
             row.replaced_at = datetime.now(UTC)
-        row.correction = self._redacted(row.correction)
-        row.comment = self._redacted(row.comment)
-        row.tags = [self._redact(tag) for tag in row.tags]
+        row.correction = self._redacted_value(row.correction)
+        row.comment = self._redacted_value(row.comment)
+        row.tags = self._redacted_value(row.tags)
         row.user_id = user
 
     def forget_deleted(self) -> bool:
@@ -277,11 +277,7 @@ class Store:
             "preferred_over_key": discarded.id if discarded else None,
         }
         # The same once more changes nothing.
-        if (
-            before is not None
-            and len(mine) == 1
-            and all(getattr(before, name) == said for name, said in values.items())
-        ):
+        if before is not None and len(mine) == 1 and values == {name: getattr(before, name) for name in values}:
             return Stored(before.id, before.created_at, opinion, is_new=False, model_version=answer.model_version)
         now = datetime.now(UTC)
         for row in mine:
@@ -298,9 +294,6 @@ class Store:
         session.add(new)
         return Stored(new.id, now, opinion, before.id if before else None, model_version=answer.model_version)
 
-    def _redacted(self, text: str | None) -> str | None:
-        return None if text is None else self._redact(text)
-
     def _redacted_value(self, value: Any) -> Any:
         """JSON with all texts in it redacted, such as stop strings."""
         if isinstance(value, Mapping):
@@ -315,9 +308,9 @@ class Store:
     def _redacted_opinion(self, opinion: Opinion) -> Opinion:
         return replace(
             opinion,
-            correction=self._redacted(opinion.correction),
-            comment=self._redacted(opinion.comment),
-            tags=tuple(self._redact(tag) for tag in opinion.tags),
+            correction=self._redacted_value(opinion.correction),
+            comment=self._redacted_value(opinion.comment),
+            tags=tuple(self._redacted_value(opinion.tags)),
             user=self._pseudonym(opinion.user),
         )
 
