@@ -202,7 +202,8 @@ def new_manager(
         ),
     )
     vocabulary = model.config.get_text_config().vocab_size
-    manager.logit_processor = sampler = PerRequestSampler(rows, vocabulary, model.device, repetition_penalty)
+    sampler = PerRequestSampler(rows, vocabulary, model.device, repetition_penalty)
+    manager.logit_processor = sampler
     manager.background_thread_status = ThreadStatus(lambda: router.call(router.crashed, manager))
     manager.output_router = router
     router.before_delivery = sampler.collect
@@ -210,7 +211,7 @@ def new_manager(
 
 
 def submit(manager: ContinuousBatchingManager, request: str, tokens: Sequence[int], draws: Draws) -> bool:
-    """Begin a request; whether the manager takes it."""
+    """Begin a request. Returns whether the manager has taken it."""
     accepted = manager.add_request(
         tokens, request_id=request, max_new_tokens=draws.sampling.max_tokens, streaming=True, draws=draws
     )

@@ -1,7 +1,8 @@
 """Encoding in a process of its own, because a model brings programs: its chat template, its regular expressions.
 
-A template may loop for ever or make gigabytes, and a regular expression may take hours for a short text. No thread can
-be stopped in that; a process can. It has bounds of time and memory, and the next request gets a new one.
+A template may loop for ever or make gigabytes, and a regular expression may take hours for a short text. A thread
+cannot be stopped in that, but a process can. It has bounds of time and memory, and the next request gets a new one.
+`ProcessPoolExecutor` has no way to stop its worker before Python 3.14 (`kill_workers`).
 
 The process has no torch (60 MB instead of 300), and there is one for all models, because prompts are encoded one by
 one.
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypedDict
 
@@ -205,26 +207,22 @@ def _answer(encoder: PromptEncoder, method: str, source: object, context: int) -
 
 def _bound_memory(more: int | None) -> None:
     """Let this process take so many more bytes than it has, or any number, where the kernel can tell: on Linux."""
-    try:
+    with suppress(ImportError, OSError, ValueError):
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = resource.RLIM_INFINITY if more is None else pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    except (ImportError, OSError, ValueError):
-        return
 
 
 def _bound_time() -> None:
     """Have the kernel end this process if it works on one prompt for much longer than the server waits for it: the
     server may have been killed."""
-    try:
+    with suppress(ImportError, OSError, ValueError):
         import resource
 
         used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         resource.setrlimit(resource.RLIMIT_CPU, (int(used + 2 * _TIME_LIMIT_S) + 1, resource.RLIM_INFINITY))
-    except (ImportError, OSError, ValueError):
-        return
 
 
 if __name__ == "__main__":
