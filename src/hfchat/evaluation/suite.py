@@ -25,7 +25,7 @@ from hfchat.evaluation.openai_model import RemoteModel
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.task import Task, result
 from hfchat.evaluation.usage import hardware, peak_memory, reset_peak_memory
-from hfchat.lineage import versions
+from hfchat.lineage import Ancestor, versions
 from hfchat.processes import launched
 from hfchat.results import Bootstrap, ModelResult, Results, Speed
 from hfchat.storage import write_whole
@@ -146,14 +146,7 @@ def run_suite(
     asked = {task.name: [model for model in models if task.refusal(model) is None] for task in tasks}
     for task in tasks:
         task.check_suite(tasks, asked[task.name], records / task.name)
-    for model in models:
-        reset_peak_memory()
-        for task in tasks:
-            if model in asked[task.name]:
-                task.collect(model, records / task.name)
-        if model.parameters is not None and launched().is_main_process:
-            _write_usage(records, model)
-        model.free()
+    _collect(tasks, models, asked, records)
     if not launched().is_main_process:
         return None
 
@@ -161,20 +154,9 @@ def run_suite(
     names = {task.name: [model.name for model in asked[task.name]] for task in tasks}
     for task in tasks:
         task.collect_jointly(names[task.name], records / task.name)
+    ancestries = {model.name: model.ancestry() for model in models}
     examples = {task.name: task.examples for task in tasks}
-    ancestries = [model.ancestry() for model in models]
-    seen = {
-        model.name: find_contamination(examples, lineages) for model, lineages in zip(models, ancestries, strict=True)
-    }
-    scores = {
-        task.name: replace(
-            result(task, names[task.name], records / task.name, bootstrap),
-            contamination={name: seen[name][task.name] for name in names[task.name] if task.name in seen[name]},
-            left_out={model.name: reason for model in models if (reason := task.refusal(model)) is not None},
-            records={name: f"{RECORDS}/{task.name}/{name}.jsonl" for name in names[task.name]},
-        )
-        for task in tasks
-    }
+    seen = {name: find_contamination(examples, lineages) for name, lineages in ancestries.items()}
     usage = _read_usage(records)
     return Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -185,15 +167,45 @@ def run_suite(
         models={
             model.name: ModelResult(
                 **vars(model.describe()),
-                lineage=[{key: value for key, value in stage.items() if key in _OF_A_STAGE} for stage in lineages],
+                lineage=[_in_short(stage) for stage in ancestries[model.name]],
                 speed=_speed(model, records),
                 parameters=usage.get(model.name, {}).get("parameters"),
                 peak_memory_bytes=usage.get(model.name, {}).get("peak_memory_bytes"),
             )
-            for model, lineages in zip(models, ancestries, strict=True)
+            for model in models
         },
-        tasks=scores,
+        tasks={
+            task.name: replace(
+                result(task, names[task.name], records / task.name, bootstrap),
+                contamination={name: seen[name][task.name] for name in names[task.name] if task.name in seen[name]},
+                left_out={model.name: reason for model in models if (reason := task.refusal(model)) is not None},
+                records={name: f"{RECORDS}/{task.name}/{name}.jsonl" for name in names[task.name]},
+            )
+            for task in tasks
+        },
     )
+
+
+def _collect(
+    tasks: Sequence[Task],
+    models: Sequence[EvaluatedModel],
+    asked: Mapping[str, Sequence[EvaluatedModel]],
+    folder: Path,
+) -> None:
+    """Put the tasks to one model after the other, and note what asking it took."""
+    for model in models:
+        reset_peak_memory()
+        for task in tasks:
+            if model in asked[task.name]:
+                task.collect(model, folder / task.name)
+        if model.parameters is not None and launched().is_main_process:
+            _write_usage(folder, model)
+        model.free()
+
+
+def _in_short(stage: Ancestor) -> dict[str, object]:
+    """What the report and the cards show of a stage."""
+    return {key: value for key, value in stage.items() if key in _OF_A_STAGE}
 
 
 def _speed(model: EvaluatedModel, folder: Path) -> Speed | None:
