@@ -40,6 +40,10 @@ class _PreferenceTrainer(CheckpointMixin):
       as lost, so that the start is at 0%, and leaves nothing of the single pairs to make intervals of. The start is in
       the log as step 0.
 
+    TRL's head scores prompts and padding too where there is no Triton. Measured on one CPU core, a step of 4 pairs
+    with SmolLM2-135M took 23 s of processor time and 6.1 GiB, instead of the 10 s and 2.8 GiB of a `forward` of our
+    own that was patched into the model.
+
     What an evaluation returns, each with `eval_` before its name:
 
     - `rewards/accuracies`: share of pairs whose chosen answer has the higher implicit reward, beta times the
