@@ -169,7 +169,7 @@ def new_tokens(config: Any) -> list[int]:
         config: A PEFT config.
     """
     indices = getattr(config, "trainable_token_indices", None) or []
-    return sorted({id for ids in indices.values() for id in ids}) if isinstance(indices, dict) else list(indices)
+    return sorted(set().union(*indices.values())) if isinstance(indices, dict) else list(indices)
 
 
 def round_weights(model: "PreTrainedModel", dtypes: dict[str, torch.dtype], default: torch.dtype) -> None:

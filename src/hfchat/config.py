@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -138,7 +139,8 @@ class _Parser(TrlParser):
     def __init__(self, dataclass_types: Sequence[type], **options: Any):
         super().__init__(dataclass_types, **options)
         self._unchanged = {action.dest: action.default for action in self._actions}
-        self._entries = {name: _converter(kind) for part in dataclass_types for name, kind in _entry_fields(part)}
+        entry_fields = chain.from_iterable(map(_entry_fields, dataclass_types))
+        self._entries = {name: _converter(kind) for name, kind in entry_fields}
         for action in self._actions:
             action.type = self._entries.get(action.dest, action.type)
         self.asked: dict[str, object] = {}
@@ -165,7 +167,7 @@ class _Parser(TrlParser):
     def fill(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """The filled dataclasses: see `parse`."""
         # TrlParser knows only `--config FILE`.
-        argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        argv = list(chain.from_iterable(arg.split("=", 1) if arg.startswith("--config=") else [arg] for arg in argv))
         if "--config" in argv:
             position = argv.index("--config") + 1
             if position == len(argv):

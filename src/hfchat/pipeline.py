@@ -34,12 +34,10 @@ def recipe_command(
     in_yaml = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     places = {**({} if root == Path() else {"recipes": str(root / "recipes")}), **(places or {})}
     wanted = {key: _moved(value, places) for key, value in in_yaml.items()} | dict(wanted)
-    overrides = [
-        part
-        for key, value in wanted.items()
-        if in_yaml.get(key) != value
-        for part in (f"--{key}", *map(_argument, value if isinstance(value, list) else [value]))
-    ]
+    overrides = []
+    for key, value in wanted.items():
+        if in_yaml.get(key) != value:
+            overrides += [f"--{key}", *map(_argument, value if isinstance(value, list) else [value])]
     launcher = ["python"]
     if launched:
         launcher = ["accelerate", "launch", "--quiet", "--config_file", str(root / "accelerate_configs" / "cpu.yaml")]

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -104,17 +105,20 @@ class Stage:
             UserError: If an input is missing, if `output_dir` holds something else and `overwrite` is off, or if
                 another run is writing there now.
         """
-        parts = list(config)
+        settings: dict[str, object] = {}
+        asked: dict[str, object] = {}
+        for part in config:
+            settings |= settings_of(part)
+            asked |= identity_of(part)
         # The identity decides which work folder is this run's, and whether a finished output is what would come out.
         described = {role: _describe_input(role, source) for role, source in inputs.items()}
         identity: Identity = {
             "stage": name,
             "version": version,
-            "config": {key: value for part in parts for key, value in identity_of(part).items()},
+            "config": asked,
             # An input counts by its content; where it lies does not matter.
             "inputs": {role: source["sha256"] for role, source in described.items()},
         }
-        settings = {key: value for part in parts for key, value in settings_of(part).items()}
         stage = cls(as_path(output_dir), identity, settings, described, overwrite)
         # In a launch, one process puts the folders in order; all of them look at what it left.
         if _is_main_process():
@@ -159,7 +163,7 @@ class Stage:
         for part in config or ():
             self.config |= settings_of(part)
         if licenses is None:
-            licenses = (license for source in self.inputs.values() for license in source["licenses"])
+            licenses = chain.from_iterable(source["licenses"] for source in self.inputs.values())
         # What is in the folder now is the output; the lineage names each file with its hash.
         outputs = hash_files(self.work_dir)
         seed = self.config.get("seed")

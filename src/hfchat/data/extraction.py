@@ -65,7 +65,7 @@ class _Sandbox:
         )
 
     def extract(self, text: str) -> str | Removal:
-        """The text that the extractor finds, or why there is none."""
+        """The text that the extractor finds, or why it finds nothing."""
         if self._process is None:
             self._start()
         try:

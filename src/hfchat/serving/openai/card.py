@@ -34,7 +34,7 @@ class ModelCard(BaseModel):
     Attributes:
         id: The model's name in the API.
         text: The whole card without its metadata; None if the model has none.
-        limits: The sections on intended use, limits, bias and risks; None if there are none.
+        limits: The sections on intended use, limits, bias and risks; None if the card has no such section.
     """
 
     id: str
