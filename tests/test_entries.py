@@ -1,4 +1,5 @@
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +35,7 @@ class Soup(Dish):
 class Cake(Dish):
     kind: Literal["cake"]
     layers: int = 1
+    fillings: Sequence[str] = ()
 
 
 @dataclass
@@ -56,10 +58,15 @@ def test_the_kind_chooses_the_model():
             "dish x: kind must be one of soup, broth, cake, not 'cakes'; did you mean 'cake'?",
         ),
         ({"kind": "cake", "name": "x", "layer": 2}, "dish x: unknown key 'layer'; did you mean 'layers'?"),
-        ({"kind": "cake", "name": "x", "zzz": 2}, "dish x: unknown key 'zzz'; it takes kind, name, layers"),
+        ({"kind": "cake", "name": "x", "zzz": 2}, "dish x: unknown key 'zzz'; it takes kind, name, layers, fillings"),
         ({"kind": "cake"}, "dish: needs 'name'"),
         ({"kind": "cake", "name": "x", "layers": "2"}, "dish x: 'layers' must be a valid integer, not '2'"),
         ({"kind": "cake", "name": "x", "layers": True}, "dish x: 'layers' must be a valid integer, not True"),
+        (
+            {"kind": "cake", "name": "x", "fillings": "jam"},
+            "dish x: 'fillings': 'str' instances are not allowed as a Sequence value, not 'jam'",
+        ),
+        ({"kind": None, "name": "x"}, "dish x: needs 'kind', one of soup, broth, cake"),
         ([1], "dish: must be a mapping, not [1]"),
         ("{broken", "dish: must be a mapping, not '{broken'"),
     ],

@@ -26,3 +26,7 @@ def test_drawings_and_styles_are_left_out_and_parts_stay_folded():
     )
     expected = "<details><summary>all &lt;3</summary>\n\nend\n\n</details>\n\n![a plot](plot.png)\n"
     assert markdown_of(page) == expected
+
+
+def test_a_line_break_stays_one():
+    assert markdown_of("<p>a.txt<br>12 characters</p>") == "a.txt\\\n12 characters\n"

@@ -75,6 +75,8 @@ class Entry(pydantic.BaseModel):
         for model in cls.alternatives():
             models |= dict.fromkeys(get_args(model.model_fields["kind"].annotation), model)
         kind = cls.kind_of(fields)
+        if kind is None:
+            raise ValueError(f"{cls.title(fields)}: needs 'kind', one of {', '.join(map(str, models))}")
         if kind not in models:
             close = difflib.get_close_matches(str(kind), map(str, models), n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -108,6 +110,8 @@ def explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) ->
             return f"needs '{key}'"
         case "value_error":  # raised by a validator of the model itself
             return f"'{key}': {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
-    # pydantic says "Input should be a valid integer".
-    problem = fault["msg"].replace("Input should be", "must be", 1)
-    return f"'{key}' {problem}, not {fault['input']!r}"
+    # pydantic says "Input should be a valid integer, unable to parse string as an integer", among other things.
+    if fault["msg"].startswith("Input should be "):
+        problem = fault["msg"].removeprefix("Input should be ").partition(", unable to ")[0]
+        return f"'{key}' must be {problem}, not {fault['input']!r}"
+    return f"'{key}': {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"

@@ -19,7 +19,7 @@ def markdown_of(page: str) -> str:
     soup = BeautifulSoup(page, "html.parser")
     for drawn in soup.select("head, figure, svg, [data-drawn]"):
         drawn.decompose()
-    text = _Converter(heading_style="atx", bullets="-").convert_soup(soup)
+    text = _Converter(heading_style="atx", bullets="-", newline_style="backslash").convert_soup(soup)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"
 
 

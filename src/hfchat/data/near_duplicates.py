@@ -49,10 +49,10 @@ def minhash_config(
     Raises:
         ValueError: If a value makes no sense.
     """
-    if not 0 < similarity < 1 or n_grams < 1:
-        raise ValueError(
-            f"near_dedup: similarity must be between 0 and 1, not {similarity}, and n_grams at least 1, not {n_grams}"
-        )
+    if not 0 < similarity < 1:
+        raise ValueError(f"near_dedup: similarity must be between 0 and 1, not {similarity}")
+    if n_grams < 1:
+        raise ValueError(f"near_dedup: n_grams must be at least 1, not {n_grams}")
     if bands is None and rows is None:
         bands, rows = _bands_and_rows(similarity)
     if bands is None or rows is None or min(bands, rows) < 1:
