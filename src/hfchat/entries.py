@@ -47,7 +47,9 @@ class Entry(pydantic.BaseModel):
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise ValueError(f"{cls.title({})}: must be a mapping, not {value!r}") from error
+                meant = value.lstrip().startswith("{")
+                problem = f"is not valid JSON: {error}" if meant else f"must be a mapping, not {value!r}"
+                raise ValueError(f"{cls.title({})}: {problem}") from error
         if not isinstance(value, Mapping):
             raise ValueError(f"{cls.title({})}: must be a mapping, not {value!r}")
         return value
@@ -108,6 +110,6 @@ def explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) ->
             return f"needs '{key}'"
         case "value_error":  # raised by a validator of the model itself
             return f"'{key}': {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
-    # pydantic says "Input should be a valid integer".
-    problem = fault["msg"].replace("Input should be", "must be", 1)
+    # pydantic says "Input should be a valid integer, unable to parse string as an integer".
+    problem = fault["msg"].replace("Input should be", "must be", 1).partition(", unable to parse")[0]
     return f"'{key}' {problem}, not {fault['input']!r}"
