@@ -68,7 +68,11 @@ def test_the_kind_chooses_the_model():
         ),
         ({"kind": None, "name": "x"}, "dish x: needs 'kind', one of soup, broth, cake"),
         ([1], "dish: must be a mapping, not [1]"),
-        ("{broken", "dish: must be a mapping, not '{broken'"),
+        ("12 3", "dish: must be a mapping, not '12 3'"),
+        (
+            '{"kind": "cake"',
+            "dish: is not valid JSON: Expecting ',' delimiter: line 1 column 16 (char 15)",
+        ),
     ],
 )
 def test_a_fault_is_one_line_that_names_entry_and_key(value, message):

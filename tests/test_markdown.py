@@ -11,7 +11,13 @@ def test_numbers_stand_at_the_right_of_a_table():
         '<table><tr><th>text</th><th class="n">bytes</th></tr>'
         '<tr><td><code>a|b</code></td><td class="n"><b>1</b><small>[1, 2]</small></td></tr></table>'
     )
-    assert markdown_of(page) == "| text | bytes |\n| --- | ---: |\n| `a\\|b` | **1**<br>\\[1, 2\\] |\n"
+    assert markdown_of(page) == "| text | bytes |\n| --- | ---: |\n| `a\\|b` | **1**<br>[1, 2] |\n"
+
+
+def test_an_interval_is_readable_and_a_link_is_none():
+    assert markdown_of("<p>5 [−0.1, +2%] [1](x) [2]: x [3][4]</p>") == (
+        "5 [−0.1, +2%] \\[1\\](x) \\[2\\]: x \\[3\\][4]\n"
+    )
 
 
 def test_code_is_shown_letter_by_letter():

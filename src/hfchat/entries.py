@@ -47,7 +47,9 @@ class Entry(pydantic.BaseModel):
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise ValueError(f"{cls.title({})}: must be a mapping, not {value!r}") from error
+                meant = value.lstrip().startswith("{")
+                problem = f"is not valid JSON: {error}" if meant else f"must be a mapping, not {value!r}"
+                raise ValueError(f"{cls.title({})}: {problem}") from error
         if not isinstance(value, Mapping):
             raise ValueError(f"{cls.title({})}: must be a mapping, not {value!r}")
         return value

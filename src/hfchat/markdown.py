@@ -13,6 +13,9 @@ from markdownify import MarkdownConverter
 
 from hfchat.templates import code, escaped, fenced
 
+# Not where a link could begin.
+_INTERVAL = re.compile(r"\\\[([+−\d][+−\d., %]*)\\\](?![(:]|\\\[)")
+
 
 def markdown_of(page: str) -> str:
     """A page of HTML as Markdown, in which no text of the page can act as markup."""
@@ -27,7 +30,8 @@ class _Converter(MarkdownConverter):
     """markdownify's rules, with ours for code, tables of numbers, pictures and folded parts."""
 
     def escape(self, text: str, parent_tags: set[str]) -> str:
-        return escaped(text)
+        """An interval of numbers stays as it is: nothing in it can act as markup, and people read the file itself."""
+        return _INTERVAL.sub(r"[\1]", escaped(text))
 
     def convert_a(self, el: Tag, text: str, parent_tags: set[str]) -> str:
         """A link within the page has no target in Markdown."""

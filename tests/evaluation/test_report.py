@@ -249,8 +249,8 @@ def test_a_single_model_is_compared_with_nothing(tmp_path, spread, pages):
     html, markdown = pages(results)
     assert "Nothing was compared" in html
     assert "**Nothing was compared:**" in markdown
-    assert "<details><summary>Best example" in markdown
-    assert "<details><summary>Worst example" in markdown
+    assert "<details><summary>Best: example" in markdown
+    assert "<details><summary>Worst: example" in markdown
 
 
 def test_what_is_not_known_is_said(tmp_path, spread, compared, pages):

@@ -142,6 +142,11 @@ def test_an_adapter_is_no_base(chat_model, tokenizer, tmp_path):
         load_trainable(ModelArguments(), str(tmp_path), tokenizer)
 
 
+def test_an_adapter_of_modules_that_the_base_lacks_is_refused(chat_model, tokenizer):
+    with pytest.raises(UserError, match=r"the adapter does not fit .*: Target modules .*nope.* not found"):
+        load_trainable(ModelArguments(lora_target_modules=["nope"]), str(chat_model), tokenizer)
+
+
 def test_a_folder_has_no_revisions(chat_model, tokenizer):
     with pytest.raises(UserError, match=r"model_revision v2: .* is a folder, which has no revisions"):
         load_trainable(ModelArguments(model_revision="v2"), str(chat_model), tokenizer)
@@ -153,6 +158,7 @@ def test_a_folder_has_no_revisions(chat_model, tokenizer):
         (["--use_peft", "false", "--load_in_4bit", "true"], "use_peft: weights in 4 or 8 bits cannot be trained"),
         (["--use_peft", "false", "--use_dora", "true"], "use_dora: is a kind of adapter"),
         (["--dtype", "float8"], "dtype"),
+        (["--lora_r", "0"], "lora_r: must be at least 1, not 0"),
     ],
 )
 def test_methods_that_exclude_each_other_are_refused(argv, problem):

@@ -40,6 +40,8 @@ class ModelArguments(ModelConfig):
             raise ValueError("use_peft: weights in 4 or 8 bits cannot be trained; train an adapter on them")
         if (self.load_in_4bit or self.load_in_8bit) and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("load_in_4bit, load_in_8bit: need bitsandbytes; pip install 'hfchat[quantization]'")
+        if self.use_peft and self.lora_r < 1:
+            raise ValueError(f"lora_r: must be at least 1, not {self.lora_r}")
         if self.use_dora and not self.use_peft:
             raise ValueError("use_dora: is a kind of adapter, so it needs use_peft")
 
@@ -59,8 +61,8 @@ def load_trainable(
         new_tokens: Ids that the base has no embeddings for; they start as the mean of the others.
 
     Raises:
-        UserError: If the base cannot be loaded so, if it is an adapter itself, or if an adapter cannot train the rows
-            of its new tokens.
+        UserError: If the base cannot be loaded so, if it is an adapter itself, if it has none of the modules that are
+            to be adapted, or if an adapter cannot train the rows of its new tokens.
     """
     from trl import get_peft_config, get_quantization_config
 
@@ -90,7 +92,10 @@ def load_trainable(
     config.revision = args.model_revision
     if new_tokens:
         config.trainable_token_indices = _rows_to_train(model, new_tokens, config.modules_to_save or ())
-    trained = get_peft_model(model, config)
+    try:
+        trained = get_peft_model(model, config)
+    except ValueError as error:  # such as `lora_target_modules` that the model does not have
+        raise UserError(f"the adapter does not fit {base}: {error}") from error
     if not hasattr(trained.get_output_embeddings(), "bias"):
         # TRL's fused head reads it, and PEFT's layer with trained rows does not pass it on (TRL 1.16, PEFT 0.21).
         trained.get_output_embeddings().register_parameter("bias", None)
