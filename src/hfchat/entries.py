@@ -43,16 +43,15 @@ class Entry(pydantic.BaseModel):
         Raises:
             ValueError: If it stands for none.
         """
-        if isinstance(value, str):
+        fields = value
+        if isinstance(value, str) and value.lstrip().startswith("{"):
             try:
-                value = json.loads(value)
+                fields = json.loads(value)
             except ValueError as error:
-                meant = value.lstrip().startswith("{")
-                problem = f"is not valid JSON: {error}" if meant else f"must be a mapping, not {value!r}"
-                raise ValueError(f"{cls.title({})}: {problem}") from error
-        if not isinstance(value, Mapping):
+                raise ValueError(f"{cls.title({})}: is not valid JSON: {error}") from error
+        if not isinstance(fields, Mapping):
             raise ValueError(f"{cls.title({})}: must be a mapping, not {value!r}")
-        return value
+        return fields
 
     @classmethod
     def title(cls, fields: Mapping[str, object]) -> str:
