@@ -287,7 +287,7 @@ def test_what_is_passed_over_and_a_separator_that_is_nowhere_are_told(tmp_path):
     assert counts["undivided"] == {"whole": "\n\n"}
     for report in ("report.md", "report.html"):
         page = (tmp_path / "out" / report).read_text()
-        assert "3 records that are no documents: status 404 3." in page
+        assert "3 records that are not documents: status 404 3." in page
         assert "The separator of whole, " in page
         assert "The separator of divided" not in page
 

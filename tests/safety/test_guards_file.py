@@ -129,7 +129,7 @@ def test_each_text_of_a_prompt_is_judged(load, judge):
         ("- {type: pii, acton: redact}", r"guard 1 \(pii\): unknown key 'acton'; did you mean 'action'\?"),
         ("- {type: pii, action: redact, kinds: [mail]}", r"\(pii\): 'kinds\.0' must be 'email', .* not 'mail'"),
         ("- {type: pii, action: redact, regions: [UK]}", r"guard 1 \(pii\): regions: .*'UK' is not a region"),
-        ("- {type: pii, action: redact, applies_to: []}", r"'applies_to' .* at least 1 item"),
+        ("- {type: pii, action: redact, applies_to: []}", r"'applies_to'.* at least 1 item"),
         ("- {type: lexicon, action: redact, path: no/list.txt}", r"\(lexicon\): lexicon no/list\.txt: .*No such"),
         ("- {type: lexicon, action: redact, categories: [rude]}", r"categories: the lexicon has no section 'rude'"),
         ("- {type: lexicon, action: flag, message: No.}", "'message' is only for action: block"),
@@ -139,7 +139,7 @@ def test_each_text_of_a_prompt_is_judged(load, judge):
         ("- {type: classifier, action: redact, model: m, label: l}", "'action' must be 'block' or 'flag'"),
         ("- {type: classifier, action: block, model: m, label: l, threshold: 2}", "'threshold' must be less"),
         ("- {type: classifier, action: block, model: no/model, label: l}", "model: no/model cannot be loaded"),
-        ("- {type: moderation, action: block, url: guard}", "'url' .* match"),
+        ("- {type: moderation, action: block, url: guard}", "'url'.* match"),
         ("- {type: moderation, action: flag, url: 'http://g', api_key_env: NO_KEY}", "api_key_env: .* has no NO_KEY"),
     ],
 )  # fmt: skip
