@@ -91,6 +91,11 @@ def test_recipes_get_entries_from_the_file_and_from_the_command_line(tmp_path):
     assert [dish.name for dish in menu.dishes] == ["pea", "plum"]
 
 
+def test_an_entry_may_be_left_out():
+    (menu,) = parse(Menu, argv=["--dishes", "pea"])
+    assert menu.best is None
+
+
 def test_a_bad_entry_names_the_file_and_the_key(tmp_path):
     file = tmp_path / "menu.yaml"
     file.write_text("dishes: [{kind: cake, name: Sacher, layer: 2}]")

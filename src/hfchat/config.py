@@ -106,11 +106,11 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda item: item.given() if isinstance(item, Entry) else str(item)))
 
 
-def _entry_fields(dataclass_type: type) -> Iterator[tuple[str, type]]:
+def _entry_fields(dataclass_type: type) -> Iterator[tuple[str, type[Entry]]]:
     """The fields that hold an entry, or a list of entries, each with the class of the entries."""
     for name, hint in get_type_hints(dataclass_type).items():
         for kind in _parts(hint):
-            if isinstance(kind, type) and issubclass(kind, Entry | dict) and kind is not dict:
+            if isinstance(kind, type) and issubclass(kind, Entry):
                 yield name, kind
 
 
@@ -121,12 +121,12 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
-def _converter(kind: type) -> Callable[[Any], Any]:
+def _converter(kind: type[Entry]) -> Callable[[object], Entry]:
     """What makes an entry of its YAML or text; argparse shows no messages but those of its own error."""
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> Entry:
         try:
-            return kind.parse(value) if issubclass(kind, Entry) else kind(value)  # type: ignore[call-arg]
+            return kind.parse(value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(" ".join(str(error).split())) from error
 
@@ -160,7 +160,10 @@ class _Parser(TrlParser):
         # argparse converts texts alone; what a YAML says is a mapping still.
         for key, convert in self._entries.items():
             value = getattr(namespace, key)
-            setattr(namespace, key, [convert(item) for item in value] if isinstance(value, list) else convert(value))
+            if isinstance(value, list):
+                setattr(namespace, key, [convert(item) for item in value])
+            elif value is not None:
+                setattr(namespace, key, convert(value))
         self.asked = {key: getattr(namespace, key) for key in changed}
         return namespace, unknown
 
