@@ -135,7 +135,7 @@ async def one_round(
     server: Server, streams: int, answers: int, tokens: int, prompts: Iterator, into: Measured
 ) -> None:
     """Each stream asks for so many answers, one after the other."""
-    async with httpx.AsyncClient(timeout=600) as client:
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_keepalive_connections=0)) as client:
 
         async def one() -> int:
             total = 0
