@@ -15,7 +15,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
-from hfchat.serving.engines import continuous_batching, sampler, transformers_engine
+from hfchat.serving.engines import continuous_batching, sampler, supervising, transformers_engine
 from hfchat.serving.engines.engine import EngineError, Sampling
 from hfchat.serving.engines.sampler import draw
 from hfchat.serving.engines.text import IncrementalDecoder, TokenBytes
@@ -482,8 +482,8 @@ def test_a_crash_ends_what_runs_and_the_engine_comes_back(tiny_model, tiny_token
 
 
 def test_an_engine_is_restarted_as_often_as_it_takes(tiny_model, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
-    monkeypatch.setattr(transformers_engine, "_LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(supervising, "_RESTART_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervising, "_LONGEST_PAUSE_S", 0.002)
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
     tries = []
 
@@ -510,7 +510,7 @@ def test_an_engine_is_restarted_as_often_as_it_takes(tiny_model, tiny_tokenizer,
 
 
 def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervising, "_RESTART_PAUSE_S", 0.001)
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
 
     async def work():
@@ -524,7 +524,7 @@ def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenize
 
 
 def test_a_crash_that_is_told_late_is_not_another_one(tiny_model, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervising, "_RESTART_PAUSE_S", 0.001)
     mark_as_stopped = continuous_batching.ThreadStatus.mark_as_stopped
 
     def late(status):
