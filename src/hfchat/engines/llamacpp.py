@@ -58,7 +58,7 @@ class LlamaCpp:
         return Program("llama.cpp", command, KEY_VARIABLE, complaint=_complaint)
 
     def body(self, request: TokenRequest) -> Mapping[str, object]:
-        """The JSON of a request. This path tells the ids and the number of tokens, which `/v1/completions` does not."""
+        """The JSON of a request to `path`, which unlike `/v1/completions` tells how many tokens there are by now."""
         # Each request says of every adapter how much of it counts; those of others must not.
         scales = [{"id": number, "scale": float(name == request.adapter)} for number, name in enumerate(self.adapters)]
         return {

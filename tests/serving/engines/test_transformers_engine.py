@@ -378,7 +378,7 @@ def test_no_request_ends_anothers_answer(tiny_model, tiny_tokenizer, expected):
         assert await one_token
         assert "".join(piece.text for piece in await normal) == expected[PROMPTS[0]]
         assert engine.restarts == 0
-        assert engine._crashes == 0
+        assert engine._supervisor.crashes == 0
 
     run(engine, work)
 
@@ -446,7 +446,7 @@ async def crashing(engine, model, times):
     with mock.patch.object(model, "forward", crash):
         with pytest.raises(EngineError):
             await collect(engine, "Hi")
-        await until(lambda: engine._crashes >= times)
+        await until(lambda: engine._supervisor.crashes >= times)
         yield
 
 
@@ -466,7 +466,7 @@ def test_a_crash_ends_what_runs_and_the_engine_comes_back(tiny_model, tiny_token
         engine._manager.batch_processor._generation_step = crash
         results = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 5)
         assert all(isinstance(result, EngineError) and "accelerator" in str(result) for result in results)
-        await until(lambda: engine._crashes == 1)
+        await until(lambda: engine._supervisor.crashes == 1)
         assert "accelerator" in engine.error
         with pytest.raises(EngineError, match="accelerator"):
             await asyncio.wait_for(collect(engine, "Hi"), 5)
@@ -518,7 +518,7 @@ def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenize
             assert engine.error is not None
         await until(lambda: engine.error is None)
         await collect(engine, "Hi")
-        assert engine._crashes == 0
+        assert engine._supervisor.crashes == 0
 
     run(engine, work)
 
@@ -538,9 +538,9 @@ def test_a_crash_that_is_told_late_is_not_another_one(tiny_model, tiny_tokenizer
         async with crashing(engine, tiny_model, times=2):
             assert "the accelerator is gone" in engine.error
         await until(lambda: engine.restarts == 1)
-        crashes = engine._crashes
+        crashes = engine._supervisor.crashes
         await asyncio.sleep(0.5)
-        assert (engine.restarts, engine._crashes) == (1, crashes)
+        assert (engine.restarts, engine._supervisor.crashes) == (1, crashes)
         await collect(engine, "Hi")
 
     run(engine, work)

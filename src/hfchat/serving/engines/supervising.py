@@ -15,6 +15,7 @@ class Supervisor:
     Attributes:
         down: Why nothing can be generated now; None while it can.
         restarts: How often it was started again after a crash.
+        crashes: How many crashes there were since there was a whole answer.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Supervisor:
         self._restart = restart
         self._why = why
         self._fail_all = fail_all
-        self._crashes = 0  # in a row
+        self.crashes = 0
         self._ended = asyncio.Event()  # set when the generation has crashed
         self._task: asyncio.Task | None = None
 
@@ -52,7 +53,7 @@ class Supervisor:
 
     def succeeded(self) -> None:
         """Say that there was a whole answer."""
-        self._crashes = 0
+        self.crashes = 0
 
     async def _supervise(self) -> None:
         while True:
@@ -60,10 +61,10 @@ class Supervisor:
                 await self._ended.wait()
                 self.down = self._why() or "generation failed"
             self._fail_all(self.down)
-            self._crashes += 1
-            _LOGGER.error("%s (crash %d in a row)", self.down, self._crashes)
-            if self._crashes > 1:
-                doublings = min(self._crashes - 2, 20)
+            self.crashes += 1
+            _LOGGER.error("%s (crash %d in a row)", self.down, self.crashes)
+            if self.crashes > 1:
+                doublings = min(self.crashes - 2, 20)
                 await asyncio.sleep(min(_RESTART_PAUSE_S * 2**doublings, _LONGEST_PAUSE_S))
             try:
                 self._ended.clear()  # the old one may tell of its crash after that has been dealt with
