@@ -496,7 +496,7 @@ def test_an_engine_is_restarted_as_often_as_it_takes(tiny_model, tiny_tokenizer,
                 raise RuntimeError("no memory")
             await restart()
 
-        engine._restart = failing_restart
+        engine._supervisor._restart = failing_restart
         engine._manager.batch_processor._generation_step = crash
         with pytest.raises(EngineError):
             await collect(engine, "Hi")

@@ -133,6 +133,7 @@ class Child:
 
     async def _restart(self) -> None:
         await asyncio.to_thread(self.server.stop)
+        self.supervisor.forget()
         await self._launch()
 
     def _exited(self, server: ChildServer) -> None:

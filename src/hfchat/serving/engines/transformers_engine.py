@@ -128,6 +128,7 @@ class TransformersEngine:
         await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
+        self._supervisor.forget()
         self._manager.start()
         await self.ready()
 
