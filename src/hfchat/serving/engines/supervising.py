@@ -51,6 +51,10 @@ class Supervisor:
         """Say that the generation has crashed. Not safe to be called by another thread."""
         self._ended.set()
 
+    def forget(self) -> None:
+        """Say that the generation that has crashed is gone: it may have told so once more, late."""
+        self._ended.clear()
+
     def succeeded(self) -> None:
         """Say that there was a whole answer."""
         self.crashes = 0
@@ -67,7 +71,6 @@ class Supervisor:
                 doublings = min(self.crashes - 2, 20)
                 await asyncio.sleep(min(_RESTART_PAUSE_S * 2**doublings, _LONGEST_PAUSE_S))
             try:
-                self._ended.clear()  # the old one may tell of its crash after that has been dealt with
                 await self._restart()
             except Exception as error:
                 _LOGGER.exception("the generation could not be restarted")

@@ -8,16 +8,18 @@ import asyncio
 import gc
 import itertools
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import ClassVar
 
 import torch
 from transformers import ContinuousBatchingManager, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfchat.errors import UserError
+from hfchat.models import cache_bytes_per_token
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.continuous_batching import PAGE, Router, new_manager, submit, why_down
-from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
+from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, Served, TokenLogprobs
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt, ends_of
 from hfchat.serving.engines.sampler import Draws, ScoredToken
@@ -44,6 +46,8 @@ class TransformersEngine:
     after longer and longer pauses.
     """
 
+    cannot: ClassVar[Mapping[str, str]] = {}
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_concurrent_requests: int = 8):
         """
         Args:
@@ -69,6 +73,8 @@ class TransformersEngine:
         self._prompting = Prompting(tokenizer, sampling, ends, vocabulary, self.context_length)
         self.template_fingerprint = self._prompting.template_fingerprint
         self.encode, self.encode_text = self._prompting.encode, self._prompting.encode_text
+
+        self.served = Served("transformers", str(model.dtype).removeprefix("torch."))
 
         # Its tokens are sampled in the generation's thread, and decoded on the event loop.
         self._model = model
@@ -128,6 +134,7 @@ class TransformersEngine:
         await asyncio.to_thread(self._manager.stop, timeout=_STOP_TIMEOUT_S, hard_stop=True)
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
+        self._supervisor.forget()
         self._manager.start()
         await self.ready()
 
@@ -198,10 +205,7 @@ def _cache_blocks(model: PreTrainedModel, max_concurrent_requests: int) -> int:
     likely = min(context, _LIKELY_TOKENS) if model.device.type == "cpu" else context
     # The scheduler lets no new prompt in while less than 15% of the cache is free.
     wanted = math.ceil(max(context, likely * max_concurrent_requests) / 0.85 / PAGE)
-    # A key and a value for each layer and head.
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+    bytes_per_token = cache_bytes_per_token(config, model.dtype.itemsize)
     affordable = int(_free_memory(model.device) * _CACHE_SHARE / bytes_per_token / PAGE)
     if affordable < 1:
         raise UserError("not enough free memory for a KV cache; free some, or serve a smaller model")
