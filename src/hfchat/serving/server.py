@@ -64,13 +64,9 @@ def serve(settings: ServerSettings) -> None:
         if folder is None:
             settings, models = _upstream_models(settings)
         else:
-            import torch
-
-            from hfchat.engines.choice import choose
             from hfchat.serving.versions.loading import served_models
 
-            choice = choose(settings.engine, settings.weights, folder, has_gpu=torch.cuda.is_available())
-            models = served_models(folder, settings, choice)
+            models = served_models(folder, settings)
         collector = open_collector(settings)
         configure_logs(settings.log_content)
         app = create_app(settings, models, guards, keys, collector)
