@@ -194,8 +194,7 @@ class ServerSettings:
     weights: Annotated[Literal["auto", "float32", "bfloat16", "int8"], _MODEL_HERE] = field(
         default="auto",
         metadata=_help(
-            "auto, float32, bfloat16 or, for CPUs, int8: faster, but not quite the model that was evaluated "
-            "(%(default)s: bfloat16 where the machine computes in it)",
+            "auto, float32 or bfloat16 (%(default)s: bfloat16 where the machine computes in it)",
             "TYPE",
         ),
     )

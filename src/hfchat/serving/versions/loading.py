@@ -12,7 +12,6 @@ from hfchat.errors import UserError
 from hfchat.models import load_model, load_tokenizer, supports_bf16
 from hfchat.registry.versions import Registry
 from hfchat.serving.engines.adapters import beside, parse_adapters
-from hfchat.serving.engines.quantization import quantize_int8
 from hfchat.serving.engines.transformers_engine import TransformersEngine
 from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.following import Follower
@@ -25,18 +24,17 @@ def served_models(folder: str, settings: ServerSettings) -> ServedModels:
     Raises:
         UserError: If anything but the weights, which are read later, is wrong.
     """
+    if settings.weights == "int8":
+        raise UserError("--weights int8: use `--engine llamacpp --weights q8_0` instead, which is faster")
+
     # Tokenizers load in no time, so what is wrong with them or the options is known before the weights are read.
     tokenizers = {settings.model_id: _load_tokenizer(folder, settings)}
     adapters = parse_adapters(settings.adapters)
     if settings.model_id in adapters:
         raise UserError(f"--adapter {settings.model_id}: this is the name of the model; choose another name")
-    if adapters and settings.weights == "int8":
-        raise UserError("--weights int8 cannot be used with adapters; leave one of the two out")
     for name, adapter in adapters.items():
         check_name(adapter, folder)
         tokenizers[name] = _load_tokenizer(str(adapter), settings)
-    if settings.weights == "int8" and torch.cuda.is_available():
-        raise UserError("--weights int8 is for CPUs; leave it out on a GPU")
 
     # A registry decides itself what is loaded, and when.
     if Registry.is_one(settings.source):
@@ -90,8 +88,6 @@ def _load_models(
     else:
         base = load_model(folder, dtype=dtype)
     check_chat_template(tokenizers[settings.model_id], base, allow_mismatch=settings.allow_template_mismatch)
-    if settings.weights == "int8":
-        quantize_int8(base)
     base = base.to("cuda" if torch.cuda.is_available() else "cpu")
     beside_base = {name: beside(base, adapter, tokenizers[name]) for name, adapter in adapters.items()}
     return {settings.model_id: base, **beside_base}
