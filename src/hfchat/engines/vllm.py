@@ -50,9 +50,9 @@ _REFUSED = {
 _LOG_PREFIX = re.compile(r"^\([^)]*pid=\d+\) (?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
 _ARGUMENT_ERROR = re.compile(r"vllm(?: serve)?: error: (.+)")
 _VALUE_ERROR = re.compile(r"\s*Value error, (.+?)(?: \[type=.*)?")
-_ERROR = re.compile(r"(?:[\w.]*\.)?\w*(?:Error|Exception): (.+)")
+_ERROR = re.compile(r"(?:[\w.]*(?:Error|Exception): )(.+)|(Worker proc \S+ died unexpectedly.*)")
 _TOKEN = "token_id:"  # before the id of a token that is named by it
-_ELSEWHERE = "root cause"  # in the errors that only say that there is another one
+_ELSEWHERE = re.compile("root cause|cancelled$|^pydantic_core")  # errors that only say that there is another one
 
 
 def _executable() -> str | None:
@@ -269,6 +269,6 @@ def _complaint(lines: Sequence[str]) -> str | None:
         if refused := _ARGUMENT_ERROR.fullmatch(text):
             return f"{refused[1]}; correct --engine-args (`vllm serve --help=all` lists what it knows)"
         error = _VALUE_ERROR.fullmatch(text) or _ERROR.fullmatch(text)
-        if error and _ELSEWHERE not in text and not text.startswith("pydantic_core."):
-            reason = error[1]
+        if error and not _ELSEWHERE.search(text):
+            reason = error[error.lastindex or 0]
     return reason
