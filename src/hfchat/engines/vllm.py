@@ -50,7 +50,8 @@ _REFUSED = {
 _LOG_PREFIX = re.compile(r"^\([^)]*pid=\d+\) (?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
 _ARGUMENT_ERROR = re.compile(r"vllm(?: serve)?: error: (.+)")
 _VALUE_ERROR = re.compile(r"\s*Value error, (.+?)(?: \[type=.*)?")
-_ERROR = re.compile(r"(?:[\w.]*(?:Error|Exception): )(.+)|(Worker proc \S+ died unexpectedly.*)")
+_ERROR = re.compile(r"[\w.]*(?:Error|Exception): (.+)")
+_DEATH = "died unexpectedly"  # of a process that could not say why
 _TOKEN = "token_id:"  # before the id of a token that is named by it
 _ELSEWHERE = re.compile("root cause|cancelled$|^pydantic_core")  # errors that only say that there is another one
 
@@ -263,12 +264,14 @@ def _ranks(adapter: Any) -> list[int]:
 
 def _complaint(lines: Sequence[str]) -> str | None:
     """The line of vLLM's log that says why it has ended: what its parser refuses, or else the last error."""
-    reason = None
+    reason = death = None
     for line in lines:
         text = _LOG_PREFIX.sub("", line)
         if refused := _ARGUMENT_ERROR.fullmatch(text):
             return f"{refused[1]}; correct --engine-args (`vllm serve --help=all` lists what it knows)"
         error = _VALUE_ERROR.fullmatch(text) or _ERROR.fullmatch(text)
         if error and not _ELSEWHERE.search(text):
-            reason = error[error.lastindex or 0]
-    return reason
+            reason = error[1]
+        elif _DEATH in text:
+            death = text
+    return reason or death
