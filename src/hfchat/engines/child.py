@@ -22,7 +22,8 @@ from typing import Self
 from hfchat.errors import UserError
 
 _LOGGER = logging.getLogger("hfchat.engines")
-_KEPT_LINES = 50  # of its log, for the message when it ends
+_KEEPER = str(Path(__file__).with_name("keeper.py"))  # as a file, because a `PYTHONPATH` would be the child's as well
+_KEPT_LINES = 400  # of its log, for the message when it ends; vLLM's processes print a traceback each
 _POLL_S = 0.1
 _END_S = 10.0  # the keeper gives it 5 s
 _HOST = "127.0.0.1"
@@ -91,12 +92,10 @@ class ChildServer:
         port = _free_port()
         self.url = f"http://{_HOST}:{port}"
         command = [argument.replace("{port}", str(port)) for argument in self.program.command]
-        source = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-        variables = {**self.program.environment, self.program.key_variable: self.key, "PYTHONPATH": path}
+        variables = {**self.program.environment, self.program.key_variable: self.key}
         # A group of its own, so that a Ctrl-C is for us alone, and nothing of it is left when it has ended.
         self._keeper = keeper = subprocess.Popen(
-            [sys.executable, "-m", "hfchat.engines.keeper", *command],
+            [sys.executable, _KEEPER, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Runs a command that must not outlive whoever wants it: `python -m hfchat.engines.keeper COMMAND ...`.
+"""Runs a command that must not outlive whoever wants it: `python keeper.py COMMAND ...`.
 
 It stands between a program and its child engine, and knows that the program is gone, however it went, because its
 standard input ends then. The command and all that it has started are ended with it: they are one group of processes.

@@ -10,14 +10,16 @@ from hfchat.chat_template import check_chat_template
 from hfchat.engines.choice import Choice
 from hfchat.engines.dialect import Dialect
 from hfchat.engines.llamacpp import LlamaCpp
+from hfchat.engines.vllm import Vllm
 from hfchat.errors import UserError
 from hfchat.gguf.conversion import cached_gguf, local_folder
-from hfchat.models import cache_bytes_per_token, load_config
+from hfchat.models import cache_bytes_per_token, load_config, supports_bf16
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.child_engine import Child, ChildEngine
 from hfchat.serving.engines.engine import Served
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, ends_of
+from hfchat.serving.engines.text import TokenBytes
 from hfchat.serving.http.limits import EXTRA_PLACES
 from hfchat.serving.settings import ServerSettings
 
@@ -63,12 +65,14 @@ def load(
         dialect, child = program, Child(program.program)
         served = Served("llamacpp", choice.weights, None if is_file else file)
     else:
-        from hfchat.engines.vllm import Vllm
-
-        vllm = Vllm(source, slots, choice.weights, settings.engine_args, dict(adapters))
+        auto = "bfloat16" if supports_bf16() else "float32"
+        weights = auto if choice.weights == "auto" else choice.weights
+        # Adapters with tokens of their own are refused, so the tokens of all are those of the base.
+        token_bytes = TokenBytes(tokenizers[settings.model_id].backend_tokenizer)
+        vllm = Vllm(source, slots, weights, settings.engine_args, adapters, token_bytes)
         context = vllm.context(config)
         dialect, child = vllm, Child(vllm.program)
-        served = Served("vllm", choice.weights)
+        served = Served("vllm", weights)
 
     generation = _generation_config(source, config)
     engines = {}
