@@ -175,7 +175,9 @@ async def answer(client: httpx.AsyncClient, server: Server, messages: list, toke
     async with client.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
+            if line == "data: [DONE]":  # the last; llama.cpp's server may close without the end of the body
+                break
+            if not line.startswith("data: "):
                 continue
             chunk = json.loads(line[6:])
             if "error" in chunk:
