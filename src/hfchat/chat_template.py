@@ -19,7 +19,7 @@ from hfchat.errors import UserError
 from hfchat.models import add_special_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents: the first and the last token of each
 TURN_START = "<|im_start|>"
@@ -140,7 +140,7 @@ def recorded_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def check_chat_template(
-    tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None, *, allow_mismatch: bool = False
+    tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig | None" = None, *, allow_mismatch: bool = False
 ) -> None:
     """Refuse a tokenizer that would not build the prompts its model was trained on.
 
@@ -158,7 +158,7 @@ def check_chat_template(
     # What the training recorded must be what is here now.
     recorded = {
         "tokenizer_config.json": recorded_fingerprint(tokenizer),
-        "config.json": getattr(model.config, _RECORD, None) if model is not None else None,
+        "config.json": getattr(config, _RECORD, None),
     }
     actual = fingerprint(tokenizer)
     for file, value in recorded.items():

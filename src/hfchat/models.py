@@ -142,6 +142,19 @@ def prepare_for_inference(model: "PreTrainedModel", tokenizer: "PreTrainedTokeni
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
+def cache_bytes_per_token(config: "PreTrainedConfig", item_bytes: int) -> int:
+    """Bytes that a token takes in a KV cache: a key and a value for each layer and head.
+
+    Args:
+        config: The model's.
+        item_bytes: Bytes of one number of the cache.
+    """
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * item_bytes
+
+
 def supports_bf16() -> bool:
     """Whether this machine computes in bfloat16 natively: a GPU that does, or a CPU with AVX512-BF16 or AMX."""
     import torch

@@ -56,7 +56,7 @@ class LocalModel(EvaluatedModel):
         if self._model is None:
             model = self._load()
             if self.tokenizer.chat_template:
-                check_chat_template(self.tokenizer, model, allow_mismatch=self._allow_mismatch)
+                check_chat_template(self.tokenizer, model.config, allow_mismatch=self._allow_mismatch)
             self._model = model.to(_device()).eval()
             self.generation_config = model.generation_config
         return self._model

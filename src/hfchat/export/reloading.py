@@ -111,7 +111,7 @@ def answer(scratch: Path) -> None:
         request["folder"], dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
     try:
-        check_chat_template(tokenizer, model)
+        check_chat_template(tokenizer, model.config)
         problem = None
     except UserError as error:
         problem = str(error)

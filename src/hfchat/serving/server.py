@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def serve(settings: ServerSettings) -> None:
     # It is read when torch is loaded, which is later than this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keys = _keys(settings)
-    folder = None if settings.upstreams else resolve(settings.folder)
+    folder = None if settings.upstreams else _find(settings.folder)
     with bind(settings.host, settings.port) as bound:
         from hfchat.safety.guards_file import load_guards
 
@@ -63,18 +64,39 @@ def serve(settings: ServerSettings) -> None:
         if folder is None:
             settings, models = _upstream_models(settings)
         else:
+            import torch
+
+            from hfchat.engines.choice import choose
             from hfchat.serving.versions.loading import served_models
 
-            models = served_models(folder, settings)
+            choice = choose(settings.engine, settings.weights, folder, has_gpu=torch.cuda.is_available())
+            models = served_models(folder, settings, choice)
         collector = open_collector(settings)
         configure_logs(settings.log_content)
         app = create_app(settings, models, guards, keys, collector)
         print(f"loading {settings.source}" if folder else f"asking {', '.join(settings.upstreams)}", flush=True)
-        server = Server(app, models, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
+        server = Server(app, models, settings, announce=lambda: _announce(models, settings))
         try:
             server.run(sockets=[bound])
         except OSError as error:  # another server has begun to listen since the port was bound
             raise _bind_error(error, settings.host, settings.port) from error
+
+
+def _find(folder: str) -> str:
+    """The folder, the Hub id or the GGUF file of a model."""
+    if not folder.endswith(".gguf"):
+        return resolve(folder)
+    if not Path(folder).is_file():
+        raise UserError(f"{folder}: there is no such file")
+    return folder
+
+
+def _announce(models: ServedModels, settings: ServerSettings) -> None:
+    """Say that everything is ready, and what answers."""
+    served = models.engines[0].served
+    if not settings.upstreams:
+        print(f"answers by {served.engine}, weights {served.weights}", flush=True)
+    print(f"chat at {settings.url}", flush=True)
 
 
 def _keys(settings: ServerSettings) -> ApiKeys | None:

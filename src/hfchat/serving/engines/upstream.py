@@ -5,12 +5,12 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from hfchat.serving.engines.engine import EngineError, Piece, Sampling
+from hfchat.serving.engines.engine import EngineError, Piece, Sampling, Served
 from hfchat.serving.engines.sse import EventError
 from hfchat.serving.engines.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
 from hfchat.serving.http.record import current_record
@@ -70,6 +70,8 @@ class Upstream:
         url: The server's, up to and including `/v1`.
     """
 
+    served = Served("upstream")
+    cannot: ClassVar[Mapping[str, str]] = {}
     context_length = None
     temperature = None
     top_p = None

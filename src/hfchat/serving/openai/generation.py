@@ -151,6 +151,7 @@ async def respond(
     # What has no place is refused before any work for it, and what no engine can answer before any is generated.
     version, reservation = _admit(service, request, len(sources) * count, record)
     service.guarding.check_logprobs(request.top_tokens is not None)
+    _check_honoured(version.engine, request)
     questions = [await _read(service, version.engine, request, source, format, record) for source in sources]
     if record.with_content:
         record.prompts = request.model_dump(include={"messages", "prompt"}, exclude_unset=True)
@@ -193,6 +194,19 @@ def _admit(
         service.token_limit.check(key, 0)
         reservation.on_charge = partial(service.token_limit.charge, key)
     return version, reservation
+
+
+def _check_honoured(engine: Engine, request: AnswerableRequest) -> None:
+    """Refuse a request with a field that its engine would not honour."""
+    asked = {
+        "logprobs": request.top_tokens is not None,
+        "presence_penalty": bool(request.presence_penalty),
+        "frequency_penalty": bool(request.frequency_penalty),
+    }
+    for field, reason in engine.cannot.items():
+        if asked[field]:
+            message = f"{field}: not with the engine of this server, because {reason}."
+            raise ApiError(400, message, param=field, code="unsupported_field")
 
 
 async def _read(

@@ -210,11 +210,14 @@ class ServedModels:
 
     def _describe(self, name: str) -> Model:
         main, served = self._names[0], self._served.get(name)
+        what = served.current.engine.served if served else None
         return Model(
             id=name,
             created=self._created,
             parent=None if name == main else main,
             version=served.current.name if served else None,
+            engine=what.engine if what else None,
+            weights=what.weights if what else None,
         )
 
     def _error(self, name: str) -> str | None:
