@@ -58,6 +58,14 @@ class EvaluatedModel:
         """Identify it, for the lineage and `results.json`."""
         raise NotImplementedError
 
+    def computed_by(self, is_likelihood: bool) -> str:
+        """The end of a signature: what generates its answers, or measures likelihoods, in which type of weights.
+
+        Returns:
+            `"engine:transformers|weights:bfloat16"`.
+        """
+        raise NotImplementedError
+
     def ancestry(self) -> list[Ancestor]:
         """The lineages of what made it, see `hfchat.lineage.ancestry`; empty if they are not known here."""
         return []

@@ -7,9 +7,10 @@ from typing import Any
 
 from hfchat.errors import UserError
 from hfchat.evaluation.model import EvaluatedModel, Loss, Prompt, Reply
-from hfchat.results import ModelIdentity
+from hfchat.results import COMPUTED_BY, ModelIdentity
 
 _TIMEOUT = 600.0  # seconds for one answer
+_REMOTE = "remote"
 
 
 class RemoteModel(EvaluatedModel):
@@ -32,7 +33,12 @@ class RemoteModel(EvaluatedModel):
 
     def describe(self) -> ModelIdentity:
         identity = f"remote:{self.path.partition('#')[0]}#{self._model_name}"
-        return ModelIdentity(self.path, identity, ["unknown"], "remote", dtype=None, chat_template=None)
+        return ModelIdentity(
+            self.path, identity, ["unknown"], "remote", dtype=None, chat_template=None, engine=_REMOTE
+        )
+
+    def computed_by(self, is_likelihood: bool) -> str:
+        return f"{COMPUTED_BY}{_REMOTE}"
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
         if isinstance(prompt, str):

@@ -27,7 +27,7 @@ from hfchat.evaluation.task import Task, result
 from hfchat.evaluation.usage import hardware, peak_memory, reset_peak_memory
 from hfchat.lineage import Ancestor, versions
 from hfchat.processes import launched
-from hfchat.results import Bootstrap, ModelResult, Results, Speed
+from hfchat.results import Bootstrap, Estimate, ModelResult, Results, Speed, TaskResult
 from hfchat.storage import write_whole
 
 # Kind to its class. Modules are imported when a suite asks for them: lm-eval alone takes seconds.
@@ -176,7 +176,7 @@ def run_suite(
         },
         tasks={
             task.name: replace(
-                result(task, names[task.name], records / task.name, bootstrap),
+                _signed(result(task, names[task.name], records / task.name, bootstrap), task, asked[task.name]),
                 contamination={name: seen[name][task.name] for name in names[task.name] if task.name in seen[name]},
                 left_out={model.name: reason for model in models if (reason := task.refusal(model)) is not None},
                 records={name: f"{RECORDS}/{task.name}/{name}.jsonl" for name in names[task.name]},
@@ -201,6 +201,26 @@ def _collect(
         if model.parameters is not None and launched().is_main_process:
             _write_usage(folder, model)
         model.free()
+
+
+def _signed(result: TaskResult, task: Task, models: Sequence[EvaluatedModel]) -> TaskResult:
+    """The same, in which each signature says what computed the score."""
+    by_name = {model.name: model for model in models}
+
+    def sign(model: str, scores: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        return {
+            metric: replace(one, signature=f"{one.signature}|{by_name[model].computed_by(metric in task.likelihoods)}")
+            for metric, one in scores.items()
+        }
+
+    return replace(
+        result,
+        scores={model: sign(model, scores) for model, scores in result.scores.items()},
+        groups={
+            model: {group: sign(model, scores) for group, scores in groups.items()}
+            for model, groups in result.groups.items()
+        },
+    )
 
 
 def _in_short(stage: Ancestor) -> dict[str, object]:

@@ -94,6 +94,7 @@ class Benchmark(Task):
             for task in tasks:
                 columns |= {self._column(name, key): self._metric(name, task, key) for key in metrics_of(task)}
         self.columns, self.headline = columns, next(iter(columns), None)
+        self.likelihoods = () if self._only_generates else columns
         notes = chain.from_iterable((task.config.metadata or {}).get("limits", ()) for task in self._leaves)
         self.limits = (
             "A figure compares only with others of the same lm-eval task and version, with as many worked examples "
@@ -108,6 +109,10 @@ class Benchmark(Task):
     @property
     def _leaves(self) -> list[ConfigurableTask]:
         return list(chain.from_iterable(self._asked.values()))
+
+    @property
+    def _only_generates(self) -> bool:
+        return all(task.OUTPUT_TYPE == GENERATE for task in self._leaves)
 
     def _index(self) -> TaskManager:
         folders = [LOCAL_TASKS] if self.include_path is None else [LOCAL_TASKS, self.include_path]
@@ -243,7 +248,7 @@ class Benchmark(Task):
         model = harness.evaluated
         records = make_records(self._leaves, results["samples"], harness)
         kept = {name: results[name] for name in ("results", "versions", "n-shot", "n-samples", "configs")}
-        kept |= {"lm_eval": metadata.version("lm-eval"), "dtype": getattr(model, "dtype", None)}
+        kept["lm_eval"] = metadata.version("lm-eval")
         text = json.dumps(kept, default=handle_non_serializable, ensure_ascii=False, indent=1)
         _results_file(folder, model.name).write_text(text, encoding="utf-8")
         write_records(folder / f"{model.name}.jsonl", records)
@@ -270,7 +275,7 @@ class Benchmark(Task):
         )
         signature = (
             f"lm-eval:{results['lm_eval']}|task:{name}|version:{versions}|num_fewshot:{shots}|limit:{self.limit}|"
-            f"chat_template:{self.apply_chat_template}|dtype:{results['dtype']}"
+            f"chat_template:{self.apply_chat_template}"
         )
         return {
             self._column(name, key): statistics(tasks[0], key, records, signature)
