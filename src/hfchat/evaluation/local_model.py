@@ -88,7 +88,7 @@ class LocalModel(EvaluatedModel):
             self.path, content["sha256"], content["licenses"], kind, self.dtype, template, TRANSFORMERS, self.dtype
         )
 
-    def computed_by(self, is_likelihood: bool) -> str:
+    def computed_by(self, needs_weights: bool) -> str:
         return f"{COMPUTED_BY}{TRANSFORMERS}|weights:{self.dtype}"
 
     def ancestry(self) -> list[Ancestor]:

@@ -45,9 +45,11 @@ class EvaluatedModel:
         path: As it was given.
         batch_size: Examples at a time; an out-of-memory halves it.
         gives_losses: Whether it tells how likely a given text is.
+        is_served: Whether a server of its own generates the answers. It makes the batches, of at most `batch_size`.
     """
 
     gives_losses = True
+    is_served = False
 
     def __init__(self, name: str, path: str, batch_size: int):
         self.name = name
@@ -58,8 +60,11 @@ class EvaluatedModel:
         """Identify it, for the lineage and `results.json`."""
         raise NotImplementedError
 
-    def computed_by(self, is_likelihood: bool) -> str:
-        """The end of a signature: what generates its answers, or measures likelihoods, in which type of weights.
+    def computed_by(self, needs_weights: bool) -> str:
+        """The end of a signature: what computes, in which type of weights.
+
+        Args:
+            needs_weights: Whether it is about what only loaded weights give, see `Task`, or about answers.
 
         Returns:
             `"engine:transformers|weights:bfloat16"`.

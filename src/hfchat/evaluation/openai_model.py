@@ -23,6 +23,7 @@ class RemoteModel(EvaluatedModel):
     """
 
     gives_losses = False
+    is_served = True
 
     def __init__(self, name: str, path: str, batch_size: int):
         super().__init__(name, path, batch_size)
@@ -37,7 +38,7 @@ class RemoteModel(EvaluatedModel):
             self.path, identity, ["unknown"], "remote", dtype=None, chat_template=None, engine=_REMOTE
         )
 
-    def computed_by(self, is_likelihood: bool) -> str:
+    def computed_by(self, needs_weights: bool) -> str:
         return f"{COMPUTED_BY}{_REMOTE}"
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:

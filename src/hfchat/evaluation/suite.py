@@ -208,10 +208,8 @@ def _signed(result: TaskResult, task: Task, models: Sequence[EvaluatedModel]) ->
     by_name = {model.name: model for model in models}
 
     def sign(model: str, scores: Mapping[str, Estimate]) -> dict[str, Estimate]:
-        return {
-            metric: replace(one, signature=f"{one.signature}|{by_name[model].computed_by(metric in task.likelihoods)}")
-            for metric, one in scores.items()
-        }
+        by = {metric: by_name[model].computed_by(metric in task.needs_weights) for metric in scores}
+        return {metric: replace(one, signature=f"{one.signature}|{by[metric]}") for metric, one in scores.items()}
 
     return replace(
         result,

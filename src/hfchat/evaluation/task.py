@@ -96,7 +96,8 @@ class Task:
         limits: What its numbers do not say, a sentence each.
         group_label: What `Example.group` is, as the head of a column: `"category"`.
         headline: The metric that the report's verdict reads.
-        likelihoods: The metrics that are made of likelihoods; the others are of answers that a model generated.
+        needs_weights: The metrics that only loaded weights give, such as those of likelihoods. The others are of
+            answers, which an engine may generate.
         split: Name of the dataset's split, if it has splits.
     """
 
@@ -105,7 +106,7 @@ class Task:
     limits: Sequence[str] = ()
     group_label: str = "group"
     headline: str | None = None
-    likelihoods: Collection[str] = ()
+    needs_weights: Collection[str] = ()
     split: str | None = None
 
     name: str

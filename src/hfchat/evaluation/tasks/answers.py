@@ -67,7 +67,7 @@ class Answers(AskingTask):
 
     kind = "answers"
     columns = _METRICS
-    likelihoods = _LIKELIHOODS
+    needs_weights = _LIKELIHOODS
     limits = (
         "BLEU, chrF, ROUGE and METEOR count what an answer shares with the references. They see neither whether "
         "another wording is right nor whether a fluent sentence is false: read the answers.",

@@ -94,7 +94,7 @@ class Benchmark(Task):
             for task in tasks:
                 columns |= {self._column(name, key): self._metric(name, task, key) for key in metrics_of(task)}
         self.columns, self.headline = columns, next(iter(columns), None)
-        self.likelihoods = () if self._only_generates else columns
+        self.needs_weights = () if self._only_generates else columns
         notes = chain.from_iterable((task.config.metadata or {}).get("limits", ()) for task in self._leaves)
         self.limits = (
             "A figure compares only with others of the same lm-eval task and version, with as many worked examples "
