@@ -45,7 +45,7 @@ class EvaluatedModel:
         path: As it was given.
         batch_size: Examples at a time; an out-of-memory halves it.
         gives_losses: Whether it tells how likely a given text is.
-        is_served: Whether a server of its own generates the answers. It makes the batches, of at most `batch_size`.
+        is_served: Whether a server generates the answers. Up to `batch_size` threads ask it at a time.
     """
 
     gives_losses = True
@@ -92,6 +92,9 @@ class EvaluatedModel:
             UserError: If it is longer than the model's context, or the template does not fit it. Names `place`.
         """
         raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make what answers need beside the model, before any model is asked. Files are kept, and made once."""
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = ()) -> list[Reply]:
         """Answer each prompt greedily.

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hfchat.errors import UserError
@@ -53,8 +52,7 @@ class RemoteModel(EvaluatedModel):
             tokens = completion.usage.completion_tokens if completion.usage else 0
             return Reply(choice.message.content or "", tokens, choice.finish_reason != "length")
 
-        with ThreadPoolExecutor(self.batch_size) as threads:
-            return list(threads.map(ask, prompts))
+        return list(map(ask, prompts))
 
     def losses(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Loss]:
         raise UserError(f"{self.path}: the OpenAI API gives no likelihoods of given texts; leave the model out")
