@@ -18,6 +18,10 @@ ALLOWED = {
     ("feedback", "safety"),
     ("doctor", "training"),
     ("evaluation", "safety"),
+    ("export", "gguf"),
+    ("gguf", "safety"),
+    ("hub", "gguf"),
+    ("serving", "gguf"),
 }
 
 

