@@ -108,7 +108,7 @@ async def client(port: int, requests: int, spread: float, seed: int) -> list[Tim
         begun, first, came = time.perf_counter(), None, b""
         writer.write(request)
         while not came.endswith(b"\r\n0\r\n\r\n"):
-            came += await reader.read(65536)
+            came += await reader.read(65536) or _broken_off(came)
             if first is None and b"word0" in came:
                 first = time.perf_counter() - begun
         if came.count(b" word") < PIECES:  # pieces that came together are one
@@ -116,6 +116,10 @@ async def client(port: int, requests: int, spread: float, seed: int) -> list[Tim
         times.append(Times(first, time.perf_counter() - begun))
     writer.close()
     return times
+
+
+def _broken_off(came: bytes) -> bytes:
+    raise SystemExit(f"an answer broke off: {came.decode()}")
 
 
 async def one_round(port: int, streams: int, requests: int, spread: float, seed: int) -> list[Times]:
