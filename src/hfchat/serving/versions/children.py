@@ -11,7 +11,8 @@ from hfchat.engines.choice import Choice
 from hfchat.engines.llamacpp import LlamaCpp
 from hfchat.engines.vllm import Vllm
 from hfchat.errors import UserError
-from hfchat.gguf.conversion import local_folder
+from hfchat.gguf.conversion import cached_adapter_gguf, local_folder
+from hfchat.gguf.opening import config_of, weights_of
 from hfchat.gguf.price import priced_gguf
 from hfchat.models import cache_bytes_per_token, load_config, supports_bf16
 from hfchat.processes import available_bytes
@@ -42,9 +43,6 @@ def load(
     """
     is_file = folder.endswith(".gguf")
     source = Path(folder) if is_file else local_folder(folder)
-    if is_file:
-        from hfchat.gguf.opening import config_of
-
     config = config_of(source) if is_file else load_config(str(source))
     check_chat_template(tokenizers[settings.model_id], config, allow_mismatch=settings.allow_template_mismatch)
     if adapters:  # they know their base by its weights
@@ -77,7 +75,7 @@ def _llamacpp(
 ) -> tuple[LlamaCpp, Served, int]:
     """llama.cpp for a folder or a file, what it is, and its context."""
     if source.is_file():
-        file, served = source, Served("llamacpp", "as in the file")
+        file, served = source, Served("llamacpp", weights_of(source))
     else:
         file, _ = priced_gguf(source, choice.weights, max_drift=settings.max_drift)
         served = Served("llamacpp", choice.weights, file)

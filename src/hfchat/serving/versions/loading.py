@@ -11,6 +11,7 @@ from hfchat.adapters import check_name
 from hfchat.chat_template import check_chat_template
 from hfchat.engines.choice import Choice, choose
 from hfchat.errors import UserError
+from hfchat.gguf.opening import tokenizer_of
 from hfchat.models import load_tokenizer
 from hfchat.registry.versions import Registry
 from hfchat.serving.engines.adapters import parse_adapters
@@ -68,8 +69,6 @@ def _followed(registry: Registry, settings: ServerSettings, choice: Choice) -> S
 
 def _load_tokenizer(folder: str, settings: ServerSettings) -> PreTrainedTokenizerBase:
     if folder.endswith(".gguf"):
-        from hfchat.gguf.opening import tokenizer_of
-
         return tokenizer_of(Path(folder), allow_mismatch=settings.allow_template_mismatch)
     tokenizer = load_tokenizer(folder)
     check_chat_template(tokenizer, allow_mismatch=settings.allow_template_mismatch)
