@@ -122,10 +122,15 @@ class TransformersEngine:
     async def start(self) -> None:
         self._router.loop = asyncio.get_running_loop()
         await self._try_template()
-        self._manager.start()
+        self._start_manager()
         # The first forward pass is the slowest one; nobody should wait for it, and a broken model shows here.
         await self.ready()
         self._supervisor = asyncio.create_task(self._supervise())
+
+    def _start_manager(self) -> None:
+        # The generation's thread takes over the mode; it saves what autograd does besides in each operation.
+        with torch.inference_mode():
+            self._manager.start()
 
     async def _try_template(self) -> None:
         """Refuse a model whose chat template renders a greeting as nothing, or takes too much time or memory for it.
@@ -192,7 +197,7 @@ class TransformersEngine:
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
         self._ended.clear()  # the old one may tell of its crash after that has been dealt with
-        self._manager.start()
+        self._start_manager()
         await self.ready()
 
     async def encode(self, messages: Sequence[dict[str, str]]) -> TokenPrompt:

@@ -12,6 +12,7 @@ from hfchat.errors import UserError
 from hfchat.models import load_model, load_tokenizer, supports_bf16
 from hfchat.registry.versions import Registry
 from hfchat.serving.engines.adapters import beside, parse_adapters
+from hfchat.serving.engines.packing import pack
 from hfchat.serving.engines.transformers_engine import TransformersEngine
 from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.following import Follower
@@ -89,5 +90,7 @@ def _load_models(
         base = load_model(folder, dtype=dtype)
     check_chat_template(tokenizers[settings.model_id], base, allow_mismatch=settings.allow_template_mismatch)
     base = base.to("cuda" if torch.cuda.is_available() else "cpu")
+    if not adapters:  # they share the base's weights as they are stored
+        pack(base)
     beside_base = {name: beside(base, adapter, tokenizers[name]) for name, adapter in adapters.items()}
     return {settings.model_id: base, **beside_base}
