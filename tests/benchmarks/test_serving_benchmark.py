@@ -94,17 +94,18 @@ def test_the_line_below_the_table_says_whether_the_machine_was_idle(monkeypatch,
 
 
 def test_what_the_server_and_this_process_use_is_not_other_programs(monkeypatch):
-    machine = iter([1000.0, 1010.0])  # of which the server used 7, and 2 others
+    machine = iter([1000.0, 1010.0])  # of which the server used 7, this process 1, and others 2
     server = iter([50.0, 57.0])
     clock = iter([0.0, 4.0])
     monkeypatch.setattr(serving, "machine_cpu_seconds", lambda: next(machine))
     monkeypatch.setattr(serving, "footprint", lambda process: Footprint(1, 1, 1.0, next(server)))
-    monkeypatch.setattr(serving.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: (3.0, 0.0)))
+    own = iter([(3.0, 0.0), (3.5, 0.5)])
+    monkeypatch.setattr(serving.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(own)))
     monkeypatch.setattr(serving.time, "perf_counter", lambda: next(clock))
     idleness = Idleness(0.0)
     with serving.watched(idleness, SimpleNamespace()):
         pass
-    assert idleness.meanwhile == [pytest.approx(0.75)]
+    assert idleness.meanwhile == [pytest.approx(0.5)]
 
 
 def test_servers_run_one_at_a_time_and_each_second_round_goes_backwards():
