@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -174,9 +175,8 @@ class Vllm:
 
     def _options(self) -> Iterator[tuple[str, str | None]]:
         """The arguments that are options, each with its value; underscores are hyphens for vLLM."""
-        arguments = self._arguments
-        for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-            if argument.startswith("--"):
+        for argument, following in pairwise([*self._arguments, None]):
+            if argument is not None and argument.startswith("--"):
                 name, equals, value = argument.partition("=")
                 yield name.replace("_", "-"), value if equals else following
 
