@@ -134,6 +134,12 @@ def record_fingerprint(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedM
     return value
 
 
+def keep_fingerprint(tokenizer: "PreTrainedTokenizerBase", trained: str | None) -> None:
+    """Record the fingerprint of the template that a model was trained with, if one is known, whatever is here now."""
+    if trained is not None:
+        tokenizer.init_kwargs[_RECORD] = trained
+
+
 def recorded_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The fingerprint of the template that a model was trained with; None for one from elsewhere."""
     return tokenizer.init_kwargs.get(_RECORD)

@@ -5,9 +5,9 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
+from hfchat.behaviour import default_conversations
 from hfchat.errors import UserError
 from hfchat.export import gguf
-from hfchat.export.behaviour import default_conversations
 from hfchat.export.gguf import export_gguf
 from hfchat.gguf.conversion import GGUF_FILE
 from tests.conftest import tiny_model

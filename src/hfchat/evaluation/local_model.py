@@ -17,10 +17,12 @@ from hfchat.evaluation.perplexity import continuation_losses, text_losses
 from hfchat.generation import generate_answers, set_greedy
 from hfchat.lineage import Ancestor, ancestry, describe
 from hfchat.models import load_config, load_model, load_tokenizer, resolve
-from hfchat.results import ModelIdentity
+from hfchat.results import COMPUTED_BY, ModelIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TRANSFORMERS = "transformers"
 
 
 class LocalModel(EvaluatedModel):
@@ -82,7 +84,12 @@ class LocalModel(EvaluatedModel):
         kind = "adapter" if self.is_adapter else "folder" if Path(self.folder).is_dir() else "hub"
         template = fingerprint(self.tokenizer) if self.tokenizer.chat_template else None
         content = describe(self.folder)
-        return ModelIdentity(self.path, content["sha256"], content["licenses"], kind, self.dtype, template)
+        return ModelIdentity(
+            self.path, content["sha256"], content["licenses"], kind, self.dtype, template, TRANSFORMERS, self.dtype
+        )
+
+    def computed_by(self, needs_weights: bool) -> str:
+        return f"{COMPUTED_BY}{TRANSFORMERS}|weights:{self.dtype}"
 
     def ancestry(self) -> list[Ancestor]:
         return ancestry(self.folder)

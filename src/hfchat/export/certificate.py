@@ -30,34 +30,32 @@ from hfchat.adapters import (
     round_weights,
     weight_digests,
 )
-from hfchat.chat_template import check_end_of_turn
-from hfchat.errors import UserError
-from hfchat.export.behaviour import (
+from hfchat.behaviour import (
     Behaviour,
     Prompts,
     behaviour,
     compare,
+    context_length,
     default_conversations,
     kl_divergence,
     logits,
 )
+from hfchat.certificates import MAX_DRIFT, Certificate, NotCertifiedError, files_sha256
+from hfchat.chat_template import check_end_of_turn
+from hfchat.errors import UserError
 from hfchat.export.checks import (
-    CERTIFICATE,
-    MAX_DRIFT,
     MAX_MERGE_DRIFT,
     MAX_QUANTIZATION_DRIFT,
     MAX_RELOAD_DRIFT,
     MAX_ROUNDING_DRIFT,
-    Certificate,
-    NotCertifiedError,
     check_files,
     check_tokens,
-    files_sha256,
 )
 from hfchat.export.gguf import export_gguf
 from hfchat.export.merging import changed_base_weights, prepare_to_save, save_adapter
-from hfchat.export.reloading import context_length, reload
+from hfchat.export.reloading import reload
 from hfchat.gguf.conversion import check_installed
+from hfchat.lineage import CERTIFICATE
 from hfchat.models import load_config, load_model, load_tokenizer
 from hfchat.token_ids import Messages
 

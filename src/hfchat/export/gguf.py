@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hfchat.behaviour import Prompts, behaviour, compare, context_length
+from hfchat.certificates import Certificate
 from hfchat.errors import UserError
-from hfchat.export.behaviour import Prompts, behaviour, compare
-from hfchat.export.checks import MAX_RELOAD_DRIFT, Certificate
-from hfchat.export.reloading import context_length
+from hfchat.export.checks import MAX_RELOAD_DRIFT
 from hfchat.gguf.conversion import GGUF_FILE, check_installed, evaluated_type, write_gguf
 from hfchat.models import load_model, load_tokenizer
 from hfchat.token_ids import Messages

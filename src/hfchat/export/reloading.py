@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfchat.behaviour import Behaviour, Prompts, behaviour, context_length
 from hfchat.errors import UserError
-from hfchat.export.behaviour import Behaviour, Prompts, behaviour
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 _REQUEST, _REPORT, _LOGITS = "request.json", "report.json", "logits.safetensors"
 
@@ -140,11 +139,6 @@ def answer(scratch: Path) -> None:
     )
     save_file({str(i): logits.contiguous() for i, logits in enumerate(said.logits)}, scratch / _LOGITS)
     (scratch / _REPORT).write_text(json.dumps(dataclasses.asdict(reloaded)), encoding="utf-8")
-
-
-def context_length(model: "PreTrainedModel") -> int:
-    """Tokens that a model can take; without a limit, as many as anyone asks."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 if __name__ == "__main__":

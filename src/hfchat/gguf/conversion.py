@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hfchat.errors import UserError
+from hfchat.gguf.adapter_check import check_adapter
 from hfchat.gguf.process import work_in_process
 from hfchat.gguf.weight_types import weight_type
 from hfchat.models import cache_dir, load_config, resolve
@@ -92,7 +93,65 @@ def cached_gguf(folder: Path, weights: str) -> Path:
     """
     weight_type(weights)
     check_installed()
-    return _cached(f"{digest_of(folder)}-{weights}", lambda file: write_gguf(folder, file, weights))
+    made = made_once(f"{digest_of(folder)}-{weights}", lambda new: write_gguf(folder, new / GGUF_FILE, weights))
+    return made / GGUF_FILE
+
+
+def cached_adapter_gguf(adapter: Path, base: Path) -> Path:
+    """The GGUF file of a LoRA adapter, for llama.cpp to take beside the file of its base; kept as `cached_gguf` does.
+
+    Args:
+        adapter: The folder of a PEFT adapter.
+        base: The folder of the model that it was trained on.
+
+    Raises:
+        UserError: Without the wheels, if llama.cpp does not know the architecture, or for an adapter that no GGUF file
+            holds: one with new tokens, whole modules or biases, DoRA, another kind than LoRA. It has to be merged.
+    """
+    check_installed()
+    check_adapter(adapter)
+    if base.suffix == ".gguf":
+        raise UserError(f"{base}: adapters go beside a model folder only; name the folder that the file was made of")
+
+    def write(new: Path) -> None:
+        print(f"converting {adapter} to GGUF (once)", file=sys.stderr)
+        try:
+            work_in_process("hfchat.gguf.lora", str(adapter), str(base), str(new / GGUF_FILE))
+        except UserError as error:
+            raise UserError(f"{adapter}: cannot be converted for llama.cpp: {error}") from error
+
+    return made_once(f"adapter-{digest_of(adapter)}-{_config_digest(base)}", write) / GGUF_FILE
+
+
+def _config_digest(base: Path) -> str:
+    """What an adapter's file takes from its base is its shape."""
+    return hashlib.sha256((base / "config.json").read_bytes()).hexdigest()[:16]
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, which one process makes while others wait for it.
+
+    The folder gets its name when `make` is done with it; what a killed process left is in nobody's way.
+
+    Args:
+        name: Of the folder in `cache_dir()/gguf`.
+        make: Fills the folder that it is given.
+    """
+    folder = cache_dir() / "gguf" / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{name}.lock")):
+        if not folder.is_dir():
+            scratch = folder.with_name(f".{name}.partial")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                make(scratch)
+                scratch.rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def write_gguf(folder: Path, file: Path, weights: str) -> None:
@@ -179,26 +238,6 @@ def _hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_whole(memory, json.dumps({"files": seen, "sha256": hashes}))
     return hashes
-
-
-def _cached(name: str, write: Callable[[Path], None]) -> Path:
-    """The file in a folder of the cache, written by one process while others wait for it."""
-    folder = cache_dir() / "gguf" / name
-    if (folder / GGUF_FILE).is_file():
-        return folder / GGUF_FILE
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{name}.lock")):
-        if not (folder / GGUF_FILE).is_file():
-            # The folder gets its name when the file is whole; what a killed process left is in the way of nobody.
-            scratch = folder.with_name(f".{name}.partial")
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            try:
-                write(scratch / GGUF_FILE)
-                scratch.rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return folder / GGUF_FILE
 
 
 def _convert(folder: Path, file: Path, weights: str) -> None:
