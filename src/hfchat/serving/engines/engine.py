@@ -85,7 +85,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Served:
+class EngineInfo:
     """What an engine is, for `/v1/models` and `/metrics`.
 
     Attributes:
@@ -113,11 +113,11 @@ class Engine(Protocol[P]):
     """Generates answers, many at a time, for one event loop.
 
     Attributes:
-        served: What it is.
+        info: What it is.
         cannot: Fields of the API that it cannot honour, and why.
     """
 
-    served: Served
+    info: EngineInfo
     cannot: Mapping[str, str]
 
     @property
