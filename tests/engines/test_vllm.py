@@ -366,6 +366,18 @@ def test_a_stream_that_is_cut_fails_and_the_next_request_is_answered(script, cha
     assert is_gone(script)
 
 
+def test_what_a_dying_vllm_refuses_is_answered_after_the_restart(script, chat_model):
+    """Where only its engine has died, vLLM answers for a while before it ends."""
+
+    async def use(engine):
+        (script / "dead").touch()
+        pieces = await answer(engine)
+        assert "".join(piece.text for piece in pieces) == "Hello there, you"
+        assert engine.restarts == 1
+
+    asyncio.run(running(engine_of(chat_model), use))
+
+
 @pytest.mark.skipif("HFCHAT_VLLM" not in os.environ, reason="HFCHAT_VLLM does not name the bin folder of a vLLM")
 def test_a_real_vllm_answers(chat_model, monkeypatch):
     """Takes a minute or two. On a CPU, `VLLM_CPU_KVCACHE_SPACE=1` keeps it small."""

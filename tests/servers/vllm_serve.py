@@ -4,6 +4,7 @@ The folder that `VLLM_SCRIPT` names says what it answers and gets what happened:
 
 - `chunks.json`: the answer, a list of texts and their token ids;
 - `die`: while it exists, a stream breaks off after two chunks, because the process kills itself and takes it away;
+- `dead`: while it exists, its engine has died: a request fails, and after that the process ends, and takes it away;
 - `arguments.json`, `engine.pid`, `requests.jsonl`: what it was started with, its second process, what it was asked.
 """
 
@@ -36,6 +37,12 @@ class Handler(BaseHTTPRequestHandler):
             message = "top_p must be in (0, 1], got 0.0. (parameter=top_p, value=0.0)"
             error = {"message": message, "type": "BadRequestError", "param": "top_p", "code": 400}
             return self._answer(400, {"error": error})
+        if (SCRIPT / "dead").exists():
+            message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            self._answer(500, {"error": {"message": message, "type": "InternalServerError", "code": 500}})
+            time.sleep(0.3)
+            (SCRIPT / "dead").unlink()
+            os.kill(os.getpid(), signal.SIGTERM)
         return self._stream(request)
 
     def _answer(self, status, body=None):
