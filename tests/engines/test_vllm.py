@@ -6,6 +6,7 @@ The chunks and the logs are those of vLLM 0.32.
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -346,6 +347,21 @@ def test_a_model_answers_by_vllm(script, chat_model, tokenizer):
     assert (request["temperature"], request["top_p"]) == (0, 1)  # vLLM refuses a top_p of 0, which is greedy
     assert (request["seed"], request["max_tokens"], request["logprobs"]) == (7, 20, 2)
     assert is_gone(script)
+
+
+def test_hfchat_serve_ends_with_the_complaint_of_vllm_before_it_is_ready(script, chat_model, free_port):
+    command = "from hfchat.cli import main; main()"
+    arguments = ["serve", str(chat_model), "--port", str(free_port), "--engine", "vllm", "--engine-args", "--no 3"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]  # the log
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(
+        "error: vLLM ended with status 2: unrecognized arguments: --no 3; correct --engine-args"
+    )
+    assert "chat at" not in done.stdout
 
 
 def test_a_stream_that_is_cut_fails_and_the_next_request_is_answered(script, chat_model):

@@ -63,7 +63,11 @@ class Child:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             auto_decompress=False,
         )
-        await self._launch()
+        try:
+            await self._launch()
+        except BaseException:
+            await self._session.close()
+            raise
         self.supervisor.begin()
 
     async def stop(self) -> None:
