@@ -111,35 +111,45 @@ def by_llamacpp(babbler, tmp_path_factory):
         model.free()
 
 
+def whole(answer):
+    """Without a character that the longest answer cuts in two: that may be no text to llama.cpp."""
+    return answer.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
 @needs_llamacpp
 def test_llama_cpp_answers_as_transformers_does_in_the_same_weights(by_llamacpp, babbler, tmp_path):
-    asked = Asked(max_new_tokens=24, losses=True)
+    # The likeliest token of each of so many is so by 0.04 nats or more; llama.cpp keeps its cache in float16.
+    asked = Asked(max_new_tokens=9, losses=True)
     local = LocalModel("local", str(babbler), 3, "float32")
     for model in (by_llamacpp, local):
         ask(model, EXAMPLES, tmp_path / model.name, asked, model.name)
     engine, own = (read_records(tmp_path / name) for name in ("engine", "local"))
     assert len({record.answer for record in own}) == len(EXAMPLES)
     for one, other in zip(engine, own, strict=True):
-        # A character that the longest answer cuts in two may be no text to llama.cpp.
-        assert one.answer.rstrip("\N{REPLACEMENT CHARACTER}") == other.answer.rstrip("\N{REPLACEMENT CHARACTER}")
+        assert whole(one.answer) == whole(other.answer)
         assert (one.answer_tokens, one.ended, one.losses) == (other.answer_tokens, other.ended, other.losses)
     assert all(record.seconds > 0 for record in engine)
 
     stop = own[0].answer[5:7]
-    (cut,), (expected,) = (model.answer([EXAMPLES[0].prompt], 24, [stop]) for model in (by_llamacpp, local))
+    (cut,), (expected,) = (model.answer([EXAMPLES[0].prompt], 9, [stop]) for model in (by_llamacpp, local))
     assert (cut.text, cut.ended) == (expected.text, True)
     (text,), (expected,) = (model.answer(["The recipe"], 8) for model in (by_llamacpp, local))
-    assert text == expected
+    assert (whole(text.text), text.tokens) == (whole(expected.text), expected.tokens)
+
+
+def gsm8k(folder):
+    """A file of questions; the worked examples come from the first 100."""
+    file = folder / "gsm8k.jsonl"
+    rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(104)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
 
 
 @needs_llamacpp
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_benchmark_that_only_generates_asks_the_engine(by_llamacpp, babbler, tmp_path, monkeypatch, chat):
-    data = tmp_path / "gsm8k.jsonl"
-    rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(4)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Benchmark(
-        "gsm8k", ["gsm8k_local"], str(data), limit=3, num_fewshot=1, apply_chat_template=chat,
+        "gsm8k", ["gsm8k_local"], gsm8k(tmp_path), limit=3, num_fewshot=1, apply_chat_template=chat,
         gen_kwargs={"max_gen_toks": 12},
     )  # fmt: skip
     task.prepare()
@@ -148,16 +158,14 @@ def test_a_benchmark_that_only_generates_asks_the_engine(by_llamacpp, babbler, t
     monkeypatch.setattr(LocalModel, "_load", lambda self: pytest.fail("loaded the weights"))
     task.collect(by_llamacpp, tmp_path)
     engine, own = (read_records(tmp_path / f"{name}.jsonl") for name in ("engine", "local"))
-    assert [(one.prompt, one.answer, one.scores) for one in engine] == [
-        (one.prompt, one.answer, one.scores) for one in own
+    assert [(one.prompt, whole(one.answer), one.scores) for one in engine] == [
+        (one.prompt, whole(one.answer), one.scores) for one in own
     ]
     assert any(record.answer for record in own)
 
 
 def test_draws_stay_with_transformers(scripted, tmp_path):
-    data = tmp_path / "gsm8k.jsonl"
-    data.write_text("".join(json.dumps({"question": "1?", "answer": "#### 1"}) + "\n" for _ in range(2)))
-    drawing = Benchmark("g", ["gsm8k_local"], str(data), gen_kwargs={"do_sample": True, "max_gen_toks": 2})
+    drawing = Benchmark("g", ["gsm8k_local"], gsm8k(tmp_path), gen_kwargs={"do_sample": True, "max_gen_toks": 2})
     drawing.prepare()
     assert drawing.needs_weights
     assert scripted.computed_by(needs_weights=True) == "engine:transformers|weights:float32"
@@ -222,11 +230,12 @@ def test_an_engine_that_ends_is_one_line(scripted):
 
 
 def test_freeing_ends_the_engine(scripted):
+    before = set(threading.enumerate())
     scripted.answer([EXAMPLES[0].prompt], 4)
-    engines = [thread for thread in threading.enumerate() if thread.name == "engine-wait"]
-    assert engines
+    watching = [thread for thread in threading.enumerate() if thread not in before]
+    assert watching
     scripted.free()
-    assert not any(thread.is_alive() for thread in engines)
+    assert not any(thread.is_alive() for thread in watching)
 
 
 def test_it_starts_again_for_a_longer_prompt(scripted, tmp_path):

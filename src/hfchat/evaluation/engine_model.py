@@ -3,6 +3,7 @@
 import http.client
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Sequence
@@ -27,6 +28,7 @@ from hfchat.processes import launched
 from hfchat.results import COMPUTED_BY, ModelIdentity
 
 _TIMEOUT = 600.0  # seconds without a token
+_NOTICE_S = 2.0  # until it is known that a process has ended
 _ROUNDED = 256  # tokens
 _EVENT = b"data:"
 _END = b"[DONE]"
@@ -157,6 +159,9 @@ class EngineModel(LocalModel):
             reason = " ".join(error.read(2000).decode(errors="replace").split())
             raise UserError(f"{self.path}: {server.program.name} refuses a prompt: {reason[:300]}") from error
         except (OSError, http.client.HTTPException, EngineFailureError) as error:
+            end = time.monotonic() + _NOTICE_S
+            while server.is_running and time.monotonic() < end:
+                time.sleep(0.05)
             reason = str(error) if server.is_running else server.why_ended()
             raise UserError(f"{self.path}: {server.program.name} does not answer: {reason}") from error
 
