@@ -91,10 +91,10 @@ def _find(folder: str) -> str:
 
 def _announce(models: ServedModels, settings: ServerSettings) -> None:
     """Say that everything is ready, and what answers."""
-    served = models.engines[0].served
-    if not settings.upstreams:
-        print(f"answers by {served.engine}, weights {served.weights}", flush=True)
     print(f"chat at {settings.url}", flush=True)
+    if not settings.upstreams:
+        info = models.engines[0].info
+        print(f"engine {info.engine}, weights {info.weights}", flush=True)
 
 
 def limit_spinning(environ: MutableMapping[str, str]) -> None:

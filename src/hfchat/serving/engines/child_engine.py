@@ -9,7 +9,7 @@ import aiohttp
 from hfchat.engines.child import ChildServer, Program
 from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, ScoredText, TokenRequest
 from hfchat.errors import UserError
-from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, Served, TokenLogprobs
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt
 from hfchat.serving.engines.sse import EventError, EventReader
 from hfchat.serving.engines.supervising import Supervisor
@@ -162,7 +162,7 @@ class ChildEngine:
         child: Child,
         dialect: Dialect,
         prompting: Prompting,
-        served: Served,
+        info: EngineInfo,
         adapter: str | None = None,
     ):
         """
@@ -170,7 +170,7 @@ class ChildEngine:
             child: The server, which may be shared.
             dialect: How it is asked.
             prompting: Makes its prompts.
-            served: What it is.
+            info: What it is.
             adapter: The adapter that answers; None is the base.
         """
         self._child = child
@@ -179,7 +179,7 @@ class ChildEngine:
         self._adapter = adapter
         self._aborted: str | None = None
         self._responses: set[aiohttp.ClientResponse] = set()
-        self.served, self.cannot = served, dialect.cannot
+        self.info, self.cannot = info, dialect.cannot
         self.context_length = prompting.context_length
         self.template_fingerprint = prompting.template_fingerprint
         self.temperature, self.top_p = prompting.sampling.temperature, prompting.sampling.top_p

@@ -19,7 +19,7 @@ from hfchat.errors import UserError
 from hfchat.models import cache_bytes_per_token
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.continuous_batching import PAGE, Router, new_manager, submit, why_down
-from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, Served, TokenLogprobs
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt, ends_of
 from hfchat.serving.engines.sampler import Draws, ScoredToken
@@ -74,7 +74,7 @@ class TransformersEngine:
         self.template_fingerprint = self._prompting.template_fingerprint
         self.encode, self.encode_text = self._prompting.encode, self._prompting.encode_text
 
-        self.served = Served("transformers", str(model.dtype).removeprefix("torch."))
+        self.info = EngineInfo("transformers", str(model.dtype).removeprefix("torch."))
 
         # Its tokens are sampled in the generation's thread, and decoded on the event loop.
         self._model = model

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from hfchat.serving.engines.engine import EngineError, Piece, Sampling, Served
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.sse import EventError
 from hfchat.serving.engines.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
 from hfchat.serving.http.record import current_record
@@ -71,7 +71,7 @@ class Upstream:
         url: The server's, up to and including `/v1`.
     """
 
-    served = Served("upstream")
+    info = EngineInfo("upstream")
     cannot: ClassVar[Mapping[str, str]] = {}
     context_length = None
     temperature = None

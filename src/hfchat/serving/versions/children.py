@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from hfchat.adapters import check_weights, load_base
 from hfchat.chat_template import check_chat_template
 from hfchat.engines.choice import Choice
+from hfchat.engines.dialect import Dialect
 from hfchat.engines.llamacpp import LlamaCpp
 from hfchat.engines.vllm import Vllm
 from hfchat.errors import UserError
@@ -17,7 +18,7 @@ from hfchat.gguf.price import priced_gguf
 from hfchat.models import cache_bytes_per_token, load_config, supports_bf16
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.child_engine import Child, ChildEngine
-from hfchat.serving.engines.engine import Served
+from hfchat.serving.engines.engine import EngineInfo
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, ends_of
 from hfchat.serving.engines.text import TokenBytes
@@ -50,10 +51,11 @@ def load(
         for adapter in adapters.values():
             check_weights(adapter, folder, base)
         del base
+    engine: Dialect
     if choice.engine == "llamacpp":
-        engine, served, context = _llamacpp(source, config, settings, choice, adapters)
+        engine, info, context = _llamacpp(source, config, settings, choice, adapters)
     else:
-        engine, served, context = _vllm(source, config, settings, choice, adapters, tokenizers[settings.model_id])
+        engine, info, context = _vllm(source, config, settings, choice, adapters, tokenizers[settings.model_id])
     child = Child(engine.program)
 
     generation = _generation_config(source, config)
@@ -62,7 +64,7 @@ def load(
         sampling = ModelSampling.of(generation, tokenizer.name_or_path)
         ends = ends_of(generation.eos_token_id, tokenizer)
         prompting = Prompting(tokenizer, sampling, ends, config.get_text_config().vocab_size, context)
-        engines[name] = ChildEngine(child, engine, prompting, served, name if name in adapters else None)
+        engines[name] = ChildEngine(child, engine, prompting, info, name if name in adapters else None)
     return engines
 
 
@@ -72,17 +74,17 @@ def _llamacpp(
     settings: ServerSettings,
     choice: Choice,
     adapters: Mapping[str, Path],
-) -> tuple[LlamaCpp, Served, int]:
+) -> tuple[LlamaCpp, EngineInfo, int]:
     """llama.cpp for a folder or a file, what it is, and its context."""
     if source.is_file():
-        file, served = source, Served("llamacpp", weights_of(source))
+        file, info = source, EngineInfo("llamacpp", weights_of(source))
     else:
         file, _ = priced_gguf(source, choice.weights, max_drift=settings.max_drift)
-        served = Served("llamacpp", choice.weights, file)
+        info = EngineInfo("llamacpp", choice.weights, file)
     slots = _slots(settings)
     context = _context(config, file, slots)
     files = {name: cached_adapter_gguf(adapter, source) for name, adapter in adapters.items()}
-    return LlamaCpp(file, slots, context, files), served, context
+    return LlamaCpp(file, slots, context, files), info, context
 
 
 def _vllm(
@@ -92,14 +94,14 @@ def _vllm(
     choice: Choice,
     adapters: Mapping[str, Path],
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[Vllm, Served, int]:
+) -> tuple[Vllm, EngineInfo, int]:
     """vLLM for a folder, what it is, and its context."""
     auto = "bfloat16" if supports_bf16() else "float32"
     weights = auto if choice.weights == "auto" else choice.weights
     # Adapters with tokens of their own are refused, so the tokens of all are those of the base.
     token_bytes = TokenBytes(tokenizer.backend_tokenizer)
     vllm = Vllm(source, _slots(settings), weights, settings.engine_args, adapters, token_bytes)
-    return vllm, Served("vllm", weights), vllm.context(config)
+    return vllm, EngineInfo("vllm", weights), vllm.context(config)
 
 
 def _slots(settings: ServerSettings) -> int:
