@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from hfchat.adapters import check_weights, load_base
 from hfchat.chat_template import check_chat_template
 from hfchat.engines.choice import Choice
+from hfchat.engines.dialect import Dialect
 from hfchat.engines.llamacpp import LlamaCpp
 from hfchat.engines.vllm import Vllm
 from hfchat.errors import UserError
@@ -50,6 +51,7 @@ def load(
         for adapter in adapters.values():
             check_weights(adapter, folder, base)
         del base
+    engine: Dialect
     if choice.engine == "llamacpp":
         engine, info, context = _llamacpp(source, config, settings, choice, adapters)
     else:
