@@ -382,7 +382,7 @@ def test_models_are_compared_document_by_document(model, path, data, tmp_path):
     }  # fmt: skip
     signature = entry["scores"]["other"]["gsm8k_local exact_match,strict-match"]["signature"]
     assert signature.startswith("exact_match,strict-match|lm-eval:0.")
-    assert signature.endswith("|task:gsm8k_local|version:3.0|num_fewshot:1|limit:7|chat_template:False|dtype:float32")
+    assert signature.endswith("|task:gsm8k_local|version:3.0|num_fewshot:1|limit:7|chat_template:False")
     assert entry["dataset"]["n"] == 14
     assert entry["dataset"]["split"] == "test"
 

@@ -17,7 +17,7 @@ from hfchat.errors import UserError
 from hfchat.registry.versions import Registry
 from hfchat.serving import server
 from hfchat.serving.http.app import create_app
-from hfchat.serving.server import serve
+from hfchat.serving.server import limit_spinning, serve
 from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions import loading
 from hfchat.serving.versions.models import ServedModels
@@ -54,6 +54,21 @@ def test_a_taken_port_is_refused_at_once(folder, taken):
     line = refuse(folder, "--port", taken, before="import sys; sys.modules['torch'] = None")  # nothing heavy yet
     assert f"port {taken}" in line
     assert "--port" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}),
+        ({"GOMP_SPINCOUNT": "9"}, {"KMP_BLOCKTIME": "0"}),
+        ({"KMP_BLOCKTIME": "200"}, {"GOMP_SPINCOUNT": "3000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {}),
+    ],
+)
+def test_threads_spin_for_a_while_where_the_environment_does_not_say(given, added):
+    environ = dict(given)
+    limit_spinning(environ)
+    assert environ == given | added
 
 
 def test_missing_packages_are_named(folder):
@@ -189,11 +204,12 @@ def test_names_and_addresses(tmp_path):
     assert {host: ServerSettings(model="m", host=host).is_local for host in local} == local
 
 
-def test_ctrl_c_lets_a_stream_end_and_is_a_success(tmp_path, tiny_tokenizer, tiny_model, free_port):
+@pytest.mark.parametrize("engine", ["transformers", "llamacpp"])
+def test_ctrl_c_lets_a_stream_end_and_is_a_success(tmp_path, tiny_tokenizer, tiny_model, free_port, engine):
     tiny_tokenizer.save_pretrained(tmp_path)
     tiny_model.save_pretrained(tmp_path)
     process = subprocess.Popen(
-        command(tmp_path, "--port", free_port, "--served-model-name", "tiny"),
+        command(tmp_path, "--port", free_port, "--served-model-name", "tiny", "--engine", engine),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,10 +22,14 @@ from typing import Self
 from hfchat.errors import UserError
 
 _LOGGER = logging.getLogger("hfchat.engines")
-_KEPT_LINES = 50  # of its log, for the message when it ends
+_KEEPER = str(Path(__file__).with_name("keeper.py"))  # as a file, because a `PYTHONPATH` would be the child's as well
+_KEPT_LINES = 400  # of its log, for the message when it ends; vLLM's processes print a traceback each
 _POLL_S = 0.1
 _END_S = 10.0  # the keeper gives it 5 s
 _HOST = "127.0.0.1"
+_OPENER = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # a proxy of the environment is not for loopback
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,10 @@ class ChildServer:
         port = _free_port()
         self.url = f"http://{_HOST}:{port}"
         command = [argument.replace("{port}", str(port)) for argument in self.program.command]
-        source = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-        variables = {**self.program.environment, self.program.key_variable: self.key, "PYTHONPATH": path}
+        variables = {**self.program.environment, self.program.key_variable: self.key}
         # A group of its own, so that a Ctrl-C is for us alone, and nothing of it is left when it has ended.
         self._keeper = keeper = subprocess.Popen(
-            [sys.executable, "-m", "hfchat.engines.keeper", *command],
+            [sys.executable, _KEEPER, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -130,6 +132,8 @@ class ChildServer:
             thread.join(1.0)
         status = self._keeper.returncode if self._keeper is not None else None
         reason = self.program.complaint(list(self._lines)) or "its log does not say why"
+        if status is not None and status < 0:  # the keeper itself was killed
+            status = 128 - status
         how = f"was killed by signal {status - 128}" if status and status > 128 else f"ended with status {status}"
         return f"{self.program.name} {how}: {reason}"
 
@@ -141,18 +145,20 @@ class ChildServer:
         if keeper.stdin is not None:
             with suppress(OSError):
                 keeper.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             keeper.wait(_END_S)
-        _kill_group(keeper.pid)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+        # A thread kills what is left of its group; later, the group's number may be that of another.
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_END_S)
 
     def _is_healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as response:
+            with _OPENER.open(f"{self.url}/health", timeout=5) as response:
                 return response.status == 200
-        except (OSError, urllib.error.URLError):
+        except (OSError, HTTPException):
             return False
 
     def _read_log(self, keeper: subprocess.Popen[bytes]) -> None:

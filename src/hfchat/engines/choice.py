@@ -48,10 +48,6 @@ def choose(engine: Literal["auto"] | EngineName, weights: str, model: str, has_g
         raise UserError(f"--engine {engine}: {model} is a file for llama.cpp; leave --engine out")
     if is_file and weights != "auto":
         raise UserError(f"--weights {weights}: {model} has its weights in a type already; leave --weights out")
-    if weights == "int8":
-        raise UserError(
-            "--weights int8 is gone; `--engine llamacpp --weights q8_0` is faster, and closer to the model"
-        )
 
     # What was asked for, or what only one engine has, is that or an error.
     if engine == "auto" and (is_file or weights in WEIGHT_TYPES):
@@ -67,8 +63,6 @@ def choose(engine: Literal["auto"] | EngineName, weights: str, model: str, has_g
         return Choice(engine, _weights(engine, weights, is_file), asked_for=True)
 
     # Otherwise the fastest that is installed.
-    if weights not in ("auto", *_TORCH_TYPES):
-        raise UserError(f"--weights {weights}: choose one of auto, {', '.join((*_TORCH_TYPES, *WEIGHT_TYPES))}")
     if has_gpu and vllm.is_installed():
         return Choice("vllm", weights, asked_for=False)
     if not has_gpu and weights == "auto" and llamacpp.is_installed():

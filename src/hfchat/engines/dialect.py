@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from hfchat.engines.child import Program
+
 
 @dataclass(frozen=True)
 class TokenRequest:
@@ -82,15 +84,19 @@ class AnswerReader(Protocol):
 
 
 class Dialect(Protocol):
-    """How to ask one kind of engine.
+    """How to ask one kind of engine."""
 
-    Attributes:
-        path: Where answers are asked for.
-        cannot: What it cannot do as this project's own engine does it: the field of the API, and why.
-    """
+    @property
+    def path(self) -> str:
+        """Where answers are asked for."""
 
-    path: str
-    cannot: Mapping[str, str]
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        """What it cannot do as this project's own engine does it: the field of the API, and why."""
+
+    @property
+    def program(self) -> Program:
+        """What is run."""
 
     def body(self, request: TokenRequest) -> Mapping[str, object]:
         """The JSON of a request for a stream."""

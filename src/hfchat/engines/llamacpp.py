@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,9 @@ class LlamaCpp:
             "adapters": [str(file) for file in self.adapters.values()],
         }
         command = [sys.executable, "-m", "hfchat.engines.llamacpp_server", "{port}", json.dumps(settings)]
-        return Program("llama.cpp", command, KEY_VARIABLE, complaint=_complaint)
+        source = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+        return Program("llama.cpp", command, KEY_VARIABLE, {"PYTHONPATH": path}, _complaint)
 
     def body(self, request: TokenRequest) -> Mapping[str, object]:
         """The JSON of a request to `path`, which unlike `/v1/completions` tells how many tokens there are by now."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from hfchat.errors import UserError
 
@@ -31,6 +32,28 @@ class WeightType:
 
 # From so many bits on, so many nats per token.
 _MAX_DRIFT = ((16, 1e-3), (8, 0.01), (6, 0.03), (5, 0.1), (4, 0.3), (0, 1.0))
+
+WeightName = Literal[
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q6_k",
+    "q5_1",
+    "q5_0",
+    "q5_k_m",
+    "q5_k_s",
+    "q4_1",
+    "q4_0",
+    "q4_k_m",
+    "q4_k_s",
+    "iq4_nl",
+    "iq4_xs",
+    "q3_k_l",
+    "q3_k_m",
+    "q3_k_s",
+    "q2_k",
+]  # by llama.cpp's names in lower case
 
 WEIGHT_TYPES: Mapping[str, WeightType] = MappingProxyType(
     {

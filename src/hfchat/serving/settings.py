@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from hfchat.errors import UserError
+from hfchat.gguf.weight_types import WeightName
 from hfchat.registry.versions import Registry
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9a-f:.]+\]")
@@ -199,7 +200,7 @@ class ServerSettings:
             "ENGINE",
         ),
     )
-    weights: Annotated[str, _MODEL_HERE] = field(
+    weights: Annotated[Literal["auto", "float32", "bfloat16", WeightName], _MODEL_HERE] = field(
         default="auto",
         metadata=_help(
             "float32 or bfloat16; for llamacpp a type of GGUF files such as bf16, q8_0 or q4_k_m (%(default)s: q8_0 "

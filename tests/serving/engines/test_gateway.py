@@ -367,7 +367,7 @@ def test_a_client_that_leaves_frees_the_upstream(serve, scripted, eventually):
         (["http://a/v1", "folder"], "MODEL"),
         (["one", "two"], "MODEL"),
         (["http://127.0.0.1:9/v1"], "--upstream-model"),
-        (["http://127.0.0.1:9/v1", "--weights", "int8"], "--weights"),
+        (["http://127.0.0.1:9/v1", "--weights", "float32"], "--weights"),
         (["folder", "--upstream-model", "m"], "--upstream-model"),
         (["http://127.0.0.1:9/v1", "--upstream-api-key-env", "NOT_THERE"], "NOT_THERE"),
     ],

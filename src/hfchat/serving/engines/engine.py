@@ -85,7 +85,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Served:
+class EngineInfo:
     """What an engine is, for `/v1/models` and `/metrics`.
 
     Attributes:
@@ -110,15 +110,15 @@ P = TypeVar("P", bound=Prompt)
 
 
 class Engine(Protocol[P]):
-    """Generates answers, many at a time, for one event loop.
+    """Generates answers, many at a time, for one event loop."""
 
-    Attributes:
-        served: What it is.
-        cannot: Fields of the API that it cannot honour, and why.
-    """
+    @property
+    def info(self) -> EngineInfo:
+        """What it is."""
 
-    served: Served
-    cannot: Mapping[str, str]
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        """Fields of the API that it cannot honour, and why."""
 
     @property
     def context_length(self) -> int | None:

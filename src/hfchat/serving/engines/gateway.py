@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import ClassVar
 
 from hfchat.errors import UserError
-from hfchat.serving.engines.engine import EngineError, Piece, Sampling, Served
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.upstream import Upstream, UpstreamBusyError, UpstreamError, UpstreamPrompt
 from hfchat.serving.http.record import current_record
 from hfchat.serving.openai.protocol import ApiError
@@ -37,7 +37,7 @@ class Gateway:
         retries: How often another upstream had to take the place of one that failed.
     """
 
-    served = Served("upstream")
+    info = EngineInfo("upstream")
     cannot: ClassVar[Mapping[str, str]] = {}
     context_length = None
     temperature = None

@@ -19,7 +19,7 @@ from hfchat.errors import UserError
 from hfchat.models import cache_bytes_per_token
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.continuous_batching import PAGE, Router, new_manager, submit, why_down
-from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, Served, TokenLogprobs
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt, ends_of
 from hfchat.serving.engines.sampler import Draws, ScoredToken
@@ -74,7 +74,7 @@ class TransformersEngine:
         self.template_fingerprint = self._prompting.template_fingerprint
         self.encode, self.encode_text = self._prompting.encode, self._prompting.encode_text
 
-        self.served = Served("transformers", str(model.dtype).removeprefix("torch."))
+        self.info = EngineInfo("transformers", str(model.dtype).removeprefix("torch."))
 
         # Its tokens are sampled in the generation's thread, and decoded on the event loop.
         self._model = model
@@ -106,10 +106,15 @@ class TransformersEngine:
     async def start(self) -> None:
         self._router.loop = asyncio.get_running_loop()
         await self._prompting.try_template()
-        self._manager.start()
+        self._start_manager()
         # The first forward pass is the slowest one; nobody should wait for it, and a broken model shows here.
         await self.ready()
         self._supervisor.begin()
+
+    def _start_manager(self) -> None:
+        # The generation's thread takes over the mode; it saves what autograd does besides in each operation.
+        with torch.inference_mode():
+            self._manager.start()
 
     async def stop(self) -> None:
         self.abort("the engine was stopped")
@@ -135,7 +140,7 @@ class TransformersEngine:
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
         self._supervisor.forget()
-        self._manager.start()
+        self._start_manager()
         await self.ready()
 
     async def stream(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:

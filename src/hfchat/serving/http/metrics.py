@@ -129,7 +129,7 @@ class _Engines:
         restarts = sum(engine.restarts for engine in engines)
         yield CounterMetricFamily("hfchat_engine_restarts", "Starts of the engine after a crash.", value=restarts)
         kinds = InfoMetricFamily("hfchat_engine", "What generates the answers.", labels=[])
-        for engine, weights in sorted({(engine.served.engine, engine.served.weights or "") for engine in engines}):
+        for engine, weights in sorted({(engine.info.engine, engine.info.weights or "") for engine in engines}):
             kinds.add_metric([], {"engine": engine, "weights": weights})
         yield kinds
 

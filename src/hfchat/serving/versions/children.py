@@ -10,14 +10,18 @@ from hfchat.chat_template import check_chat_template
 from hfchat.engines.choice import Choice
 from hfchat.engines.dialect import Dialect
 from hfchat.engines.llamacpp import LlamaCpp
+from hfchat.engines.vllm import Vllm
 from hfchat.errors import UserError
-from hfchat.gguf.conversion import cached_gguf, local_folder
-from hfchat.models import cache_bytes_per_token, load_config
+from hfchat.gguf.conversion import cached_adapter_gguf, local_folder
+from hfchat.gguf.opening import config_of, weights_of
+from hfchat.gguf.price import priced_gguf
+from hfchat.models import cache_bytes_per_token, load_config, supports_bf16
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.child_engine import Child, ChildEngine
-from hfchat.serving.engines.engine import Served
+from hfchat.serving.engines.engine import EngineInfo
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, ends_of
+from hfchat.serving.engines.text import TokenBytes
 from hfchat.serving.http.limits import EXTRA_PLACES
 from hfchat.serving.settings import ServerSettings
 
@@ -40,8 +44,6 @@ def load(
     """
     is_file = folder.endswith(".gguf")
     source = Path(folder) if is_file else local_folder(folder)
-    if is_file:
-        from hfchat.gguf.opening import config_of
     config = config_of(source) if is_file else load_config(str(source))
     check_chat_template(tokenizers[settings.model_id], config, allow_mismatch=settings.allow_template_mismatch)
     if adapters:  # they know their base by its weights
@@ -49,26 +51,12 @@ def load(
         for adapter in adapters.values():
             check_weights(adapter, folder, base)
         del base
-    # And one place for `ready`.
-    slots = settings.max_concurrent_requests + EXTRA_PLACES + 1
-
-    dialect: Dialect
+    engine: Dialect
     if choice.engine == "llamacpp":
-        file = source if is_file else _certified_file(source, choice.weights, settings)
-        context = _context(config, file, slots)
-        if adapters:
-            from hfchat.gguf.conversion import cached_adapter_gguf
-        files = {name: cached_adapter_gguf(adapter, source) for name, adapter in adapters.items()}
-        program = LlamaCpp(file, slots, context, files)
-        dialect, child = program, Child(program.program)
-        served = Served("llamacpp", choice.weights, None if is_file else file)
+        engine, info, context = _llamacpp(source, config, settings, choice, adapters)
     else:
-        from hfchat.engines.vllm import Vllm
-
-        vllm = Vllm(source, slots, choice.weights, settings.engine_args, dict(adapters))
-        context = vllm.context(config)
-        dialect, child = vllm, Child(vllm.program)
-        served = Served("vllm", choice.weights)
+        engine, info, context = _vllm(source, config, settings, choice, adapters, tokenizers[settings.model_id])
+    child = Child(engine.program)
 
     generation = _generation_config(source, config)
     engines = {}
@@ -76,14 +64,48 @@ def load(
         sampling = ModelSampling.of(generation, tokenizer.name_or_path)
         ends = ends_of(generation.eos_token_id, tokenizer)
         prompting = Prompting(tokenizer, sampling, ends, config.get_text_config().vocab_size, context)
-        engines[name] = ChildEngine(child, dialect, prompting, served, name if name in adapters else None)
+        engines[name] = ChildEngine(child, engine, prompting, info, name if name in adapters else None)
     return engines
 
 
-def _certified_file(source: Path, weights: str, settings: ServerSettings) -> Path:
-    """The model as a GGUF file that says what the model says."""
-    file = cached_gguf(source, weights)
-    return file
+def _llamacpp(
+    source: Path,
+    config: PreTrainedConfig,
+    settings: ServerSettings,
+    choice: Choice,
+    adapters: Mapping[str, Path],
+) -> tuple[LlamaCpp, EngineInfo, int]:
+    """llama.cpp for a folder or a file, what it is, and its context."""
+    if source.is_file():
+        file, info = source, EngineInfo("llamacpp", weights_of(source))
+    else:
+        file, _ = priced_gguf(source, choice.weights, max_drift=settings.max_drift)
+        info = EngineInfo("llamacpp", choice.weights, file)
+    slots = _slots(settings)
+    context = _context(config, file, slots)
+    files = {name: cached_adapter_gguf(adapter, source) for name, adapter in adapters.items()}
+    return LlamaCpp(file, slots, context, files), info, context
+
+
+def _vllm(
+    source: Path,
+    config: PreTrainedConfig,
+    settings: ServerSettings,
+    choice: Choice,
+    adapters: Mapping[str, Path],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Vllm, EngineInfo, int]:
+    """vLLM for a folder, what it is, and its context."""
+    auto = "bfloat16" if supports_bf16() else "float32"
+    weights = auto if choice.weights == "auto" else choice.weights
+    # Adapters with tokens of their own are refused, so the tokens of all are those of the base.
+    token_bytes = TokenBytes(tokenizer.backend_tokenizer)
+    vllm = Vllm(source, _slots(settings), weights, settings.engine_args, adapters, token_bytes)
+    return vllm, EngineInfo("vllm", weights), vllm.context(config)
+
+
+def _slots(settings: ServerSettings) -> int:
+    return settings.max_concurrent_requests + EXTRA_PLACES + 1  # and one for `ready`
 
 
 def _context(config: PreTrainedConfig, file: Path, slots: int) -> int:

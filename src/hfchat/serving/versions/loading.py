@@ -4,12 +4,15 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from hfchat.adapters import check_name
 from hfchat.chat_template import check_chat_template
-from hfchat.engines.choice import Choice
+from hfchat.engines.choice import Choice, choose
+from hfchat.engines.vllm import check_arguments
 from hfchat.errors import UserError
+from hfchat.gguf.opening import tokenizer_of
 from hfchat.models import load_tokenizer
 from hfchat.registry.versions import Registry
 from hfchat.serving.engines.adapters import parse_adapters
@@ -22,18 +25,19 @@ from hfchat.serving.versions.models import ServedModels, Version
 _LOGGER = logging.getLogger("hfchat.serving")
 
 
-def served_models(folder: str, settings: ServerSettings, choice: Choice) -> ServedModels:
+def served_models(folder: str, settings: ServerSettings) -> ServedModels:
     """The model and its adapters, or the versions of a registry, to be loaded when the server runs.
 
     Args:
         folder: Where the model is: a folder, a Hub id or a GGUF file.
         settings: How to serve it.
-        choice: The engine.
 
     Raises:
         UserError: If anything but the weights, which are read later, is wrong.
     """
+    choice = choose(settings.engine, settings.weights, folder, has_gpu=torch.cuda.is_available())
     # Tokenizers load in no time, so what is wrong with them or the options is known before the weights are read.
+    check_arguments(settings.engine_args)
     tokenizers = {settings.model_id: _load_tokenizer(folder, settings)}
     adapters = parse_adapters(settings.adapters)
     if settings.model_id in adapters:
@@ -67,8 +71,6 @@ def _followed(registry: Registry, settings: ServerSettings, choice: Choice) -> S
 
 def _load_tokenizer(folder: str, settings: ServerSettings) -> PreTrainedTokenizerBase:
     if folder.endswith(".gguf"):
-        from hfchat.gguf.opening import tokenizer_of
-
         return tokenizer_of(Path(folder), allow_mismatch=settings.allow_template_mismatch)
     tokenizer = load_tokenizer(folder)
     check_chat_template(tokenizer, allow_mismatch=settings.allow_template_mismatch)

@@ -210,7 +210,7 @@ class ServedModels:
 
     def _describe(self, name: str) -> Model:
         main, served = self._names[0], self._served.get(name)
-        what = served.current.engine.served if served else None
+        what = served.current.engine.info if served else None
         return Model(
             id=name,
             created=self._created,
