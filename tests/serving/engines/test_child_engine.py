@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.serving.engines import supervising
+from hfchat.serving.engines import child_engine, supervising
 from hfchat.serving.engines.child_engine import Child
 from hfchat.serving.engines.engine import EngineError, Sampling
 from hfchat.serving.versions.models import ServedModels, Version
@@ -148,7 +148,8 @@ def test_an_abort_ends_what_has_not_begun(llamacpp):
         ({"stop_type": "none"}, "llama.cpp sent an event that is not a part of an answer"),
     ],
 )
-def test_what_is_not_an_answer_is_an_error_and_the_next_is_answered(llamacpp, script, message):
+def test_what_is_not_an_answer_is_an_error_and_the_next_is_answered(llamacpp, monkeypatch, script, message):
+    monkeypatch.setattr(child_engine, "_NOTICE_S", 0.05)
     engine = ScriptedChildEngine(llamacpp)
 
     async def fail():
