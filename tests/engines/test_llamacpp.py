@@ -155,3 +155,13 @@ def test_a_file_that_is_not_valid_is_one_line(tmp_path, content):
     assert "\n" not in str(refused.value)
     assert "does not say why" not in str(refused.value)
     print(refused.value)
+
+
+def test_zzz(real):
+    for q in QUESTIONS:
+      for pen in (1.0, 1.3):
+        try:
+            print(q, pen, real.say(real.request(q, repetition_penalty=pen)))
+        except urllib.error.HTTPError as e:
+            print(q, pen, e.read())
+            print(real.engine.body(real.request(q, repetition_penalty=pen)))
