@@ -1,8 +1,9 @@
 """An engine that is a child process: llama.cpp's server or vLLM's, which gets token ids from here."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -16,9 +17,11 @@ from hfchat.serving.engines.supervising import Supervisor
 
 _CONNECT_S = 5.0
 _CHECK_S = 0.05
+_HEALTH = aiohttp.ClientTimeout(total=5.0)
 _NOTICE_S = 10.0  # until it is known that a process has ended; vLLM takes 2 s to end when its engine has
 _RESTART_S = 120.0  # how long an answer waits for a restart before it fails
 _DONE = b"[DONE]"
+_Result = TypeVar("_Result")
 
 
 class _NotBegunError(EngineError):
@@ -66,6 +69,7 @@ class Child:
         try:
             await self._launch()
         except BaseException:
+            self._users -= 1
             await self._session.close()
             raise
         self.supervisor.begin()
@@ -149,7 +153,7 @@ class Child:
     async def _is_healthy(self, server: ChildServer) -> bool:
         assert self._session is not None
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with self._session.get(f"{server.url}/health") as response:
+            async with self._session.get(f"{server.url}/health", timeout=_HEALTH) as response:
                 return response.status == 200
         return False
 
@@ -184,6 +188,7 @@ class ChildEngine:
         self._adapter = adapter
         self._aborted: str | None = None
         self._responses: set[aiohttp.ClientResponse] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()  # for a child that is up, or for what it says
         self.info, self.cannot = info, dialect.cannot
         self.context_length = prompting.context_length
         self.template_fingerprint = prompting.template_fingerprint
@@ -201,8 +206,12 @@ class ChildEngine:
         return self._child.supervisor.restarts if self._adapter is None else 0
 
     async def start(self) -> None:
-        await self._prompting.try_template()
-        await self._child.start(self.ready)
+        try:
+            await self._prompting.try_template()
+            await self._child.start(self.ready)
+        except BaseException:
+            self._prompting.close()
+            raise
 
     async def stop(self) -> None:
         self.abort("the engine was stopped")
@@ -213,6 +222,8 @@ class ChildEngine:
         self._aborted = reason
         for response in self._responses:
             response.close()
+        for task in self._waiting:
+            task.cancel()
 
     async def ready(self) -> None:
         async for _ in self._generate(self._prompting.shortest(), Sampling(max_tokens=1)):
@@ -222,14 +233,14 @@ class ChildEngine:
         """The answer, as from any engine. One that nothing has come of yet is asked for again after a restart."""
         if self.error is not None:
             raise EngineError(self.error)
-        await self._child.wait_until_up()
+        await self._unless_aborted(self._child.wait_until_up())
         try:
             async with aclosing(self._generate(prompt, sampling)) as pieces:
                 async for piece in pieces:
                     yield piece
         except _NotBegunError:
-            await self._child.wait_until_noticed()
-            await self._child.wait_until_up()
+            await self._unless_aborted(self._child.wait_until_noticed())
+            await self._unless_aborted(self._child.wait_until_up())
             async with aclosing(self._generate(prompt, sampling)) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -238,7 +249,7 @@ class ChildEngine:
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
         request = self._request(prompt, self._prompting.complete(prompt, sampling))
-        response = await self._child.ask(self._dialect.path, self._dialect.body(request))
+        response = await self._unless_aborted(self._child.ask(self._dialect.path, self._dialect.body(request)))
         reader, events, finished = self._dialect.reader(request), EventReader(), False
         failure: type[EngineError] = _NotBegunError
         self._responses.add(response)
@@ -263,6 +274,23 @@ class ChildEngine:
         finally:
             self._responses.discard(response)
             response.close()  # which ends the work for it
+
+    async def _unless_aborted(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Wait for something for as long as there is somebody to answer.
+
+        Raises:
+            EngineError: If the engine is aborted meanwhile.
+        """
+        task = asyncio.create_task(work)
+        self._waiting.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._aborted is None:
+                raise
+            raise EngineError(self._aborted) from None
+        finally:
+            self._waiting.discard(task)
 
     def _request(self, prompt: TokenPrompt, sampling: Sampling) -> TokenRequest:
         model = self._prompting.sampling
