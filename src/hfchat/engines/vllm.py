@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,6 +77,14 @@ def check_installed() -> None:
         )
 
 
+def check_arguments(engine_args: str) -> None:
+    """Raise a `UserError` if one of the arguments would break what stands in front of vLLM."""
+    for name, _ in _options(engine_args):
+        if reason := _why_refused(name):
+            raise UserError(f"--engine-args: leave {name} out; {reason}")
+    _max_model_len(engine_args)
+
+
 @dataclass(frozen=True)
 class Vllm:
     """How to run `vllm serve`, and its `Dialect` (see `hfchat.engines.dialect`).
@@ -103,10 +112,7 @@ class Vllm:
     cannot: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        for name, _ in self._options():
-            if reason := _why_refused(name):
-                raise UserError(f"--engine-args: leave {name} out; {reason}")
-        self._max_model_len()
+        check_arguments(self.engine_args)
         for name, folder in self.adapters.items():
             if _adapter_config(folder).get("trainable_token_indices"):
                 raise UserError(
@@ -128,7 +134,7 @@ class Vllm:
             ]
             command += ["--enable-lora", "--max-loras", str(len(modules)), "--max-lora-rank", str(rank)]
             command += ["--lora-modules", *modules]
-        command += self._arguments
+        command += _split(self.engine_args)
         # vLLM tells its makers about each start, unless it is told not to.
         environment = {"VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1")}
         return Program("vLLM", command, "VLLM_API_KEY", environment, _complaint)
@@ -136,7 +142,7 @@ class Vllm:
     def context(self, config: "PreTrainedConfig") -> int:
         """Tokens of a prompt and its answer: as many as the model was made for, unless the arguments say fewer."""
         longest: int = config.get_text_config().max_position_embeddings
-        return min(longest, self._max_model_len() or longest)
+        return min(longest, _max_model_len(self.engine_args) or longest)
 
     def body(self, request: TokenRequest) -> Mapping[str, object]:
         """The JSON of a request to `path`."""
@@ -164,31 +170,6 @@ class Vllm:
     def reader(self, request: TokenRequest) -> "_Reader":
         """An `AnswerReader` for the answer to a request."""
         return _Reader(request, self.token_bytes)
-
-    @property
-    def _arguments(self) -> list[str]:
-        try:
-            return shlex.split(self.engine_args)
-        except ValueError as error:
-            raise UserError(f"--engine-args: {error}; write them as in a shell") from None
-
-    def _options(self) -> Iterator[tuple[str, str | None]]:
-        """The arguments that are options, each with its value; underscores are hyphens for vLLM."""
-        arguments = self._arguments
-        for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-            if argument.startswith("--"):
-                name, equals, value = argument.partition("=")
-                yield name.replace("_", "-"), value if equals else following
-
-    def _max_model_len(self) -> int | None:
-        """The context that the arguments ask for, None if they do not."""
-        length = None
-        for name, value in self._options():
-            if _LENGTH.startswith(name):
-                if value is None or not value.isdecimal() or not int(value):
-                    raise UserError(f"--engine-args: {_LENGTH} must be a number of tokens such as 8192, not {value}")
-                length = int(value)
-        return length
 
     def _name(self, adapter: str | None) -> str:
         """The name in vLLM, which must differ from that of the base, whatever it is."""
@@ -218,12 +199,12 @@ class _Reader:
         reason = choice["finish_reason"]
         if reason not in (None, "stop", "length"):
             raise EngineFailureError(f"vLLM ended an answer for another reason: {reason}")
-        tokens, logprobs = choice["token_ids"], ()
-        if self._likeliest is not None:
-            # The end of the turn is no part of the text.
-            spoken = tokens[:-1] if reason == "stop" and tokens and tokens[-1] in self._ends else tokens
-            logprobs = self._logprobs(choice["logprobs"], len(spoken))
-        return Chunk(choice["text"], len(tokens), reason, logprobs)
+        tokens = choice["token_ids"]
+        if self._likeliest is None:
+            return Chunk(choice["text"], len(tokens), reason)
+        # The end of the turn is no part of the text.
+        spoken = tokens[:-1] if reason == "stop" and tokens and tokens[-1] in self._ends else tokens
+        return Chunk(choice["text"], len(tokens), reason, self._logprobs(choice["logprobs"], len(spoken)))
 
     def _logprobs(self, logprobs: Any, count: int) -> list[tuple[ScoredText, list[ScoredText]]]:
         """Those of the first tokens of a chunk."""
@@ -243,6 +224,32 @@ class _Reader:
         assert self._token_bytes is not None  # no log probabilities are asked for without it
         code = self._token_bytes(int(name.removeprefix(_TOKEN)))
         return ScoredText(code.decode(errors="replace"), float(logprob), code)
+
+
+def _split(engine_args: str) -> list[str]:
+    try:
+        return shlex.split(engine_args)
+    except ValueError as error:
+        raise UserError(f"--engine-args: {error}; write them as in a shell") from None
+
+
+def _options(engine_args: str) -> Iterator[tuple[str, str | None]]:
+    """The arguments that are options, each with its value; underscores are hyphens for vLLM."""
+    for argument, following in pairwise([*_split(engine_args), None]):
+        if argument is not None and argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            yield name.replace("_", "-"), value if equals else following
+
+
+def _max_model_len(engine_args: str) -> int | None:
+    """The context that the arguments ask for, None if they do not."""
+    length = None
+    for name, value in _options(engine_args):
+        if _LENGTH.startswith(name):
+            if value is None or not value.isdecimal() or not int(value):
+                raise UserError(f"--engine-args: {_LENGTH} must be a number of tokens such as 8192, not {value}")
+            length = int(value)
+    return length
 
 
 def _why_refused(name: str) -> str | None:

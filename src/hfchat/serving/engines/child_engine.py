@@ -16,13 +16,13 @@ from hfchat.serving.engines.supervising import Supervisor
 
 _CONNECT_S = 5.0
 _CHECK_S = 0.05
-_NOTICE_S = 1.0  # until it is known that a process has ended
+_NOTICE_S = 10.0  # until it is known that a process has ended; vLLM takes 2 s to end when its engine has
 _RESTART_S = 120.0  # how long an answer waits for a restart before it fails
 _DONE = b"[DONE]"
 
 
 class _NotBegunError(EngineError):
-    """The child cannot be asked, so nothing of an answer has come."""
+    """The child cannot be asked, or has failed before anything of an answer has come."""
 
 
 class Child:
@@ -63,7 +63,11 @@ class Child:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             auto_decompress=False,
         )
-        await self._launch()
+        try:
+            await self._launch()
+        except BaseException:
+            await self._session.close()
+            raise
         self.supervisor.begin()
 
     async def stop(self) -> None:
@@ -111,7 +115,8 @@ class Child:
             return response
         text = await response.text(errors="replace")
         response.release()
-        raise EngineError(f"{self._program.name} answered {response.status}: {text[:500]}")
+        failure = _NotBegunError if response.status >= 500 else EngineError
+        raise failure(f"{self._program.name} answered {response.status}: {text[:500]}")
 
     async def _launch(self) -> None:
         """Start a server, and return when it has generated a token."""
@@ -235,6 +240,7 @@ class ChildEngine:
         request = self._request(prompt, self._prompting.complete(prompt, sampling))
         response = await self._child.ask(self._dialect.path, self._dialect.body(request))
         reader, events, finished = self._dialect.reader(request), EventReader(), False
+        failure: type[EngineError] = _NotBegunError
         self._responses.add(response)
         try:
             while not finished:
@@ -242,16 +248,18 @@ class ChildEngine:
                     raise EngineError(self._aborted)
                 packet = await response.content.readany()
                 if not packet:
-                    raise EngineError("the engine broke the answer off")
+                    raise failure("the engine broke the answer off")
                 for event in events.push(packet):
                     chunk = None if event == _DONE else reader.read(event)
                     if chunk is not None and not finished:
-                        finished = chunk.finish_reason is not None
+                        finished, failure = chunk.finish_reason is not None, EngineError
                         yield _piece(chunk)
         except (aiohttp.ClientError, OSError) as error:
-            raise EngineError(self._aborted or "the engine broke the answer off") from error
+            if self._aborted is not None:
+                raise EngineError(self._aborted) from error
+            raise failure("the engine broke the answer off") from error
         except (EngineFailureError, EventError) as error:
-            raise EngineError(str(error)) from error
+            raise failure(str(error)) from error
         finally:
             self._responses.discard(response)
             response.close()  # which ends the work for it

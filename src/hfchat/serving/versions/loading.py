@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hfchat.adapters import check_name
 from hfchat.chat_template import check_chat_template
 from hfchat.engines.choice import Choice, choose
+from hfchat.engines.vllm import check_arguments
 from hfchat.errors import UserError
 from hfchat.gguf.opening import tokenizer_of
 from hfchat.models import load_tokenizer
@@ -36,6 +37,7 @@ def served_models(folder: str, settings: ServerSettings) -> ServedModels:
     """
     choice = choose(settings.engine, settings.weights, folder, has_gpu=torch.cuda.is_available())
     # Tokenizers load in no time, so what is wrong with them or the options is known before the weights are read.
+    check_arguments(settings.engine_args)
     tokenizers = {settings.model_id: _load_tokenizer(folder, settings)}
     adapters = parse_adapters(settings.adapters)
     if settings.model_id in adapters:
