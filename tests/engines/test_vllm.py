@@ -103,7 +103,7 @@ def test_arguments_that_would_break_what_stands_in_front_are_refused(arguments, 
 
 def test_a_model_that_brings_code_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "owner/repository--code.Mine"}}')
-    with pytest.raises(UserError, match="config.json: auto_map asks whoever loads the model to run code"):
+    with pytest.raises(UserError, match=r"config\.json: auto_map asks whoever loads the model to run code"):
         Vllm(tmp_path, 1)
 
 
