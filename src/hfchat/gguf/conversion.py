@@ -262,7 +262,7 @@ def _hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def _convert(folder: Path, file: Path, weights: str) -> None:
-    refuse_code(folder)  # the converter has transformers run what `auto_map` names
+    refuse_code(folder)  # for some architectures, the converter has transformers run what `auto_map` names
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     needed = int(stored * weight_type(weights).bits / weight_type(evaluated_type(folder)).bits)
     _check_room(file.parent, needed)
