@@ -111,6 +111,7 @@ class Vllm:
     token_bytes: Callable[[int], bytes] | None = None
 
     path: ClassVar[str] = "/v1/completions"
+    reads_whole: ClassVar[bool] = False
     cannot: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
