@@ -14,10 +14,11 @@ import pytest
 
 from hfchat.cli import main
 from hfchat.errors import UserError
+from hfchat.processes import limit_spinning
 from hfchat.registry.versions import Registry
 from hfchat.serving import server
 from hfchat.serving.http.app import create_app
-from hfchat.serving.server import limit_spinning, serve
+from hfchat.serving.server import serve
 from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions import loading
 from hfchat.serving.versions.models import ServedModels

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from hfchat.errors import UserError
+from hfchat.processes import limit_spinning
 
 _LOGGER = logging.getLogger("hfchat.engines")
 _KEEPER = str(Path(__file__).with_name("keeper.py"))  # as a file, because a `PYTHONPATH` would be the child's as well
@@ -47,7 +48,7 @@ class Program:
     name: str
     command: Sequence[str]
     key_variable: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     complaint: Callable[[Sequence[str]], str | None] = lambda lines: lines[-1] if lines else None
 
 
@@ -95,14 +96,15 @@ class ChildServer:
         port = _free_port()
         self.url = f"http://{_HOST}:{port}"
         command = [argument.replace("{port}", str(port)) for argument in self.program.command]
-        variables = {**self.program.environment, self.program.key_variable: self.key}
+        variables = os.environ | self.program.environment | {self.program.key_variable: self.key}
+        limit_spinning(variables)
         # A group of its own, so that a Ctrl-C is for us alone, and nothing of it is left when it has ended.
         self._keeper = keeper = subprocess.Popen(
             [sys.executable, _KEEPER, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | variables,
+            env=variables,
             start_new_session=True,
         )
         reading = threading.Thread(target=self._read_log, args=(keeper,), name="engine-log", daemon=True)

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
 from hfchat.models import resolve
+from hfchat.processes import limit_spinning
 
 try:
     import uvicorn
@@ -38,11 +39,6 @@ _HOW_TO_MAKE_A_KEY = (
     f"make one with `hfchat api-key NAME`, and name it in {ENVIRONMENT_VARIABLE} or in a file for --api-keys"
 )
 _MAX_MESSAGE_BYTES = 1024 * 1024  # of a WebSocket
-# How long OpenMP's threads spin at the end of a parallel part before they sleep. Who spins longer is woken sooner, and
-# takes a core from whoever wants it, such as the browser with the chat page. Measured in tokens/s with 1 and 8 streams
-# (SmolLM2-135M-Instruct, 2 cores), and beside one busy process: asleep at once 16.4 and 90, 12.3 and 64; 3,000 rounds
-# 19.8 and 104, 9.3 and 45; 20,000 rounds 20.6 and 112, 3.8 and 17; without end 21 and 113, and beside it 0.3.
-_SPINNING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}  # of GNU's and of Intel's and LLVM's OpenMP
 
 
 def serve(settings: ServerSettings) -> None:
@@ -95,13 +91,6 @@ def _announce(models: ServedModels, settings: ServerSettings) -> None:
     if not settings.upstreams:
         info = models.engines[0].info
         print(f"engine {info.engine}, weights {info.weights}", flush=True)
-
-
-def limit_spinning(environ: MutableMapping[str, str]) -> None:
-    """Say how long OpenMP's threads may spin while they wait, where the environment does not."""
-    if "OMP_WAIT_POLICY" not in environ:  # these would have the last word over it
-        for name, value in _SPINNING.items():
-            environ.setdefault(name, value)
 
 
 def _keys(settings: ServerSettings) -> ApiKeys | None:
