@@ -21,7 +21,7 @@ _CONNECT_S = 5.0
 _CHECK_S = 0.05
 _HEALTH = aiohttp.ClientTimeout(total=5.0)
 _NOTICE_S = 10.0  # until it is known that a process has ended; vLLM takes 2 s to end when its engine has
-_RESTART_S = 120.0  # how long an answer waits for a restart before it fails
+_RESTART_S = 600.0  # how long an answer waits for a restart before it fails
 _DONE = b"[DONE]"
 _Result = TypeVar("_Result")
 
