@@ -26,14 +26,36 @@ class WeightType:
         return next(limit for bits, limit in _MAX_DRIFT if self.bits >= bits)
 
 
-# From so many bits on, so many nats per token. In brackets, what SmolLM2-135M-Instruct pays (docs/guides/serving.md); a
-# larger model pays less for the same bits.
+# From so many bits on, so many nats per token. In brackets, what SmolLM2-135M-Instruct pays (docs/guides/serving.md);
+# a larger model pays less for the same bits.
 _MAX_DRIFT = (
     (16, 0.005),  # (f32 2e-6, bf16 2e-4)
     (8, 0.03),  # (0.007)
     (6.5, 0.1),  # (0.02)
     (0, 0.3),  # (0.005 to 0.15; q4_0 with 0.56 is refused: of 6 refusals, it has lost 5)
 )
+
+WeightName = Literal[
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q6_k",
+    "q5_1",
+    "q5_0",
+    "q5_k_m",
+    "q5_k_s",
+    "q4_1",
+    "q4_0",
+    "q4_k_m",
+    "q4_k_s",
+    "iq4_nl",
+    "iq4_xs",
+    "q3_k_l",
+    "q3_k_m",
+    "q3_k_s",
+    "q2_k",
+]  # by llama.cpp's names in lower case
 
 WEIGHT_TYPES: Mapping[str, WeightType] = MappingProxyType(
     {
