@@ -70,7 +70,7 @@ def test_four_bits_cost_clearly_more(prices):
 def test_a_file_that_says_something_else_gets_no_certificate(prices, files):
     certificate = certificate_of(files["broken"], prices["f16"])
     with pytest.raises(
-        NotCertifiedError, match=r"not certified: gguf: logits: .* nats \(KL\), must be 0.001; take a ty"
+        NotCertifiedError, match=r"not certified: gguf: logits: .* nats \(KL\), must be 0.005; take a ty"
     ):
         certificate.issue()
     assert not files["broken"].with_name("certificate.json").exists()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from hfchat.behaviour import MAX_NEW_TOKENS, Difference, Prompts, default_conversations
@@ -123,12 +124,14 @@ def priced_gguf(folder: Path, weights: str, *, max_drift: float | None = None) -
         UserError: As `hfchat.gguf.conversion.cached_gguf`; if the price is beyond the limit, or cannot be measured.
     """
     file = cached_gguf(folder, weights)
-    price = read_price(file.with_name(PRICE))
-    if price is None:
-        price = measure_prices(folder, {weights: file}, default_conversations())[weights]
-        write_whole(file.with_name(PRICE), json.dumps(asdict(price), indent=2) + "\n")
-    if not (file.with_name(CERTIFICATE)).is_file() or price.difference.mean_kl_nats > _limit(weights, max_drift):
-        certificate_of(file, price, max_drift).issue()
+    with FileLock(file.parent.with_name(f".{file.parent.name}.lock")):  # others wait for what one measures
+        price = read_price(file.with_name(PRICE))
+        if price is None:
+            price = measure_prices(folder, {weights: file}, default_conversations())[weights]
+            write_whole(file.with_name(PRICE), json.dumps(asdict(price), indent=2) + "\n")
+        is_certified = file.with_name(CERTIFICATE).is_file()
+        if not is_certified or price.difference.mean_kl_nats > _limit(weights, max_drift):
+            certificate_of(file, price, max_drift).issue()
     return file, price
 
 

@@ -51,6 +51,8 @@ def as_process(main: Callable[[], object]) -> None:
     end_with_parent(int(os.environ.get(_PARENT, os.getppid())))
     try:
         main()
+    except KeyboardInterrupt:  # the parent has it too, and says so
+        sys.exit(130)
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split()) or "it gave no reason"
         if (space := out_of_space(error)) is not None:
