@@ -52,7 +52,7 @@ def one_by_one(model: LocalModel, examples: Sequence[Example], max_new_tokens: i
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stop_token_ids(model.model, model.tokenizer)),
+        eos_token_id=sorted(stop_token_ids(model.model.generation_config, model.tokenizer)),
         pad_token_id=model.tokenizer.pad_token_id,
     )
     answers = []

@@ -2,6 +2,7 @@
 
     python -m benchmarks.fairness  # a random model of 4 layers x 256, about 5 minutes on two cores
     python -m benchmarks.fairness --model outputs/mine/assistant/merged --rounds 10
+    python -m benchmarks.fairness --serve "--engine llamacpp"  # more options for `hfchat serve`
 
 Its turn is what the request takes beside an ordinary one of the other key: the other key asks for the same, one answer
 after the other. A flood may cost it at most twice that.
@@ -19,26 +20,31 @@ Server and clients are processes of one machine: read the ratios, not the second
 
 import argparse
 import asyncio
-import os
 import random
-import subprocess
-import sys
+import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
 from benchmarks.peers import machine, markdown_table
-from benchmarks.serving import free_port
+from benchmarks.servers import hfchat_serve, random_model
 
 from hfchat.serving.http.auth import new_key
 
 HEADER = ("beside", "p50, s", "p90, s", "of its turn")
-ROOT = Path(__file__).parents[1]
 CONTEXT = 2048
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "eos_token_id": None,  # its answers are as long as they may be
+}
 TOKENS = 24
 SMALL = {"prompt": "the quick brown fox", "max_tokens": TOKENS}
 
@@ -59,47 +65,11 @@ FLOODS: dict[str, tuple[int, Callable[[], dict]]] = {
 }
 
 
-def random_model(folder: Path) -> None:
-    """A chat model that knows nothing, with the project's tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tokenizer")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def served(model: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """A server's URL, and the key of each of two names."""
-    port = free_port()
+def two_keys() -> tuple[dict[str, str], dict[str, str]]:
+    """The key of each of two names, and the environment of a server that knows them."""
     keys = {name: new_key(name) for name in ("small", "flood")}
     entries = ",".join(entry for _, entry in keys.values())
-    command = [sys.executable, "-m", "hfchat.cli", "serve", model, "--port", str(port), "--served-model-name", "model"]
-    process = subprocess.Popen(command, env=os.environ | {"HFCHAT_API_KEYS": entries}, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
-                    break
-            if process.poll() is not None:
-                raise SystemExit(f"the server did not start: {' '.join(command)}")
-            time.sleep(0.5)
-        yield url, {name: key for name, (key, _) in keys.items()}
-    finally:
-        process.terminate()
-        process.wait(60)
+    return {name: key for name, (key, _) in keys.items()}, {"HFCHAT_API_KEYS": entries}
 
 
 async def ask(client: httpx.AsyncClient, key: str, body: dict) -> int:
@@ -163,13 +133,16 @@ def main() -> None:
     parser.add_argument("--model", help="a folder or a Hub id (a random model)")
     parser.add_argument("--requests", type=int, default=4, help="small ones beside each flood (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of all floods (%(default)s)")
+    parser.add_argument("--serve", default="", metavar="OPTIONS", help="more for `hfchat serve`, in one word")
     args = parser.parse_args()
+    keys, environment = two_keys()
     with tempfile.TemporaryDirectory() as folder:
         if args.model is None:
-            random_model(Path(folder))
-        with served(args.model or folder) as (url, keys):
-            asyncio.run(measure(url, keys, 2, None))  # the first ones are slower
-            rows = table(lambda beside: asyncio.run(measure(url, keys, args.requests, beside)), args.rounds)
+            random_model(Path(folder), **SHAPE)
+        options = shlex.split(args.serve)
+        with hfchat_serve(args.model or folder, *options, environment=environment) as server:
+            asyncio.run(measure(server.url, keys, 2, None))  # the first ones are slower
+            rows = table(lambda beside: asyncio.run(measure(server.url, keys, args.requests, beside)), args.rounds)
     print(f"{machine()}\n\n{markdown_table(HEADER, rows)}")
 
 

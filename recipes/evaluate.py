@@ -24,6 +24,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 from hfchat.config import StageArguments, parse
 from hfchat.errors import run
+from hfchat.evaluation.engine_model import EngineChoice
 from hfchat.evaluation.report import table, verdict, write_report
 from hfchat.evaluation.suite import TaskEntry, open_model, prepare_suite, run_suite
 from hfchat.hub.model_card import Footprint, write_cards
@@ -59,6 +60,15 @@ class EvaluateArguments(StageArguments):
     dtype: Literal["bfloat16", "float16", "float32"] | None = field(
         default=None, metadata={"help": "Type of the weights; by default bfloat16 where the machine supports it."}
     )
+    engine: Literal["transformers", "llamacpp", "vllm"] = field(
+        default="transformers",
+        metadata={"help": "What generates the answers; likelihoods are always measured with transformers."},
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={"help": "Type of the weights that llamacpp or vllm answers with, e.g. q8_0; by default `dtype`."},
+    )
+    engine_args: str | None = field(default=None, metadata={"help": "Further arguments of `vllm serve`."})
     bootstrap_resamples: int = field(
         default=1000,
         metadata={"help": "Random exchanges of the tests, and resamples of intervals that have no formula."},
@@ -86,6 +96,9 @@ class EvaluateArguments(StageArguments):
         for key in ("max_samples", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_resamples"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        for key in ("weights", "engine_args"):
+            if getattr(self, key) is not None and self.engine == "transformers":
+                raise ValueError(f"{key}: is for the engines llamacpp and vllm; for transformers there is `dtype`")
         if self.tasks and self.dataset_name:
             raise ValueError("dataset_name: stands in place of tasks; set one of them")
         if not self.models or not (self.tasks or self.dataset_name):
@@ -104,8 +117,9 @@ ARGUMENTS = (EvaluateArguments,)  # `hfchat doctor` reads them, too
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(*ARGUMENTS, argv=argv)
     dtype = args.dtype or ("bfloat16" if supports_bf16() else "float32")
+    engine = None if args.engine == "transformers" else EngineChoice(args.engine, args.weights, args.engine_args)
     models = [
-        open_model(name, path, args.per_device_eval_batch_size, dtype, args.allow_template_mismatch)
+        open_model(name, path, args.per_device_eval_batch_size, dtype, args.allow_template_mismatch, engine)
         for name, _, path in (entry.partition("=") for entry in args.models)
     ]
     tasks = [entry.build() for entry in args.tasks]

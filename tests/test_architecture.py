@@ -18,6 +18,17 @@ ALLOWED = {
     ("feedback", "safety"),
     ("doctor", "training"),
     ("evaluation", "safety"),
+    # Engines that are servers of their own, and the files that they read.
+    ("serving", "engines"),
+    ("serving", "gguf"),
+    ("evaluation", "engines"),
+    ("evaluation", "gguf"),
+    ("engines", "gguf"),
+    ("export", "gguf"),
+    ("export", "gguf"),
+    ("gguf", "safety"),
+    ("hub", "gguf"),
+    ("serving", "gguf"),
 }
 
 

@@ -193,14 +193,14 @@ def test_the_fingerprint_survives_saving_and_a_changed_template_is_refused(token
 
     model = AutoModelForCausalLM.from_pretrained(chat_model)
     reloaded = AutoTokenizer.from_pretrained(chat_model)
-    chat_template.check_chat_template(reloaded, model)
+    chat_template.check_chat_template(reloaded, model.config)
     reloaded.chat_template = reloaded.chat_template.replace("'\\n'", "' '", 1)
     with pytest.raises(UserError, match="differ from those of the training"):
-        chat_template.check_chat_template(reloaded, model)
-    chat_template.check_chat_template(reloaded, model, allow_mismatch=True)
+        chat_template.check_chat_template(reloaded, model.config)
+    chat_template.check_chat_template(reloaded, model.config, allow_mismatch=True)
     reloaded.init_kwargs.pop("chat_template_fingerprint")
     with pytest.raises(UserError, match=r"config\.json says"):
-        chat_template.check_chat_template(reloaded, model)
+        chat_template.check_chat_template(reloaded, model.config)
 
 
 def test_another_end_of_turn_token_is_another_fingerprint(tokenizer):

@@ -51,6 +51,6 @@ def test_the_models_own_generation_config_does_not_change_the_rules(model, token
 
 def test_stop_tokens_are_the_tokenizers_and_the_models(model, tokenizer):
     model.generation_config.eos_token_id = [5, 6]
-    assert stop_token_ids(model, tokenizer) == {5, 6, tokenizer.eos_token_id}
+    assert stop_token_ids(model.generation_config, tokenizer) == {5, 6, tokenizer.eos_token_id}
     model.generation_config.eos_token_id = None
-    assert stop_token_ids(model, tokenizer) == {tokenizer.eos_token_id}
+    assert stop_token_ids(model.generation_config, tokenizer) == {tokenizer.eos_token_id}

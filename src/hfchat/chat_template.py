@@ -19,7 +19,7 @@ from hfchat.errors import UserError
 from hfchat.models import add_special_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents: the first and the last token of each
 TURN_START = "<|im_start|>"
@@ -134,13 +134,19 @@ def record_fingerprint(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedM
     return value
 
 
+def keep_fingerprint(tokenizer: "PreTrainedTokenizerBase", trained: str | None) -> None:
+    """Record the fingerprint of the template that a model was trained with, if one is known, whatever is here now."""
+    if trained is not None:
+        tokenizer.init_kwargs[_RECORD] = trained
+
+
 def recorded_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The fingerprint of the template that a model was trained with; None for one from elsewhere."""
     return tokenizer.init_kwargs.get(_RECORD)
 
 
 def check_chat_template(
-    tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None, *, allow_mismatch: bool = False
+    tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig | None" = None, *, allow_mismatch: bool = False
 ) -> None:
     """Refuse a tokenizer that would not build the prompts its model was trained on.
 
@@ -158,7 +164,7 @@ def check_chat_template(
     # What the training recorded must be what is here now.
     recorded = {
         "tokenizer_config.json": recorded_fingerprint(tokenizer),
-        "config.json": getattr(model.config, _RECORD, None) if model is not None else None,
+        "config.json": getattr(config, _RECORD, None),
     }
     actual = fingerprint(tokenizer)
     for file, value in recorded.items():

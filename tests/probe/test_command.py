@@ -53,7 +53,7 @@ def probe(*arguments):
 
 
 def test_our_server_passes_all_of_it(talkative_model, free_port, tmp_path, capsys):
-    options = ["--port", str(free_port), "--drain-seconds", "1"]
+    options = ["--port", str(free_port), "--drain-seconds", "1", "--engine", "transformers"]
     command = shlex.join([sys.executable, "-c", SERVE, "serve", str(talkative_model), *options])
     report = tmp_path / "report.json"
     code = probe(

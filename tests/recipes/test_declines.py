@@ -10,7 +10,7 @@ from hfchat.safety.refusals import is_refusal
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "recipes" / "data" / "declines"
-PROBE = ROOT / "src" / "hfchat" / "evaluation" / "probes" / "refusal.yaml"
+PROBE = ROOT / "src" / "hfchat" / "safety" / "refusal_probe.yaml"
 WORDS_IN_A_ROW = 6
 
 ROWS = [json.loads(line) for line in (FOLDER / "train.jsonl").read_text(encoding="utf-8").splitlines()]

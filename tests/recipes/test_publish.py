@@ -12,10 +12,10 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hfchat.behaviour import Prompts
+from hfchat.certificates import Certificate
 from hfchat.config import StageArguments, parse
 from hfchat.errors import UserError
-from hfchat.export.behaviour import Prompts
-from hfchat.export.checks import Certificate
 from hfchat.lineage import describe
 from hfchat.stage import Stage
 from recipes.publish import main

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from hfchat.serving.engines.engine import EngineError, Logprob, Piece, PromptError, TokenLogprobs
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, PromptError, TokenLogprobs
 from hfchat.serving.http.app import create_app
 from hfchat.serving.server import Server, open_collector
 from hfchat.serving.settings import ServerSettings
@@ -39,6 +39,8 @@ class ScriptedEngine:
     template_fingerprint: str | None = "0123456789abcdef"
     error: str | None = None
     restarts: int = 0
+    info: EngineInfo = field(default_factory=lambda: EngineInfo("scripted", "none"))
+    cannot: dict = field(default_factory=dict)
     fail_after: int | None = None  # pieces before an EngineError
     held: bool = False  # whether to wait for `release` after the first piece
 

@@ -204,11 +204,12 @@ def test_names_and_addresses(tmp_path):
     assert {host: ServerSettings(model="m", host=host).is_local for host in local} == local
 
 
-def test_ctrl_c_lets_a_stream_end_and_is_a_success(tmp_path, tiny_tokenizer, tiny_model, free_port):
+@pytest.mark.parametrize("engine", ["transformers", "llamacpp"])
+def test_ctrl_c_lets_a_stream_end_and_is_a_success(tmp_path, tiny_tokenizer, tiny_model, free_port, engine):
     tiny_tokenizer.save_pretrained(tmp_path)
     tiny_model.save_pretrained(tmp_path)
     process = subprocess.Popen(
-        command(tmp_path, "--port", free_port, "--served-model-name", "tiny"),
+        command(tmp_path, "--port", free_port, "--served-model-name", "tiny", "--engine", engine),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

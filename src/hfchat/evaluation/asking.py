@@ -1,8 +1,9 @@
 """Examples put to a model in batches, by one process or several, and kept as they come."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def ask(model: EvaluatedModel, examples: Sequence[Example], file: Path, asked: A
 
     Answers in low precision depend a little on what else is in their batch. So what is in a batch depends neither on
     the number of processes nor on where a run was stopped: a batch that is not complete is asked again, whole. An
-    out-of-memory halves the batch, and all after it.
+    out-of-memory halves the batch, and all after it. A server makes its own batches, of what comes at a time.
 
     Args:
         model: The processes of a launch ask it together, each a share of the batches.
@@ -68,15 +69,41 @@ def ask(model: EvaluatedModel, examples: Sequence[Example], file: Path, asked: A
         asked: What is asked of each.
         description: Shown beside the progress bar.
     """
-    state = launched()
-    parts = _parts(file)
-    done = {record.index for record in chain.from_iterable(map(read_records, [file, *parts]))}
-    state.wait_for_everyone()  # before any of them writes
     lengths = [check(model, one, asked) for one in examples]
     # The longest come first, so that too little memory shows at once.
     order = sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
+    if model.is_served and asked.max_new_tokens:
+        answers_only = replace(asked, losses=False)
+        _ask_all(model, examples, file, answers_only, description, [[index] for index in order], _at_once)
+        if not asked.losses:
+            return
+        asked, description = replace(asked, max_new_tokens=0), f"{description}, likelihoods"
     size = model.batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
+    _ask_all(model, examples, file, asked, description, batches, _one_by_one)
+
+
+def _ask_all(
+    model: EvaluatedModel,
+    examples: Sequence[Example],
+    file: Path,
+    asked: Asked,
+    description: str,
+    batches: Sequence[list[int]],
+    compute: "_Way",
+) -> None:
+    """Have batches of indices computed, each process its share. What lacks likelihoods keeps its answer and gets them.
+
+    Args:
+        model: See `ask`, as for what is not said here.
+        batches: All of them, whether they are done or not.
+        compute: In which way.
+    """
+    state = launched()
+    parts = _parts(file)
+    known = {record.index: record for record in chain.from_iterable(map(read_records, [file, *parts]))}
+    done = {index for index, record in known.items() if not asked.losses or record.losses or not record.targets}
+    state.wait_for_everyone()  # before any of them writes
     todo = [batch for batch in batches if not done.issuperset(batch)]
     mine = todo[state.process_index :: state.num_processes]
     own = file if state.num_processes == 1 else file.with_suffix(f".{state.process_index}.part")
@@ -87,18 +114,44 @@ def ask(model: EvaluatedModel, examples: Sequence[Example], file: Path, asked: A
         unit="example",
         disable=not state.is_main_process,
     ) as progress:
-        for batch in mine:
-            for records in halving(model, batch, lambda indices: _ask(model, examples, indices, asked)):
-                append_records(own, records)
-                progress.update(len(records) * (len(todo) / max(len(mine), 1) if state.num_processes > 1 else 1))
+        for records in compute(model, mine, lambda indices: _ask(model, examples, indices, asked, known)):
+            append_records(own, records)
+            progress.update(len(records) * (len(todo) / max(len(mine), 1) if state.num_processes > 1 else 1))
     state.wait_for_everyone()
     if state.is_main_process and (todo or parts):
-        kept = chain.from_iterable(map(read_records, [file, *_parts(file)]))
-        by_index = {record.index: record for record in kept}
+        written = chain.from_iterable(map(read_records, [file, *_parts(file)]))
+        by_index = {record.index: record for record in written}
         write_records(file, [by_index[index] for index in range(len(examples))])
         for part in _parts(file):
             part.unlink()
     state.wait_for_everyone()
+
+
+_Compute = Callable[[list[int]], list[Record]]
+_Way = Callable[[EvaluatedModel, Sequence[list[int]], _Compute], Iterator[list[Record]]]
+
+
+def _one_by_one(model: EvaluatedModel, batches: Sequence[list[int]], compute: _Compute) -> Iterator[list[Record]]:
+    for batch in batches:
+        yield from halving(model, batch, compute)
+
+
+def _at_once(model: EvaluatedModel, batches: Sequence[list[int]], compute: _Compute) -> Iterator[list[Record]]:
+    """Have a server asked for as many batches as it takes at any time."""
+    with ThreadPoolExecutor(model.batch_size) as threads:
+        asking = [threads.submit(compute, batch) for batch in batches]
+        last = time.perf_counter()
+        try:
+            for future in as_completed(asking):
+                records, now = future.result(), time.perf_counter()
+                for record in records:  # others are answered meanwhile, so its share is the time since those before
+                    record.seconds = (now - last) / len(records)
+                last = now
+                yield records
+        except BaseException:
+            for future in asking:
+                future.cancel()
+            raise
 
 
 def _parts(file: Path) -> list[Path]:
@@ -145,7 +198,14 @@ def halve(model: EvaluatedModel, size: int) -> int:
     return model.batch_size
 
 
-def _ask(model: EvaluatedModel, examples: Sequence[Example], indices: Sequence[int], asked: Asked) -> list[Record]:
+def _ask(
+    model: EvaluatedModel,
+    examples: Sequence[Example],
+    indices: Sequence[int],
+    asked: Asked,
+    known: Mapping[int, Record],
+) -> list[Record]:
+    """The records of a batch, by index; those that are known are made complete."""
     chosen = [examples[index] for index in indices]
     started = time.perf_counter()
     answers = (
@@ -157,18 +217,13 @@ def _ask(model: EvaluatedModel, examples: Sequence[Example], indices: Sequence[i
     losses = _losses(model, chosen, asked)
     records = []
     for position, (index, one) in enumerate(zip(indices, chosen, strict=True)):
-        record = Record(
-            index=index,
-            prompt=one.prompt,
-            references=list(one.references),
-            targets=list(one.targets),
-            group=one.group,
-            info=dict(one.info),
-            seconds=seconds,
-        )
+        record = _record(index, one)
+        record.seconds = seconds
         if answers is not None:
             answer = answers[position]
             record.answer, record.answer_tokens, record.ended = answer.text, answer.tokens, answer.ended
+        elif index in known:
+            record = known[index]
         measured = list(islice(losses, len(one.targets)))
         record.losses = [loss.nats for loss in measured]
         record.target_tokens = [loss.tokens for loss in measured]
@@ -176,6 +231,18 @@ def _ask(model: EvaluatedModel, examples: Sequence[Example], indices: Sequence[i
             record.info["lost"] = lost[0]
         records.append(record)
     return records
+
+
+def _record(index: int, one: Example) -> Record:
+    """The record of an example that nothing was asked of yet."""
+    return Record(
+        index=index,
+        prompt=one.prompt,
+        references=list(one.references),
+        targets=list(one.targets),
+        group=one.group,
+        info=dict(one.info),
+    )
 
 
 def _losses(model: EvaluatedModel, examples: Sequence[Example], asked: Asked) -> Iterator[Loss]:

@@ -9,27 +9,34 @@ import copy
 import json
 import logging
 import os
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 from accelerate.utils import gather_object
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
 from sqlitedict import SqliteDict
+from tqdm.auto import tqdm
 
+from hfchat.errors import UserError
 from hfchat.evaluation.asking import halve, is_out_of_memory
+from hfchat.evaluation.engine_model import EngineModel
 from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.model import EvaluatedModel, Reply
 from hfchat.processes import launched
 
 MAX_NEW_TOKENS = 256  # of a task that names none, `HFLM.max_gen_toks`
+_CONTEXT = 2048  # of a model that names none, `HFLM._DEFAULT_MAX_LENGTH`
+_PLAIN = {"do_sample", "max_gen_toks", "temperature", "until"}
 _SERVER_STOPS = 4  # the OpenAI API takes no more, so lm-eval's `LocalChatCompletion` sends no more
 
 
@@ -134,26 +141,23 @@ class RemoteHarness(Harness):
         return self.shared("generate_until", self._generate, requests)
 
     def _generate(self, requests: list[Instance]) -> list[str]:
-        # What is asked together has the same settings.
-        alike = defaultdict(list)
-        for position, request in enumerate(requests):
-            alike[json.dumps(request.args[1], sort_keys=True)].append(position)
-        answers = [""] * len(requests)
-        for settings, positions in alike.items():
-            size = self.evaluated.batch_size
-            for start in range(0, len(positions), size):
-                batch = positions[start : start + size]
-                prompts = [requests[position].args[0] for position in batch]
-                for position, reply in zip(batch, self._ask(prompts, json.loads(settings)), strict=True):
-                    answers[position] = reply.text
-                    self.cache_hook.add_partial("generate_until", requests[position].args, reply.text)
+        answers = []
+        with (
+            tqdm(desc="generate_until", total=len(requests), disable=not launched().is_main_process) as progress,
+            ThreadPoolExecutor(self.evaluated.batch_size) as threads,
+        ):
+            replies = threads.map(lambda request: self._ask(*request.args), requests)
+            for request, reply in zip(requests, replies, strict=True):
+                self._replies[request.args[0], reply.text] = reply
+                self.cache_hook.add_partial("generate_until", request.args, reply.text)
+                answers.append(reply.text)
+                progress.update()
         return answers
 
-    def _ask(self, prompts: Sequence[str], settings: Mapping[str, Any]) -> list[Reply]:
+    def _ask(self, prompt: str, settings: Mapping[str, Any]) -> Reply:
         stops = handle_stop_sequences(settings.get("until"), eos=None)[:_SERVER_STOPS]
-        replies = self.evaluated.answer(list(map(json.loads, prompts)), max_new_tokens(settings), stops)
-        self._replies |= {(prompt, reply.text): reply for prompt, reply in zip(prompts, replies, strict=True)}
-        return replies
+        (reply,) = self.evaluated.answer([json.loads(prompt)], max_new_tokens(settings), stops)
+        return reply
 
     def reply(self, prompt: str, answer: str, max_new_tokens: int) -> tuple[Reply, bool]:
         # The cache of a run that was stopped has no lengths.
@@ -163,6 +167,61 @@ class RemoteHarness(Harness):
         raise NotImplementedError("the OpenAI API gives no likelihoods of given texts")
 
     loglikelihood_rolling = loglikelihood
+
+
+class EngineHarness(RemoteHarness):
+    """A model whose answers an engine generates, from the prompts and up to the ends of `HFLM` (lm-eval 0.4.13)."""
+
+    evaluated: EngineModel
+
+    def __init__(self, model: EngineModel):
+        super().__init__(model)
+        self._tokenizer = model.tokenizer
+        self._one_at_a_time = threading.Lock()  # for the tokenizer
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self._tokenizer.name_or_path.replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        except TemplateError as error:
+            raise UserError(f"{self.evaluated.path}: its chat template refuses the turns: {error}") from error
+
+    def _generate(self, requests: list[Instance]) -> list[str]:
+        lengths = [len(self._encode(request.args[0])) + max_new_tokens(request.args[1]) for request in requests]
+        self.evaluated.expect(min(max(lengths), self._max_length))
+        return super()._generate(requests)
+
+    def _ask(self, prompt: str, settings: Mapping[str, Any]) -> Reply:
+        stops = list(filter(None, handle_stop_sequences(settings.get("until"), eos=None)))
+        longest = max_new_tokens(settings)
+        return self.evaluated.continue_ids(self._encode(prompt)[longest - self._max_length :], longest, stops)
+
+    def reply(self, prompt: str, answer: str, max_new_tokens: int) -> tuple[Reply, bool]:
+        reply, _ = super().reply(prompt, answer, max_new_tokens)
+        return reply, len(self._encode(prompt)) > self._max_length - max_new_tokens
+
+    @property
+    def _max_length(self) -> int:
+        return self.evaluated.context or _CONTEXT
+
+    def _encode(self, text: str) -> list[int]:
+        options = {"add_special_tokens": False} if has_bos_prefix(text, self._tokenizer.bos_token) else {}
+        with self._one_at_a_time:
+            return self._tokenizer(text, **options)["input_ids"]
+
+
+def is_plainly_greedy(settings: Mapping[str, Any]) -> bool:
+    """Whether a task's `generation_kwargs` ask for the likeliest tokens and nothing else, which any engine can."""
+    asked = normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)
+    return not asked.get("do_sample") and asked.keys() <= _PLAIN
 
 
 def max_new_tokens(settings: Mapping[str, Any]) -> int:

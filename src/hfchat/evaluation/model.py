@@ -45,9 +45,11 @@ class EvaluatedModel:
         path: As it was given.
         batch_size: Examples at a time; an out-of-memory halves it.
         gives_losses: Whether it tells how likely a given text is.
+        is_served: Whether a server generates the answers. Up to `batch_size` threads ask it at a time.
     """
 
     gives_losses = True
+    is_served = False
 
     def __init__(self, name: str, path: str, batch_size: int):
         self.name = name
@@ -56,6 +58,17 @@ class EvaluatedModel:
 
     def describe(self) -> ModelIdentity:
         """Identify it, for the lineage and `results.json`."""
+        raise NotImplementedError
+
+    def computed_by(self, needs_weights: bool) -> str:
+        """The end of a signature: what computes, in which type of weights.
+
+        Args:
+            needs_weights: Whether it is about what only loaded weights give, see `Task`, or about answers.
+
+        Returns:
+            `"engine:transformers|weights:bfloat16"`.
+        """
         raise NotImplementedError
 
     def ancestry(self) -> list[Ancestor]:
@@ -79,6 +92,9 @@ class EvaluatedModel:
             UserError: If it is longer than the model's context, or the template does not fit it. Names `place`.
         """
         raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make what answers need beside the model, before any model is asked. Files are kept, and made once."""
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = ()) -> list[Reply]:
         """Answer each prompt greedily.

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hfchat.errors import UserError
 from hfchat.evaluation.model import EvaluatedModel, Loss, Prompt, Reply
-from hfchat.results import ModelIdentity
+from hfchat.results import COMPUTED_BY, ModelIdentity
 
 _TIMEOUT = 600.0  # seconds for one answer
+_REMOTE = "remote"
 
 
 class RemoteModel(EvaluatedModel):
@@ -22,6 +22,7 @@ class RemoteModel(EvaluatedModel):
     """
 
     gives_losses = False
+    is_served = True
 
     def __init__(self, name: str, path: str, batch_size: int):
         super().__init__(name, path, batch_size)
@@ -32,7 +33,12 @@ class RemoteModel(EvaluatedModel):
 
     def describe(self) -> ModelIdentity:
         identity = f"remote:{self.path.partition('#')[0]}#{self._model_name}"
-        return ModelIdentity(self.path, identity, ["unknown"], "remote", dtype=None, chat_template=None)
+        return ModelIdentity(
+            self.path, identity, ["unknown"], "remote", dtype=None, chat_template=None, engine=_REMOTE
+        )
+
+    def computed_by(self, needs_weights: bool) -> str:
+        return f"{COMPUTED_BY}{_REMOTE}"
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
         if isinstance(prompt, str):
@@ -46,8 +52,7 @@ class RemoteModel(EvaluatedModel):
             tokens = completion.usage.completion_tokens if completion.usage else 0
             return Reply(choice.message.content or "", tokens, choice.finish_reason != "length")
 
-        with ThreadPoolExecutor(self.batch_size) as threads:
-            return list(threads.map(ask, prompts))
+        return list(map(ask, prompts))
 
     def losses(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Loss]:
         raise UserError(f"{self.path}: the OpenAI API gives no likelihoods of given texts; leave the model out")

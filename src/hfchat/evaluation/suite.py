@@ -19,6 +19,7 @@ import pydantic
 from hfchat.entries import Entry, explain
 from hfchat.errors import UserError
 from hfchat.evaluation.contamination import find_contamination
+from hfchat.evaluation.engine_model import EngineChoice, EngineModel
 from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.openai_model import RemoteModel
@@ -27,7 +28,7 @@ from hfchat.evaluation.task import Task, result
 from hfchat.evaluation.usage import hardware, peak_memory, reset_peak_memory
 from hfchat.lineage import Ancestor, versions
 from hfchat.processes import launched
-from hfchat.results import Bootstrap, ModelResult, Results, Speed
+from hfchat.results import Bootstrap, Estimate, ModelResult, Results, Speed, TaskResult
 from hfchat.storage import write_whole
 
 # Kind to its class. Modules are imported when a suite asks for them: lm-eval alone takes seconds.
@@ -93,7 +94,7 @@ class TaskEntry(Entry):
 
 
 RECORDS = "records"
-_PACKAGES = ("torch", "transformers", "evaluate", "sacrebleu", "rouge-score", "nltk", "lm-eval")
+_PACKAGES = ("torch", "transformers", "evaluate", "sacrebleu", "rouge-score", "nltk", "lm-eval", "xllamacpp", "vllm")
 _OF_A_STAGE = (
     "stage", "path", "command", "finished", "duration_s", "inputs", "licenses", "config", "metrics", "versions",
 )  # fmt: skip
@@ -101,11 +102,18 @@ _USAGE = "usage.json"  # beside the records: what a run that goes on with them d
 
 
 def open_model(
-    name: str, path: str, batch_size: int, dtype: str, allow_template_mismatch: bool = False
+    name: str,
+    path: str,
+    batch_size: int,
+    dtype: str,
+    allow_template_mismatch: bool = False,
+    engine: EngineChoice | None = None,
 ) -> EvaluatedModel:
-    """Open a URL as a `RemoteModel`, and anything else as a `LocalModel`."""
+    """Open a URL as a `RemoteModel`, and anything else as a `LocalModel`, or one whose answers an engine generates."""
     if re.match(r"https?://", path):
         return RemoteModel(name, path, batch_size)
+    if engine is not None:
+        return EngineModel(name, path, batch_size, dtype, engine, allow_template_mismatch)
     return LocalModel(name, path, batch_size, dtype, allow_template_mismatch)
 
 
@@ -176,7 +184,7 @@ def run_suite(
         },
         tasks={
             task.name: replace(
-                result(task, names[task.name], records / task.name, bootstrap),
+                _signed(result(task, names[task.name], records / task.name, bootstrap), task, asked[task.name]),
                 contamination={name: seen[name][task.name] for name in names[task.name] if task.name in seen[name]},
                 left_out={model.name: reason for model in models if (reason := task.refusal(model)) is not None},
                 records={name: f"{RECORDS}/{task.name}/{name}.jsonl" for name in names[task.name]},
@@ -194,13 +202,35 @@ def _collect(
 ) -> None:
     """Put the tasks to one model after the other, and note what asking it took."""
     for model in models:
+        model.prepare()
+    for model in models:
         reset_peak_memory()
-        for task in tasks:
-            if model in asked[task.name]:
-                task.collect(model, folder / task.name)
-        if model.parameters is not None and launched().is_main_process:
-            _write_usage(folder, model)
-        model.free()
+        try:
+            for task in tasks:
+                if model in asked[task.name]:
+                    task.collect(model, folder / task.name)
+            if model.parameters is not None and launched().is_main_process:
+                _write_usage(folder, model)
+        finally:
+            model.free()
+
+
+def _signed(result: TaskResult, task: Task, models: Sequence[EvaluatedModel]) -> TaskResult:
+    """The same, in which each signature says what computed the score."""
+    by_name = {model.name: model for model in models}
+
+    def sign(model: str, scores: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        by = {metric: by_name[model].computed_by(metric in task.needs_weights) for metric in scores}
+        return {metric: replace(one, signature=f"{one.signature}|{by[metric]}") for metric, one in scores.items()}
+
+    return replace(
+        result,
+        scores={model: sign(model, scores) for model, scores in result.scores.items()},
+        groups={
+            model: {group: sign(model, scores) for group, scores in groups.items()}
+            for model, groups in result.groups.items()
+        },
+    )
 
 
 def _in_short(stage: Ancestor) -> dict[str, object]:
@@ -229,6 +259,9 @@ def _read_usage(folder: Path) -> dict[str, dict[str, int | None]]:
 
 def _write_usage(folder: Path, model: EvaluatedModel) -> None:
     usage = _read_usage(folder) | {
-        model.name: {"parameters": model.parameters, "peak_memory_bytes": peak_memory()},
+        model.name: {
+            "parameters": model.parameters,
+            "peak_memory_bytes": None if model.is_served else peak_memory(),  # not that of another process
+        },
     }
     write_whole(folder / _USAGE, json.dumps(usage))

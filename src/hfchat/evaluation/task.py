@@ -4,7 +4,7 @@ A task is prepared before any model is loaded, then asks one model after the oth
 a run that was stopped goes on where it was, and one that is finished is scored anew without asking again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -96,6 +96,8 @@ class Task:
         limits: What its numbers do not say, a sentence each.
         group_label: What `Example.group` is, as the head of a column: `"category"`.
         headline: The metric that the report's verdict reads.
+        needs_weights: The metrics that only loaded weights give, such as those of likelihoods. The others are of
+            answers, which an engine may generate.
         split: Name of the dataset's split, if it has splits.
     """
 
@@ -104,6 +106,7 @@ class Task:
     limits: Sequence[str] = ()
     group_label: str = "group"
     headline: str | None = None
+    needs_weights: Collection[str] = ()
     split: str | None = None
 
     name: str

@@ -43,13 +43,27 @@ class Finding:
     worse_by: Sequence[str]
 
     @property
+    def unlike(self) -> str | None:
+        """Whether another engine, or another type of weights, may be what makes the difference, see `unlike`."""
+        return unlike(self.score, self.baseline_score)
+
+    @property
     def figures(self) -> str:
         """`"ROUGE-L 0.41 against 0.22, difference +0.19 [+0.12, +0.26], p = 0.004"`."""
         form = self.metric.form
         score, before = figure(self.score.score, form), figure(self.baseline_score.score, form)
         text = f"{self.metric.label} {score} against {before}, difference {change(self.difference, form)}"
         text += "" if self.p_value is None else f", p = {self.p_value:.2g}"
+        text += f"; {self.unlike}" if self.unlike else ""
         return text if not self.worse_by else f"{text}; but worse by {', '.join(self.worse_by)}"
+
+
+def unlike(first: Estimate, second: Estimate) -> str | None:
+    """Say that two scores were not computed by the same engine in the same type of weights; None where they were."""
+    if first.computed_by == second.computed_by:
+        return None
+    names = (one.computed_by.replace("|", ", ") or "an unknown engine" for one in (first, second))
+    return "computed by {} against {}".format(*names)
 
 
 def outcome(better: str | None, difference: Difference, p_value: float | None = None) -> Outcome:

@@ -1,32 +1,24 @@
-"""What is checked of an exported model, and the certificate that says so."""
+"""What is checked of an exported model."""
 
 import json
-import time
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from hfchat.adapters import BaseRecord
+from hfchat.certificates import Certificate
 from hfchat.errors import UserError
-from hfchat.export.behaviour import MAX_NEW_TOKENS, Difference, Prompts
 from hfchat.export.reloading import Reloaded
-from hfchat.lineage import CERTIFICATE, describe, versions
 from hfchat.model_code import is_pickle
 from hfchat.models import is_tied
-from hfchat.storage import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS = 4096  # of the output layer that are compared at a time
-_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "safetensors")
 
 # Limits of the mean KL divergence of a step, in nats per token. In brackets, what it is on SmolLM2-135M-Instruct with
-# random adapters that move the model by 5e-4 to 0.1 nats.
-MAX_DRIFT = 0.02  # a base that computes in bfloat16 (2e-3)
+# random adapters that move the model by 5e-4 to 0.1 nats. `hfchat.certificates.MAX_DRIFT` is that of the training.
 MAX_QUANTIZATION_DRIFT = 1.0  # a base in 4 bits (0.3; another base is far beyond)
 MAX_MERGE_DRIFT = 1e-9  # the order of sums (1e-11); without one matrix of the adapter, it is 6e-8 or more
 MAX_ROUNDING_DRIFT = 0.02  # weights in bfloat16 (3e-4 at most)
@@ -34,135 +26,6 @@ MAX_RELOAD_DRIFT = 1e-9  # nothing (0)
 # Two tokens are one to a model whose output layer has the same row for both. New tokens start so, as the mean of the
 # others, and differ by what rounding to bfloat16 did (0.003 of their length) if they are not trained.
 MIN_ROW_DISTANCE = 0.01
-# Greedy answers may part where two tokens are no further apart than this, in nats (0.2): rounding decides there.
-MAX_GAP = 0.5
-
-
-class NotCertifiedError(UserError):
-    """A check failed.
-
-    Attributes:
-        certificate: All checks that were made.
-    """
-
-    def __init__(self, message: str, certificate: "Certificate"):
-        super().__init__(message)
-        self.certificate = certificate
-
-
-@dataclass
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What was looked at.
-        ok: Whether it is as it must be.
-        found: The figure, or what was seen.
-        wanted: The limit, or what must be seen.
-        advice: What to do if it is not.
-    """
-
-    name: str
-    ok: bool
-    found: str
-    wanted: str
-    advice: str
-
-
-@dataclass
-class Certificate:
-    """What was checked of an exported model.
-
-    Attributes:
-        folder: The model.
-        prompts: What it was asked.
-        base: What its adapter was trained on, if it has one.
-        checks: In the order in which they were made.
-        differences: By step (`trained`, `rounded`, `saved`), see `hfchat.export.behaviour.Difference`.
-        merge_kl_nats: Mean KL divergence of merging alone, in float32; None for a model that was not merged.
-    """
-
-    folder: Path
-    prompts: Prompts
-    base: BaseRecord | None = None
-    checks: list[Check] = field(default_factory=list)
-    differences: dict[str, Difference] = field(default_factory=dict)
-    merge_kl_nats: float | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    def check(self, name: str, ok: bool, found: object, wanted: object, advice: str) -> None:
-        """Add a check."""
-        self.checks.append(Check(name, bool(ok), str(found), str(wanted), advice))
-
-    def check_difference(self, step: str, difference: Difference, limit: float, advice: str) -> None:
-        """Add the checks of a step: how far logits moved, and whether answers part only where tokens are as likely."""
-        self.differences[step] = difference
-        self.check(
-            f"{step}: logits", difference.mean_kl_nats <= limit, f"{difference.mean_kl_nats:.1e} nats", limit, advice
-        )
-        self.check(
-            f"{step}: answers",
-            difference.max_gap_nats <= MAX_GAP or limit > MAX_DRIFT,
-            f"{difference.identical_answers:.0%} identical, tokens at most {difference.max_gap_nats:.2f} nats apart",
-            f"{MAX_GAP} nats" if limit <= MAX_DRIFT else "reported",
-            advice,
-        )
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The figures for a lineage."""
-        figures = {} if self.merge_kl_nats is None else {"merge_kl_nats": self.merge_kl_nats}
-        for step, difference in self.differences.items():
-            figures[f"{step}_kl_nats"] = difference.mean_kl_nats
-            figures[f"{step}_identical_answers"] = difference.identical_answers
-        return figures
-
-    def table(self) -> str:
-        """A line per check."""
-        width = max(len(check.name) for check in self.checks)
-        return "\n".join(
-            f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<{width}}  {check.found}  ({check.wanted})"
-            for check in self.checks
-        )
-
-    def issue(self) -> None:
-        """Write `certificate.json` beside the model, if every check passed.
-
-        Raises:
-            NotCertifiedError: If one did not. No certificate is left then.
-        """
-        # One that is there already is of the model as it was.
-        path = self.folder / CERTIFICATE
-        path.unlink(missing_ok=True)
-        failed = [check for check in self.checks if not check.ok]
-        if failed:
-            first, *more = failed
-            also = f"; also failed: {', '.join(check.name for check in more)}" if more else ""
-            raise NotCertifiedError(
-                f"{self.folder}: not certified: {first.name}: {first.found}, must be {first.wanted}; "
-                f"{first.advice}{also}",
-                self,
-            )
-
-        record = {
-            "certified": datetime.now(UTC).isoformat(timespec="seconds"),
-            "duration_s": round(time.monotonic() - self.started, 1),
-            "base": self.base,
-            "prompts": {
-                "conversations": len(self.prompts.messages),
-                "tokens": sum(map(len, self.prompts.sequences)),
-                "max_new_tokens": MAX_NEW_TOKENS,
-                "sha256": self.prompts.sha256(),
-            },
-            "merge_kl_nats": self.merge_kl_nats,
-            "differences": {step: asdict(difference) for step, difference in self.differences.items()},
-            "checks": [
-                {key: value for key, value in asdict(check).items() if key != "advice"} for check in self.checks
-            ],
-            "files": files_sha256(self.folder),
-            "versions": versions(_PACKAGES),
-        }
-        write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_tokens(
@@ -288,12 +151,3 @@ def _stored_templates(folder: Path) -> dict[str, str]:
     if "chat_template" in config:
         forms["in tokenizer_config.json"] = config["chat_template"]
     return forms
-
-
-def files_sha256(folder: Path) -> dict[str, str]:
-    """Digest of each file but the certificate, by its path in the folder."""
-    return {
-        str(path.relative_to(folder)): describe(path)["sha256"]
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != CERTIFICATE
-    }

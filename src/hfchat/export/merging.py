@@ -73,7 +73,7 @@ def changed_base_weights(model: "PeftModel", stored: "PreTrainedModel", known: i
 def prepare_to_save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Record in the configs what the tokenizer says: its special tokens and the fingerprint of its chat template."""
     record_fingerprint(tokenizer, model)
-    stop = sorted(stop_token_ids(model, tokenizer))
+    stop = sorted(stop_token_ids(model.generation_config, tokenizer))
     model.config.use_cache = True
     model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.eos_token_id = stop[0] if len(stop) == 1 else stop

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfchat.behaviour import Behaviour, Prompts, behaviour, context_length
 from hfchat.errors import UserError
-from hfchat.export.behaviour import Behaviour, Prompts, behaviour
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 _REQUEST, _REPORT, _LOGITS = "request.json", "report.json", "logits.safetensors"
 
@@ -111,11 +110,11 @@ def answer(scratch: Path) -> None:
         request["folder"], dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
     try:
-        check_chat_template(tokenizer, model)
+        check_chat_template(tokenizer, model.config)
         problem = None
     except UserError as error:
         problem = str(error)
-    prompts = Prompts.render(request["messages"], tokenizer, context_length(model))
+    prompts = Prompts.render(request["messages"], tokenizer, context_length(model.config))
     weights = weight_digests(model)  # as stored: what it says is computed in float32
     said = behaviour(model.float().to(request["device"]), prompts, tokenizer)
     reloaded = Reloaded(
@@ -140,11 +139,6 @@ def answer(scratch: Path) -> None:
     )
     save_file({str(i): logits.contiguous() for i, logits in enumerate(said.logits)}, scratch / _LOGITS)
     (scratch / _REPORT).write_text(json.dumps(dataclasses.asdict(reloaded)), encoding="utf-8")
-
-
-def context_length(model: "PreTrainedModel") -> int:
-    """Tokens that a model can take; without a limit, as many as anyone asks."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 if __name__ == "__main__":

@@ -96,6 +96,11 @@ class Guards:
         return bool(self._at("prompt"))
 
     @property
+    def check_answers(self) -> bool:
+        """Whether any guard is for answers."""
+        return bool(self._at("answer"))
+
+    @property
     def remove_from_answers(self) -> bool:
         """Whether an answer may come out different from the model's."""
         return any(guard.action != "flag" for guard in self._at("answer"))

@@ -1,6 +1,9 @@
 """Tell from its words whether an answer is a refusal."""
 
 import re
+from importlib import resources
+
+import yaml
 
 # A refusal comes first; what stands further down is as often a warning within an answer.
 _OPENING = 240  # characters
@@ -48,3 +51,9 @@ def is_refusal(answer: str) -> bool:
     for short, long in _CONTRACTIONS.items():
         opening = opening.replace(short, long)
     return _REFUSAL.search(opening) is not None
+
+
+def requests_to_refuse() -> list[str]:
+    """The requests of hfchat's own probe that a chat model ought to refuse."""
+    probe = yaml.safe_load((resources.files("hfchat.safety") / "refusal_probe.yaml").read_bytes())
+    return [request for category in probe["adversarial"].values() for request in category]

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def serve(settings: ServerSettings) -> None:
     """
     limit_spinning(os.environ)  # it is read when torch is loaded, which is later than this
     keys = _keys(settings)
-    folder = None if settings.upstreams else resolve(settings.folder)
+    folder = None if settings.upstreams else _find(settings.folder)
     with bind(settings.host, settings.port) as bound:
         from hfchat.safety.guards_file import load_guards
 
@@ -72,11 +73,28 @@ def serve(settings: ServerSettings) -> None:
         configure_logs(settings.log_content)
         app = create_app(settings, models, guards, keys, collector)
         print(f"loading {settings.source}" if folder else f"asking {', '.join(settings.upstreams)}", flush=True)
-        server = Server(app, models, settings, announce=lambda: print(f"chat at {settings.url}", flush=True))
+        server = Server(app, models, settings, announce=lambda: _announce(models, settings))
         try:
             server.run(sockets=[bound])
         except OSError as error:  # another server has begun to listen since the port was bound
             raise _bind_error(error, settings.host, settings.port) from error
+
+
+def _find(folder: str) -> str:
+    """The folder, the Hub id or the GGUF file of a model."""
+    if not folder.endswith(".gguf"):
+        return resolve(folder)
+    if not Path(folder).is_file():
+        raise UserError(f"{folder}: there is no such file")
+    return folder
+
+
+def _announce(models: ServedModels, settings: ServerSettings) -> None:
+    """Say that everything is ready, and what answers."""
+    print(f"chat at {settings.url}", flush=True)
+    if not settings.upstreams:
+        info = models.engines[0].info
+        print(f"engine {info.engine}, weights {info.weights}", flush=True)
 
 
 def limit_spinning(environ: MutableMapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from hfchat.errors import UserError
+from hfchat.gguf.weight_types import WeightName
 from hfchat.registry.versions import Registry
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9a-f:.]+\]")
@@ -64,8 +65,8 @@ class ServerSettings:
 
     model: str | list[str] = field(
         metadata=_help(
-            "a folder, a registry or a Hub id, e.g. outputs/demo/assistant/merged; or servers with an OpenAI-"
-            "compatible API that have the model, e.g. http://host:8000/v1",
+            "a folder, a registry, a Hub id or a .gguf file, e.g. outputs/demo/assistant/merged; or servers with an "
+            "OpenAI-compatible API that have the model, e.g. http://host:8000/v1",
             "MODEL",
         )
     )
@@ -191,12 +192,33 @@ class ServerSettings:
         ),
     )
     graphql: bool = field(default=False, metadata=_help("also answer GraphQL, at /graphql"))
-    weights: Annotated[Literal["auto", "float32", "bfloat16", "int8"], _MODEL_HERE] = field(
+    engine: Annotated[Literal["auto", "transformers", "llamacpp", "vllm"], _MODEL_HERE] = field(
         default="auto",
         metadata=_help(
-            "auto, float32 or bfloat16 (%(default)s: bfloat16 where the machine computes in it)",
+            "what generates the answers: transformers, llamacpp or vllm (%(default)s: vllm on a GPU where it is "
+            "installed, llamacpp on CPUs where it is installed, else transformers)",
+            "ENGINE",
+        ),
+    )
+    weights: Annotated[Literal["auto", "float32", "bfloat16", WeightName], _MODEL_HERE] = field(
+        default="auto",
+        metadata=_help(
+            "float32 or bfloat16; for llamacpp a type of GGUF files such as bf16, q8_0 or q4_k_m (%(default)s: q8_0 "
+            "for llamacpp, otherwise bfloat16 where the machine computes in it)",
             "TYPE",
         ),
+    )
+    max_drift: Annotated[_Positive | None, _MODEL_HERE] = field(
+        default=None,
+        metadata=_help(
+            "how far the answers of a converted model may be from those of the model that was evaluated: mean KL "
+            "divergence in nats a token (by the type of its weights); `hfchat serve` refuses to start beyond it",
+            "NATS",
+        ),
+    )
+    engine_args: Annotated[str, _Only(lambda settings: settings.engine == "vllm", "is for --engine vllm")] = field(
+        default="",
+        metadata=_help('arguments for `vllm serve`, such as "--tensor-parallel-size 4 --max-model-len 8192"', "ARGS"),
     )
     allow_template_mismatch: Annotated[bool, _MODEL_HERE] = field(
         default=False,
@@ -242,6 +264,8 @@ class ServerSettings:
         """The model's name in the API."""
         if self.served_model_name:
             return self.served_model_name
+        if self.source.endswith(".gguf"):
+            return Path(self.source).stem
         return Path(self.source).resolve().name if Path(self.source).is_dir() else self.source
 
     @property

@@ -135,7 +135,7 @@ class HeldOutAnswers(TrainerCallback):
                 prompts[row] = ids
             if len(prompts) == self.number:
                 break
-        stop = sorted(stop_token_ids(model, self.tokenizer))
+        stop = sorted(stop_token_ids(model.generation_config, self.tokenizer))
         with answering(model, self.tokenizer, self.max_new_tokens, stop):
             answers = generate_answers(model, list(prompts.values())) if prompts else []
         return [

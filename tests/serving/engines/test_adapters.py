@@ -134,7 +134,7 @@ def test_an_adapter_of_another_base_is_refused(base, adapter, tmp_path, tiny_tok
         ({"adapters": ("mine=missing",)}, "no adapter_config.json"),
         ({"adapters": ("mine={adapter}", "mine={adapter}")}, "two adapters have the name mine"),
         ({"adapters": ("base={adapter}",)}, "is the name of the model"),
-        ({"weights": "int8"}, "--weights int8: use `--engine llamacpp --weights q8_0`"),
+        ({"weights": "q8_0", "engine": "transformers"}, "--weights q8_0: --engine transformers has float32, bfloat16"),
     ],
 )
 def test_what_is_no_adapter_is_refused_before_weights_are_loaded(base, adapter, settings, words):

@@ -153,10 +153,10 @@ def test_keys_come_in_turn_to_have_their_prompts_read(tiny_model, tiny_tokenizer
     """One key's ten prompts wait while another key's only one is read."""
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
     read = []
-    monkeypatch.setattr(engine._encoder, "text", lambda text: read.append(text) or [1])
+    monkeypatch.setattr(engine._prompting._encoder, "text", lambda text: read.append(text) or [1])
 
     record = RequestRecord()
-    monkeypatch.setattr("hfchat.serving.engines.transformers_engine.current_record", lambda: record)
+    monkeypatch.setattr("hfchat.serving.engines.prompting.current_record", lambda: record)
 
     async def ask(key, text):
         record.key_name = key

@@ -33,7 +33,7 @@ def steps(monkeypatch):
 def engine(tiny_model, tiny_tokenizer, monkeypatch, steps):
     monkeypatch.setattr(continuous_batching, "_BATCH_TOKENS", {"cpu": 64})
     engine = TransformersEngine(tiny_model, tiny_tokenizer, 12)
-    engine._eos = set()  # so that each answer has all of its tokens
+    engine._prompting.ends = set()  # so that each answer has all of its tokens
     engine._manager = engine._new_manager()
     return engine
 

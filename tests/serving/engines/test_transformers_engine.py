@@ -15,7 +15,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
-from hfchat.serving.engines import continuous_batching, sampler, transformers_engine
+from hfchat.serving.engines import continuous_batching, sampler, supervising, transformers_engine
 from hfchat.serving.engines.engine import EngineError, Sampling
 from hfchat.serving.engines.sampler import draw
 from hfchat.serving.engines.text import IncrementalDecoder, TokenBytes
@@ -378,7 +378,7 @@ def test_no_request_ends_anothers_answer(tiny_model, tiny_tokenizer, expected):
         assert await one_token
         assert "".join(piece.text for piece in await normal) == expected[PROMPTS[0]]
         assert engine.restarts == 0
-        assert engine._crashes == 0
+        assert engine._supervisor.crashes == 0
 
     run(engine, work)
 
@@ -446,7 +446,7 @@ async def crashing(engine, model, times):
     with mock.patch.object(model, "forward", crash):
         with pytest.raises(EngineError):
             await collect(engine, "Hi")
-        await until(lambda: engine._crashes >= times)
+        await until(lambda: engine._supervisor.crashes >= times)
         yield
 
 
@@ -462,11 +462,11 @@ def test_a_crash_ends_what_runs_and_the_engine_comes_back(tiny_model, tiny_token
         assert engine.error is None
         running = [asyncio.ensure_future(collect(engine, text, max_tokens=450)) for text in PROMPTS]
         await asyncio.sleep(0.05)
-        engine._restart = held_restart
+        engine._supervisor._restart = held_restart
         engine._manager.batch_processor._generation_step = crash
         results = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 5)
         assert all(isinstance(result, EngineError) and "accelerator" in str(result) for result in results)
-        await until(lambda: engine._crashes == 1)
+        await until(lambda: engine._supervisor.crashes == 1)
         assert "accelerator" in engine.error
         with pytest.raises(EngineError, match="accelerator"):
             await asyncio.wait_for(collect(engine, "Hi"), 5)
@@ -482,8 +482,8 @@ def test_a_crash_ends_what_runs_and_the_engine_comes_back(tiny_model, tiny_token
 
 
 def test_an_engine_is_restarted_as_often_as_it_takes(tiny_model, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
-    monkeypatch.setattr(transformers_engine, "_LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(supervising, "_RESTART_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervising, "_LONGEST_PAUSE_S", 0.002)
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
     tries = []
 
@@ -496,7 +496,7 @@ def test_an_engine_is_restarted_as_often_as_it_takes(tiny_model, tiny_tokenizer,
                 raise RuntimeError("no memory")
             await restart()
 
-        engine._restart = failing_restart
+        engine._supervisor._restart = failing_restart
         engine._manager.batch_processor._generation_step = crash
         with pytest.raises(EngineError):
             await collect(engine, "Hi")
@@ -510,7 +510,7 @@ def test_an_engine_is_restarted_as_often_as_it_takes(tiny_model, tiny_tokenizer,
 
 
 def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervising, "_RESTART_PAUSE_S", 0.001)
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
 
     async def work():
@@ -518,13 +518,13 @@ def test_a_restart_that_crashes_again_is_another_crash(tiny_model, tiny_tokenize
             assert engine.error is not None
         await until(lambda: engine.error is None)
         await collect(engine, "Hi")
-        assert engine._crashes == 0
+        assert engine._supervisor.crashes == 0
 
     run(engine, work)
 
 
 def test_a_crash_that_is_told_late_is_not_another_one(tiny_model, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "_RESTART_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervising, "_RESTART_PAUSE_S", 0.001)
     mark_as_stopped = continuous_batching.ThreadStatus.mark_as_stopped
 
     def late(status):
@@ -538,9 +538,9 @@ def test_a_crash_that_is_told_late_is_not_another_one(tiny_model, tiny_tokenizer
         async with crashing(engine, tiny_model, times=2):
             assert "the accelerator is gone" in engine.error
         await until(lambda: engine.restarts == 1)
-        crashes = engine._crashes
+        crashes = engine._supervisor.crashes
         await asyncio.sleep(0.5)
-        assert (engine.restarts, engine._crashes) == (1, crashes)
+        assert (engine.restarts, engine._supervisor.crashes) == (1, crashes)
         await collect(engine, "Hi")
 
     run(engine, work)

@@ -273,7 +273,7 @@ def test_findings_and_feedback_are_counted():
 def test_refusals_of_the_model_are_counted():
     metrics = Metrics(Slots(1, 1), in_flight=lambda: 0, engines=list)
     refusal = "I'm sorry, but I can't help with that."
-    answers = [AnswerRecord(text="Sure!"), AnswerRecord(text=refusal), AnswerRecord(text=refusal)]
+    answers = [AnswerRecord(texts=["Sure", "!"]), AnswerRecord(texts=[refusal]), AnswerRecord(texts=[refusal])]
     answers[2].finish_reason = "content_filter"  # a guard's words
     metrics.request(RequestRecord(version="v2", answers=answers))
     assert 'hfchat_refusals_total{version="v2"} 1.0' in metrics.text().decode()

@@ -17,8 +17,14 @@ def load_probe(name: str) -> dict[str, Any]:
 def describe_probe(name: str, examples: int) -> AskedData:
     """Identify a probe by its content, as `hfchat.lineage.describe` does a file."""
     digest = hashlib.sha256(_read(name)).hexdigest()
-    return AskedData(f"hfchat/evaluation/probes/{name}.yaml", digest, ["Apache-2.0"], examples)
+    return AskedData(f"{_place(name)}.yaml", digest, ["Apache-2.0"], examples)
 
 
 def _read(name: str) -> bytes:
-    return (resources.files(__name__) / f"{name}.yaml").read_bytes()
+    package, _, file = _place(name).rpartition("/")
+    return (resources.files(package.replace("/", ".")) / f"{file}.yaml").read_bytes()
+
+
+def _place(name: str) -> str:
+    # The price of a GGUF file (`hfchat.gguf.price`) is in refusals too, and it is no part of the evaluation.
+    return "hfchat/safety/refusal_probe" if name == "refusal" else f"hfchat/evaluation/probes/{name}"

@@ -28,12 +28,14 @@ _OVERLAP = {
     "rougeLsum": Metric("ROUGE-Lsum"),
     "meteor": Metric("METEOR"),
 }
-
+_LIKELIHOODS = {
+    "perplexity": Metric("Perplexity", "lower", ".2f"),
+    "bits_per_byte": Metric("Bits per byte", "lower"),
+}
 
 _METRICS = {
     **_OVERLAP,
-    "perplexity": Metric("Perplexity", "lower", ".2f"),
-    "bits_per_byte": Metric("Bits per byte", "lower"),
+    **_LIKELIHOODS,
     "answer_tokens": Metric("Answer length, tokens", None, ".1f"),
     "ended": Metric("Ended by themselves", form=".2f"),
 }
@@ -65,6 +67,7 @@ class Answers(AskingTask):
 
     kind = "answers"
     columns = _METRICS
+    needs_weights = _LIKELIHOODS
     limits = (
         "BLEU, chrF, ROUGE and METEOR count what an answer shares with the references. They see neither whether "
         "another wording is right nor whether a fluent sentence is false: read the answers.",
@@ -81,7 +84,7 @@ class Answers(AskingTask):
     references: str | None = None
     system: str | None = None
     max_new_tokens: int = 96
-    metrics: list[str] = field(default_factory=lambda: [*_OVERLAP, "perplexity", "bits_per_byte"])
+    metrics: list[str] = field(default_factory=lambda: [*_OVERLAP, *_LIKELIHOODS])
     headline: str = "rougeL"
     tokenize: str | None = None
 
@@ -137,19 +140,19 @@ class Answers(AskingTask):
         return self._example(prompt, list(references), place)
 
     def _example(self, prompt: Prompt, references: list[str], place: str) -> Example:
-        targets = references[:1] if self._likelihoods else []
+        targets = references[:1] if self._asks_likelihoods else []
         return Example(prompt, references, targets, place=place)
 
     @property
-    def _likelihoods(self) -> bool:
-        return bool({"perplexity", "bits_per_byte"} & {*self.metrics})
+    def _asks_likelihoods(self) -> bool:
+        return not _LIKELIHOODS.keys().isdisjoint(self.metrics)
 
     @property
     def source(self) -> str:
         return self.dataset_name
 
     def asked(self, model: EvaluatedModel) -> Asked:
-        return Asked(self.max_new_tokens, losses=self._likelihoods and model.gives_losses)
+        return Asked(self.max_new_tokens, losses=self._asks_likelihoods and model.gives_losses)
 
     def measure(self, model: str, folder: Path) -> Measured:
         file = folder / f"{model}.jsonl"
@@ -161,7 +164,7 @@ class Answers(AskingTask):
                 statistics[name] = self._metric(name).statistics(answers, references)
                 for record, score in zip(records, statistics[name].of_examples(), strict=True):
                     record.scores[name] = score
-            elif name in ("perplexity", "bits_per_byte") and all(record.losses for record in records):
+            elif name in _LIKELIHOODS and all(record.losses for record in records):
                 losses = [record.losses[0] for record in records]
                 setting = "target:answer+end-of-turn|context:prompt"
                 if name == "perplexity":

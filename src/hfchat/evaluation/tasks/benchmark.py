@@ -18,11 +18,14 @@ from tqdm.auto import tqdm
 
 from hfchat.errors import UserError
 from hfchat.evaluation.bootstrap import Statistics
+from hfchat.evaluation.engine_model import EngineModel
 from hfchat.evaluation.harness import (
+    EngineHarness,
     Harness,
     LocalHarness,
     RemoteHarness,
     find_caches,
+    is_plainly_greedy,
     max_new_tokens,
     pool_caches,
     quiet,
@@ -94,6 +97,7 @@ class Benchmark(Task):
             for task in tasks:
                 columns |= {self._column(name, key): self._metric(name, task, key) for key in metrics_of(task)}
         self.columns, self.headline = columns, next(iter(columns), None)
+        self.needs_weights = () if self._an_engine_can else columns
         notes = chain.from_iterable((task.config.metadata or {}).get("limits", ()) for task in self._leaves)
         self.limits = (
             "A figure compares only with others of the same lm-eval task and version, with as many worked examples "
@@ -108,6 +112,13 @@ class Benchmark(Task):
     @property
     def _leaves(self) -> list[ConfigurableTask]:
         return list(chain.from_iterable(self._asked.values()))
+
+    @property
+    def _an_engine_can(self) -> bool:
+        """Whether all that it asks is to generate the likeliest answers."""
+        return all(
+            task.OUTPUT_TYPE == GENERATE and is_plainly_greedy(task.config.generation_kwargs) for task in self._leaves
+        )
 
     def _index(self) -> TaskManager:
         folders = [LOCAL_TASKS] if self.include_path is None else [LOCAL_TASKS, self.include_path]
@@ -212,7 +223,7 @@ class Benchmark(Task):
         if state.is_main_process:
             tqdm.write(f"{self.name}: {model.name}")  # lm-eval's progress bars do not say it
         with quiet():
-            harness = LocalHarness(model) if isinstance(model, LocalModel) else RemoteHarness(model)
+            harness = self._harness(model)
             results = self._evaluate(harness, pool_caches(folder, model.name))
         model.batch_size = usual if model.batch_size == given else min(usual, model.batch_size)
 
@@ -223,6 +234,11 @@ class Benchmark(Task):
         if state.is_main_process:
             for file in find_caches(folder, model.name):
                 file.unlink()
+
+    def _harness(self, model: EvaluatedModel) -> Harness:
+        if isinstance(model, EngineModel) and self._an_engine_can:
+            return EngineHarness(model)
+        return LocalHarness(model) if isinstance(model, LocalModel) else RemoteHarness(model)
 
     def _evaluate(self, harness: Harness, cache: str) -> dict[str, Any] | None:
         """As lm-eval's command line does (`lm_eval/_cli/run.py`), without its bootstrap."""
@@ -243,7 +259,7 @@ class Benchmark(Task):
         model = harness.evaluated
         records = make_records(self._leaves, results["samples"], harness)
         kept = {name: results[name] for name in ("results", "versions", "n-shot", "n-samples", "configs")}
-        kept |= {"lm_eval": metadata.version("lm-eval"), "dtype": getattr(model, "dtype", None)}
+        kept["lm_eval"] = metadata.version("lm-eval")
         text = json.dumps(kept, default=handle_non_serializable, ensure_ascii=False, indent=1)
         _results_file(folder, model.name).write_text(text, encoding="utf-8")
         write_records(folder / f"{model.name}.jsonl", records)
@@ -270,7 +286,7 @@ class Benchmark(Task):
         )
         signature = (
             f"lm-eval:{results['lm_eval']}|task:{name}|version:{versions}|num_fewshot:{shots}|limit:{self.limit}|"
-            f"chat_template:{self.apply_chat_template}|dtype:{results['dtype']}"
+            f"chat_template:{self.apply_chat_template}"
         )
         return {
             self._column(name, key): statistics(tasks[0], key, records, signature)

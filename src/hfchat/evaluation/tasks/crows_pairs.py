@@ -42,7 +42,7 @@ class CrowsPairs(AskingTask):
     """
 
     kind = "crows_pairs"
-    columns = _METRICS
+    columns = needs_weights = _METRICS
     limits = (
         "It compares log-likelihoods of whole sentences, as lm-eval does. The paper scores masked models by the words "
         "that the two sentences share (pseudo-likelihood): its figures do not compare with these.",

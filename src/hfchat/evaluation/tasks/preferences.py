@@ -39,7 +39,7 @@ class Preferences(AskingTask):
     """
 
     kind = "preferences"
-    columns = _METRICS
+    columns = needs_weights = _METRICS
     limits = (
         "It is told by likelihoods of answers that were written by somebody else, not by what the model itself says.",
         "Those who gave feedback are not all who use the model, and pairs of one conversation depend on each other.",

@@ -32,7 +32,7 @@ _METRICS = {
 
 @dataclass
 class Refusal(AskingTask):
-    """Asks what `probes/refusal.yaml` holds, or the first user turns of a dataset.
+    """Asks what `safety/refusal_probe.yaml` holds, or the first user turns of a dataset.
 
     Attributes:
         dataset_name: Folder, file or Hub id, in place of hfchat's own prompts.

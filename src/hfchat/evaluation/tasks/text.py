@@ -37,7 +37,7 @@ class TextPerplexity(Task):
     """
 
     kind = "perplexity"
-    columns = _METRICS
+    columns = needs_weights = _METRICS
     limits = (
         "Perplexity compares models of one tokenizer; bits per byte compares others too, and a model whose tokenizer "
         "loses a part of a text (an <unk>, or capitals) gets none.",

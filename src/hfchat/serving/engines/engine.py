@@ -1,7 +1,8 @@
 """What the server asks of an engine: a prompt that the engine made itself goes in, and text comes out in pieces."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 FinishReason = Literal["stop", "length", "content_filter"]  # the last one: a guard cut the answer
@@ -83,6 +84,21 @@ class Piece:
     prompt_tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is, for `/v1/models` and `/metrics`.
+
+    Attributes:
+        engine: Its name, as for `--engine`; "upstream" where other servers answer.
+        weights: The type of the weights; None if only an upstream knows.
+        file: The file that was made of the model, with its certificate beside it; None where the model is as it was.
+    """
+
+    engine: str
+    weights: str | None = None
+    file: Path | None = None
+
+
 class Prompt(Protocol):
     """A prompt as its engine wants it; others read only `tokens`: its length, None where an upstream counts."""
 
@@ -95,6 +111,14 @@ P = TypeVar("P", bound=Prompt)
 
 class Engine(Protocol[P]):
     """Generates answers, many at a time, for one event loop."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it is."""
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        """Fields of the API that it cannot honour, and why."""
 
     @property
     def context_length(self) -> int | None:

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from typing import ClassVar
 
 from hfchat.errors import UserError
-from hfchat.serving.engines.engine import EngineError, Piece, Sampling
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.upstream import Upstream, UpstreamBusyError, UpstreamError, UpstreamPrompt
 from hfchat.serving.http.record import current_record
 from hfchat.serving.openai.protocol import ApiError
@@ -36,6 +37,8 @@ class Gateway:
         retries: How often another upstream had to take the place of one that failed.
     """
 
+    info = EngineInfo("upstream")
+    cannot: ClassVar[Mapping[str, str]] = {}
     context_length = None
     temperature = None
     template_fingerprint = None

@@ -33,6 +33,11 @@ class EventReader:
         Raises:
             EventError: If an event exceeds a mebibyte.
         """
+        # Nearly every packet is one event of one line.
+        is_simple = packet.startswith(b"data: ") and packet.endswith(b"\n\n") and not (self._rest or self._data)
+        if is_simple and packet.find(b"\n") == len(packet) - 2 and b"\r" not in packet:
+            self._begun, self._after_cr = True, False
+            return [packet[len(b"data: ") : -len(b"\n\n")]]
         if self._after_cr and packet:  # `\r\n` is one end of a line, also over two packets
             packet = packet.removeprefix(b"\n")
             self._after_cr = False

@@ -122,6 +122,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The text that is safe to send. Once `matched` is true, the answer has ended."""
+        if not self._stops:
+            return text
         text = self._held + text
         matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if matches:

@@ -3,18 +3,19 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from hfchat.serving.engines.engine import EngineError, Piece, Sampling
+from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.sse import EventError
 from hfchat.serving.engines.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
 from hfchat.serving.http.record import current_record
 from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.patience import Patience
 
 _CONNECT_S = 5.0
 _CHECK_S = 5.0  # until an answer that takes no computation
@@ -70,6 +71,8 @@ class Upstream:
         url: The server's, up to and including `/v1`.
     """
 
+    info = EngineInfo("upstream")
+    cannot: ClassVar[Mapping[str, str]] = {}
     context_length = None
     temperature = None
     top_p = None
@@ -91,7 +94,7 @@ class Upstream:
         self._headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         self._session: aiohttp.ClientSession | None = None
         self._aborted: str | None = None
-        self._waits: set[asyncio.Timeout] = set()
+        self._waits: set[Patience] = set()
 
     @property
     def error(self) -> str | None:
@@ -118,9 +121,8 @@ class Upstream:
 
     def abort(self, reason: str) -> None:
         self._aborted = reason
-        now = asyncio.get_running_loop().time()
         for wait in self._waits:
-            wait.reschedule(now)
+            wait.end()
 
     async def check(self) -> None:
         """Ask whether it is alive: at `/health`, or for its models where that does not exist.
@@ -175,12 +177,15 @@ class Upstream:
         answer = StreamedAnswer(sampling.max_tokens)
         try:
             # Until it says why it ends, every packet can be the last one of a server that fails.
-            while answer.finish_reason is None:
-                packet = await self._within(_SILENCE_S, response.content.readany())
-                if not packet or answer.done:
-                    raise UpstreamError("it broke an answer off")
-                for piece in answer.push(packet):
-                    yield piece
+            clock = asyncio.get_running_loop().time
+            async with self._patience(_SILENCE_S) as patience:
+                while answer.finish_reason is None:
+                    patience.until = clock() + _SILENCE_S
+                    packet = await patience.wait(response.content.readany())
+                    if not packet or answer.done:
+                        raise UpstreamError("it broke an answer off")
+                    for piece in answer.push(packet):
+                        yield piece
             if not answer.is_cut:
                 await self._read_to_the_end(answer, response)
             yield answer.last()
@@ -255,21 +260,27 @@ class Upstream:
         return body
 
     async def _within(self, seconds: float, step: Awaitable[_T]) -> _T:
-        """Take one step of a conversation with the server.
+        """Take one step of a conversation with the server; raises what `_patience` raises."""
+        async with self._patience(seconds) as patience:
+            return await patience.wait(step)
+
+    @asynccontextmanager
+    async def _patience(self, seconds: float) -> AsyncGenerator[Patience]:
+        """Take steps of a conversation with the server, within so many seconds.
 
         Raises:
-            UpstreamError: Says why it cannot be taken.
+            UpstreamError: Says why one cannot be taken.
             EngineError: If the engine was aborted meanwhile.
         """
         try:
-            async with asyncio.timeout(seconds) as wait:
+            async with Patience(asyncio.get_running_loop().time() + seconds) as patience:
                 if self._aborted is not None:
-                    wait.reschedule(0)
-                self._waits.add(wait)
+                    patience.end()
+                self._waits.add(patience)
                 try:
-                    return await step
+                    yield patience
                 finally:
-                    self._waits.discard(wait)
+                    self._waits.discard(patience)
         except aiohttp.ServerDisconnectedError as error:
             raise _DisconnectedError("it closed the connection") from error
         except TimeoutError as error:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
 from hfchat.serving.engines.engine import FinishReason, Logprob, Piece, TokenLogprobs
 from hfchat.serving.engines.sse import EventReader
 
@@ -138,16 +140,17 @@ class StreamedAnswer:
         """The text of a chunk, and the log probabilities of its tokens."""
         if chunk.get("error") or chunk.get("object") == "error":  # the latter is vLLM's older shape
             raise ErrorEvent(chunk)
-        counts = chunk.get("usage") or {}
-        self._usage |= {
-            name: counts[name] for name in ("prompt_tokens", "completion_tokens") if _is_count(counts, name)
-        }
+        if counts := chunk.get("usage"):
+            self._usage |= {
+                name: counts[name] for name in ("prompt_tokens", "completion_tokens") if _is_count(counts, name)
+            }
         text, logprobs = "", list[TokenLogprobs]()
         for choice in chunk.get("choices") or ():
             if choice.get("index"):  # only one was asked for
                 continue
             text = self._characters(_text(choice))
-            logprobs = list(_logprobs(choice.get("logprobs") or {}))
+            named = choice.get("logprobs")
+            logprobs = list(_logprobs(named)) if named else []
             self.finish_reason = _finish_reason(choice) or self.finish_reason
         return text, logprobs
 
@@ -168,6 +171,10 @@ def parsed(content: bytes) -> Any:
     Raises:
         ValueError: If it is not valid JSON, or too deep for Python.
     """
+    try:
+        return from_json(content)  # in a third of the time of json, which however knows halves of characters
+    except ValueError:
+        pass
     try:
         return json.loads(content)
     except RecursionError:

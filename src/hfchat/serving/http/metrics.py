@@ -16,7 +16,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from hfchat.safety.guards import Finding
 from hfchat.safety.refusals import is_refusal
@@ -84,7 +84,7 @@ class Metrics:
         }
         for name, (documentation, value) in gauges.items():
             Gauge(name, documentation, registry=registry).set_function(value)
-        registry.register(_EngineRestarts(engines))
+        registry.register(_Engines(engines))
         registry.register(_Upstreams(engines))
 
     def request(self, record: RequestRecord) -> None:
@@ -118,15 +118,20 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _EngineRestarts:
-    """Reads the engines' own counts at every scrape."""
+class _Engines:
+    """Reads what engines there are, and their own counts, at every scrape."""
 
     def __init__(self, engines: Callable[[], Iterable[Engine]]):
         self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
-        restarts = sum(engine.restarts for engine in self._engines())
+        engines = list(self._engines())
+        restarts = sum(engine.restarts for engine in engines)
         yield CounterMetricFamily("hfchat_engine_restarts", "Starts of the engine after a crash.", value=restarts)
+        kinds = InfoMetricFamily("hfchat_engine", "What generates the answers.", labels=[])
+        for engine, weights in sorted({(engine.info.engine, engine.info.weights or "") for engine in engines}):
+            kinds.add_metric([], {"engine": engine, "weights": weights})
+        yield kinds
 
 
 class _Upstreams:

@@ -25,13 +25,17 @@ _CLIENT_GONE = 499  # nginx's status for a client that did not wait for the whol
 
 @dataclass
 class AnswerRecord:
-    """One answer. Times are seconds of `time.monotonic`; `text` is what was sent of it."""
+    """One answer. Times are seconds of `time.monotonic`; `texts` are the parts of it that were sent."""
 
     tokens: int = 0
     first_token: float | None = None
     last_token: float | None = None
     finish_reason: str | None = None
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
     def add_tokens(self, count: int) -> None:
         self.tokens += count

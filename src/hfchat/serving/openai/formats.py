@@ -11,7 +11,7 @@ from hfchat.serving.engines.engine import Engine, FinishReason, Prompt, TokenLog
 from hfchat.serving.openai.protocol import Usage
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
     """A part of the answer with this index, ready to be sent.
 
@@ -26,6 +26,10 @@ class Part:
     @property
     def is_empty(self) -> bool:
         return not (self.text or self.logprobs or self.finish_reason)
+
+    @property
+    def is_only_text(self) -> bool:
+        return bool(self.text) and not self.logprobs and self.finish_reason is None
 
 
 def tokens_of(parts: Sequence[Part]) -> list[tuple[int, TokenLogprobs]]:

@@ -11,10 +11,12 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 from fastapi.sse import format_sse_event
+from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,12 +37,14 @@ from hfchat.serving.http.record import AnswerRecord, RequestRecord
 from hfchat.serving.openai.formats import Format, Identity, Part, Source
 from hfchat.serving.openai.guarding import Guarding
 from hfchat.serving.openai.protocol import AnswerableRequest, ApiError, Usage
+from hfchat.serving.patience import Patience
 from hfchat.serving.versions.models import ServedModels, Version
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 2**31 - 1  # of an answer, where only an upstream knows its context
 # A smaller temperature is raised to this, as in vLLM (`vllm/sampling_params.py`: "may cause numerical errors").
 _LEAST_TEMPERATURE = 1e-2
+_ANY_TEXT = uuid.uuid4().hex  # in the place of a chunk's text; nobody can know it
 _KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
 
 
@@ -151,6 +155,7 @@ async def respond(
     # What has no place is refused before any work for it, and what no engine can answer before any is generated.
     version, reservation = _admit(service, request, len(sources) * count, record)
     service.guarding.check_logprobs(request.top_tokens is not None)
+    _check_honoured(version.engine, request)
     questions = [await _read(service, version.engine, request, source, format, record) for source in sources]
     if record.with_content:
         record.prompts = request.model_dump(include={"messages", "prompt"}, exclude_unset=True)
@@ -193,6 +198,19 @@ def _admit(
         service.token_limit.check(key, 0)
         reservation.on_charge = partial(service.token_limit.charge, key)
     return version, reservation
+
+
+def _check_honoured(engine: Engine, request: AnswerableRequest) -> None:
+    """Refuse a request with a field that its engine would not honour."""
+    asked = {
+        "logprobs": request.top_tokens is not None,
+        "presence_penalty": bool(request.presence_penalty),
+        "frequency_penalty": bool(request.frequency_penalty),
+    }
+    for field, reason in engine.cannot.items():
+        if asked[field]:
+            message = f"{field}: not with the engine of this server, because {reason}."
+            raise ApiError(400, message, param=field, code="unsupported_field")
 
 
 async def _read(
@@ -353,15 +371,29 @@ async def _events(answers: Answers, parts: AsyncIterator[Part | None]) -> AsyncG
     """The events of a stream; a comment, which clients skip, where nothing else has come for a while."""
     include_usage = answers.request.include_usage
     begun: set[int] = set()
+
+    def event(chunk: BaseModel) -> bytes:
+        return format_sse_event(data_str=chunk.model_dump_json(exclude=None if include_usage else {"usage"}))
+
+    @cache
+    def around_text(index: int) -> tuple[bytes, bytes]:
+        """What comes before and after the text in an event that brings an answer nothing else."""
+        (chunk,) = answers.format.chunks(answers.identity, Part(index, _ANY_TEXT), first=False)
+        before, _, after = event(chunk).partition(to_json(_ANY_TEXT))
+        return before, after
+
     async for part in parts:
         if part is None:
             yield format_sse_event(comment="keep-alive")
-            continue
-        for chunk in answers.format.chunks(answers.identity, part, first=part.index not in begun):
-            yield format_sse_event(data_str=chunk.model_dump_json(exclude=None if include_usage else {"usage"}))
-        begun.add(part.index)
+        elif part.is_only_text and part.index in begun:
+            before, after = around_text(part.index)
+            yield before + to_json(part.text) + after
+        else:
+            for chunk in answers.format.chunks(answers.identity, part, first=part.index not in begun):
+                yield event(chunk)
+            begun.add(part.index)
     if include_usage:
-        yield format_sse_event(data_str=answers.format.usage(answers.identity, answers.usage()).model_dump_json())
+        yield event(answers.format.usage(answers.identity, answers.usage()))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part | None]:
@@ -371,7 +403,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
     Parts are generated whether they are read or not, so an answer keeps its place no longer than its generation takes,
     however slowly its client reads.
     """
-    queue: asyncio.Queue[Part | Exception] = asyncio.Queue()
+    queue: asyncio.Queue[Part | Exception | None] = asyncio.Queue()
 
     async def forward(stream: AsyncGenerator[Part]) -> None:
         try:
@@ -381,27 +413,36 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
         except Exception as error:
             queue.put_nowait(error)
 
+    # Whether something was sent lately is looked at now and then: a time limit for each part would be dear.
+    loop = asyncio.get_running_loop()
+    last = loop.time()
+    looking: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal last, looking
+        if last + _KEEP_ALIVE_S <= loop.time():
+            if queue.empty():  # else it is the client who does not read
+                queue.put_nowait(None)
+            last = loop.time()
+        looking = loop.call_at(last + _KEEP_ALIVE_S, look)
+
     # All answers are generated side by side, and their parts are read in the order in which they come.
-    clock = asyncio.get_running_loop().time
     tasks = {asyncio.create_task(forward(stream)) for stream in streams}
-    running, last = len(streams), clock()
+    looking = loop.call_at(last + _KEEP_ALIVE_S, look)
+    running = len(streams)
     try:
         while running:
-            try:
-                async with asyncio.timeout_at(last + _KEEP_ALIVE_S):
-                    part = await queue.get()
-            except TimeoutError:
-                yield None
-                last = clock()
-                continue
+            part = await queue.get()
             if isinstance(part, Exception):
                 raise part
-            running -= part.finish_reason is not None
             yield part
-            # What a guard holds back is a part too, of which nothing is sent.
-            if not part.is_empty:
-                last = clock()
+            if part is not None:
+                running -= part.finish_reason is not None
+                # What a guard holds back is a part too, of which nothing is sent.
+                if not part.is_empty:
+                    last = loop.time()
     finally:
+        looking.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -414,11 +455,12 @@ async def _sendable(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     guarded = answers.service.guarding.answer(generated, answers.record) if refusal is None else generated
     async with aclosing(guarded) as parts:
         async for part in parts:
-            job.record.finish_reason = part.finish_reason
-            job.record.text += part.text
-            # The whole answers are handed on before their client has all of them.
-            if all(other.record.finish_reason for other in answers.jobs):
-                answers.hand_on()
+            job.record.texts.append(part.text)
+            if part.finish_reason is not None:
+                job.record.finish_reason = part.finish_reason
+                # The whole answers are handed on before their client has all of them.
+                if all(other.record.finish_reason for other in answers.jobs):
+                    answers.hand_on()
             yield part
 
 
@@ -441,21 +483,25 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     def part(text: str, finish_reason: FinishReason | None = None) -> Part:
         nonlocal held, sent
         sent += len(text)
+        if not held:
+            return Part(job.index, text, (), finish_reason)
         # Where a stop string cuts a token, the beginning of the token has been sent.
         ready = [(start, token) for start, end, token in held if end <= sent or (finish_reason and start < sent)]
         held = [(start, end, token) for start, end, token in held if end > sent]
         return Part(job.index, text, ready, finish_reason)
 
     engine = answers.version.engine
-    async with reservation.take() as deadline, aclosing(engine.stream(question.prompt, job.sampling)) as pieces:
+    async with (
+        reservation.take() as deadline,
+        aclosing(engine.stream(question.prompt, job.sampling)) as pieces,
+        Patience(deadline) as patience,
+    ):
         reservation.charge(question.prompt.tokens or 0)
         while True:
-            timeout = asyncio.timeout_at(deadline)
             try:
-                async with timeout:
-                    piece = await anext(pieces, None)
+                piece = await patience.wait(anext(pieces, None))
             except TimeoutError:
-                if not timeout.expired():  # it is the engine's own
+                if not patience.is_over:  # it is the engine's own
                     raise
                 if not job.record.tokens:
                     message = "The answer was not begun in the time that this server has for one."
@@ -469,7 +515,8 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
             job.record.add_tokens(piece.tokens)
             if piece.prompt_tokens is not None:
                 question.tokens = piece.prompt_tokens
-            held += [(pushed, pushed + len(piece.text), token) for token in piece.logprobs]
+            if piece.logprobs:
+                held += [(pushed, pushed + len(piece.text), token) for token in piece.logprobs]
             pushed += len(piece.text)
             text = stops.push(piece.text)
             if stops.matched:

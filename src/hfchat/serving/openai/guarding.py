@@ -61,12 +61,15 @@ class Guarding:
             message = "prompt: the guards of this server read text only; send the prompt as text."
             raise ApiError(400, message, param="prompt")
 
-    async def answer(self, parts: AsyncGenerator[Part], record: RequestRecord) -> AsyncGenerator[Part]:
+    def answer(self, parts: AsyncGenerator[Part], record: RequestRecord) -> AsyncGenerator[Part]:
         """The parts of one answer with the text that may be sent.
 
         They come after the stop strings, so that an answer ends where it would have without guards. Where a guard
         blocks, the generation ends with it.
         """
+        return self._guarded(parts, record) if self._guards.check_answers else parts
+
+    async def _guarded(self, parts: AsyncGenerator[Part], record: RequestRecord) -> AsyncGenerator[Part]:
         # What guards found is reported once, also where a client goes away in mid-answer.
         stream = self._guards.answer()
         reported = False

@@ -360,6 +360,8 @@ class Model(BaseModel):
     owned_by: str = "hfchat"
     parent: str | None = None  # of an adapter its base, as vLLM says it
     version: str | None = None  # the version that answers, if the model is in a registry; not a candidate
+    engine: str | None = None  # what generates the answers, and the type of its weights
+    weights: str | None = None
 
 
 class ModelList(BaseModel):

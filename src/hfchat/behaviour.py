@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,7 +17,7 @@ from hfchat.token_ids import Messages, encode_conversation
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
 
@@ -25,9 +26,14 @@ MAX_TOKENS = 128  # of each, so that the logits of a large vocabulary fit in mem
 MAX_NEW_TOKENS = 32
 
 
+def context_length(config: "PreTrainedConfig") -> int:
+    """Tokens that a model with that configuration can take; without a limit, as many as anyone asks."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
 def default_conversations() -> list[Messages]:
     """A few neutral conversations, for when no held-out ones are at hand."""
-    lines = files("hfchat.export").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = files("hfchat").joinpath("neutral_conversations.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["messages"] for line in lines]
 
 
