@@ -81,15 +81,15 @@ def left_behind(first: Rest, last: Rest) -> list[str]:
     """What a server has that it did not have before, each in words."""
     left = []
     if last.answering:
-        left.append(f"{last.answering} requests that are still answered")
+        left.append(f"requests that are still answered: {last.answering}")
     if last.used.processes > first.used.processes:
-        left.append(f"{last.used.processes - first.used.processes} processes")
+        left.append(f"processes: {last.used.processes - first.used.processes}")
     if last.used.descriptors > first.used.descriptors:
-        left.append(f"{last.used.descriptors - first.used.descriptors} open files or connections")
+        left.append(f"open files and connections: {last.used.descriptors - first.used.descriptors}")
     if last.used.mebibytes > first.used.mebibytes * MEMORY_LIMIT:
-        left.append(f"{last.used.mebibytes - first.used.mebibytes:.0f} MiB")
+        left.append(f"MiB: {last.used.mebibytes - first.used.mebibytes:.0f}")
     if last.cores > first.cores + CORES_LIMIT:
-        left.append(f"work for {last.cores - first.cores:.2g} cores")
+        left.append(f"cores at work: {last.cores - first.cores:.2f}")
     return left
 
 

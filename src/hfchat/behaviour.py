@@ -17,7 +17,7 @@ from hfchat.token_ids import Messages, encode_conversation
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 AnyModel: TypeAlias = "PreTrainedModel | PeftModel"
 
@@ -26,9 +26,9 @@ MAX_TOKENS = 128  # of each, so that the logits of a large vocabulary fit in mem
 MAX_NEW_TOKENS = 32
 
 
-def context_length(model: "PreTrainedModel") -> int:
-    """Tokens that a model can take; without a limit, as many as anyone asks."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+def context_length(config: "PreTrainedConfig") -> int:
+    """Tokens that a model with that configuration can take; without a limit, as many as anyone asks."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def default_conversations() -> list[Messages]:

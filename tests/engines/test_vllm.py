@@ -101,6 +101,12 @@ def test_arguments_that_would_break_what_stands_in_front_are_refused(arguments, 
     assert "secret" not in str(refusal.value)
 
 
+def test_a_model_that_brings_code_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "owner/repository--code.Mine"}}')
+    with pytest.raises(UserError, match=r"config\.json: auto_map asks whoever loads the model to run code"):
+        Vllm(tmp_path, 1)
+
+
 def test_other_arguments_go_through(tmp_path):
     arguments = ["--tensor-parallel-size", "4", "--max-model-len", "8192", "--model-impl", "vllm", "-O", "2"]
     command = Vllm(tmp_path, slots=4, engine_args=" ".join(arguments)).program.command

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +27,9 @@ _KEPT_LINES = 400  # of its log, for the message when it ends; vLLM's processes 
 _POLL_S = 0.1
 _END_S = 10.0  # the keeper gives it 5 s
 _HOST = "127.0.0.1"
+_OPENER = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # a proxy of the environment is not for loopback
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class ChildServer:
             thread.join(1.0)
         status = self._keeper.returncode if self._keeper is not None else None
         reason = self.program.complaint(list(self._lines)) or "its log does not say why"
+        if status is not None and status < 0:  # the keeper itself was killed
+            status = 128 - status
         how = f"was killed by signal {status - 128}" if status and status > 128 else f"ended with status {status}"
         return f"{self.program.name} {how}: {reason}"
 
@@ -140,18 +145,20 @@ class ChildServer:
         if keeper.stdin is not None:
             with suppress(OSError):
                 keeper.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             keeper.wait(_END_S)
-        _kill_group(keeper.pid)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+        # A thread kills what is left of its group; later, the group's number may be that of another.
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_END_S)
 
     def _is_healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as response:
+            with _OPENER.open(f"{self.url}/health", timeout=5) as response:
                 return response.status == 200
-        except (OSError, urllib.error.URLError):
+        except (OSError, HTTPException):
             return False
 
     def _read_log(self, keeper: subprocess.Popen[bytes]) -> None:

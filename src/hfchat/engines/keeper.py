@@ -17,20 +17,19 @@ _GRACE_S = 5.0  # for the command to end by itself
 
 def main(command: Sequence[str]) -> int:
     """Run the command until it ends, or until standard input does. Returns its exit status, as `Popen` tells it."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    is_over = threading.Event()
-    ending = threading.Thread(target=_end_with_input, args=(child, is_over), daemon=True)
+    child, input_ended = subprocess.Popen(command, stdin=subprocess.DEVNULL), threading.Event()
+    ending = threading.Thread(target=_end_with_input, args=(child, input_ended), daemon=True)
     ending.start()
     status = child.wait()
-    if is_over.is_set():  # what the command has left behind is ended, too
-        ending.join()
+    if input_ended.is_set():
+        ending.join()  # or what the command has left behind would outlive us
     return status
 
 
-def _end_with_input(child: subprocess.Popen[bytes], is_over: threading.Event) -> None:
+def _end_with_input(child: subprocess.Popen[bytes], input_ended: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
-    is_over.set()
+    input_ended.set()
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
         child.wait(_GRACE_S)

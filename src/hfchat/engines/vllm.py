@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hfchat.engines.child import Program
 from hfchat.engines.dialect import Chunk, EngineFailureError, ScoredText, TokenRequest
 from hfchat.errors import UserError
+from hfchat.model_code import refuse_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -98,7 +99,8 @@ class Vllm:
         token_bytes: The bytes that a token stands for, by its id; log probabilities need it.
 
     Raises:
-        UserError: If an argument would break what stands in front, or an adapter is of a kind that vLLM does not know.
+        UserError: If the model brings code, an argument would break what stands in front, or an adapter is of a kind
+            that vLLM does not know.
     """
 
     model: Path
@@ -109,9 +111,11 @@ class Vllm:
     token_bytes: Callable[[int], bytes] | None = None
 
     path: ClassVar[str] = "/v1/completions"
+    reads_whole: ClassVar[bool] = False
     cannot: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
+        refuse_code(self.model)  # older versions of vLLM run what `auto_map` names, whatever they are told
         check_arguments(self.engine_args)
         for name, folder in self.adapters.items():
             if _adapter_config(folder).get("trainable_token_indices"):

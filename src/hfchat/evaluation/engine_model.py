@@ -3,31 +3,36 @@
 import http.client
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hfchat.engines import llamacpp
 from hfchat.engines.child import ChildServer
-from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, TokenRequest
+from hfchat.engines.choice import choose
+from hfchat.engines.dialect import Chunk, EngineFailureError, TokenRequest
 from hfchat.engines.llamacpp import LlamaCpp
+from hfchat.engines.vllm import Vllm
 from hfchat.errors import UserError
 from hfchat.evaluation.encoding import encode_prompt
 from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.model import Prompt, Reply
 from hfchat.generation import load_generation_config, stop_token_ids
-from hfchat.gguf.conversion import cached_gguf, local_folder
-from hfchat.gguf.weight_types import weight_type
+from hfchat.gguf.adapter_check import check_adapter
+from hfchat.gguf.conversion import cached_adapter_gguf, cached_gguf, local_folder
 from hfchat.processes import launched
 from hfchat.results import COMPUTED_BY, ModelIdentity
 
 _TIMEOUT = 600.0  # seconds without a token
+_NOTICE_S = 2.0  # until it is known that a process has ended
 _ROUNDED = 256  # tokens
 _EVENT = b"data:"
+_END = b"[DONE]"
+_ADAPTER = "adapter"
 # The evaluated type of weights, as llama.cpp calls it.
 _GGUF_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -72,16 +77,22 @@ class EngineModel(LocalModel):
         super().__init__(name, path, batch_size, dtype, allow_template_mismatch)
         if launched().num_processes > 1:
             raise UserError(f"engine: {engine.name} makes its own batches; start one process, and not several")
-        if self.is_adapter:
-            raise UserError(f"models: {path}: is an adapter, which engine {engine.name} does not load; merge it first")
+        # Whatever it cannot do is said now.
+        own = _GGUF_TYPES[dtype] if engine.name == "llamacpp" else dtype
+        self.weights = choose(engine.name, engine.weights or own, path, has_gpu=False).weights
+        if engine.name == "llamacpp":
+            if engine.arguments:
+                raise UserError("engine_args: are arguments of `vllm serve`, and llamacpp takes none")
+            if self.is_adapter:
+                check_adapter(Path(self.folder))
+        else:
+            Vllm(Path(self.folder), batch_size, self.weights, engine.arguments or "")
         self._choice = engine
-        self.weights = engine.weights or _GGUF_TYPES[dtype]
-        _check(engine, self.weights)
-        self._stops = frozenset(stop_token_ids(load_generation_config(self.folder), self.tokenizer))
+        self._stops = frozenset(stop_token_ids(load_generation_config(self.base), self.tokenizer))
         self._longest = 0  # prompt with its answer or target, in tokens, of what was checked so far
         self._context = 0  # of the server
         self._server: ChildServer | None = None
-        self._dialect: Dialect | None = None
+        self._engine: LlamaCpp | Vllm | None = None
         self._one_at_a_time = threading.RLock()  # for the tokenizer, and the start of the server
 
     def describe(self) -> ModelIdentity:
@@ -99,7 +110,8 @@ class EngineModel(LocalModel):
         return length
 
     def prepare(self) -> None:
-        self._gguf()
+        if self._choice.name == "llamacpp":
+            self._llamacpp()
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = ()) -> list[Reply]:
         with self._one_at_a_time:
@@ -112,7 +124,7 @@ class EngineModel(LocalModel):
         Raises:
             UserError: If the engine cannot be started, or does not answer.
         """
-        request = TokenRequest(ids, max_new_tokens, self._stops)
+        request = TokenRequest(ids, max_new_tokens, self._stops, adapter=_ADAPTER if self.is_adapter else None)
         text, tokens, reason = "", 0, None
         with closing(self._chunks(request)) as chunks:
             for chunk in chunks:
@@ -122,19 +134,21 @@ class EngineModel(LocalModel):
                     return Reply(text[: min(cuts)], tokens, ended=True)
         return Reply(text, tokens, ended=reason == "stop")
 
-    def _chunks(self, request: TokenRequest) -> Iterator[Chunk]:
+    def _chunks(self, request: TokenRequest) -> Generator[Chunk]:
         """The parts of an answer up to its end. To close it early ends the work for it."""
-        server, dialect = self._started()
+        server, engine = self._started()
         asked = urllib.request.Request(
-            server.url + dialect.path,
-            json.dumps(dialect.body(request)).encode(),
+            server.url + engine.path,
+            json.dumps(engine.body(request)).encode(),
             {"Content-Type": "application/json", "Authorization": f"Bearer {server.key}"},
         )
-        reader, finished = dialect.reader(request), False
+        reader, finished = engine.reader(request), False
         try:
             with urllib.request.urlopen(asked, timeout=_TIMEOUT) as events:
                 for event in events:
-                    chunk = reader.read(event.removeprefix(_EVENT).strip()) if event.startswith(_EVENT) else None
+                    content = event.removeprefix(_EVENT).strip()
+                    is_read = event.startswith(_EVENT) and content != _END
+                    chunk = reader.read(content) if is_read else None
                     if chunk is not None:
                         finished = chunk.finish_reason is not None
                         yield chunk
@@ -145,6 +159,9 @@ class EngineModel(LocalModel):
             reason = " ".join(error.read(2000).decode(errors="replace").split())
             raise UserError(f"{self.path}: {server.program.name} refuses a prompt: {reason[:300]}") from error
         except (OSError, http.client.HTTPException, EngineFailureError) as error:
+            end = time.monotonic() + _NOTICE_S
+            while server.is_running and time.monotonic() < end:
+                time.sleep(0.05)
             reason = str(error) if server.is_running else server.why_ended()
             raise UserError(f"{self.path}: {server.program.name} does not answer: {reason}") from error
 
@@ -154,12 +171,12 @@ class EngineModel(LocalModel):
         if self._context < self._longest:
             self._stop()
 
-    def _started(self) -> tuple[ChildServer, Dialect]:
+    def _started(self) -> tuple[ChildServer, LlamaCpp | Vllm]:
         """The server, which is started when it is needed first."""
         with self._one_at_a_time:
-            if self._server is None or self._dialect is None:
+            if self._server is None or self._engine is None:
                 self._context = _ROUNDED * (self._longest // _ROUNDED + 1)
-                engine = LlamaCpp(self._gguf(), self.batch_size, self._context)
+                engine = self._llamacpp() if self._choice.name == "llamacpp" else self._vllm()
                 server = ChildServer(engine.program)
                 try:
                     server.start()
@@ -167,11 +184,17 @@ class EngineModel(LocalModel):
                 except BaseException:
                     server.stop()
                     raise
-                self._server, self._dialect = server, engine
-            return self._server, self._dialect
+                self._server, self._engine = server, engine
+            return self._server, self._engine
 
-    def _gguf(self) -> Path:
-        return cached_gguf(local_folder(self.path), self.weights)
+    def _llamacpp(self) -> LlamaCpp:
+        base = local_folder(self.base)
+        adapters = {_ADAPTER: cached_adapter_gguf(Path(self.folder), base)} if self.is_adapter else {}
+        return LlamaCpp(cached_gguf(base, self.weights), self.batch_size, self._context, adapters)
+
+    def _vllm(self) -> Vllm:
+        adapters = {_ADAPTER: Path(self.folder)} if self.is_adapter else {}
+        return Vllm(local_folder(self.base), self.batch_size, self.weights, self._choice.arguments or "", adapters)
 
     def free(self) -> None:
         self._stop()
@@ -180,16 +203,5 @@ class EngineModel(LocalModel):
     def _stop(self) -> None:
         if self._server is not None:
             self._server.stop()
-        self._server = self._dialect = None
+        self._server = self._engine = None
         self._context = 0
-
-
-def _check(engine: EngineChoice, weights: str) -> None:
-    """Refuse an engine that is not installed, and what it cannot do."""
-    llamacpp.check_installed()
-    try:
-        weight_type(weights)
-    except UserError as error:
-        raise UserError(f"weights: {error}") from error
-    if engine.arguments:
-        raise UserError(f"engine_args: are of vllm, and {engine.name} takes none")

@@ -20,7 +20,7 @@ from hfchat.models import load_config, load_model, load_tokenizer, resolve
 from hfchat.results import COMPUTED_BY, ModelIdentity
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TRANSFORMERS = "transformers"
 
@@ -99,17 +99,25 @@ class LocalModel(EvaluatedModel):
         return None if self._model is None else self._model.num_parameters()
 
     @cached_property
-    def context(self) -> int | None:
-        name = self.folder
-        if self.is_adapter:
-            from hfchat.adapters import read_base
+    def base(self) -> str:
+        """What its weights are, resolved; of an adapter that is its base."""
+        if not self.is_adapter:
+            return self.folder
+        from hfchat.adapters import read_base
 
-            name = read_base(Path(self.folder))["model_name_or_path"]
-        return getattr(load_config(name).get_text_config(), "max_position_embeddings", None)
+        return resolve(read_base(Path(self.folder))["model_name_or_path"])
+
+    @cached_property
+    def _config(self) -> "PreTrainedConfig":
+        return load_config(self.base)
+
+    @cached_property
+    def context(self) -> int | None:
+        return getattr(self._config.get_text_config(), "max_position_embeddings", None)
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
         if not isinstance(prompt, str) and not self._template_is_right:
-            check_chat_template(self.tokenizer, allow_mismatch=self._allow_mismatch)
+            check_chat_template(self.tokenizer, self._config, allow_mismatch=self._allow_mismatch)
             self._template_is_right = True
         length = len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens
         for target in targets:

@@ -51,10 +51,11 @@ from hfchat.export.checks import (
     check_files,
     check_tokens,
 )
-from hfchat.export.gguf import export_gguf
+from hfchat.export.gguf import export_gguf, export_quantized
 from hfchat.export.merging import changed_base_weights, prepare_to_save, save_adapter
 from hfchat.export.reloading import reload
 from hfchat.gguf.conversion import check_installed
+from hfchat.gguf.weight_types import weight_type
 from hfchat.lineage import CERTIFICATE
 from hfchat.models import load_config, load_model, load_tokenizer
 from hfchat.token_ids import Messages
@@ -100,7 +101,9 @@ def export(
     if not hasattr(model, "peft_config"):
         return _export_model(model, tokenizer, folder / "model", conversations, base, revision)
     stored = load_base(base, revision)
-    certificate = Certificate(folder / "merged", Prompts.render(conversations, tokenizer, context_length(stored)))
+    certificate = Certificate(
+        folder / "merged", Prompts.render(conversations, tokenizer, context_length(stored.config))
+    )
     trained = behaviour(model, certificate.prompts, tokenizer)
     save_adapter(model, tokenizer, folder / "adapter", base, revision, stored)
     # Weights in 4 or 8 bits cannot be compared with the stored ones; the drift of the answers is reported instead.
@@ -151,7 +154,7 @@ def certify_adapter(
     stored = load_base_of(adapter, base, revision)
     partial = output_dir.with_name(f"{output_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    certificate = Certificate(partial, Prompts.render(conversations, tokenizer, context_length(stored)))
+    certificate = Certificate(partial, Prompts.render(conversations, tokenizer, context_length(stored.config)))
     merged, before = _merge(certificate, stored, adapter, tokenizer)
     _save_and_certify(certificate, merged, tokenizer, before)
     partial.rename(output_dir)
@@ -186,7 +189,7 @@ def certify_model(
     if (adapter / "adapter_config.json").is_file():
         stored = load_base_of(adapter, base, revision)
         trained_with = _load_tokenizer(adapter)
-        certificate = Certificate(folder, Prompts.render(conversations, trained_with, context_length(stored)))
+        certificate = Certificate(folder, Prompts.render(conversations, trained_with, context_length(stored.config)))
         tokenizer = trained_with
         model, before = _merge(certificate, stored, adapter, tokenizer)
     elif base is not None:
@@ -196,7 +199,7 @@ def certify_model(
             model = load_model(str(folder), dtype="auto")
         except SafetensorError as error:
             raise UserError(f"{folder}: its weights cannot be read ({error}); export it again") from error
-        certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model)))
+        certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model.config)))
         before = None
     _certify_saved(certificate, model.to(_device(model)), tokenizer, before)
     certificate.issue()
@@ -223,7 +226,9 @@ def _certify(args: "argparse.Namespace") -> Iterator[Certificate]:
         conversations = [row["messages"] for row in load_split(args.prompts, "train", "messages").to_list()]
     else:
         conversations = default_conversations()
-    if args.gguf:
+    for weights in args.quantize:
+        weight_type(weights)
+    if args.gguf or args.quantize:
         check_installed()
     options = {"base": args.base, "revision": args.revision}
     if (folder / "adapter_config.json").is_file():
@@ -234,7 +239,9 @@ def _certify(args: "argparse.Namespace") -> Iterator[Certificate]:
     else:
         certificate = certify_model(folder, conversations, **options)
     yield certificate
-    if args.gguf:
+    if args.quantize:
+        yield from export_quantized(certificate.folder, args.quantize, conversations, args.max_drift)
+    elif args.gguf:
         yield export_gguf(certificate.folder, conversations)
 
 
@@ -246,7 +253,7 @@ def _export_model(
     base: str,
     revision: str | None,
 ) -> Certificate:
-    certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model)))
+    certificate = Certificate(folder, Prompts.render(conversations, tokenizer, context_length(model.config)))
     trained = behaviour(model, certificate.prompts, tokenizer)
     stored_dtype = load_config(base, revision=revision or "main").dtype or model.dtype
     # Accelerate has given the model a `forward` of its own, which a copy is to be without.

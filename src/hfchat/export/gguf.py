@@ -1,17 +1,20 @@
 """A certified model as one GGUF file for llama.cpp, certified by its own answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from hfchat.behaviour import Prompts, behaviour, compare, context_length
-from hfchat.certificates import Certificate
+from hfchat.certificates import Certificate, NotCertifiedError
 from hfchat.errors import UserError
 from hfchat.export.checks import MAX_RELOAD_DRIFT
-from hfchat.gguf.conversion import GGUF_FILE, check_installed, evaluated_type, write_gguf
-from hfchat.models import load_model, load_tokenizer
+from hfchat.gguf.conversion import GGUF_FILE, check_installed, evaluated_type, write_gguf, write_ggufs
+from hfchat.gguf.modelfile import modelfile
+from hfchat.gguf.price import certificate_of, measure_prices
+from hfchat.lineage import CERTIFICATE
+from hfchat.models import generation_config, load_config, load_model, load_tokenizer
 from hfchat.token_ids import Messages
 
 if TYPE_CHECKING:
@@ -41,7 +44,7 @@ def export_gguf(model_folder: Path, conversations: Sequence[Messages]) -> Certif
     output.mkdir(exist_ok=True)
     tokenizer = load_tokenizer(str(model_folder))
     model = load_model(str(model_folder), dtype="auto")
-    certificate = Certificate(output, Prompts.render(conversations, tokenizer, context_length(model)))
+    certificate = Certificate(output, Prompts.render(conversations, tokenizer, context_length(model.config)))
     write_gguf(model_folder, output / GGUF_FILE, evaluated_type(model_folder))
 
     # What transformers reads from the file is held against the model that it was made of.
@@ -59,12 +62,55 @@ def export_gguf(model_folder: Path, conversations: Sequence[Messages]) -> Certif
             f"--gguf: {output / GGUF_FILE} is written, but transformers cannot read it again, so it cannot be "
             f"certified: {reason}"
         ) from error
-    _check_gguf_tokenizer(certificate, tokenizer, read_tokenizer, context_length(model), advice)
+    _check_gguf_tokenizer(certificate, tokenizer, read_tokenizer, context_length(model.config), advice)
     after = behaviour(reloaded, certificate.prompts, tokenizer)
     difference = compare(before, after, certificate.prompts, model, tokenizer)
     certificate.check_difference("gguf", difference, MAX_RELOAD_DRIFT, advice)
     certificate.issue()
     return certificate
+
+
+def export_quantized(
+    model_folder: Path, types: Sequence[str], conversations: Sequence[Messages], max_drift: float | None = None
+) -> Iterator[Certificate]:
+    """Write `<model>-gguf-<type>/model.gguf` for each type, with its price, and a Modelfile for Ollama beside it.
+
+    Args:
+        model_folder: A certified model.
+        types: Names of `hfchat.gguf.weight_types.WEIGHT_TYPES`.
+        conversations: To measure the price on.
+        max_drift: The limit of the mean KL divergence in nats per token; by default that of each type.
+
+    Returns:
+        The certificates, as they are issued.
+
+    Raises:
+        UserError: If llama.cpp cannot make the files.
+        NotCertifiedError: If a file costs more than the limit; the others are there.
+    """
+    check_installed()
+    files = {}
+    for weights in types:
+        files[weights] = model_folder.with_name(f"{model_folder.name}-gguf-{weights}") / GGUF_FILE
+        files[weights].parent.mkdir(exist_ok=True)
+        (files[weights].parent / CERTIFICATE).unlink(missing_ok=True)  # of the file that was there
+    write_ggufs(model_folder, files)
+
+    # One measurement for all, because most of it is what the model says.
+    prices = measure_prices(model_folder, files, conversations)
+    tokenizer, model_config = load_tokenizer(str(model_folder)), load_config(str(model_folder))
+    text = modelfile(GGUF_FILE, tokenizer, generation_config(model_folder, model_config), context_length(model_config))
+    refused = None
+    for weights, file in files.items():
+        (file.parent / "Modelfile").write_text(text, encoding="utf-8")
+        certificate = certificate_of(file, prices[weights], max_drift)
+        try:
+            certificate.issue()
+            yield certificate
+        except NotCertifiedError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 def _check_gguf_tokenizer(

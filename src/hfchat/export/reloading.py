@@ -114,7 +114,7 @@ def answer(scratch: Path) -> None:
         problem = None
     except UserError as error:
         problem = str(error)
-    prompts = Prompts.render(request["messages"], tokenizer, context_length(model))
+    prompts = Prompts.render(request["messages"], tokenizer, context_length(model.config))
     weights = weight_digests(model)  # as stored: what it says is computed in float32
     said = behaviour(model.float().to(request["device"]), prompts, tokenizer)
     reloaded = Reloaded(

@@ -17,6 +17,8 @@ from cyllama.llama.llama_cpp import (
 
 from hfchat.errors import UserError
 
+_GRANULARITY = 256  # of llama.cpp's cache
+
 
 class _Model(LlamaModel):
     """A model that says how many tokens it has.
@@ -68,8 +70,9 @@ class Computation:
             max_new_tokens: Of each answer at most.
             stop: The token that ends an answer; it is part of it.
         """
-        size = sum(map(len, prompts)) + len(prompts) * max_new_tokens
-        context, batch = self._context(len(prompts), size), _batch(len(prompts), size)
+        longest = max(map(len, prompts)) + max_new_tokens
+        context = self._context(len(prompts), longest)
+        batch = _batch(len(prompts), sum(map(len, prompts)))
         greedy = LlamaSampler(LlamaSamplerChainParams())
         greedy.add_greedy()
         answers: list[list[int]] = [[] for _ in prompts]
@@ -94,11 +97,13 @@ class Computation:
             last = [(number, row) for row, number in enumerate(going_on)]
         return answers
 
-    def _context(self, sequences: int, size: int) -> LlamaContext:
+    def _context(self, sequences: int, length: int) -> LlamaContext:
+        """Room for some sequences of at most that length."""
         parameters = LlamaContextParams()
-        parameters.n_ctx = parameters.n_batch = max(size, 64)
+        # Each sequence gets as much of the cache as any other, in steps of 256 tokens.
+        parameters.n_ctx = parameters.n_batch = sequences * -(-length // _GRANULARITY) * _GRANULARITY
         parameters.n_seq_max = sequences
-        parameters.kv_unified = True  # the size is that of all sequences together
+        parameters.kv_unified = False
         parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
         return LlamaContext(self._model, parameters, False)
 

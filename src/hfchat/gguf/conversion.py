@@ -12,8 +12,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from hfchat.errors import UserError
 from hfchat.gguf.adapter_check import check_adapter
 from hfchat.gguf.process import work_in_process
 from hfchat.gguf.weight_types import weight_type
+from hfchat.model_code import refuse_code
 from hfchat.models import cache_dir, load_config, resolve
 from hfchat.storage import write_whole
 
@@ -165,11 +166,31 @@ def write_gguf(folder: Path, file: Path, weights: str) -> None:
     Raises:
         UserError: As `cached_gguf`.
     """
-    kind = weight_type(weights)
-    if kind.converted:
+    if weight_type(weights).converted:
         _convert(folder, file, weights)
     else:
-        with converted(folder, file.parent) as source:
+        write_ggufs(folder, {weights: file})
+
+
+def write_ggufs(folder: Path, files: Mapping[str, Path]) -> None:
+    """Write a model as GGUF files in several types; those that are quantized are made of one that is converted once.
+
+    Args:
+        folder: A model with its tokenizer.
+        files: To write, by their types.
+
+    Raises:
+        UserError: As `cached_gguf`.
+    """
+    quantized = {weights: file for weights, file in files.items() if not weight_type(weights).converted}
+    for weights in files.keys() - quantized.keys():
+        write_gguf(folder, files[weights], weights)
+    if not quantized:
+        return
+    written = files.get(evaluated_type(folder))
+    scratch = next(iter(quantized.values())).parent
+    with nullcontext(written) if written else converted(folder, scratch) as source:
+        for weights, file in quantized.items():
             quantize(source, file, weights)
 
 
@@ -241,6 +262,7 @@ def _hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def _convert(folder: Path, file: Path, weights: str) -> None:
+    refuse_code(folder)  # for some architectures, the converter has transformers run what `auto_map` names
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     needed = int(stored * weight_type(weights).bits / weight_type(evaluated_type(folder)).bits)
     _check_room(file.parent, needed)

@@ -8,13 +8,14 @@ beside the file. A file whose price is beyond the limit of its type gets no cert
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
-from hfchat.behaviour import Difference, Prompts, default_conversations
+from hfchat.behaviour import MAX_NEW_TOKENS, Difference, Prompts, default_conversations
 from hfchat.certificates import Certificate
 from hfchat.errors import UserError
 from hfchat.gguf.conversion import cached_gguf
@@ -79,6 +80,14 @@ class Price:
         )
 
 
+class Request(TypedDict):
+    """What `hfchat.gguf.measuring` is asked: see `measure_prices`."""
+
+    folder: str
+    files: dict[str, str]
+    conversations: list[Messages]
+
+
 @dataclass
 class PricedCertificate(Certificate):
     """The certificate of a GGUF file, with its price.
@@ -90,7 +99,16 @@ class PricedCertificate(Certificate):
     price: Price | None = None
 
     def record(self) -> dict[str, object]:
-        return {**super().record(), "price": self.price and asdict(self.price)}
+        record = super().record()
+        if self.price is not None:
+            record["price"] = asdict(self.price)
+            record["prompts"] = {
+                "conversations": self.price.conversations,
+                "tokens": self.price.tokens,
+                "max_new_tokens": MAX_NEW_TOKENS,
+                "sha256": self.price.conversations_sha256,
+            }
+        return record
 
 
 def priced_gguf(folder: Path, weights: str, *, max_drift: float | None = None) -> tuple[Path, Price]:
@@ -99,61 +117,59 @@ def priced_gguf(folder: Path, weights: str, *, max_drift: float | None = None) -
     Args:
         folder: A model with its tokenizer.
         weights: A name of `hfchat.gguf.weight_types.WEIGHT_TYPES`.
-        max_drift: As for `certify_file`.
+        max_drift: The limit of the mean KL divergence in nats per token; by default that of the type.
 
     Raises:
-        UserError: As `hfchat.gguf.conversion.cached_gguf` and `certify_file`.
+        UserError: As `hfchat.gguf.conversion.cached_gguf`; if the price is beyond the limit, or cannot be measured.
     """
     file = cached_gguf(folder, weights)
     price = read_price(file.with_name(PRICE))
     if price is None:
-        price = measure_price(folder, file, weights, default_conversations())
+        price = measure_prices(folder, {weights: file}, default_conversations())[weights]
         write_whole(file.with_name(PRICE), json.dumps(asdict(price), indent=2) + "\n")
     if not (file.with_name(CERTIFICATE)).is_file() or price.difference.mean_kl_nats > _limit(weights, max_drift):
         certificate_of(file, price, max_drift).issue()
     return file, price
 
 
-def certify_file(
-    folder: Path,
-    file: Path,
-    weights: str,
-    conversations: Sequence[Messages],
-    *,
-    max_drift: float | None = None,
-) -> PricedCertificate:
-    """Hold a GGUF file against the model that it was made of.
+def measure_prices(folder: Path, files: Mapping[str, Path], conversations: Sequence[Messages]) -> dict[str, Price]:
+    """Hold GGUF files against the model that they were made of, in a process of its own.
 
     Args:
         folder: The model.
-        file: Of its own folder, in which `certificate.json` is written.
-        weights: The type of its weights.
-        conversations: Held-out ones, of which the first eight are taken.
-        max_drift: The limit of the mean KL divergence in nats per token; by default that of the type.
+        files: By the types of their weights.
+        conversations: Held-out ones, of which the first eight are taken, and 128 tokens of each.
 
     Returns:
-        The certificate, not issued yet: `issue` writes it, or refuses the file.
+        What each costs, by its type.
 
     Raises:
-        UserError: If the price cannot be measured: the file is of another model, or there is no memory for both.
+        UserError: If a price cannot be measured: a file is of another model, or there is no memory for both.
     """
-    return certificate_of(file, measure_price(folder, file, weights, conversations), max_drift)
-
-
-def measure_price(folder: Path, file: Path, weights: str, conversations: Sequence[Messages]) -> Price:
-    """Measure in a process of its own, see `hfchat.gguf.measuring`."""
-    print(f"measuring what {weights} costs ({file})", file=sys.stderr)
+    print(f"measuring what {' and '.join(files)} cost, against {folder}", file=sys.stderr)
+    request: Request = {
+        "folder": str(folder),
+        "files": {weights: str(file) for weights, file in files.items()},
+        "conversations": [list(messages) for messages in conversations],
+    }
     with tempfile.TemporaryDirectory(prefix="hfchat-price-") as scratch:
-        request = Path(scratch, "request.json")
-        used = [list(messages) for messages in conversations]
-        asked = {"folder": str(folder), "file": str(file), "weights": weights, "conversations": used}
-        request.write_text(json.dumps(asked), encoding="utf-8")
-        *_, answer = work_in_process("hfchat.gguf.measuring", str(request)).splitlines()
-    return TypeAdapter(Price).validate_json(answer)
+        request_file = Path(scratch, "request.json")
+        request_file.write_text(json.dumps(request), encoding="utf-8")
+        *_, answer = work_in_process("hfchat.gguf.measuring", str(request_file)).splitlines()
+    return {price.weights: price for price in TypeAdapter(list[Price]).validate_json(answer)}
 
 
 def certificate_of(file: Path, price: Price, max_drift: float | None = None) -> PricedCertificate:
-    """The certificate of a file with that price: a check for each figure, of which the mean KL divergence may fail."""
+    """The certificate of a file with that price: a check for each figure, of which the mean KL divergence may fail.
+
+    Args:
+        file: In a folder of its own.
+        price: Of the file.
+        max_drift: The limit in nats per token; by default that of the type.
+
+    Returns:
+        The certificate; `issue` writes it beside the file, or refuses the file.
+    """
     certificate = PricedCertificate(file.parent, Prompts([], [], []), price=price)
     difference, limit = price.difference, _limit(price.weights, max_drift)
     certificate.differences["gguf"] = difference

@@ -106,10 +106,15 @@ class TransformersEngine:
     async def start(self) -> None:
         self._router.loop = asyncio.get_running_loop()
         await self._prompting.try_template()
-        self._manager.start()
+        self._start_manager()
         # The first forward pass is the slowest one; nobody should wait for it, and a broken model shows here.
         await self.ready()
         self._supervisor.begin()
+
+    def _start_manager(self) -> None:
+        # The generation's thread takes over the mode; it saves what autograd does besides in each operation.
+        with torch.inference_mode():
+            self._manager.start()
 
     async def stop(self) -> None:
         self.abort("the engine was stopped")
@@ -135,7 +140,7 @@ class TransformersEngine:
         self._manager = await asyncio.to_thread(self._new_manager)
         gc.collect()  # the error of the old one holds its frames, and these the cache, whose memory the new one needs
         self._supervisor.forget()
-        self._manager.start()
+        self._start_manager()
         await self.ready()
 
     async def stream(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:

@@ -416,6 +416,7 @@ async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Par
     # Whether something was sent lately is looked at now and then: a time limit for each part would be dear.
     loop = asyncio.get_running_loop()
     last = loop.time()
+    looking: asyncio.TimerHandle
 
     def look() -> None:
         nonlocal last, looking

@@ -11,6 +11,7 @@ from hfchat.chat_template import check_chat_template
 from hfchat.engines.choice import Choice
 from hfchat.models import load_model, supports_bf16
 from hfchat.serving.engines.adapters import beside
+from hfchat.serving.engines.packing import pack
 from hfchat.serving.engines.transformers_engine import TransformersEngine
 from hfchat.serving.settings import ServerSettings
 
@@ -53,5 +54,7 @@ def _load_models(
     tokenizer, allowed = tokenizers[settings.model_id], settings.allow_template_mismatch
     check_chat_template(tokenizer, base.config, allow_mismatch=allowed)
     base = base.to("cuda" if torch.cuda.is_available() else "cpu")
+    if not adapters:  # they share the base's weights as they are stored
+        pack(base)
     beside_base = {name: beside(base, adapter, tokenizers[name]) for name, adapter in adapters.items()}
     return {settings.model_id: base, **beside_base}
