@@ -296,6 +296,19 @@ def test_it_has_the_modules_of_its_own_environment_and_nothing_of_it_is_left(scr
     assert is_gone(script)
 
 
+def test_nothing_of_it_is_left_when_we_are_killed(script, chat_model):
+    code = (
+        "import pathlib, sys\nfrom hfchat.engines.child import ChildServer\nfrom hfchat.engines.vllm import Vllm\n"
+        "with ChildServer(Vllm(pathlib.Path(sys.argv[1]), 4).program):\n    print('listens', flush=True)\n    input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(chat_model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "listens\n"
+        process.kill()
+    assert is_gone(script)
+
+
 def engine_of(chat_model: Path, **settings):
     settings = ServerSettings(model=str(chat_model), engine="vllm", **settings)
     from hfchat.models import load_tokenizer
