@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from hfchat.evaluation import engine_model
 from hfchat.evaluation.asking import Asked, ask
 from hfchat.evaluation.engine_model import EngineChoice, EngineModel
 from hfchat.evaluation.local_model import LocalModel
+from hfchat.evaluation.model import EvaluatedModel, Reply
 from hfchat.evaluation.records import read_records
 from hfchat.evaluation.suite import open_model, prepare_suite, run_suite
 from hfchat.evaluation.task import Example
@@ -297,3 +299,25 @@ def test_an_adapter_answers_beside_its_base(scripted, chat_model, tokenizer, tmp
     model.free()
     assert reply.text == "one two"
     assert requests(tmp_path)[0]["lora"] == [{"id": 0, "scale": 1.0}]
+
+
+class Slow(EvaluatedModel):
+    """A server that answers each prompt in a moment, however many there are at a time."""
+
+    is_served = True
+
+    def check(self, prompt, targets, max_new_tokens, place):
+        return 0
+
+    def answer(self, prompts, max_new_tokens, stop=()):
+        time.sleep(0.05)
+        return [Reply("so", 1, True) for _ in prompts]
+
+
+def test_the_time_of_answers_is_shared_by_those_that_come_at_once(tmp_path):
+    started = time.perf_counter()
+    ask(Slow("slow", "slow", 4), EXAMPLES * 2, tmp_path / "file", Asked(max_new_tokens=4), "slow")
+    elapsed = time.perf_counter() - started
+    seconds = [record.seconds for record in read_records(tmp_path / "file")]
+    assert len(seconds) == 8
+    assert 0 < sum(seconds) <= elapsed
