@@ -101,6 +101,12 @@ def test_arguments_that_would_break_what_stands_in_front_are_refused(arguments, 
     assert "secret" not in str(refusal.value)
 
 
+def test_a_model_that_brings_code_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "owner/repository--code.Mine"}}')
+    with pytest.raises(UserError, match=r"config\.json: auto_map asks whoever loads the model to run code"):
+        Vllm(tmp_path, 1)
+
+
 def test_other_arguments_go_through(tmp_path):
     arguments = ["--tensor-parallel-size", "4", "--max-model-len", "8192", "--model-impl", "vllm", "-O", "2"]
     command = Vllm(tmp_path, slots=4, engine_args=" ".join(arguments)).program.command
@@ -283,14 +289,10 @@ def test_what_vllm_refuses_is_said_before_it_listens(script, chat_model):
         pass
 
 
-def test_vllm_has_the_modules_of_its_own_environment(script, chat_model):
-    """Ours must not come first in it."""
-    assert "PYTHONPATH" not in Vllm(chat_model, slots=4).program.environment
-
-
-def test_nothing_of_it_is_left(script, chat_model):
+def test_it_has_the_modules_of_its_own_environment_and_nothing_of_it_is_left(script, chat_model):
     with ChildServer(Vllm(chat_model, slots=4).program):
         pass
+    assert json.loads((script / "path.json").read_text()) == os.environ.get("PYTHONPATH")
     assert is_gone(script)
 
 

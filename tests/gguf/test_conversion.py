@@ -135,3 +135,16 @@ def test_a_model_without_safetensors_is_refused(cache, model):
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match="has no weights in safetensors"):
         cached_gguf(model, "q8_0")
+
+
+@needs_wheels
+def test_a_model_that_brings_code_is_not_converted(cache, model, tmp_path):
+    (model / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    file = model / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": [None, "code.Mine"]}}))
+    with pytest.raises(UserError, match="a model must not bring code"):
+        cached_gguf(model, "q8_0")
+    (model / "code.py").rename(tmp_path / "code.py")  # where a repository would have it
+    with pytest.raises(UserError, match="auto_map asks whoever loads the model to run code"):
+        cached_gguf(model, "q8_0")
+    assert not (tmp_path / "ran").exists()

@@ -47,6 +47,7 @@ class LlamaCpp:
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
     path: ClassVar[str] = "/completion"
+    reads_whole: ClassVar[bool] = True
     cannot: ClassVar[Mapping[str, str]] = {
         "logprobs": "llama.cpp tells no log probability of a token that is a part of a character only",
         "presence_penalty": "llama.cpp counts the tokens of the prompt, too",

@@ -38,6 +38,10 @@ def _parameters(port: int, key: str, settings: _Settings) -> xllamacpp.CommonPar
     parameters.n_batch = parameters.n_ubatch = _PROMPT_TOKENS
     parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in settings["adapters"]]
 
+    # It counts the cores of the whole machine, of which a container may have two.
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = int(threads)
+
     # Only we ask it, by token ids: it needs no template, no page and no routes that tell of others' answers.
     parameters.port, parameters.api_keys = port, [key]
     parameters.use_jinja, parameters.chat_template = False, "chatml"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hfchat.engines.child import Program
 from hfchat.engines.dialect import Chunk, EngineFailureError, ScoredText, TokenRequest
 from hfchat.errors import UserError
+from hfchat.model_code import refuse_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -98,7 +99,8 @@ class Vllm:
         token_bytes: The bytes that a token stands for, by its id; log probabilities need it.
 
     Raises:
-        UserError: If an argument would break what stands in front, or an adapter is of a kind that vLLM does not know.
+        UserError: If the model brings code, an argument would break what stands in front, or an adapter is of a kind
+            that vLLM does not know.
     """
 
     model: Path
@@ -109,9 +111,11 @@ class Vllm:
     token_bytes: Callable[[int], bytes] | None = None
 
     path: ClassVar[str] = "/v1/completions"
+    reads_whole: ClassVar[bool] = False
     cannot: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
+        refuse_code(self.model)  # older versions of vLLM run what `auto_map` names, whatever they are told
         check_arguments(self.engine_args)
         for name, folder in self.adapters.items():
             if _adapter_config(folder).get("trainable_token_indices"):
@@ -126,8 +130,8 @@ class Vllm:
         command += ["--served-model-name", _BASE, "--dtype", self.weights, "--max-num-seqs", str(self.slots)]
         command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
         if self.adapters:
-            ranks = [rank for folder in self.adapters.values() for rank in _ranks(_adapter_config(folder))]
-            rank = min((known for known in _RANKS if known >= max(ranks)), default=_RANKS[-1])
+            largest = max(_rank(_adapter_config(folder)) for folder in self.adapters.values())
+            rank = min((known for known in _RANKS if known >= largest), default=_RANKS[-1])
             modules = [
                 json.dumps({"name": self._name(adapter), "path": str(folder)})
                 for adapter, folder in self.adapters.items()
@@ -264,9 +268,9 @@ def _adapter_config(folder: Path) -> Any:
     return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
 
 
-def _ranks(adapter: Any) -> list[int]:
-    """The ranks of an adapter's matrices, by its configuration."""
-    return [adapter.get("r") or 1, *(adapter.get("rank_pattern") or {}).values()]
+def _rank(adapter: Any) -> int:
+    """The largest rank of an adapter's matrices, by its configuration."""
+    return max(adapter.get("r") or 1, *(adapter.get("rank_pattern") or {}).values(), 1)
 
 
 def _complaint(lines: Sequence[str]) -> str | None:

@@ -23,6 +23,7 @@ from hfchat.errors import UserError
 from hfchat.gguf.adapter_check import check_adapter
 from hfchat.gguf.process import work_in_process
 from hfchat.gguf.weight_types import weight_type
+from hfchat.model_code import refuse_code
 from hfchat.models import cache_dir, load_config, resolve
 from hfchat.storage import write_whole
 
@@ -261,6 +262,7 @@ def _hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def _convert(folder: Path, file: Path, weights: str) -> None:
+    refuse_code(folder)  # for some architectures, the converter has transformers run what `auto_map` names
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     needed = int(stored * weight_type(weights).bits / weight_type(evaluated_type(folder)).bits)
     _check_room(file.parent, needed)

@@ -12,8 +12,10 @@ from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, ScoredTex
 from hfchat.errors import UserError
 from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt
+from hfchat.serving.engines.reading import ReadingInParts
 from hfchat.serving.engines.sse import EventError, EventReader
 from hfchat.serving.engines.supervising import Supervisor
+from hfchat.serving.http.record import current_record
 
 _CONNECT_S = 5.0
 _CHECK_S = 0.05
@@ -34,12 +36,14 @@ class Child:
     Attributes:
         server: The one that runs now.
         supervisor: Starts it again when it has ended.
+        reading: Lets long prompts in.
     """
 
     def __init__(self, program: Program):
         self._program = program
         self.server = ChildServer(program)
         self.supervisor = Supervisor(self._restart, lambda: self.server.why_ended())
+        self.reading = ReadingInParts()
         self._users = 0
         self._up = asyncio.Event()
         self._session: aiohttp.ClientSession | None = None
@@ -249,6 +253,20 @@ class ChildEngine:
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
         request = self._request(prompt, self._prompting.complete(prompt, sampling))
+        owner, reading = current_record().key_name, self._child.reading
+        with reading.asked_by(owner):
+            if self._dialect.reads_whole:
+                await self._unless_aborted(reading.read(request, owner, self._read))
+            async with aclosing(self._chunks(request)) as chunks:
+                async for chunk in chunks:
+                    yield _piece(chunk)
+
+    async def _read(self, request: TokenRequest) -> None:
+        async with aclosing(self._chunks(request)) as chunks:
+            async for _ in chunks:
+                pass
+
+    async def _chunks(self, request: TokenRequest) -> AsyncGenerator[Chunk]:
         response = await self._unless_aborted(self._child.ask(self._dialect.path, self._dialect.body(request)))
         reader, events, finished = self._dialect.reader(request), EventReader(), False
         failure: type[EngineError] = _NotBegunError
@@ -264,7 +282,7 @@ class ChildEngine:
                     chunk = None if event == _DONE else reader.read(event)
                     if chunk is not None and not finished:
                         finished, failure = chunk.finish_reason is not None, EngineError
-                        yield _piece(chunk)
+                        yield chunk
         except (aiohttp.ClientError, OSError) as error:
             if self._aborted is not None:
                 raise EngineError(self._aborted) from error
