@@ -88,25 +88,18 @@ def test_what_a_guard_blocks_is_never_streamed(client):
 
 def test_kill_9_of_llamacpp_in_a_stream_is_an_error_event_and_the_next_answer_comes(client, process):
     running, log = process
-    child = child_of(running)
-    os.kill(child, signal.SIGSTOP)  # or the answer might be over before the kill
-    chunks = stream(client, "Greet")
-    os.kill(child, signal.SIGKILL)
-    # Nothing of it has come yet, so it is asked for again.
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == LEARNED["Greet"]
-
-    # Here something has come: a long answer, of which we read the beginning.
-    again = child_of(running)
-    assert again != child
-    chunks = stream(client, "What is a tokenizer?", max_tokens=200, extra_body={"temperature": 2.0, "seed": 1})
-    next(chunks)
-    next(chunks)
-    os.kill(again, signal.SIGKILL)
-    with pytest.raises(openai.APIError, match="broke the answer off"):
-        list(chunks)
-    greeting = "".join(chunk.choices[0].delta.content or "" for chunk in stream(client, "Greet"))
-    assert greeting == LEARNED["Greet"]
-    assert child_of(running) not in (child, again)
+    # Twice, because a crash after a whole answer is not one in a row.
+    for _ in range(2):
+        child = child_of(running)
+        chunks = stream(client, "What is a tokenizer?", max_tokens=200, extra_body={"temperature": 2.0, "seed": 1})
+        next(chunks)
+        next(chunks)
+        os.kill(child, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="broke the answer off"):
+            list(chunks)
+        greeting = "".join(chunk.choices[0].delta.content or "" for chunk in stream(client, "Greet"))
+        assert greeting == LEARNED["Greet"]
+        assert child_of(running) != child
     # Its log does not have what people ask.
     assert "tokenizer?" not in log.read_text()
     assert "Greet" not in log.read_text()
