@@ -293,17 +293,18 @@ def test_the_api_over_it(serve, llamacpp):
     assert served.chat(presence_penalty=0, frequency_penalty=0, logprobs=False, n=2).status_code == 200
 
 
-def test_kill_9_in_a_stream_of_the_api(serve, llamacpp, eventually):
-    llamacpp.script(after=2, then="hold")
+def test_kill_9_in_a_stream_of_the_api(serve, llamacpp):
     served = serve(ScriptedChildEngine(llamacpp))
-    stream = served.openai.chat.completions.create(model=MODEL, messages=HI, stream=True)
-    assert [next(stream).choices[0].delta.content for _ in range(2)][-1] in ("", "Hello")
-    os.kill(llamacpp.pids[0], signal.SIGKILL)
-    with pytest.raises(openai.APIError, match="broke the answer off"):
-        list(stream)
-    llamacpp.script(after=None)
-    assert served.chat().json()["choices"][0]["message"]["content"] == "Hello, world!"
-    assert "hfchat_engine_restarts_total 1.0" in served.http.get("/metrics").text
+    for _ in range(2):  # a crash after a whole answer is not one in a row, for which there would be a 503
+        llamacpp.script(after=2, then="hold")
+        stream = served.openai.chat.completions.create(model=MODEL, messages=HI, stream=True)
+        assert [next(stream).choices[0].delta.content for _ in range(2)][-1] in ("", "Hello")
+        os.kill(llamacpp.pids[-1], signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="broke the answer off"):
+            list(stream)
+        llamacpp.script(after=None)
+        assert served.chat().json()["choices"][0]["message"]["content"] == "Hello, world!"
+    assert "hfchat_engine_restarts_total 2.0" in served.http.get("/metrics").text
     assert served.http.get("/ready").status_code == 200
 
 

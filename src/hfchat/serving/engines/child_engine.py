@@ -239,16 +239,23 @@ class ChildEngine:
             raise EngineError(self.error)
         await self._unless_aborted(self._child.wait_until_up())
         try:
-            async with aclosing(self._generate(prompt, sampling)) as pieces:
+            async with aclosing(self._whole_answer(prompt, sampling)) as pieces:
                 async for piece in pieces:
                     yield piece
         except _NotBegunError:
             await self._unless_aborted(self._child.wait_until_noticed())
             await self._unless_aborted(self._child.wait_until_up())
-            async with aclosing(self._generate(prompt, sampling)) as pieces:
+            async with aclosing(self._whole_answer(prompt, sampling)) as pieces:
                 async for piece in pieces:
                     yield piece
-        self._child.supervisor.succeeded()
+
+    async def _whole_answer(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
+        """An answer whose end is told to the supervisor, before it is told to somebody who then stops listening."""
+        async with aclosing(self._generate(prompt, sampling)) as pieces:
+            async for piece in pieces:
+                if piece.finish_reason is not None:
+                    self._child.supervisor.succeeded()
+                yield piece
 
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)

@@ -148,8 +148,9 @@ class TransformersEngine:
             raise EngineError(self.error)
         async with aclosing(self._generate(prompt, sampling)) as pieces:
             async for piece in pieces:
+                if piece.finish_reason is not None:  # whoever gets it stops listening
+                    self._supervisor.succeeded()
                 yield piece
-        self._supervisor.succeeded()
 
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
