@@ -16,7 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 _datasets_cache = tempfile.TemporaryDirectory(prefix="hfchat-tests-", ignore_cleanup_errors=True)
 os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 
-pytest_plugins = ["tests.servers.storage"]
+pytest_plugins = ["tests.servers.storage", "tests.servers.speaker"]
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

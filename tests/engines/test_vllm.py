@@ -289,14 +289,10 @@ def test_what_vllm_refuses_is_said_before_it_listens(script, chat_model):
         pass
 
 
-def test_vllm_has_the_modules_of_its_own_environment(script, chat_model):
-    """Ours must not come first in it."""
-    assert "PYTHONPATH" not in Vllm(chat_model, slots=4).program.environment
-
-
-def test_nothing_of_it_is_left(script, chat_model):
+def test_it_has_the_modules_of_its_own_environment_and_nothing_of_it_is_left(script, chat_model):
     with ChildServer(Vllm(chat_model, slots=4).program):
         pass
+    assert json.loads((script / "path.json").read_text()) == os.environ.get("PYTHONPATH")
     assert is_gone(script)
 
 

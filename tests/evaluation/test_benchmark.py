@@ -458,7 +458,7 @@ def test_documents_that_lm_eval_cuts_are_counted(model, tmp_path):
 
 
 class Server(RemoteModel):
-    """A server that says the last word of what it is asked."""
+    """A server that says the third word of what it is asked."""
 
     def __init__(self):
         self.name, self.path, self.batch_size = "server", "http://server/v1", 4
@@ -466,7 +466,7 @@ class Server(RemoteModel):
 
     def answer(self, prompts, max_new_tokens, stop=()):
         self.asked.append((prompts, max_new_tokens, stop))
-        return [Reply(f"#### {len(prompts)}", 3, True) for _ in prompts]
+        return [Reply(f"#### {prompt[-1]['content'].split()[2]}", 3, True) for prompt in prompts]
 
 
 def test_a_server_is_asked_in_turns(data, tmp_path):
@@ -476,13 +476,15 @@ def test_a_server_is_asked_in_turns(data, tmp_path):
     assert task.refusal(server) is None
     task.check(server)
     entry = scored(task, tmp_path, server)
-    assert [len(prompts) for prompts, *_ in server.asked] == [4, 1]
-    prompts, max_new_tokens, stop = server.asked[0]
-    assert [turn["role"] for turn in prompts[0]] == ["user", "assistant", "user"]
-    assert prompts[0][-1]["content"] == "Question: Of 700 files, 100 is read?\nAnswer:"
-    assert (max_new_tokens, stop) == (256, ["Question:", "</s>", "<|im_end|>"])
+    assert len(server.asked) == 5
+    for (prompt,), max_new_tokens, stop in server.asked:
+        assert [turn["role"] for turn in prompt] == ["user", "assistant", "user"]
+        assert prompt[-1]["content"].startswith("Question: Of 7")
+        assert (max_new_tokens, stop) == (256, ["Question:", "</s>", "<|im_end|>"])
     assert entry["scores"]["server"]["exact_match,strict-match"]["score"] == 0
-    assert [record.answer for record in read_records(tmp_path / "server.jsonl")] == ["#### 4"] * 4 + ["#### 1"]
+    records = read_records(tmp_path / "server.jsonl")
+    assert [record.answer for record in records] == [f"#### {700 + 7 * i}" for i in range(5)]
+    assert {record.answer_tokens for record in records} == {3}
 
 
 @pytest.mark.parametrize(

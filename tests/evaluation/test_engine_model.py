@@ -4,8 +4,11 @@ import json
 import sys
 import threading
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from hfchat.chat_template import record_fingerprint
 from hfchat.engines import llamacpp
@@ -273,3 +276,24 @@ def test_the_weights_are_the_evaluated_type_unless_said(chat_model, monkeypatch)
         for dtype in ("bfloat16", "float32")
     ]
     assert [model.describe().weights for model in models] == ["bf16", "f32"]
+
+
+def test_an_engine_is_asked_by_one_process(chat_model, monkeypatch):
+    monkeypatch.setattr(engine_model, "launched", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(UserError, match="engine: llamacpp makes its own batches; start one process, and not several"):
+        open_model("m", str(chat_model), 2, "float32", engine=LLAMACPP)
+
+
+def test_an_adapter_answers_beside_its_base(scripted, chat_model, tokenizer, tmp_path, monkeypatch):
+    adapter = tmp_path / "adapter"
+    base = AutoModelForCausalLM.from_pretrained(chat_model)
+    adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(chat_model)
+    adapted.save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
+    monkeypatch.setattr(engine_model, "cached_adapter_gguf", lambda adapter, base: tmp_path / "adapter.gguf")
+    model = open_model("a", str(adapter), 2, "float32", engine=LLAMACPP)
+    (reply,) = model.answer([EXAMPLES[0].prompt], 4)
+    model.free()
+    assert reply.text == "one two"
+    assert requests(tmp_path)[0]["lora"] == [{"id": 0, "scale": 1.0}]

@@ -130,6 +130,19 @@ def test_the_verdict_says_what_is_better_worse_and_not_shown(compared):
     )
 
 
+def test_a_comparison_of_two_engines_says_so(compared, pages):
+    scores = compared["tasks"]["chat"]["scores"]
+    for model, by in (("base", "engine:transformers|weights:float32"), ("tuned", "engine:llamacpp|weights:q4_0")):
+        scores[model]["quality"]["signature"] += f"|{by}"
+    compared["models"]["tuned"] |= {"engine": "llamacpp", "weights": "q4_0"}
+    said = "computed by engine:llamacpp, weights:q4_0 against engine:transformers, weights:float32"
+    (line,) = (line for line in verdict(Results.parse(compared)).splitlines() if said in line)
+    assert line.startswith("  chat ")
+    for page in pages(compared):
+        assert page.count(said) == 1
+        assert "llamacpp q4_0" in page
+
+
 def test_lower_can_be_better_and_either_may_be_neither():
     fell = Difference(-0.2, (-0.3, -0.1), 9)
     assert outcome("higher", fell) == "worse"

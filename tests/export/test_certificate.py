@@ -389,7 +389,7 @@ def test_what_is_no_conversation_is_refused(base, tmp_path, conversations, messa
 
 
 def arguments(folder, **given):
-    defaults = {"base": None, "revision": None, "prompts": None, "output_dir": None, "gguf": False}
+    defaults = {"base": None, "revision": None, "prompts": None, "output_dir": None, "gguf": False, "quantize": []}
     return argparse.Namespace(folder=folder, **defaults | given)
 
 

@@ -5,7 +5,8 @@ The folder that `VLLM_SCRIPT` names says what it answers and gets what happened:
 - `chunks.json`: the answer, a list of texts and their token ids;
 - `die`: while it exists, a stream breaks off after two chunks, because the process kills itself and takes it away;
 - `dead`: while it exists, its engine has died: a request fails, and after that the process ends, and takes it away;
-- `arguments.json`, `engine.pid`, `requests.jsonl`: what it was started with, its second process, what it was asked.
+- `arguments.json`, `path.json`: what it was started with, and its `PYTHONPATH`;
+- `engine.pid`, `requests.jsonl`: its second process, and what it was asked.
 """
 
 import argparse
@@ -110,6 +111,7 @@ def main():
         print(f"vllm: error: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr)
         sys.exit(2)
     (SCRIPT / "arguments.json").write_text(json.dumps(vars(arguments)))
+    (SCRIPT / "path.json").write_text(json.dumps(os.environ.get("PYTHONPATH")))
 
     # vLLM's engine is a process of its own, which outlives the server that is killed.
     engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -95,6 +95,10 @@ class Dialect(Protocol):
         """What it cannot do as this project's own engine does it: the field of the API, and why."""
 
     @property
+    def reads_whole(self) -> bool:
+        """Whether it reads prompts one after the other, and a long one keeps the others waiting."""
+
+    @property
     def program(self) -> Program:
         """What is run."""
 

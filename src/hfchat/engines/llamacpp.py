@@ -47,6 +47,7 @@ class LlamaCpp:
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
     path: ClassVar[str] = "/completion"
+    reads_whole: ClassVar[bool] = True
     cannot: ClassVar[Mapping[str, str]] = {
         "logprobs": "llama.cpp tells no log probability of a token that is a part of a character only",
         "presence_penalty": "llama.cpp counts the tokens of the prompt, too",
@@ -83,7 +84,7 @@ class LlamaCpp:
             "top_p": request.top_p,
             "min_p": request.min_p,
             "repeat_penalty": request.repetition_penalty,
-            "repeat_last_n": -1 if request.repetition_penalty != 1 else 0,
+            "repeat_last_n": self.context if request.repetition_penalty != 1 else 0,  # of the prompt and the answer
             "response_fields": ["stop_type", "tokens_predicted"],
             **({} if request.seed is None else {"seed": request.seed % _MAX_SEED}),
             **({"lora": scales} if scales else {}),

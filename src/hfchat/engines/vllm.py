@@ -111,6 +111,7 @@ class Vllm:
     token_bytes: Callable[[int], bytes] | None = None
 
     path: ClassVar[str] = "/v1/completions"
+    reads_whole: ClassVar[bool] = False
     cannot: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
@@ -129,8 +130,8 @@ class Vllm:
         command += ["--served-model-name", _BASE, "--dtype", self.weights, "--max-num-seqs", str(self.slots)]
         command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
         if self.adapters:
-            ranks = [rank for folder in self.adapters.values() for rank in _ranks(_adapter_config(folder))]
-            rank = min((known for known in _RANKS if known >= max(ranks)), default=_RANKS[-1])
+            largest = max(_rank(_adapter_config(folder)) for folder in self.adapters.values())
+            rank = min((known for known in _RANKS if known >= largest), default=_RANKS[-1])
             modules = [
                 json.dumps({"name": self._name(adapter), "path": str(folder)})
                 for adapter, folder in self.adapters.items()
@@ -267,9 +268,9 @@ def _adapter_config(folder: Path) -> Any:
     return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
 
 
-def _ranks(adapter: Any) -> list[int]:
-    """The ranks of an adapter's matrices, by its configuration."""
-    return [adapter.get("r") or 1, *(adapter.get("rank_pattern") or {}).values()]
+def _rank(adapter: Any) -> int:
+    """The largest rank of an adapter's matrices, by its configuration."""
+    return max(adapter.get("r") or 1, *(adapter.get("rank_pattern") or {}).values(), 1)
 
 
 def _complaint(lines: Sequence[str]) -> str | None:

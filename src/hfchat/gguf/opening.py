@@ -87,13 +87,17 @@ def _opened(file: Path) -> Path:
 def _open(file: str, folder: str) -> None:
     from cyllama.llama.llama_cpp import GGUFContext
     from gguf import Keys, LlamaFileType
+
+    # llama.cpp's own reader first: it is quick, and tells a cut file from a whole one.
+    metadata = GGUFContext.from_file(file).get_all_metadata()
+    if Keys.Tokenizer.CHAT_TEMPLATE not in metadata:
+        raise UserError("it has no chat template, so it is of a base model, or of a chat model without its tokenizer")
+
     from transformers import AutoConfig, AutoTokenizer
 
-    # llama.cpp's own reader first: it tells a cut file from a whole one.
-    metadata = GGUFContext.from_file(file).get_all_metadata()
     path = Path(file)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    tokenizer.chat_template = metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
+    tokenizer.chat_template = metadata[Keys.Tokenizer.CHAT_TEMPLATE]
     keep_fingerprint(tokenizer, metadata.get(FINGERPRINT_KEY))
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     tokenizer.save_pretrained(folder)

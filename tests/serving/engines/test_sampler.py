@@ -20,7 +20,7 @@ from hfchat.errors import UserError
 from hfchat.serving.engines.continuous_batching import PerRequestSampler
 from hfchat.serving.engines.engine import Sampling
 from hfchat.serving.engines.model_sampling import ModelSampling
-from hfchat.serving.engines.sampler import Draws, draw
+from hfchat.serving.engines.sampler import Draws, draw, draw_among_likely
 
 VOCABULARY = 20
 NUMBERS = [
@@ -182,6 +182,31 @@ def test_draws_follow_the_models_own_config_as_generate_does(config):
     chosen = {step(sampler, GOLDEN[None], [state(draws, seen[:2], seen[2:])])[0] for _ in range(300)}
     assert all(expected[token] > 0 for token in chosen)
     assert int(expected.argmax()) in chosen
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 0.9999999, 1.0])
+@pytest.mark.parametrize("top_k", [0.0, 1.0, 40.0, 2.0**31])
+@pytest.mark.parametrize("min_p", [0.0, 1e-6, 0.05])
+def test_a_draw_among_the_likely_is_the_draw_of_all(top_p, top_k, min_p):
+    """Logits as a model in bfloat16 has them, many of them equal; flat ones too, so that unlikely tokens are drawn."""
+    generator = torch.Generator().manual_seed(0)
+    for temperature in (0.1, 1.0, 30.0):
+        for spread in (0.3, 2.0, 6.0):
+            scores = (spread * torch.randn(2000, generator=generator)).bfloat16().float()
+            for uniform in [*torch.rand(4, generator=generator).tolist(), 0.0, 0.9999]:
+                settings = torch.tensor([temperature, top_p, top_k, uniform, min_p])
+                expected = draw(scores[None], *settings.unsqueeze(-1))
+                assert draw_among_likely(scores, settings) == expected, (temperature, spread, uniform)
+
+
+def test_a_seed_draws_the_same_tokens_as_ever():
+    logits = torch.linspace(-4, 4, 500).sin().mul(5).bfloat16().float()
+    drawn = []
+    for model in (ModelSampling(), ModelSampling(top_k=50), ModelSampling(min_p=0.1)):
+        draws = Draws(Sampling(1, temperature=0.9, top_p=0.95, seed=7), model)
+        sampler = PerRequestSampler(1, 500, torch.device("cpu"))
+        drawn.append([step(sampler, logits[None], [state(draws)])[0] for _ in range(6)])
+    assert drawn == [[335, 339, 373, 347, 326, 360], [342, 349, 361, 346, 335, 354], [335, 339, 373, 347, 367, 360]]
 
 
 def test_top_k_is_50_where_a_config_that_samples_does_not_say():

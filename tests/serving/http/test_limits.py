@@ -274,6 +274,11 @@ def test_an_idle_websocket_is_closed(serve, scripted, monkeypatch):
         head("-1"),
         head("4", "Transfer-Encoding: chunked"),
         head("4", "Content-Length: 5"),
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n",
+        b"GET http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: localhost\n\n",
     ],
 )
 def test_broken_heads(serve, scripted, sent):
@@ -285,6 +290,64 @@ def test_broken_heads(serve, scripted, sent):
         answer = b"HTTP/1.1 4"
     assert answer.startswith(b"HTTP/1.1 4"), answer
     assert served.chat().status_code == 200
+
+
+CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNK + b"0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNK + b"0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK[:-2] + b"XX0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK + b"0\r\nX: " + b"y" * 300_000,
+        b"Transfer-Encoding: chunked\r\n\r\n4;" + b"y" * 300_000,
+    ],
+    ids=["encoding", "encodings", "end of a chunk", "trailer", "extension"],
+)
+def test_broken_bodies(serve, scripted, sent):
+    served = serve(scripted())
+    try:
+        answer = exchange(served, CHUNKED + sent)
+        assert b'{"error":' in answer
+    except (ConnectionResetError, BrokenPipeError):  # it has answered and closed before all was sent
+        answer = b"HTTP/1.1 4"
+    assert answer.startswith(b"HTTP/1.1 400"[: len(answer)]), answer
+    assert served.engine.started == 0
+    assert served.chat().status_code == 200
+
+
+def test_a_head_without_an_end_behind_a_request_is_refused(serve, scripted, eventually):
+    """While the request before it is answered, so that it must not fill the memory."""
+    served = serve(scripted(held=True))
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(head(len(BODY)) + BODY)
+        eventually(lambda: served.engine.active == 1)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            connection.sendall(b"GET /" + b"y" * 64 * 2**20)
+    eventually(lambda: served.engine.active == 0)
+
+
+def test_a_trailer_is_no_header(serve, scripted):
+    served = serve(scripted())
+    sent = CHUNKED + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + CHUNK
+    answer = exchange(served, sent + b"0\r\nX-Request-ID: of-the-trailer\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"of-the-trailer" not in answer
+
+
+@pytest.mark.parametrize("parts", [1, 2, 1000])
+def test_an_offer_of_another_protocol_is_declined(serve, scripted, parts):
+    """Java's client offers HTTP/2 with its first request."""
+    served = serve(scripted())
+    offer = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"]
+    sent = head(len(BODY), *offer) + BODY + PROBE
+    size = -(-len(sent) // parts)
+    answer = exchange(served, *(sent[start : start + size] for start in range(0, len(sent), size)))
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert served.engine.answered == [[{"role": "user", "content": "Hi"}]]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """What the server tells of its models' cards, and which of their sections are about limits."""
 
+import asyncio
+import json
 import os
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from hfchat.serving.engines.engine import EngineInfo
 from hfchat.serving.openai.card import add_cards, limits_in
 from hfchat.serving.openai.protocol import ApiError
 from hfchat.serving.versions.models import ServedModels
@@ -152,3 +155,27 @@ def test_an_unknown_model(card_of):
     response = card_of(name="another")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
+
+
+def test_a_card_says_what_the_weights_of_a_file_cost(scripted, tmp_path):
+    difference = {
+        "mean_kl_nats": 0.0123, "max_kl_nats": 0.5, "top_token_agreement": 0.9, "identical_answers": 0.25,
+        "first_difference": None, "max_gap_nats": 0.1,
+    }  # fmt: skip
+    price = {
+        "weights": "q4_k_m", "bytes": 10**8, "evaluated_bytes": 3 * 10**8, "computed_in": "float32",
+        "conversations": 8, "tokens": 480, "conversations_sha256": "0", "difference": difference,
+        "bits_per_byte_before": 1.1, "bits_per_byte": 1.2, "requests": 40, "refusals_before": 6, "refusals": 4,
+        "tokenized_otherwise": 0,
+    }  # fmt: skip
+    (tmp_path / "certificate.json").write_text(json.dumps({"price": price}))
+    engine = scripted()
+    engine.info = EngineInfo("llamacpp", "q4_k_m", tmp_path / "model.gguf")
+    models = ServedModels.of("org/tiny", engine)
+    asyncio.run(models.start())
+    app = FastAPI()
+    add_cards(app, models, {})
+    card = TestClient(app).get("/v1/models/org/tiny/card").json()
+    assert card["limits"].startswith("## Limits of the weights\n\nThe weights are a GGUF file in `q4_k_m` (100 MB; ")
+    assert "0.012 nats from the evaluated ones on average" in card["limits"]
+    assert "4 are refused, before 6" in card["text"]

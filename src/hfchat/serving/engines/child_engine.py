@@ -1,8 +1,9 @@
 """An engine that is a child process: llama.cpp's server or vLLM's, which gets token ids from here."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -11,14 +12,18 @@ from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, ScoredTex
 from hfchat.errors import UserError
 from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt
+from hfchat.serving.engines.reading import ReadingInParts
 from hfchat.serving.engines.sse import EventError, EventReader
 from hfchat.serving.engines.supervising import Supervisor
+from hfchat.serving.http.record import current_record
 
 _CONNECT_S = 5.0
 _CHECK_S = 0.05
+_HEALTH = aiohttp.ClientTimeout(total=5.0)
 _NOTICE_S = 10.0  # until it is known that a process has ended; vLLM takes 2 s to end when its engine has
 _RESTART_S = 120.0  # how long an answer waits for a restart before it fails
 _DONE = b"[DONE]"
+_Result = TypeVar("_Result")
 
 
 class _NotBegunError(EngineError):
@@ -31,12 +36,14 @@ class Child:
     Attributes:
         server: The one that runs now.
         supervisor: Starts it again when it has ended.
+        reading: Lets long prompts in.
     """
 
     def __init__(self, program: Program):
         self._program = program
         self.server = ChildServer(program)
         self.supervisor = Supervisor(self._restart, lambda: self.server.why_ended())
+        self.reading = ReadingInParts()
         self._users = 0
         self._up = asyncio.Event()
         self._session: aiohttp.ClientSession | None = None
@@ -66,6 +73,7 @@ class Child:
         try:
             await self._launch()
         except BaseException:
+            self._users -= 1
             await self._session.close()
             raise
         self.supervisor.begin()
@@ -149,7 +157,7 @@ class Child:
     async def _is_healthy(self, server: ChildServer) -> bool:
         assert self._session is not None
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with self._session.get(f"{server.url}/health") as response:
+            async with self._session.get(f"{server.url}/health", timeout=_HEALTH) as response:
                 return response.status == 200
         return False
 
@@ -184,6 +192,7 @@ class ChildEngine:
         self._adapter = adapter
         self._aborted: str | None = None
         self._responses: set[aiohttp.ClientResponse] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()  # for a child that is up, or for what it says
         self.info, self.cannot = info, dialect.cannot
         self.context_length = prompting.context_length
         self.template_fingerprint = prompting.template_fingerprint
@@ -201,8 +210,12 @@ class ChildEngine:
         return self._child.supervisor.restarts if self._adapter is None else 0
 
     async def start(self) -> None:
-        await self._prompting.try_template()
-        await self._child.start(self.ready)
+        try:
+            await self._prompting.try_template()
+            await self._child.start(self.ready)
+        except BaseException:
+            self._prompting.close()
+            raise
 
     async def stop(self) -> None:
         self.abort("the engine was stopped")
@@ -213,6 +226,8 @@ class ChildEngine:
         self._aborted = reason
         for response in self._responses:
             response.close()
+        for task in self._waiting:
+            task.cancel()
 
     async def ready(self) -> None:
         async for _ in self._generate(self._prompting.shortest(), Sampling(max_tokens=1)):
@@ -222,14 +237,14 @@ class ChildEngine:
         """The answer, as from any engine. One that nothing has come of yet is asked for again after a restart."""
         if self.error is not None:
             raise EngineError(self.error)
-        await self._child.wait_until_up()
+        await self._unless_aborted(self._child.wait_until_up())
         try:
             async with aclosing(self._generate(prompt, sampling)) as pieces:
                 async for piece in pieces:
                     yield piece
         except _NotBegunError:
-            await self._child.wait_until_noticed()
-            await self._child.wait_until_up()
+            await self._unless_aborted(self._child.wait_until_noticed())
+            await self._unless_aborted(self._child.wait_until_up())
             async with aclosing(self._generate(prompt, sampling)) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -238,7 +253,21 @@ class ChildEngine:
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
         request = self._request(prompt, self._prompting.complete(prompt, sampling))
-        response = await self._child.ask(self._dialect.path, self._dialect.body(request))
+        owner, reading = current_record().key_name, self._child.reading
+        with reading.asked_by(owner):
+            if self._dialect.reads_whole:
+                await self._unless_aborted(reading.read(request, owner, self._read))
+            async with aclosing(self._chunks(request)) as chunks:
+                async for chunk in chunks:
+                    yield _piece(chunk)
+
+    async def _read(self, request: TokenRequest) -> None:
+        async with aclosing(self._chunks(request)) as chunks:
+            async for _ in chunks:
+                pass
+
+    async def _chunks(self, request: TokenRequest) -> AsyncGenerator[Chunk]:
+        response = await self._unless_aborted(self._child.ask(self._dialect.path, self._dialect.body(request)))
         reader, events, finished = self._dialect.reader(request), EventReader(), False
         failure: type[EngineError] = _NotBegunError
         self._responses.add(response)
@@ -253,7 +282,7 @@ class ChildEngine:
                     chunk = None if event == _DONE else reader.read(event)
                     if chunk is not None and not finished:
                         finished, failure = chunk.finish_reason is not None, EngineError
-                        yield _piece(chunk)
+                        yield chunk
         except (aiohttp.ClientError, OSError) as error:
             if self._aborted is not None:
                 raise EngineError(self._aborted) from error
@@ -263,6 +292,23 @@ class ChildEngine:
         finally:
             self._responses.discard(response)
             response.close()  # which ends the work for it
+
+    async def _unless_aborted(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Wait for something for as long as there is somebody to answer.
+
+        Raises:
+            EngineError: If the engine is aborted meanwhile.
+        """
+        task = asyncio.create_task(work)
+        self._waiting.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._aborted is None:
+                raise
+            raise EngineError(self._aborted) from None
+        finally:
+            self._waiting.discard(task)
 
     def _request(self, prompt: TokenPrompt, sampling: Sampling) -> TokenRequest:
         model = self._prompting.sampling

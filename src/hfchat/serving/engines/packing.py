@@ -9,6 +9,7 @@ of the weights stay what they are: only the order of the sums differs, as it doe
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hfchat.models import supports_bf16
 
@@ -35,15 +36,18 @@ class PackedLinear(nn.Module):
         return _LINEAR(inputs, self._packed, self.bias, "none", [], "")
 
 
-def pack(model: nn.Module) -> None:
-    """Replace each linear layer whose weight is bfloat16, in place, where the machine has fast kernels for it.
+def pack(model: PreTrainedModel) -> None:
+    """Replace each linear layer of a model in bfloat16, in place, where it is on a CPU that has kernels for it.
 
     A weight that the embeddings share (tied) is then there twice.
     """
-    if not supports_bf16() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+    kernels = supports_bf16() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if not kernels or model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return
-    for name, child in list(model.named_children()):
-        if type(child) is not nn.Linear:
-            pack(child)
-        elif child.weight.dtype == torch.bfloat16 and child.weight.device.type == "cpu":
-            setattr(model, name, PackedLinear(child))
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
+                setattr(module, name, PackedLinear(child))
+    # A file of weights stays mapped in memory, all of it, as long as one of its tensors is used.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()

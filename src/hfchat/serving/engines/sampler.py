@@ -22,6 +22,7 @@ from hfchat.serving.engines.model_sampling import ModelSampling
 _LOGGER = logging.getLogger("hfchat.serving")
 MAX_TOP_LOGPROBS = 20  # what OpenAI's API lets a client ask for
 _FLOAT = torch.finfo(torch.float32)
+_FAR = 12.0  # tokens whose probability is below e**-12 of the likeliest one's are looked at only if they are needed
 
 
 @dataclass
@@ -165,8 +166,11 @@ class BatchSampler:
             numbers.append(row)
             penalties.append(taken_off)
 
-        # All of them go to the device in one piece; the penalties are there already where nothing has changed.
-        if rows:
+        # All of them go to the device in one piece; the penalties are there already where nothing has changed. Greedy
+        # rows need no more than their temperature.
+        if not any(temperature for temperature, *_ in numbers):
+            settings[0, : len(rows)] = 0
+        else:
             columns = torch.tensor(numbers, dtype=torch.float32).T.contiguous()
             settings[:, : len(rows)] = columns.view(torch.int32).to(settings.device)
         self._set_penalties(penalties)
@@ -208,7 +212,7 @@ class BatchSampler:
         on_cpu = scores.device.type == "cpu"
         # On an accelerator there is no branch on data: a CUDA graph must be able to capture this.
         scoring = any(draws.sampling.logprobs is not None for draws in self._draws)
-        self._sound[:rows] = ~scores.isnan().any(dim=-1)
+        self._sound[:rows] = ~scores.amax(dim=-1).isnan()  # the highest is no number where any of them is none
         logprobs = scores.log_softmax(dim=-1) if scoring or not on_cpu else None
 
         # Penalties change the logits, after the log probabilities of the model's own distribution are known.
@@ -218,12 +222,9 @@ class BatchSampler:
         if self._penalised or not on_cpu:
             scores = scores - self._penalties[:rows]
 
-        # Sorting the vocabulary costs milliseconds a row, so on a CPU greedy rows skip it.
+        # Sorting the vocabulary costs milliseconds a row, so on a CPU each sampled row sorts what it needs.
         if on_cpu:
-            sampled = settings[0].nonzero().squeeze(-1)
-            if sampled.numel():
-                of_sampled = scores[sampled]
-                scores[sampled] = _only(self._draw_each(of_sampled, settings, sampled), of_sampled)
+            self._draw_each(scores, settings)
         else:
             scores = torch.where(settings[0].unsqueeze(-1) > 0, _only(draw(scores, *settings), scores), scores)
 
@@ -235,20 +236,17 @@ class BatchSampler:
             self._top[:rows] = torch.stack([ids, values], dim=-1)
         return scores
 
-    def _draw_each(self, scores: torch.Tensor, settings: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
-        """The tokens of the sampled rows. Rows that cannot be drawn together are drawn one by one, so that only the
-        request that is to blame fails."""
-        try:
-            return draw(scores, *settings[:, sampled])
-        except Exception:
-            tokens = torch.zeros(len(sampled), dtype=torch.int64)
-            for position, row in enumerate(sampled.tolist()):
-                place = slice(position, position + 1)
+    def _draw_each(self, scores: torch.Tensor, settings: torch.Tensor) -> None:
+        """Leave each row that is sampled its token, one by one, so that only the request that is to blame fails."""
+        for place, row in enumerate(settings.T):
+            if row[0] > 0:
                 try:
-                    tokens[place] = draw(scores[place], *settings[:, row : row + 1])
+                    token = draw_among_likely(scores[place], row)
                 except Exception as error:
-                    self._draws[row].fail(error)
-            return tokens
+                    self._draws[place].fail(error)
+                else:
+                    scores[place] = float("-inf")
+                    scores[place, token] = 0.0
 
     def collect(self) -> None:
         """After a step: hand the log probabilities to the requests that asked for them."""
@@ -315,6 +313,42 @@ def draw(
     # Rounding may leave the position behind the last token with any probability.
     position = torch.minimum(position, (probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return order.gather(-1, position).squeeze(-1)
+
+
+def draw_among_likely(scores: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
+    """The token that `draw` draws for one row, found among the likely ones wherever these decide it.
+
+    Args:
+        scores: Logits, `[vocabulary]`.
+        settings: As `draw` takes them, `[5]`.
+
+    Returns:
+        Its id, `[]`.
+    """
+    temperature, top_p, top_k, uniform, min_p = settings.tolist()
+    highest = scores.max()
+    kept = min(int(top_k), len(scores))
+    lowest = scores.topk(kept).values[-1] if top_k > 0 else highest - _FAR * temperature
+    likely = (scores >= lowest).nonzero().squeeze(-1)
+
+    # The others are a part of the whole by which top_p and the uniform number are meant, unless top_k leaves them out.
+    share = 1.0
+    if top_k <= 0:
+        weights = ((scores - highest) / temperature).exp()
+        share = (weights[likely].sum() / weights.sum()).item()
+    none_beside = top_k > 0 or min_p > math.exp(-_FAR)  # none of the others may be drawn
+    if top_p < 1:
+        top_p /= share
+        decided = none_beside or top_p < 1
+    elif none_beside:
+        decided = True
+    else:
+        uniform /= share
+        decided = uniform < 1
+    if not decided or not highest.isfinite():
+        return draw(scores[None], *settings.unsqueeze(-1))[0]
+    columns = torch.tensor([temperature, top_p, top_k, uniform, min_p]).unsqueeze(-1)
+    return likely[draw(scores[likely][None], *columns)[0]]
 
 
 def _only(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

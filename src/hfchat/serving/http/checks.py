@@ -42,8 +42,8 @@ class Check(ABC):
 class HeadLimit(Check):
     """Refuses heads of more than `max_bytes` (431), and bodies whose length is told in two ways (400).
 
-    h11 only bounds a head that comes in parts. It takes a length that is told twice as RFC 9112 (6.3) has it, but a
-    proxy in front may not, and then a body can smuggle another request past it.
+    The parser of a connection bounds only a head that comes in parts, and which of two lengths it takes is not what a
+    proxy in front may take: then a body can smuggle another request past it.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int):

@@ -3,24 +3,29 @@
 This builds on an internal of uvicorn (read in 0.54), whose options bound none of this: `timeout_keep_alive` ends only
 before the first byte of the next request, `limit_concurrency` refuses whoever comes last, and nothing looks at a
 client that does not read. tests/serving/http/test_limits.py fails if uvicorn changes it.
+
+The parser is httptools, which is llhttp, Node's. h11 takes a fifth more CPU for a streamed answer, but refuses some
+heads that llhttp lets through; those are refused here.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any, cast
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hfchat.serving.openai.protocol import ApiError
 
 _HEADERS_S = 10.0  # for the whole head of a request
+_MAX_UNREAD_BYTES = 64 * 1024  # of a head, a trailer or the size of a chunk that is not whole; uvicorn's for h11
 _STALLED_S = 30.0  # for a client that does not read what it is sent
 _MAX_CONNECTIONS = 900  # idle ones included; one costs a file descriptor, of which 1,024 is a usual limit
 MAX_REQUESTS = 800  # at a time, so that some of the connections always wait, and can make room for another
 
 
-class Connection(H11Protocol):
+class Connection(HttpToolsProtocol):
     """Closes a connection whose next request's head is not whole after `_HEADERS_S`, or whose client takes nothing of
     its answer for `_STALLED_S`.
 
@@ -36,6 +41,10 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self._patience: dict[str, asyncio.TimerHandle] = {}
         self._since = 0.0  # when the connection was made, or its last answer ended
+        self._has_request = False  # from the end of a head until there is nothing to be answered
+        self._in_head = self._declines = False
+        self._unread = 0  # bytes since something was whole
+        self.parser = _Parser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
@@ -44,15 +53,54 @@ class Connection(H11Protocol):
         if len(self.connections) > _MAX_CONNECTIONS:
             self._make_room()
 
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # after a body, it would be taken for one of the head
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._unread = False, 0
+        _check_head(self.parser.get_http_version(), self.url, self.headers)
+        offered = {value.lower() for name, value in self.headers if name == b"upgrade"}
+        self._declines = self.parser.should_upgrade() and offered != {b"websocket"}
+        if not self._declines:
+            self._has_request = True
+            super().on_headers_complete()
+
+    def declined(self) -> bytes | None:
+        """The head of the last request without its offer of another protocol; None if that was accepted.
+
+        httptools leaves the body of such a request to the other protocol. Java's client offers HTTP/2 with each first
+        request, so the request is read again.
+        """
+        if not self._declines:
+            return None
+        first = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = [b"%s: %s\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser = _Parser(self)
+        return first + b"".join(kept) + b"\r\n"
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._declines:
+            super().on_message_complete()
+
     def on_response_complete(self) -> None:
         self._since = self.loop.time()
         super().on_response_complete()
+        self._has_request = not self.cycle.response_complete  # it is that of the last request that came
 
     def _make_room(self) -> None:
         without_request = [
             other
             for other in self.connections
-            if isinstance(other, Connection) and other is not self and other.conn.their_state is h11.IDLE
+            if isinstance(other, Connection) and other is not self and not other._has_request
         ]
         if not without_request:
             return
@@ -71,15 +119,18 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._unread += len(data)
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if self._unread > _MAX_UNREAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("Invalid HTTP request received.")
+        if self._has_request:
             self._got("head")
         else:  # the first bytes of another request on a connection that was kept alive
             self._wait_for("head", _HEADERS_S)
 
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+    def handle_websocket_upgrade(self) -> None:
         self._got("head", "reader")
-        super().handle_websocket_upgrade(event)
+        super().handle_websocket_upgrade()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -91,13 +142,12 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """In the shape of all other errors; uvicorn's is plain text."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of an answer
+        in_an_answer = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if in_an_answer or self.pipeline:
             return self._abort()
         error = ApiError(400, msg).response()
-        headers = [*error.raw_headers, (b"connection", b"close")]
-        body = h11.Data(data=bytes(error.body))
-        for part in (h11.Response(status_code=400, headers=headers), body, h11.EndOfMessage()):
-            self.transport.write(self.conn.send(part))
+        headers = b"".join(b"%s: %s\r\n" % header for header in error.raw_headers)
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%sconnection: close\r\n\r\n%s" % (headers, error.body))
         self.transport.close()
 
     def _abort(self) -> None:
@@ -111,3 +161,43 @@ class Connection(H11Protocol):
     def _got(self, *what: str) -> None:
         for timer in filter(None, (self._patience.pop(name, None) for name in what)):
             timer.cancel()
+
+
+class _Parser(httptools.HttpRequestParser):
+    """Reads a request again whose offer of another protocol was declined."""
+
+    def __init__(self, connection: Connection):
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's; it is dropped with the connection
+        self._connection = connection
+
+    def feed_data(self, data: Any) -> None:
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            head = self._connection.declined()
+            if head is None:
+                raise
+            self._connection.parser.feed_data(head + data[offer.args[0] :])
+
+
+def _check_head(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuse what the parser lets through, and a proxy in front may read in another way.
+
+    Raises:
+        ValueError: httptools makes its own error of it, for which uvicorn sends a 400.
+    """
+    values = defaultdict(list)
+    for name, value in headers:
+        values[name].append(value)
+    hosts, encodings, lengths = values[b"host"], values[b"transfer-encoding"], values[b"content-length"]
+    if version not in ("1.0", "1.1"):
+        raise ValueError("another version of HTTP")
+    if not target.startswith((b"/", b"*")):
+        raise ValueError("a target that names a host")
+    if len(hosts) > 1 or (version == "1.1" and not hosts):
+        raise ValueError("not one host")
+    if len(encodings) > 1 or (encodings and encodings[0].lower() != b"chunked"):
+        raise ValueError("an encoding that nobody here decodes")
+    if len(lengths) > 1:
+        raise ValueError("several lengths")

@@ -16,6 +16,8 @@ from huggingface_hub.errors import HFValidationError
 from pydantic import BaseModel
 
 from hfchat.errors import UserError
+from hfchat.gguf.price import read_price
+from hfchat.lineage import CERTIFICATE
 from hfchat.models import resolve
 from hfchat.serving.openai.protocol import error_responses
 from hfchat.serving.versions.models import ServedModels
@@ -50,6 +52,8 @@ def add_cards(app: FastAPI, models: ServedModels, sources: Mapping[str, str]) ->
     def model_card(model_id: str) -> ModelCard:
         models.find(model_id)
         text = _read(sources[model_id]) if model_id in sources else None
+        price = _price_of(models.file_of(model_id))
+        text = "\n\n".join(part for part in (text, price) if part) or None
         return ModelCard(id=model_id, text=text, limits=text and (limits_in(text) or None))
 
 
@@ -67,6 +71,16 @@ def limits_in(card: str) -> str:
         if level:
             kept.append(line)
     return "\n".join(kept).strip()
+
+
+def _price_of(file: Path | None) -> str | None:
+    """The section on what the weights of a GGUF file cost, if its certificate says so."""
+    try:
+        price = read_price(file.with_name(CERTIFICATE)) if file is not None else None
+    except UserError as error:
+        _LOGGER.warning("%s", error)
+        return None
+    return f"## Limits of the weights\n\n{price.text()}" if price is not None else None
 
 
 def _read(source: str) -> str | None:

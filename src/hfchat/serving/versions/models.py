@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from hfchat.serving.engines.engine import Engine, EngineError
@@ -185,6 +186,11 @@ class ServedModels:
         """
         self._check_name(name)
         return self._describe(name)
+
+    def file_of(self, name: str) -> Path | None:
+        """The file that was made of a model and answers in its place, with its certificate beside it; None if none."""
+        served = self._served.get(name)
+        return served.current.engine.info.file if served else None
 
     def choose(self, request: GenerationRequest, record: RequestRecord) -> Version:
         """The version that answers a request, which its record notes; it is there until the request is over.
