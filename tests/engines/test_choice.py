@@ -12,6 +12,7 @@ def installed(monkeypatch):
 
     def only(*names):
         monkeypatch.setattr(llamacpp, "is_installed", lambda: "llamacpp" in names)
+        monkeypatch.setattr(llamacpp, "runs_here", lambda: "llamacpp" in names)
         monkeypatch.setattr(vllm, "is_installed", lambda: "vllm" in names)
 
     return only

@@ -65,7 +65,7 @@ def choose(engine: Literal["auto"] | EngineName, weights: str, model: str, has_g
     # Otherwise the fastest that is installed.
     if has_gpu and vllm.is_installed():
         return Choice("vllm", weights, asked_for=False)
-    if not has_gpu and weights == "auto" and llamacpp.is_installed():
+    if not has_gpu and weights == "auto" and llamacpp.runs_here():
         return Choice("llamacpp", _GGUF_TYPE, asked_for=False)
     return Choice("transformers", weights, asked_for=False)
 

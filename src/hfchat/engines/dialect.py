@@ -19,7 +19,7 @@ class TokenRequest:
         top_p: Probability mass to sample from, in (0, 1].
         top_k: How many of the likeliest tokens may be drawn; 0 is all.
         min_p: Share of the likeliest token's probability that a token must have to be drawn.
-        repetition_penalty: Of all tokens of the prompt and the answer (https://arxiv.org/abs/1909.05858).
+        repetition_penalty: Counts all tokens of the prompt and the answer (https://arxiv.org/abs/1909.05858).
         presence_penalty: Taken off the logit of every token that the answer has already.
         frequency_penalty: Taken off it once for each time that the answer has it.
         seed: Makes the draws repeatable.

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,13 @@ _FINISH_REASONS: dict[str, Literal["stop", "length"]] = {"eos": "stop", "word": 
 def is_installed() -> bool:
     """Whether the server is here, and what makes files for it."""
     return all(importlib.util.find_spec(module) for module in _MODULES)
+
+
+def runs_here() -> bool:
+    """Whether the server is here and its native code can be loaded, which a missing libgomp prevents."""
+    if not is_installed():
+        return False
+    return subprocess.run([sys.executable, "-c", "import xllamacpp"], capture_output=True, check=False).returncode == 0
 
 
 def check_installed() -> None:

@@ -138,9 +138,9 @@ class RemoteHarness(Harness):
         return json.dumps(chat_history, ensure_ascii=False)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        return self.shared("generate_until", self._generate, requests)
+        return self.shared("generate_until", self.generate_all, requests)
 
-    def _generate(self, requests: list[Instance]) -> list[str]:
+    def generate_all(self, requests: list[Instance]) -> list[str]:
         answers = []
         with (
             tqdm(desc="generate_until", total=len(requests), disable=not launched().is_main_process) as progress,
@@ -194,10 +194,10 @@ class EngineHarness(RemoteHarness):
         except TemplateError as error:
             raise UserError(f"{self.evaluated.path}: its chat template refuses the turns: {error}") from error
 
-    def _generate(self, requests: list[Instance]) -> list[str]:
+    def generate_all(self, requests: list[Instance]) -> list[str]:
         lengths = [len(self._encode(request.args[0])) + max_new_tokens(request.args[1]) for request in requests]
         self.evaluated.expect(min(max(lengths), self._max_length))
-        return super()._generate(requests)
+        return super().generate_all(requests)
 
     def _ask(self, prompt: str, settings: Mapping[str, Any]) -> Reply:
         stops = list(filter(None, handle_stop_sequences(settings.get("until"), eos=None)))

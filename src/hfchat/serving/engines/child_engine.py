@@ -110,7 +110,7 @@ class Child:
         """The response whose body is the stream of an answer.
 
         Raises:
-            EngineError: If there is none.
+            EngineError: If the child does not answer.
         """
         if self._session is None:
             raise EngineError("the engine has not been started")

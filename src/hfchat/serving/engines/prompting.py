@@ -52,7 +52,7 @@ class Prompting:
         """
         Args:
             tokenizer: With a chat template.
-            sampling: Of the model.
+            sampling: How the model is sampled.
             ends: Tokens that end an answer.
             vocabulary: Number of embeddings of the model.
             context: Tokens that a prompt and its answer may take together.
