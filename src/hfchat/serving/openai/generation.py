@@ -11,12 +11,10 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import product
 
 from fastapi.sse import format_sse_event
-from pydantic import BaseModel
-from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,6 +32,7 @@ from hfchat.serving.engines.text import StopStrings
 from hfchat.serving.http.limits import Reservation, Slots
 from hfchat.serving.http.rates import RateLimit
 from hfchat.serving.http.record import AnswerRecord, RequestRecord
+from hfchat.serving.openai.events import Events
 from hfchat.serving.openai.formats import Format, Identity, Part, Source
 from hfchat.serving.openai.guarding import Guarding
 from hfchat.serving.openai.protocol import AnswerableRequest, ApiError, Usage
@@ -44,7 +43,6 @@ _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_TOKENS = 2**31 - 1  # of an answer, where only an upstream knows its context
 # A smaller temperature is raised to this, as in vLLM (`vllm/sampling_params.py`: "may cause numerical errors").
 _LEAST_TEMPERATURE = 1e-2
-_ANY_TEXT = uuid.uuid4().hex  # in the place of a chunk's text; nobody can know it
 _KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
 
 
@@ -370,30 +368,15 @@ async def _whole(answers: Answers, parts: AsyncIterator[Part | None]) -> Respons
 async def _events(answers: Answers, parts: AsyncIterator[Part | None]) -> AsyncGenerator[bytes]:
     """The events of a stream; a comment, which clients skip, where nothing else has come for a while."""
     include_usage = answers.request.include_usage
-    begun: set[int] = set()
-
-    def event(chunk: BaseModel) -> bytes:
-        return format_sse_event(data_str=chunk.model_dump_json(exclude=None if include_usage else {"usage"}))
-
-    @cache
-    def around_text(index: int) -> tuple[bytes, bytes]:
-        """What comes before and after the text in an event that brings an answer nothing else."""
-        (chunk,) = answers.format.chunks(answers.identity, Part(index, _ANY_TEXT), first=False)
-        before, _, after = event(chunk).partition(to_json(_ANY_TEXT))
-        return before, after
-
+    events = Events(answers.format, answers.identity, with_usage=include_usage)
     async for part in parts:
         if part is None:
             yield format_sse_event(comment="keep-alive")
-        elif part.is_only_text and part.index in begun:
-            before, after = around_text(part.index)
-            yield before + to_json(part.text) + after
         else:
-            for chunk in answers.format.chunks(answers.identity, part, first=part.index not in begun):
-                yield event(chunk)
-            begun.add(part.index)
+            for event in events.of(part):
+                yield event
     if include_usage:
-        yield event(answers.format.usage(answers.identity, answers.usage()))
+        yield events.written(answers.format.usage(answers.identity, answers.usage()))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part | None]:
