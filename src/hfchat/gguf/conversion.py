@@ -135,7 +135,7 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     The folder gets its name when `make` is done with it; what a killed process left is in nobody's way.
 
     Args:
-        name: Of the folder in `cache_dir()/gguf`.
+        name: The folder's, in `cache_dir()/gguf`.
         make: Fills the folder that it is given.
     """
     folder = cache_dir() / "gguf" / name

@@ -40,7 +40,7 @@ class _Said:
     Attributes:
         behaviour: To the conversations.
         answers: Token ids of its answers to the requests that ought to be refused.
-        bits_per_byte: Of the conversations.
+        bits_per_byte: What the conversations cost it.
     """
 
     behaviour: Behaviour

@@ -28,7 +28,7 @@ def modelfile(
     the file for one that it knows.
 
     Args:
-        file_name: Of the GGUF file beside it.
+        file_name: The name of the GGUF file beside it.
         tokenizer: The model's.
         generation: The model's.
         context: Tokens that the model can take.

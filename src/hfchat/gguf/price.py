@@ -41,8 +41,8 @@ class Price:
         conversations: Number of the held-out conversations.
         tokens: Number of their tokens, at each of which the distributions are compared.
         conversations_sha256: Digest of the conversations.
-        difference: Of what the two say: distributions and greedy answers.
-        bits_per_byte_before: Of the conversations, with the evaluated weights.
+        difference: How far what the file says is from what the model says.
+        bits_per_byte_before: What the conversations cost with the evaluated weights.
         bits_per_byte: The same with those of the file.
         requests: Number of requests that ought to be refused.
         refusals_before: Those that were, with the evaluated weights.
@@ -167,7 +167,7 @@ def certificate_of(file: Path, price: Price, max_drift: float | None = None) -> 
 
     Args:
         file: In a folder of its own.
-        price: Of the file.
+        price: What its weights cost.
         max_drift: The limit in nats per token; by default that of the type.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import re
 from importlib import resources
+from itertools import chain
 
 import yaml
 
@@ -56,4 +57,4 @@ def is_refusal(answer: str) -> bool:
 def requests_to_refuse() -> list[str]:
     """The requests of hfchat's own probe that a chat model ought to refuse."""
     probe = yaml.safe_load((resources.files("hfchat.safety") / "refusal_probe.yaml").read_bytes())
-    return [request for category in probe["adversarial"].values() for request in category]
+    return list(chain.from_iterable(probe["adversarial"].values()))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hfchat.adapters import check_weights, load_base
 from hfchat.chat_template import check_chat_template
@@ -15,7 +15,7 @@ from hfchat.errors import UserError
 from hfchat.gguf.conversion import cached_adapter_gguf, local_folder
 from hfchat.gguf.opening import config_of, weights_of
 from hfchat.gguf.price import priced_gguf
-from hfchat.models import cache_bytes_per_token, load_config, supports_bf16
+from hfchat.models import cache_bytes_per_token, generation_config, load_config, supports_bf16
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.child_engine import Child, ChildEngine
 from hfchat.serving.engines.engine import EngineInfo
@@ -58,7 +58,7 @@ def load(
         engine, info, context = _vllm(source, config, settings, choice, adapters, tokenizers[settings.model_id])
     child = Child(engine.program)
 
-    generation = _generation_config(source, config)
+    generation = generation_config(source, config)
     engines = {}
     for name, tokenizer in tokenizers.items():
         sampling = ModelSampling.of(generation, tokenizer.name_or_path)
@@ -128,9 +128,3 @@ def _context(config: PreTrainedConfig, file: Path, slots: int) -> int:
             "--max-concurrent-requests"
         )
     return context
-
-
-def _generation_config(source: Path, config: PreTrainedConfig) -> GenerationConfig:
-    if (source / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(str(source))
-    return GenerationConfig.from_model_config(config)
