@@ -209,7 +209,7 @@ def test_metrics_of_requests_and_answers(serve, scripted, eventually):
     served.chat(stream=True, stop="wor")
     served.chat(temperature=3)
     served.http.get("/nothing/123")
-    served.http.request("BREW", "/nothing/124")
+    served.http.request("PROPFIND", "/nothing/124")  # the parser refuses words that are no method anywhere
     served.http.get("/page/chat.js")
 
     def count(route, status, method="POST"):
