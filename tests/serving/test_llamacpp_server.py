@@ -91,7 +91,10 @@ def test_kill_9_of_llamacpp_in_a_stream_is_an_error_event_and_the_next_answer_co
     # Twice, because a crash after a whole answer is not one in a row.
     for _ in range(2):
         child = child_of(running)
-        chunks = stream(client, "What is a tokenizer?", max_tokens=200, extra_body={"temperature": 2.0, "seed": 1})
+        # So many answers that not all are over when the first of them has begun.
+        chunks = stream(
+            client, "What is a tokenizer?", n=8, max_tokens=200, extra_body={"temperature": 2.0, "seed": 1}
+        )
         next(chunks)
         next(chunks)
         os.kill(child, signal.SIGKILL)
