@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import openai
@@ -59,9 +60,10 @@ def child_of(running):
 
 def _ancestors(pid):
     ancestors = []
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        ancestors.append(pid)
+    with suppress(OSError):  # it has ended since
+        while pid > 1:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            ancestors.append(pid)
     return ancestors
 
 
@@ -88,18 +90,24 @@ def test_what_a_guard_blocks_is_never_streamed(client):
 
 def test_kill_9_of_llamacpp_in_a_stream_is_an_error_event_and_the_next_answer_comes(client, process):
     running, log = process
-    # Twice, because a crash after a whole answer is not one in a row.
-    for _ in range(2):
+    # Twice, because a crash after a whole answer is not one in a row; more often where the answers were over too soon.
+    broken = 0
+    for _ in range(20):
         child = child_of(running)
-        chunks = stream(client, "What is a tokenizer?", max_tokens=200, extra_body={"temperature": 2.0, "seed": 1})
-        next(chunks)
+        # So many answers that hardly ever all are over when the first of them has begun.
+        chunks = stream(client, "What is a tokenizer?", n=8, max_tokens=200, extra_body={"temperature": 2.0})
         next(chunks)
         os.kill(child, signal.SIGKILL)
-        with pytest.raises(openai.APIError, match="broke the answer off"):
+        try:
             list(chunks)
+        except openai.APIError as error:
+            broken += "broke the answer off" in str(error)
         greeting = "".join(chunk.choices[0].delta.content or "" for chunk in stream(client, "Greet"))
         assert greeting == LEARNED["Greet"]
         assert child_of(running) != child
+        if broken == 2:
+            break
+    assert broken == 2
     # Its log does not have what people ask.
     assert "tokenizer?" not in log.read_text()
     assert "Greet" not in log.read_text()
