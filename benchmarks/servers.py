@@ -181,7 +181,7 @@ def settings_of_child(server: Server) -> LlamaCppSettings:
     """What `hfchat serve --engine llamacpp` has its own llama.cpp serve, read from that child's command."""
     for process in server.process.children(recursive=True):
         command = process.cmdline()
-        if command[1:3] == ["-m", "hfchat.engines.llamacpp_server"]:
+        if command[1:4] == ["-P", "-m", "hfchat.engines.llamacpp_server"]:
             settings = json.loads(command[-1])
             return LlamaCppSettings(settings["model"], settings["slots"], settings["context"])
     raise SystemExit(f"{server.name}: has no child that is llama.cpp's server")

@@ -70,7 +70,7 @@ def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words[1]
     else:
-        known = ("git", "cd", "curl", "pip", "cp", "source", "jupyter", "papermill", "mkdocs")
+        known = ("git", "cd", "curl", "pip", "cp", "source", "jupyter", "papermill", "mkdocs", "ollama")
         assert words[0] in known, f"no test knows how to check: {command}"
         for path in (word for word in words[1:] if word.startswith(("recipes/", "deploy/", "docs/"))):
             assert (ROOT / path).exists(), path

@@ -177,7 +177,7 @@ def test_a_server_that_does_not_start_is_told_with_the_end_of_its_log():
 
 def test_llama_cpp_gets_the_file_the_slots_and_the_context_of_ours():
     settings = {"model": "m.gguf", "slots": 9, "context": 4096, "adapters": []}
-    child = ["python", "-m", "hfchat.engines.llamacpp_server", "8123", json.dumps(settings)]
+    child = ["python", "-P", "-m", "hfchat.engines.llamacpp_server", "8123", json.dumps(settings)]
     keeper = ["python", "-m", "hfchat.engines.keeper", *child]
     process = SimpleNamespace(
         children=lambda recursive: [SimpleNamespace(cmdline=lambda c=command: c) for command in (keeper, child)]

@@ -70,7 +70,7 @@ class LlamaCpp:
             "context": self.context,
             "adapters": [str(file) for file in self.adapters.values()],
         }
-        command = [sys.executable, "-m", "hfchat.engines.llamacpp_server", "{port}", json.dumps(settings)]
+        command = [sys.executable, "-P", "-m", "hfchat.engines.llamacpp_server", "{port}", json.dumps(settings)]
         source = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
         return Program("llama.cpp", command, KEY_VARIABLE, {"PYTHONPATH": path}, _complaint)

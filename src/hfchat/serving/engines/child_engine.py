@@ -20,7 +20,7 @@ from hfchat.serving.http.record import current_record
 _CONNECT_S = 5.0
 _CHECK_S = 0.05
 _HEALTH = aiohttp.ClientTimeout(total=5.0)
-_NOTICE_S = 10.0  # until it is known that a process has ended; vLLM takes 2 s to end when its engine has
+_NOTICE_S = 3.0  # until it is known that a process has ended; vLLM takes 2 s to end when its engine has
 _RESTART_S = 600.0  # how long an answer waits for a restart before it fails
 _DONE = b"[DONE]"
 _Result = TypeVar("_Result")
