@@ -18,17 +18,14 @@ ALLOWED = {
     ("feedback", "safety"),
     ("doctor", "training"),
     ("evaluation", "safety"),
-    # Engines that are servers of their own, and the files that they read.
+    ("gguf", "safety"),
+    # Engines that are servers of their own, and the files that they read: those who serve, evaluate and export share.
     ("serving", "engines"),
     ("serving", "gguf"),
     ("evaluation", "engines"),
     ("evaluation", "gguf"),
     ("engines", "gguf"),
     ("export", "gguf"),
-    ("export", "gguf"),
-    ("gguf", "safety"),
-    ("hub", "gguf"),
-    ("serving", "gguf"),
 }
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -231,7 +232,8 @@ def digest_of(folder: Path) -> str:
     Raises:
         UserError: If the folder has no weights in safetensors.
     """
-    files = sorted({path for pattern in _PARTS for path in folder.glob(pattern) if path.is_file()})
+    found = set(chain.from_iterable(map(folder.glob, _PARTS)))
+    files = sorted(path for path in found if path.is_file())
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: has no weights in safetensors, and no others are converted; save it again")
     made_with = {package: metadata.version(package) for package in _PACKAGES}

@@ -86,7 +86,7 @@ def weight_type(name: str) -> WeightType:
     """The type of that name.
 
     Raises:
-        UserError: If there is none.
+        UserError: If it is not the name of a type.
     """
     if name not in WEIGHT_TYPES:
         raise UserError(f"{name}: is not a type of weights of GGUF files; choose one of {', '.join(WEIGHT_TYPES)}")
