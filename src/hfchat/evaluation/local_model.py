@@ -117,6 +117,8 @@ class LocalModel(EvaluatedModel):
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
         if not isinstance(prompt, str) and not self._template_is_right:
+            # First by itself: a folder without a template need not have a configuration.
+            check_chat_template(self.tokenizer, allow_mismatch=self._allow_mismatch)
             check_chat_template(self.tokenizer, self._config, allow_mismatch=self._allow_mismatch)
             self._template_is_right = True
         length = len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens

@@ -16,7 +16,6 @@ from huggingface_hub.errors import HFValidationError
 from pydantic import BaseModel
 
 from hfchat.errors import UserError
-from hfchat.gguf.price import read_price
 from hfchat.lineage import CERTIFICATE
 from hfchat.models import resolve
 from hfchat.serving.openai.protocol import error_responses
@@ -75,8 +74,13 @@ def limits_in(card: str) -> str:
 
 def _price_of(file: Path | None) -> str | None:
     """The section on what the weights of a GGUF file cost, if its certificate says so."""
+    if file is None:
+        return None
+    # It takes torch, which a server that only passes requests on does without.
+    from hfchat.gguf.price import read_price
+
     try:
-        price = read_price(file.with_name(CERTIFICATE)) if file is not None else None
+        price = read_price(file.with_name(CERTIFICATE))
     except UserError as error:
         _LOGGER.warning("%s", error)
         return None
