@@ -1,4 +1,4 @@
-"""Long prompts read in parts beside other keys' requests, for an engine that would read them whole.
+"""Long prompts of API keys read in parts, for an engine that would read them whole.
 
 llama.cpp's server fills each step with prompts in the order of its slots (seen in 2026.10): a key whose long prompts
 follow each other would keep the prompts of all others waiting, and each token of their answers would take as long as a
@@ -42,7 +42,9 @@ class ReadingInParts:
                 del self._asking[owner]
 
     async def read(self, request: TokenRequest, owner: Owner, read: Callable[[TokenRequest], Awaitable[None]]) -> None:
-        """Read a prompt but for its last part, while other keys have requests.
+        """Read a prompt but for its last part; where there are no keys, all are one, and nothing is read in parts.
+
+        Also a key that is alone reads in parts: what has been handed over whole cannot be taken back when another comes.
 
         Args:
             request: The whole request.
@@ -51,11 +53,12 @@ class ReadingInParts:
         """
         loop = asyncio.get_running_loop()
         for end in range(_PART, len(request.prompt), _PART):
-            if len(self._asking) < 2:
-                return  # nobody minds
+            if owner is None:
+                return
             with closing(self._turns.reserve(1, owner)) as turn:
                 async with turn.take():
                     turn.charge(_PART)
                     began = loop.time()
                     await read(replace(request, prompt=request.prompt[:end], max_tokens=0))
-                    await asyncio.sleep(_SHARE * (loop.time() - began))
+                    if len(self._asking) > 1:
+                        await asyncio.sleep(_SHARE * (loop.time() - began))
