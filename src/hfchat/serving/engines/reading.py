@@ -44,7 +44,7 @@ class ReadingInParts:
     async def read(self, request: TokenRequest, owner: Owner, read: Callable[[TokenRequest], Awaitable[None]]) -> None:
         """Read a prompt but for its last part; where there are no keys, all are one, and nothing is read in parts.
 
-        Also a key that is alone reads in parts: what has been handed over whole cannot be taken back when another comes.
+        A key that is alone does so too: what has been handed over whole cannot be taken back when another comes.
 
         Args:
             request: The whole request.
