@@ -38,11 +38,13 @@ class Supervisor:
         self.crashes = 0
         self._ended = asyncio.Event()  # set when the generation has crashed
         self._task: asyncio.Task | None = None
+        self._is_over = False
 
     def begin(self) -> None:
         self._task = asyncio.create_task(self._supervise())
 
     async def end(self) -> None:
+        self._is_over = True  # a restart that is given up may fail instead of being cancelled
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -60,7 +62,7 @@ class Supervisor:
         self.crashes = 0
 
     async def _supervise(self) -> None:
-        while True:
+        while not self._is_over:
             if self.down is None:
                 await self._ended.wait()
                 self.down = self._why() or "generation failed"
