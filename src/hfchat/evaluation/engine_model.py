@@ -24,6 +24,7 @@ from hfchat.evaluation.model import Prompt, Reply
 from hfchat.generation import load_generation_config, stop_token_ids
 from hfchat.gguf.adapter_check import check_adapter
 from hfchat.gguf.conversion import cached_adapter_gguf, cached_gguf, local_folder
+from hfchat.gguf.weight_types import TORCH_TYPES
 from hfchat.processes import launched
 from hfchat.results import COMPUTED_BY, ModelIdentity
 
@@ -33,8 +34,6 @@ _ROUNDED = 256  # tokens
 _EVENT = b"data:"
 _END = b"[DONE]"
 _ADAPTER = "adapter"
-# The evaluated type of weights, as llama.cpp calls it.
-_GGUF_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class EngineModel(LocalModel):
         if launched().num_processes > 1:
             raise UserError(f"engine: {engine.name} makes its own batches; start one process, and not several")
         # Whatever it cannot do is said now.
-        own = _GGUF_TYPES[dtype] if engine.name == "llamacpp" else dtype
+        own = TORCH_TYPES[dtype] if engine.name == "llamacpp" else dtype
         self.weights = choose(engine.name, engine.weights or own, path, has_gpu=False).weights
         if engine.name == "llamacpp":
             if engine.arguments:

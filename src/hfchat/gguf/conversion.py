@@ -23,13 +23,12 @@ from filelock import FileLock
 from hfchat.errors import UserError
 from hfchat.gguf.adapter_check import check_adapter
 from hfchat.gguf.process import work_in_process
-from hfchat.gguf.weight_types import weight_type
+from hfchat.gguf.weight_types import TORCH_TYPES, weight_type
 from hfchat.model_code import refuse_code
 from hfchat.models import cache_dir, load_config, resolve
 from hfchat.storage import write_whole
 
 GGUF_FILE = "model.gguf"
-_EVALUATED_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _PARTS = (
     "*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "chat_template*", "*.model", "vocab*",
     "merges.txt", "added_tokens.json", "special_tokens_map.json",
@@ -76,7 +75,7 @@ def local_folder(model_name_or_path: str) -> Path:
 def evaluated_type(folder: Path) -> str:
     """The type in which a model's weights are stored, by llama.cpp's name."""
     dtype = str(load_config(str(folder)).dtype or "float32").removeprefix("torch.")
-    return _EVALUATED_TYPES.get(dtype, "f32")
+    return TORCH_TYPES.get(dtype, "f32")
 
 
 def cached_gguf(folder: Path, weights: str) -> Path:

@@ -57,6 +57,9 @@ WeightName = Literal[
     "q2_k",
 ]  # by llama.cpp's names in lower case
 
+# PyTorch's types by llama.cpp's names.
+TORCH_TYPES: Mapping[str, str] = MappingProxyType({"float32": "f32", "float16": "f16", "bfloat16": "bf16"})
+
 WEIGHT_TYPES: Mapping[str, WeightType] = MappingProxyType(
     {
         "f32": WeightType(32, converted=True),

@@ -237,25 +237,20 @@ class ChildEngine:
         """The answer, as from any engine. One that nothing has come of yet is asked for again after a restart."""
         if self.error is not None:
             raise EngineError(self.error)
-        await self._unless_aborted(self._child.wait_until_up())
-        try:
-            async with aclosing(self._whole_answer(prompt, sampling)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        except _NotBegunError:
-            await self._unless_aborted(self._child.wait_until_noticed())
+        for is_second in (False, True):
             await self._unless_aborted(self._child.wait_until_up())
-            async with aclosing(self._whole_answer(prompt, sampling)) as pieces:
-                async for piece in pieces:
-                    yield piece
-
-    async def _whole_answer(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
-        """An answer whose end is told to the supervisor, before it is told to somebody who then stops listening."""
-        async with aclosing(self._generate(prompt, sampling)) as pieces:
-            async for piece in pieces:
-                if piece.finish_reason is not None:
-                    self._child.supervisor.succeeded()
-                yield piece
+            try:
+                async with aclosing(self._generate(prompt, sampling)) as pieces:
+                    async for piece in pieces:
+                        # Told before the last piece, after which nobody may listen any more.
+                        if piece.finish_reason is not None:
+                            self._child.supervisor.succeeded()
+                        yield piece
+                return
+            except _NotBegunError:
+                if is_second:
+                    raise
+                await self._unless_aborted(self._child.wait_until_noticed())
 
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
