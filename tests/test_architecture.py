@@ -26,6 +26,9 @@ ALLOWED = {
     ("evaluation", "gguf"),
     ("engines", "gguf"),
     ("export", "gguf"),
+    # What an answer must be, and what it says: those who serve and who evaluate mean the same by it.
+    ("serving", "structured"),
+    ("evaluation", "structured"),
 }
 
 

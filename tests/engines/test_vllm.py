@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from hfchat.chat import Chat
 from hfchat.engines.child import ChildServer
 from hfchat.engines.choice import Choice
 from hfchat.engines.dialect import Chunk, EngineFailureError, ScoredText, TokenRequest
@@ -321,7 +322,7 @@ def engine_of(chat_model: Path, **settings):
 
 async def answer(engine, heard=lambda text: None, **sampling):
     """The pieces of an answer, whose texts are heard while it is given."""
-    prompt, pieces = await engine.encode(MESSAGES), []
+    prompt, pieces = await engine.encode(Chat(MESSAGES)), []
     async for piece in engine.stream(prompt, Sampling(max_tokens=20, **sampling)):
         heard(piece.text)
         pieces.append(piece)

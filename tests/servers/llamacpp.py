@@ -72,9 +72,9 @@ class Characters:
 
     async def try_template(self): ...
 
-    async def encode(self, messages):
-        text = "".join(message["content"] for message in messages)
-        return self._prompt(text, messages)
+    async def encode(self, chat):
+        text = "".join(message["content"] for message in chat.messages)
+        return self._prompt(text, chat.messages)
 
     async def encode_text(self, text):
         return self._prompt(text, text)

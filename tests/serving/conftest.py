@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import openai
@@ -29,9 +29,12 @@ class ScriptedPrompt:
 
 @dataclass
 class ScriptedEngine:
-    """Answers every prompt with the same pieces, one token each; `gate` holds it back after the first piece."""
+    """Answers every prompt with the same pieces, one token each; `gate` holds it back after the first piece.
 
-    pieces: list[str] = field(default_factory=lambda: ["Hello", ", ", "wor", "ld", "!"])
+    A piece is a text, or a `Piece` with reasoning or calls in it.
+    """
+
+    pieces: list[str | Piece] = field(default_factory=lambda: ["Hello", ", ", "wor", "ld", "!"])
     finish_reason: str = "stop"
     context_length: int = 100
     temperature: float = 0.0
@@ -49,6 +52,7 @@ class ScriptedEngine:
         self.started = 0
         self.samplings = []
         self.prompts = []
+        self.chats = []
         self.answered = []
         self._gate = threading.Event()
 
@@ -67,8 +71,10 @@ class ScriptedEngine:
         if self.error:
             raise EngineError(self.error)
 
-    async def encode(self, messages):
+    async def encode(self, chat):
         """A token for each character."""
+        messages = chat.messages
+        self.chats.append(chat)
         if messages[0]["content"] == "refuse me":
             raise PromptError("the template wants something else")
         self.prompts.append(messages)
@@ -95,7 +101,8 @@ class ScriptedEngine:
                     await asyncio.sleep(0.005)
                 finish_reason = self.finish_reason if index == len(self.pieces) - 1 else None
                 logprobs = () if sampling.logprobs is None else (self._logprobs(piece, sampling.logprobs),)
-                yield Piece(piece, 1, finish_reason, logprobs)
+                whole = Piece(piece, 1) if isinstance(piece, str) else piece
+                yield replace(whole, finish_reason=finish_reason, logprobs=logprobs)
                 await asyncio.sleep(0)
         finally:
             self.active -= 1

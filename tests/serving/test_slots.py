@@ -11,7 +11,7 @@ import pytest
 from hfchat.serving.http.auth import ApiKeys, hash_key
 from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.rates import RateLimit
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 
 KEYS = ApiKeys({"flood": hash_key("flood"), "small": hash_key("small")})
 HI = [{"role": "user", "content": "Hi"}]

@@ -27,7 +27,8 @@ from hfchat.errors import UserError
 from hfchat.serving.engines.sse import EventReader
 from hfchat.serving.http.record import record_of
 from hfchat.serving.openai import protocol
-from hfchat.serving.openai.protocol import ApiError, ChatCompletionChunk, ErrorResponse
+from hfchat.serving.openai.errors import ApiError, ErrorResponse
+from hfchat.serving.openai.protocol import ChatCompletionChunk
 
 try:
     import strawberry
@@ -282,7 +283,7 @@ class Mutation:
             id=answer.id,
             model=answer.model,
             version=answer.system_fingerprint,
-            content=choice.message.content,
+            content=choice.message.content or "",
             finish_reason=choice.finish_reason,
             usage=Usage(**answer.usage.model_dump()),
         )

@@ -16,7 +16,7 @@ from hfchat.feedback.store import Store
 from hfchat.safety.guards_file import load_guards
 from hfchat.serving.collecting import feedback
 from hfchat.serving.http.auth import ApiKeys, hash_key
-from hfchat.serving.openai.protocol import FeedbackRequest
+from hfchat.serving.openai.requests import FeedbackRequest
 from hfchat.serving.settings import ServerSettings
 from tests.serving.conftest import MODEL, ScriptedEngine, running
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from hfchat.chat import Chat
 from hfchat.errors import UserError
 from hfchat.serving.engines import child_engine, supervising
 from hfchat.serving.engines.child_engine import Child
@@ -36,7 +37,7 @@ async def running(engine):
 
 
 async def answer(engine, **sampling):
-    prompt = await engine.encode(HI)
+    prompt = await engine.encode(Chat(HI))
     return [piece async for piece in engine.stream(prompt, Sampling(**{"max_tokens": 10} | sampling))]
 
 
@@ -83,7 +84,7 @@ def test_who_stops_listening_ends_the_work(llamacpp):
     engine = ScriptedChildEngine(llamacpp)
 
     async def leave():
-        async with aclosing(engine.stream(await engine.encode(HI), Sampling(10))) as pieces:
+        async with aclosing(engine.stream(await engine.encode(Chat(HI)), Sampling(10))) as pieces:
             await anext(pieces)
         await until(lambda: llamacpp.closed)
         # A task that is cancelled has the same effect.

@@ -7,13 +7,14 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 
 import pytest
 
+from hfchat.chat import Chat
 from hfchat.errors import UserError
 from hfchat.serving.engines import gateway as module
 from hfchat.serving.engines.engine import EngineError, Sampling
 from hfchat.serving.engines.gateway import Gateway, open_gateway
 from hfchat.serving.engines.upstream import Upstream, UpstreamBusyError
 from hfchat.serving.http.record import RequestRecord
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 from tests.servers.streams import chunk, event, says, stream_server
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -59,7 +60,7 @@ async def gateway(*scripts):
 
 
 async def answer(engine, **sampling):
-    prompt = await engine.encode(MESSAGES)
+    prompt = await engine.encode(Chat(MESSAGES))
     async with aclosing(engine.stream(prompt, Sampling(**({"max_tokens": None} | sampling)))) as pieces:
         return "".join([piece.text async for piece in pieces])
 
@@ -77,7 +78,7 @@ def run(function):
 def test_answers_are_spread_by_what_is_in_flight():
     async def test():
         async with gateway(hangs, hangs, hangs) as (engine, servers):
-            prompt = await engine.encode(MESSAGES)
+            prompt = await engine.encode(Chat(MESSAGES))
             streams = [engine.stream(prompt, Sampling(None)) for _ in range(6)]
             for stream in streams:
                 await anext(stream)

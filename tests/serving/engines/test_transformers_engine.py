@@ -13,6 +13,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.continuous_batching.requests import RequestState
 
+from hfchat.chat import Chat
 from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
 from hfchat.serving.engines import continuous_batching, sampler, supervising, transformers_engine
@@ -293,7 +294,7 @@ def run(engine, work):
 
 
 async def collect(engine, text, **fields):
-    prompt = await engine.encode(messages(text))
+    prompt = await engine.encode(Chat(messages(text)))
     return [piece async for piece in engine.stream(prompt, Sampling(**({"max_tokens": TOKENS} | fields)))]
 
 

@@ -6,9 +6,10 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from hfchat.chat import Chat
 from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.engines.upstream import Upstream, UpstreamBusyError, UpstreamError
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 from tests.servers.streams import DONE, chunk, event, says, stream_server, usage
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -27,7 +28,7 @@ async def upstream(script, api_key=None, model=None, **fields):
 
 
 async def answer(engine, sampling=PLAIN, text=None):
-    prompt = await (engine.encode(MESSAGES) if text is None else engine.encode_text(text))
+    prompt = await (engine.encode(Chat(MESSAGES)) if text is None else engine.encode_text(text))
     assert prompt.tokens is None
     return [piece async for piece in engine.stream(prompt, sampling)]
 
@@ -375,7 +376,7 @@ def test_closing_an_answer_closes_its_connection_at_once():
 
     async def run():
         async with upstream(endless) as (engine, server):
-            async with aclosing(engine.stream(await engine.encode(MESSAGES), PLAIN)) as pieces:
+            async with aclosing(engine.stream(await engine.encode(Chat(MESSAGES)), PLAIN)) as pieces:
                 await anext(pieces)
             async with asyncio.timeout(5):
                 while not server.left:

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from hfchat.serving.engines.engine import EngineInfo
 from hfchat.serving.openai.card import add_cards, limits_in
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.versions.models import ServedModels
 
 CARD = """\

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 from pydantic import ValidationError
 
-from hfchat.serving.openai.protocol import ChatCompletionRequest, CompletionRequest, FeedbackRequest
+from hfchat.serving.openai.requests import ChatCompletionRequest, CompletionRequest, FeedbackRequest
 
 MANY = 50_000
 MESSAGE = {"role": "user", "content": "Hi"}

@@ -7,7 +7,7 @@ import pytest
 
 from hfchat.serving.engines.engine import EngineError
 from hfchat.serving.http.limits import Gate
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.versions import readiness
 from hfchat.serving.versions.readiness import Readiness
 

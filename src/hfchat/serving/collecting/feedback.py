@@ -16,15 +16,10 @@ from hfchat.feedback.exchange import Exchange, GuardFinding, Opinion, Turn
 from hfchat.feedback.store import NothingSaidError, OtherPromptError, Store, Stored, StoreError, UnknownAnswerError
 from hfchat.serving.collecting.recent import RecentAnswers
 from hfchat.serving.http.record import RecordOfRequest
+from hfchat.serving.openai.errors import ApiError, error_responses
 from hfchat.serving.openai.generation import Answers
-from hfchat.serving.openai.protocol import (
-    ApiError,
-    ChatCompletionRequest,
-    Feedback,
-    FeedbackRequest,
-    FeedbackSettings,
-    error_responses,
-)
+from hfchat.serving.openai.protocol import Feedback, FeedbackSettings
+from hfchat.serving.openai.requests import ChatCompletionRequest, FeedbackRequest
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _MAX_WAITING = 100  # writes; more would only wait longer for the same disk
@@ -248,8 +243,9 @@ def _exchanges(answers: Answers) -> list[Exchange]:
         for seen in record.findings
     ]
     # The exchanges share one list of messages: it may be long, and a request may have many answers.
-    conversation = answers.questions[0].source.messages  # a chat has one prompt
-    messages = [Turn(role=message["role"], content=message["content"]) for message in conversation]
+    chat = answers.questions[0].source.chat  # a chat has one prompt
+    assert chat is not None
+    messages = [Turn(role=message["role"], content=message["content"]) for message in chat.messages]
     return [
         Exchange(
             answer_id=identity["id"],

@@ -1,11 +1,13 @@
 """What the server asks of an engine: a prompt that the engine made itself goes in, and text comes out in pieces."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-FinishReason = Literal["stop", "length", "content_filter"]  # the last one: a guard cut the answer
+from hfchat.chat import Chat
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]  # the last one: a guard cut the answer
 
 
 class EngineError(Exception):
@@ -13,7 +15,15 @@ class EngineError(Exception):
 
 
 class PromptError(ValueError):
-    """The chat template, or the tokenizer, refuses this prompt. The message says why."""
+    """The chat template, or the tokenizer, refuses this prompt, or the answer that it asks for. The message says why.
+
+    Attributes:
+        field: The field of the request that is to blame; None for the prompt itself.
+    """
+
+    def __init__(self, message: str, field: str | None = None):
+        super().__init__(message)
+        self.field = field
 
 
 class PromptTooLongError(PromptError):
@@ -28,6 +38,11 @@ class Sampling:
         max_tokens: Length of the answer in tokens, the end-of-turn token included; None: all that the context holds.
         temperature: 0 always takes the likeliest token.
         top_p: Probability mass to sample from, in [0, 1].
+        top_k: How many of the likeliest tokens may be drawn; 0 is all.
+        min_p: Share of the likeliest token's probability that a token must have to be drawn, in [0, 1].
+        repetition_penalty: Divides the positive logits of the tokens that the prompt and the answer have, and
+            multiplies their negative ones (https://arxiv.org/abs/1909.05858).
+        logit_bias: Added to the logits of tokens, by their ids.
         seed: Makes the draws of this answer repeatable, whatever runs beside it.
         presence_penalty: Taken off the logit of every token that the answer has already, in [-2, 2].
         frequency_penalty: Taken off it once for each time that the answer has it, in [-2, 2].
@@ -38,6 +53,10 @@ class Sampling:
     max_tokens: int | None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -66,6 +85,21 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class CallPart:
+    """A part of a tool call. The parts of a call follow one another.
+
+    Attributes:
+        index: Which of the answer's calls, from 0.
+        name: The function's, on the first part of a call; None on the others.
+        arguments: A part of the JSON of its arguments.
+    """
+
+    index: int
+    name: str | None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of an answer.
 
@@ -75,6 +109,8 @@ class Piece:
         finish_reason: Why the answer ends here; only the last part has one.
         logprobs: Those of the tokens that became `text`, if they were asked for. The end-of-turn token has none.
         prompt_tokens: Length of a prompt that was not counted here (`Prompt.tokens` is None); on the last part.
+        reasoning: What the model thought before its answer; whole characters, which are not in `text`.
+        calls: Parts of tool calls, which are not in `text` either.
     """
 
     text: str
@@ -82,6 +118,8 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_tokens: int | None = None
+    reasoning: str = ""
+    calls: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,11 +198,11 @@ class Engine(Protocol[P]):
             EngineError: If that is not possible now.
         """
 
-    async def encode(self, messages: Sequence[dict[str, str]]) -> P:
-        """The prompt of a conversation, `[{"role", "content"}]`.
+    async def encode(self, chat: Chat) -> P:
+        """The prompt of a conversation, with all that its answer must be.
 
         Raises:
-            PromptError: If the chat template refuses the conversation.
+            PromptError: If the chat template refuses the conversation, or the answer cannot be what is asked for.
         """
 
     async def encode_text(self, text: str | Sequence[int]) -> P:

@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import ClassVar
 
+from hfchat.chat import GREETING, Chat
 from hfchat.errors import UserError
 from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.upstream import Upstream, UpstreamBusyError, UpstreamError, UpstreamPrompt
 from hfchat.serving.http.record import current_record
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _TRIES = 3  # upstreams that are asked for one answer
@@ -80,15 +81,15 @@ class Gateway:
             watched.upstream.abort(reason)
 
     async def ready(self) -> None:
-        prompt = await self.encode([{"role": "user", "content": "Hi"}])
+        prompt = await self.encode(GREETING)
         try:
             async for _ in self.stream(prompt, Sampling(max_tokens=1)):
                 pass
         except ApiError as error:
             raise EngineError(error.message) from error
 
-    async def encode(self, messages: Sequence[dict[str, str]]) -> UpstreamPrompt:
-        return await self.upstreams[0].upstream.encode(messages)
+    async def encode(self, chat: Chat) -> UpstreamPrompt:
+        return await self.upstreams[0].upstream.encode(chat)
 
     async def encode_text(self, text: str | Sequence[int]) -> UpstreamPrompt:
         return await self.upstreams[0].upstream.encode_text(text)

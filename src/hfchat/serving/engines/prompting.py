@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from hfchat.chat import GREETING, Chat
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
 from hfchat.serving.engines.encoding import NOTHING_RENDERED
@@ -21,9 +22,15 @@ from hfchat.serving.http.record import current_record
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """A `Prompt` as the ids of its tokens."""
+    """A `Prompt` as the ids of its tokens.
+
+    Attributes:
+        ids: The tokens.
+        grammar: What the answer may be, as llguidance's Lark grammars say it; None for any text.
+    """
 
     ids: Sequence[int]
+    grammar: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -80,7 +87,7 @@ class Prompting:
             UserError: Says what is wrong with it.
         """
         try:
-            await self.encode([{"role": "user", "content": "Hi"}])
+            await self.encode(GREETING)
         except PromptError as error:
             if str(error) == NOTHING_RENDERED:
                 raise UserError(f"{self.tokenizer.name_or_path}: {NOTHING_RENDERED}") from error
@@ -88,9 +95,9 @@ class Prompting:
         except EngineError as error:
             raise UserError(f"{self.tokenizer.name_or_path}: {error}") from error
 
-    async def encode(self, messages: Sequence[dict[str, str]]) -> TokenPrompt:
-        size = sum(len(message["content"]) for message in messages)
-        return await self._encode(self._encoder.conversation, messages, size)
+    async def encode(self, chat: Chat) -> TokenPrompt:
+        size = sum(len(message["content"]) for message in chat.messages)
+        return await self._encode(self._encoder.conversation, chat.messages, size)
 
     async def encode_text(self, text: str | Sequence[int]) -> TokenPrompt:
         return await self._encode(self._encoder.text, text, len(text))

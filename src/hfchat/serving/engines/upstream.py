@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from hfchat.chat import GREETING, Chat
 from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.sse import EventError
 from hfchat.serving.engines.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
 from hfchat.serving.http.record import current_record
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.patience import Patience
 
 _CONNECT_S = 5.0
@@ -151,15 +152,15 @@ class Upstream:
         return names
 
     async def ready(self) -> None:
-        prompt = await self.encode([{"role": "user", "content": "Hi"}])
+        prompt = await self.encode(GREETING)
         try:
             async for _ in self.stream(prompt, Sampling(max_tokens=1)):
                 pass
         except ApiError as error:
             raise UpstreamError("it refuses to say anything", error.message) from error
 
-    async def encode(self, messages: Sequence[dict[str, str]]) -> UpstreamPrompt:
-        return UpstreamPrompt("/chat/completions", {"messages": list(messages)})
+    async def encode(self, chat: Chat) -> UpstreamPrompt:
+        return UpstreamPrompt("/chat/completions", {"messages": list(chat.messages)})
 
     async def encode_text(self, text: str | Sequence[int]) -> UpstreamPrompt:
         return UpstreamPrompt("/completions", {"prompt": text if isinstance(text, str) else list(text)})

@@ -27,19 +27,12 @@ from hfchat.serving.http.record import Recording, RecordOfRequest, record_of
 from hfchat.serving.openai.card import add_cards
 from hfchat.serving.openai.chat import ChatFormat, Conversation
 from hfchat.serving.openai.completions import CompletionFormat, PlainPrompt
+from hfchat.serving.openai.errors import ApiError, error_responses
+from hfchat.serving.openai.fields import invalid_request
 from hfchat.serving.openai.generation import Service, respond
 from hfchat.serving.openai.guarding import Guarding, log_finding
-from hfchat.serving.openai.protocol import (
-    ApiError,
-    ChatCompletion,
-    ChatCompletionRequest,
-    Completion,
-    CompletionRequest,
-    Model,
-    ModelList,
-    error_responses,
-    invalid_request,
-)
+from hfchat.serving.openai.protocol import ChatCompletion, Completion, Model, ModelList
+from hfchat.serving.openai.requests import ChatCompletionRequest, CompletionRequest
 from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.models import ServedModels
 from hfchat.serving.versions.readiness import Readiness
@@ -143,8 +136,9 @@ _GENERATION = {
 def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_GENERATION)
     async def chat_completions(request: ChatCompletionRequest, record: RecordOfRequest) -> Response:
-        conversation = Conversation([message.plain() for message in request.messages])
-        return await respond(service, request, [conversation], ChatFormat(bool(request.logprobs)), record)
+        return await respond(
+            service, request, [Conversation(request.chat())], ChatFormat(bool(request.logprobs)), record
+        )
 
     @app.post("/v1/completions", response_model=Completion, responses=_GENERATION)
     async def completions(request: CompletionRequest, record: RecordOfRequest) -> Response:

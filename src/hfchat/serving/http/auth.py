@@ -15,7 +15,7 @@ from hfchat.errors import UserError
 from hfchat.serving.http.checks import Check
 from hfchat.serving.http.rates import RateLimit
 from hfchat.serving.http.record import record_of
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 
 ENVIRONMENT_VARIABLE = "HFCHAT_API_KEYS"
 OPEN_PATHS = frozenset({"/health", "/ready"})  # for health checks from outside; they tell nothing about the users

@@ -16,7 +16,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 
 _HEADERS_S = 10.0  # for the whole head of a request
 _MAX_UNREAD_BYTES = 64 * 1024  # of a head, a trailer or the size of a chunk that is not whole; uvicorn's for h11

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hfchat.serving.http.checks import refuse
 from hfchat.serving.http.rates import Meter
 from hfchat.serving.http.record import record_of
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 
 _LARGE_BODY_BYTES = 2**16  # the smaller ones take less time than a step of a model
 EXTRA_PLACES = 1  # to generate in, for keys that have none

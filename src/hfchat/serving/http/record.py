@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfchat.safety.guards import Finding
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from hfchat.errors import UserError
 from hfchat.lineage import CERTIFICATE
 from hfchat.models import resolve
-from hfchat.serving.openai.protocol import error_responses
+from hfchat.serving.openai.errors import error_responses
 from hfchat.serving.versions.models import ServedModels
 from hfchat.storage import belongs_to
 

@@ -1,13 +1,17 @@
 """`POST /v1/chat/completions` (https://platform.openai.com/docs/api-reference/chat)."""
 
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self, cast
 
-from hfchat.serving.engines.engine import Engine, FinishReason, Logprob, Prompt, TokenLogprobs
+from hfchat.chat import Chat
+from hfchat.serving.engines.engine import CallPart, Engine, FinishReason, Logprob, Prompt, TokenLogprobs
 from hfchat.serving.openai.formats import Identity, Part, tokens_of
 from hfchat.serving.openai.protocol import (
     AnswerMessage,
+    CalledFunction,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
@@ -15,6 +19,8 @@ from hfchat.serving.openai.protocol import (
     ChunkChoice,
     ContentLogprob,
     Delta,
+    ToolCall,
+    ToolCallPart,
     TopLogprob,
     Usage,
 )
@@ -24,17 +30,18 @@ from hfchat.serving.openai.protocol import (
 class Conversation:
     """A `Source` (see `hfchat.serving.openai.formats`) that the engine's chat template makes a prompt of."""
 
-    messages: Sequence[dict[str, str]]
+    chat: Chat
 
     @property
     def texts(self) -> list[str]:
-        return [message["content"] for message in self.messages]
+        return [message["content"] for message in self.chat.messages]
 
     def replaced(self, texts: Sequence[str]) -> Self:
-        return type(self)([{**message, "content": text} for message, text in zip(self.messages, texts, strict=True)])
+        messages = [{**message, "content": text} for message, text in zip(self.chat.messages, texts, strict=True)]
+        return type(self)(replace(self.chat, messages=messages))
 
     async def encode(self, engine: Engine) -> Prompt:
-        return await engine.encode(self.messages)
+        return await engine.encode(self.chat)
 
 
 class ChatFormat:
@@ -49,10 +56,9 @@ class ChatFormat:
     def whole(self, identity: Identity, answers: Sequence[Sequence[Part]], usage: Usage) -> ChatCompletion:
         choices = []
         for index, parts in enumerate(answers):
-            text = "".join(part.text for part in parts)
             choice = Choice(
                 index=index,
-                message=AnswerMessage(content=text),
+                message=_message(parts),
                 logprobs=self._logprobs(parts),
                 finish_reason=cast("FinishReason", parts[-1].finish_reason),  # an answer that is whole has one
             )
@@ -63,6 +69,11 @@ class ChatFormat:
         choices = []
         if first:
             choices.append(ChunkChoice(index=part.index, delta=Delta(role="assistant", content="")))
+        if part.reasoning:
+            choices.append(ChunkChoice(index=part.index, delta=Delta(reasoning_content=part.reasoning)))
+        if part.calls:
+            calls = [_call_part(call) for call in part.calls]
+            choices.append(ChunkChoice(index=part.index, delta=Delta(tool_calls=calls)))
         if part.text or part.logprobs:
             logprobs = self._logprobs([part])
             choices.append(ChunkChoice(index=part.index, delta=Delta(content=part.text), logprobs=logprobs))
@@ -77,6 +88,29 @@ class ChatFormat:
         if not self._wants_logprobs:
             return None
         return ChoiceLogprobs(content=[_entry(token) for _, token in tokens_of(parts)])
+
+
+def _message(parts: Sequence[Part]) -> AnswerMessage:
+    text = "".join(part.text for part in parts)
+    reasoning = "".join(part.reasoning for part in parts)
+    calls: list[ToolCall] = []
+    for call in chain.from_iterable(part.calls for part in parts):
+        if call.name is not None:
+            calls.append(ToolCall(id=_call_id(), function=CalledFunction(name=call.name, arguments="")))
+        calls[-1].function.arguments += call.arguments
+    content = text if text or not calls else None
+    return AnswerMessage(content=content, reasoning_content=reasoning or None, tool_calls=calls or None)
+
+
+def _call_part(call: CallPart) -> ToolCallPart:
+    function = CalledFunction(name=call.name, arguments=call.arguments)
+    if call.name is None:
+        return ToolCallPart(index=call.index, function=function)
+    return ToolCallPart(index=call.index, id=_call_id(), type="function", function=function)
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
 
 
 def _entry(token: TokenLogprobs) -> ContentLogprob:

@@ -17,7 +17,7 @@ class PlainPrompt:
     """A `Source` (see `hfchat.serving.openai.formats`) that is a prompt already: a text, or the ids of its tokens."""
 
     prompt: str | list[int]
-    messages = ()
+    chat = None
 
     @property
     def texts(self) -> list[str] | None:

@@ -7,7 +7,8 @@ from typing import Protocol, Self, TypedDict
 
 from pydantic import BaseModel
 
-from hfchat.serving.engines.engine import Engine, FinishReason, Prompt, TokenLogprobs
+from hfchat.chat import Chat
+from hfchat.serving.engines.engine import CallPart, Engine, FinishReason, Prompt, TokenLogprobs
 from hfchat.serving.openai.protocol import Usage
 
 
@@ -15,21 +16,24 @@ from hfchat.serving.openai.protocol import Usage
 class Part:
     """A part of the answer with this index, ready to be sent.
 
-    `logprobs` has its tokens, each with the characters of the answer that come before it.
+    `logprobs` has its tokens, each with the characters of the answer that come before it. `reasoning` and `calls` are
+    those of `hfchat.serving.engines.engine.Piece`.
     """
 
     index: int
     text: str
     logprobs: Sequence[tuple[int, TokenLogprobs]] = ()
     finish_reason: FinishReason | None = None
+    reasoning: str = ""
+    calls: Sequence[CallPart] = ()
 
     @property
     def is_empty(self) -> bool:
-        return not (self.text or self.logprobs or self.finish_reason)
+        return not (self.text or self.logprobs or self.finish_reason or self.reasoning or self.calls)
 
     @property
     def is_only_text(self) -> bool:
-        return bool(self.text) and not self.logprobs and self.finish_reason is None
+        return bool(self.text) and not (self.logprobs or self.finish_reason or self.reasoning or self.calls)
 
 
 def tokens_of(parts: Sequence[Part]) -> list[tuple[int, TokenLogprobs]]:
@@ -54,8 +58,8 @@ class Source(Protocol):
         """What guards read; None if there are only token ids."""
 
     @property
-    def messages(self) -> Sequence[dict[str, str]]:
-        """The conversation; empty for a prompt without a template."""
+    def chat(self) -> Chat | None:
+        """The conversation; None for a prompt without a template."""
 
     def replaced(self, texts: Sequence[str]) -> Self:
         """The same with other texts."""

@@ -19,12 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hfchat.serving.engines.engine import (
-    Engine,
     EngineError,
     FinishReason,
-    Prompt,
-    PromptError,
-    PromptTooLongError,
+    Piece,
     Sampling,
     TokenLogprobs,
 )
@@ -32,17 +29,17 @@ from hfchat.serving.engines.text import StopStrings
 from hfchat.serving.http.limits import Reservation, Slots
 from hfchat.serving.http.rates import RateLimit
 from hfchat.serving.http.record import AnswerRecord, RequestRecord
+from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.openai.events import Events
 from hfchat.serving.openai.formats import Format, Identity, Part, Source
 from hfchat.serving.openai.guarding import Guarding
-from hfchat.serving.openai.protocol import AnswerableRequest, ApiError, Usage
+from hfchat.serving.openai.protocol import Usage
+from hfchat.serving.openai.questions import Question, QuestionReader, as_api_error, check_honoured
+from hfchat.serving.openai.requests import AnswerableRequest
 from hfchat.serving.patience import Patience
 from hfchat.serving.versions.models import ServedModels, Version
 
 _LOGGER = logging.getLogger("hfchat.serving")
-_MAX_TOKENS = 2**31 - 1  # of an answer, where only an upstream knows its context
-# A smaller temperature is raised to this, as in vLLM (`vllm/sampling_params.py`: "may cause numerical errors").
-_LEAST_TEMPERATURE = 1e-2
 _KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
 
 
@@ -68,25 +65,6 @@ class Service:
     on_answered: Callable[["Answers"], None] | None = None
     rate_limit: RateLimit | None = None
     token_limit: RateLimit | None = None
-
-
-@dataclass
-class Question:
-    """A prompt that has passed all checks.
-
-    Attributes:
-        source: What it was made of, as the guards have let it through.
-        prompt: As the engine made it.
-        sampling: How to answer it.
-        refusal: What is answered if a guard has blocked it.
-        tokens: Length of the prompt, as far as it has been counted.
-    """
-
-    source: Source
-    prompt: Prompt
-    sampling: Sampling
-    refusal: str | None
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -153,8 +131,9 @@ async def respond(
     # What has no place is refused before any work for it, and what no engine can answer before any is generated.
     version, reservation = _admit(service, request, len(sources) * count, record)
     service.guarding.check_logprobs(request.top_tokens is not None)
-    _check_honoured(version.engine, request)
-    questions = [await _read(service, version.engine, request, source, format, record) for source in sources]
+    check_honoured(version.engine, request)
+    reader = QuestionReader(service.guarding, service.slots.max_wait_s, service.default_max_tokens)
+    questions = [await reader.read(version.engine, request, source, format, record) for source in sources]
     if record.with_content:
         record.prompts = request.model_dump(include={"messages", "prompt"}, exclude_unset=True)
     # Each answer has a seed of its own, or the answers to one prompt would be the same.
@@ -196,96 +175,6 @@ def _admit(
         service.token_limit.check(key, 0)
         reservation.on_charge = partial(service.token_limit.charge, key)
     return version, reservation
-
-
-def _check_honoured(engine: Engine, request: AnswerableRequest) -> None:
-    """Refuse a request with a field that its engine would not honour."""
-    asked = {
-        "logprobs": request.top_tokens is not None,
-        "presence_penalty": bool(request.presence_penalty),
-        "frequency_penalty": bool(request.frequency_penalty),
-    }
-    for field, reason in engine.cannot.items():
-        if asked[field]:
-            message = f"{field}: not with the engine of this server, because {reason}."
-            raise ApiError(400, message, param=field, code="unsupported_field")
-
-
-async def _read(
-    service: Service, engine: Engine, request: AnswerableRequest, source: Source, format: Format, record: RequestRecord
-) -> Question:
-    """Encode and check a prompt."""
-    field = format.prompt_field
-    # Before the guards, which would read all of what no context can hold.
-    prompt = await _encode(engine, source, field, service.slots.max_wait_s)
-    refusal, texts = None, source.texts
-    if texts is None:
-        service.guarding.check_token_prompt()
-    else:
-        verdict = await service.guarding.check_prompt(texts, record)
-        refusal = verdict.message
-        if verdict.texts != texts:
-            source = source.replaced(verdict.texts)
-            prompt = await _encode(engine, source, field, service.slots.max_wait_s)
-    max_tokens = _max_tokens(engine, prompt, field, request.limit, service.default_max_tokens)
-    return Question(source, prompt, _sampling(engine, request, max_tokens), refusal, prompt.tokens or 0)
-
-
-async def _encode(engine: Engine, source: Source, field: str, seconds: float | None) -> Prompt:
-    """The prompt that an engine makes, in no more time than a request may wait."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await source.encode(engine)
-    except PromptError as error:
-        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
-        raise ApiError(400, f"{field}: {error}", param=field, code=code) from error
-    except EngineError as error:
-        raise _as_api_error(error) from error
-    except TimeoutError:
-        message = f"The server is busy: the prompt was not read in {seconds:g} s."
-        raise ApiError(503, message, code="queue_timeout", headers={"Retry-After": "10"}) from None
-
-
-def _max_tokens(
-    engine: Engine, prompt: Prompt, prompt_field: str, limit: tuple[str, int | None], default: int
-) -> int | None:
-    """The length of an answer, checked against the context before anything is computed."""
-    field, asked = limit
-    context = engine.context_length
-    if prompt.tokens is None or context is None:
-        if asked is not None and asked > _MAX_TOKENS:
-            message = f"{field}: at most {_MAX_TOKENS}, not {asked}."
-            raise ApiError(400, message, param=field, code="context_length_exceeded")
-        return asked  # the upstream checks
-    room = context - prompt.tokens
-    if room < 1:
-        message = f"{prompt_field}: {prompt.tokens} tokens, but the context holds {context}, the answer included."
-        raise ApiError(400, message, param=prompt_field, code="context_length_exceeded")
-    if asked is None:
-        return min(room, default)
-    if asked > room:
-        message = (
-            f"{field}: {prompt.tokens} tokens of {prompt_field} and {asked} of the answer exceed the context of "
-            f"{context}; at most {room} are left for the answer."
-        )
-        raise ApiError(400, message, param=field, code="context_length_exceeded")
-    return asked
-
-
-def _sampling(engine: Engine, request: AnswerableRequest, max_tokens: int | None) -> Sampling:
-    temperature = engine.temperature if request.temperature is None else request.temperature
-    if temperature is not None and temperature > 0:
-        temperature = max(temperature, _LEAST_TEMPERATURE)
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=engine.top_p if request.top_p is None else request.top_p,
-        seed=request.seed,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        logprobs=request.top_tokens,
-        stop=tuple(request.stops),
-    )
 
 
 def _wrapped(seed: int) -> int:
@@ -344,7 +233,7 @@ async def _send_answers(answers: Answers, scope: Scope, receive: Receive, send: 
             async for event in _events(answers, parts):
                 await send_event(event)
     except Exception as error:
-        refusal = _as_api_error(error)
+        refusal = as_api_error(error)
         answers.record.blame(refusal)
         if not started:  # so what fails before the first token still gets its own status
             return await refusal.response()(scope, receive, send)
@@ -463,15 +352,16 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     held: list[tuple[int, int, TokenLogprobs]] = []  # with the start and the end of their text
     pushed = sent = 0
 
-    def part(text: str, finish_reason: FinishReason | None = None) -> Part:
+    def part(text: str, finish_reason: FinishReason | None = None, piece: Piece | None = None) -> Part:
         nonlocal held, sent
         sent += len(text)
+        reasoning, calls = (piece.reasoning, piece.calls) if piece is not None else ("", ())
         if not held:
-            return Part(job.index, text, (), finish_reason)
+            return Part(job.index, text, (), finish_reason, reasoning, calls)
         # Where a stop string cuts a token, the beginning of the token has been sent.
         ready = [(start, token) for start, end, token in held if end <= sent or (finish_reason and start < sent)]
         held = [(start, end, token) for start, end, token in held if end > sent]
-        return Part(job.index, text, ready, finish_reason)
+        return Part(job.index, text, ready, finish_reason, reasoning, calls)
 
     engine = answers.version.engine
     async with (
@@ -506,15 +396,6 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
                 yield part(text, "stop")
                 return
             if piece.finish_reason is not None:
-                yield part(text + stops.flush(), piece.finish_reason)
+                yield part(text + stops.flush(), piece.finish_reason, piece)
                 return
-            yield part(text)
-
-
-def _as_api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, EngineError):
-        return ApiError(500, f"The answer could not be generated: {error}", code="engine_error")
-    _LOGGER.error("unexpected error in an answer", exc_info=error)
-    return ApiError(500, "Something in the server went wrong; its log says what.")
+            yield part(text, None, piece)

@@ -9,8 +9,8 @@ from hfchat.safety.guards import Finding, Guards, PromptVerdict
 from hfchat.safety.judges import GuardError
 from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.record import RequestRecord
+from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.openai.formats import Part
-from hfchat.serving.openai.protocol import ApiError
 
 _LOGGER = logging.getLogger("hfchat.serving")
 

@@ -18,7 +18,9 @@ from typing import TypeVar
 
 from hfchat.serving.engines.engine import Engine, EngineError
 from hfchat.serving.http.record import RequestRecord
-from hfchat.serving.openai.protocol import ApiError, ChatCompletionRequest, CompletionRequest, GenerationRequest, Model
+from hfchat.serving.openai.errors import ApiError
+from hfchat.serving.openai.protocol import Model
+from hfchat.serving.openai.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest
 
 _LOGGER = logging.getLogger("hfchat.serving")
 _LOADING = "the model is still loading"

@@ -5,7 +5,7 @@ import time
 
 from hfchat.serving.engines.engine import EngineError
 from hfchat.serving.http.limits import Gate
-from hfchat.serving.openai.protocol import ApiError
+from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.versions.models import ServedModels
 
 _KEPT_S = 5.0  # probes come every few seconds from several sides, and should cost nothing
