@@ -1,7 +1,7 @@
 """How models write their answers: what is thought first, tool calls, and the rest.
 
 A tokenizer says it in its `response_template` (transformers, docs/source/en/chat_response_parsing.md), which
-`tokenizer.parse_response` reads. For those that say nothing, the styles that are known by their chat templates are here.
+`tokenizer.parse_response` reads. Where it says nothing, the style is one that is known by its chat template.
 """
 
 from collections.abc import Mapping
