@@ -91,7 +91,7 @@ def response_style(tokenizer: "PreTrainedTokenizerBase") -> ResponseStyle | None
     """How the model of a tokenizer writes its answers; None where it is not known, and all it writes is text.
 
     Raises:
-        UserError: If the tokenizer has a response template that is wrong, or with a regular expression that takes long.
+        UserError: If the tokenizer has a response template that is wrong, or has a regular expression that takes long.
     """
     declared = getattr(tokenizer, "response_template", None)
     if declared is not None:
@@ -183,7 +183,7 @@ def _reads_back(tokenizer: "PreTrainedTokenizerBase", template: dict, form: Call
 
 
 def _thinking_of(template: dict) -> tuple[str, str] | None:
-    field = next((template["fields"][name] for name in REASONING if name in template["fields"]), {})
+    field: dict[str, Any] = next((template["fields"][name] for name in REASONING if name in template["fields"]), {})
     if isinstance(field.get("open"), str) and isinstance(field.get("close"), str):
         return field["open"], field["close"]
     patterns = field.get("open_pattern", ""), field.get("close_pattern", field.get("close", ""))

@@ -82,7 +82,7 @@ ANSWERS = [
     (LLAMA, "<|python_tag|>get.call()", ("<|python_tag|>get.call()", "", [])),
     (
         MISTRAL,
-        'So [TOOL_CALLS] [{"name": "get", "arguments": {}, "id": "123456789"}, {"name": "put", "arguments": {"n": 1}}]',
+        'So [TOOL_CALLS] [{"name": "get", "arguments": {}, "id": "1"}, {"name": "put", "arguments": {"n": 1}}]',
         ("So", "", [("get", "{}"), ("put", '{"n": 1}')]),
     ),
     (MISTRAL, '[TOOL_CALLS][{"name": "nobody", "arguments": {}}]', None),

@@ -115,27 +115,25 @@ class AnswerParser:
         try:
             message = self._tokenizer.parse_response(raw, self._template, prefix="", tools=tools)
             found = message.get(CALLS) or []
-            calls = [self._call(call["function"]) for call in (found if isinstance(found, list) else [found])]
+            calls = found if isinstance(found, list) else [found]
+            parts = [self._part(call["function"], self._calls + number) for number, call in enumerate(calls)]
         except Exception:  # whatever is wrong with it: content and transforms are the model's
             return []
-        if None in calls:
-            return []
-        parts = [CallPart(self._calls + number, *call) for number, call in enumerate(calls)]
         self._calls += len(parts)
         return parts
 
-    def _call(self, function: Mapping[str, Any]) -> tuple[str, str] | None:
-        """The name and the arguments, as JSON; None if no such function was offered.
+    def _part(self, function: Mapping[str, Any], index: int) -> CallPart:
+        """A call.
 
         Raises:
-            ValueError: If the arguments are not what JSON or a text can hold.
+            ValueError: If no such function was offered, or its arguments are not what JSON, or a text, can hold.
         """
         name, arguments = function["name"], function["arguments"]
         if name not in self._functions or not isinstance(arguments, dict):
-            return None
+            raise ValueError
         written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        written.encode()  # halves of surrogate pairs
-        return name, written
+        written.encode()  # which has no halves of surrogate pairs
+        return CallPart(index, name, written)
 
 
 def begun_answer(template: Mapping[str, Any], prompt_end: str) -> str:
