@@ -63,11 +63,13 @@ class ResponseStyle:
         template: A `response_template` of transformers.
         call_form: How calls are written; None where they can be read, but not be forced.
         thinking: What opens and closes the reasoning, `("<think>", "</think>")`; None where there is none.
+        marks: Characters of which one is in all that is not text but the first words; empty where that is not known.
     """
 
     template: Mapping[str, Any]
     call_form: CallForm | None = None
     thinking: tuple[str, str] | None = None
+    marks: str = ""
 
     @property
     def has_calls(self) -> bool:
@@ -94,9 +96,10 @@ def response_style(tokenizer: "PreTrainedTokenizerBase") -> ResponseStyle | None
         UserError: If the tokenizer has a response template that is wrong, or has a regular expression that takes long.
     """
     declared = getattr(tokenizer, "response_template", None)
-    if declared is not None:
-        return _declared_style(tokenizer, declared)
-    return known_style(tokenizer.chat_template or "")
+    known = known_style(tokenizer.chat_template or "")
+    if declared is None or (known is not None and declared == known.template):
+        return known
+    return _declared_style(tokenizer, declared)
 
 
 def known_style(chat_template: str) -> ResponseStyle | None:
@@ -120,13 +123,14 @@ def known_style(chat_template: str) -> ResponseStyle | None:
     }
     template = {
         "defaults": {"role": "assistant"},
-        "start_anchor": _ANSWER_BEGINS,
+        "start_anchor": list(_ANSWER_BEGINS),
         "fields": {name: field for name, field in fields.items() if field is not None},
     }
     return ResponseStyle(
         template,
         call_form=CallForm(**calls["call_form"]) if calls and calls["call_form"] else None,
         thinking=("<think>", "</think>") if thinking else None,
+        marks="".join({mark for style in (calls, thinking) if style for mark in style["marks"]}),
     )
 
 
