@@ -76,10 +76,16 @@ class ResponseStyle:
         """Whether it has tool calls."""
         return CALLS in self.template["fields"]
 
-    def special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-        """The special tokens that calls and reasoning are marked with: a decoder must keep their text."""
-        fields = [self.template["fields"][name] for name in (CALLS, *REASONING) if name in self.template["fields"]]
-        marks = json.dumps([[field.get(key) for key in _ANCHORS] for field in fields], ensure_ascii=False)
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether it has reasoning."""
+        return any(name in self.template["fields"] for name in REASONING)
+
+    def special_tokens(self, tokenizer: "PreTrainedTokenizerBase", *, with_calls: bool) -> frozenset[int]:
+        """The special tokens that reasoning and calls are marked with: a decoder must keep their text."""
+        fields = self.template["fields"]
+        read = [fields[name] for name in (*REASONING, *([CALLS] if with_calls else [])) if name in fields]
+        marks = json.dumps([[field.get(key) for key in _ANCHORS] for field in read], ensure_ascii=False)
         marks = marks.replace("\\", "")  # that of regular expressions, and that of JSON
         ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id}
         special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -240,7 +240,7 @@ class ChildEngine:
         for is_second in (False, True):
             await self._unless_aborted(self._child.wait_until_up())
             try:
-                async with aclosing(self._generate(prompt, sampling)) as pieces:
+                async with aclosing(self._prompting.parsed(prompt, self._generate(prompt, sampling))) as pieces:
                     async for piece in pieces:
                         # Told before the last piece, after which nobody may listen any more.
                         if piece.finish_reason is not None:
