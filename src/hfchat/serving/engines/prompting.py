@@ -153,28 +153,6 @@ class Prompting:
             return "open"
         return "may" if encoded.may_think and closing.strip() not in begun else "no"
 
-    async def parsed(self, prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
-        """An answer whose pieces are text, taken apart: reasoning, calls, and text."""
-        parser = None if prompt.parser is None else prompt.parser()
-        has_calls = False
-        async with aclosing(pieces):
-            async for piece in pieces:
-                if parser is None:
-                    yield piece
-                    continue
-                parts = [parser.push(piece.text)]
-                if piece.finish_reason is not None:
-                    parts.append(parser.finish())
-                calls = tuple(call for part in parts for call in part.calls)
-                has_calls = has_calls or bool(calls)
-                yield replace(
-                    piece,
-                    text="".join(part.text for part in parts),
-                    reasoning="".join(part.reasoning for part in parts),
-                    calls=calls,
-                    finish_reason="tool_calls" if has_calls and piece.finish_reason == "stop" else piece.finish_reason,
-                )
-
     def shortest(self) -> TokenPrompt:
         """The prompt of an answer that only shows that there is one."""
         return TokenPrompt([next(iter(self.ends), 0)])
@@ -204,6 +182,29 @@ class Prompting:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._encoder.close()
+
+
+async def parsed(prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
+    """An answer whose pieces are text, taken apart: reasoning, calls, and text."""
+    parser = None if prompt.parser is None else prompt.parser()
+    has_calls = False
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if parser is None:
+                yield piece
+                continue
+            parts = [parser.push(piece.text)]
+            if piece.finish_reason is not None:
+                parts.append(parser.finish())
+            calls = tuple(call for part in parts for call in part.calls)
+            has_calls = has_calls or bool(calls)
+            yield replace(
+                piece,
+                text="".join(part.text for part in parts),
+                reasoning="".join(part.reasoning for part in parts),
+                calls=calls,
+                finish_reason="tool_calls" if has_calls and piece.finish_reason == "stop" else piece.finish_reason,
+            )
 
 
 def ends_of(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
