@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -172,12 +172,10 @@ class Prompting:
     def complete(self, prompt: TokenPrompt, sampling: Sampling) -> Sampling:
         """The sampling with the model's own values where the request has none, no longer than the context holds."""
         room = self.context_length - prompt.tokens
-        return replace(
-            sampling,
-            max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
-            temperature=self.sampling.temperature if sampling.temperature is None else sampling.temperature,
-            top_p=self.sampling.top_p if sampling.top_p is None else sampling.top_p,
-        )
+        own = asdict(self.sampling)
+        left_out = {field: value for field, value in own.items() if getattr(sampling, field) is None}
+        max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        return replace(sampling, max_tokens=max_tokens, **left_out)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
