@@ -78,7 +78,8 @@ def test_a_database_from_before_there_were_tools_goes_on(database, open_store, e
         alembic.command.downgrade(config, "0002")
         connection.exec_driver_sql(
             "INSERT INTO answers (answer_id, choice, created_at, model, prompt_hash, text, sampling, findings, "
-            f"user_id, api_key) VALUES ('a', 0, '2025-01-31 00:00:00', 'm', '{OLD_HASH}', 'Yes.', '{{}}', '[]', '', '')"
+            "user_id, api_key) VALUES "
+            f"('a', 0, '2025-01-31 00:00:00', 'm', '{OLD_HASH}', 'Yes.', '{{}}', '[]', '', '')"
         )
         connection.exec_driver_sql(f"INSERT INTO conversations VALUES ('a', '{json.dumps(messages)}')")
         connection.exec_driver_sql(

@@ -122,8 +122,8 @@ class AnswerRow(Base):
 
     @functools.cached_property
     def key(self) -> tuple[str, bytes]:
-        """Hashes of the prompt and of the text with its calls, not of the reasoning: a model that does not sample gives
-        the same answer under many ids."""
+        """Hashes of the prompt and of what is answered: a model that does not sample gives the same answer under many
+        ids. What it thought before is no part of it."""
         return self.prompt_hash, digest_of_answer(self.text, self.tool_calls)
 
 

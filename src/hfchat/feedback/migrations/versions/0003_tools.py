@@ -1,4 +1,4 @@
-"""Conversations have tools, and answers and corrections have calls of them; what a model thought stands beside them."""
+"""Conversations have tools, answers and corrections have calls of them, and answers have what the model thought."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,7 +6,7 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-_ADDED = {  # each with what it is in the rows that are there
+_ADDED: dict[tuple[str, str], tuple[sa.JSON | sa.Text, str]] = {  # each with what it is in the rows that are there
     ("conversations", "tools"): (sa.JSON(), "[]"),
     ("answers", "tool_calls"): (sa.JSON(), "[]"),
     ("answers", "reasoning"): (sa.Text(), ""),
