@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import learned_rows, load_conversation_splits
+from hfchat.dataset import as_before_arrow, learned_rows, load_conversation_splits
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
@@ -152,9 +152,11 @@ def supervise(
             token is the end-of-turn token.
     """
     check_end_of_turn(tokenizer)
+    schema = dataset.features.arrow_schema
 
     def tokenize(row: Mapping[str, Any], index: int) -> dict[str, list[int]]:
         place = f"dataset_name {dataset_name}: row {index}"
+        row = as_before_arrow(row, schema)
         check_learned(row["messages"], place, ROLES_WITH_TOOLS)
         try:
             tools = parse_tools(row.get("tools"))
