@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,40 +15,30 @@ def _pii() -> PII:
 
 
 def redact(text: str) -> str:
-    """The text with replacements for email and IP addresses, phone and card numbers (`hfchat.safety.pii`)."""
-    replaced, _ = _pii().replace(text)
+    """The text with replacements for email and IP addresses, phone and card numbers (`hfchat.safety.pii`).
+
+    A text that is JSON stays JSON.
+    """
+    replaced, _ = _pii().replace_in_json(text)
     return replaced
 
 
 def redacted(value: Any, redact: Callable[[str], str]) -> Any:
     """JSON with all texts in it redacted, such as stop strings or the results of tools.
 
-    A model chose the names in the arguments of a call too, and may have written a number without quotes.
+    A model chose the names in the arguments of a call, too, and may have written a number without quotes: these are
+    redacted as a whole.
     """
     if isinstance(value, Mapping):
         return {
-            key: _redacted_arguments(item, redact) if key == "arguments" else redacted(item, redact)
+            key: json.loads(redact(json.dumps(item, ensure_ascii=False)))
+            if key == "arguments" and isinstance(item, Mapping)
+            else redacted(item, redact)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
         return [redacted(item, redact) for item in value]
     return redact(value) if isinstance(value, str) else value
-
-
-def _redacted_arguments(value: Any, redact: Callable[[str], str]) -> Any:
-    if isinstance(value, Mapping):
-        # Two names that are redacted alike would be one: the later one gets a number.
-        result: dict[str, Any] = {}
-        for key, item in value.items():
-            name = redact(key)
-            result[name if name not in result else f"{name} {len(result)}"] = _redacted_arguments(item, redact)
-        return result
-    if isinstance(value, list):
-        return [_redacted_arguments(item, redact) for item in value]
-    if isinstance(value, bool | None):
-        return value
-    written = redact(str(value))
-    return value if written == str(value) else written
 
 
 def pseudonym(user: str, redact: Callable[[str], str] = redact) -> str:
