@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DATA = (".jinja", ".yaml", ".jsonl", ".txt", ".html", ".css", ".js", ".svg", ".csv", ".typed")
+DATA = (".jinja", ".yaml", ".json", ".jsonl", ".txt", ".html", ".css", ".js", ".svg", ".csv", ".typed")
 
 
 @pytest.fixture(scope="module")

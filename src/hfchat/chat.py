@@ -23,6 +23,21 @@ class Function:
 
 
 @dataclass(frozen=True)
+class CallPart:
+    """A part of a tool call. The parts of a call follow one another.
+
+    Attributes:
+        index: Which of the answer's calls, from 0.
+        name: The function's, on the first part of a call; None on the others.
+        arguments: A part of the JSON of its arguments.
+    """
+
+    index: int
+    name: str | None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Chat:
     """A conversation and what its answer may be.
 

@@ -11,7 +11,7 @@ from hfchat.engines.child import ChildServer, Program
 from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, ScoredText, TokenRequest
 from hfchat.errors import UserError
 from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
-from hfchat.serving.engines.prompting import Prompting, TokenPrompt
+from hfchat.serving.engines.prompting import Prompting, TokenPrompt, parsed
 from hfchat.serving.engines.reading import ReadingInParts
 from hfchat.serving.engines.sse import EventError, EventReader
 from hfchat.serving.engines.supervising import Supervisor
@@ -240,7 +240,7 @@ class ChildEngine:
         for is_second in (False, True):
             await self._unless_aborted(self._child.wait_until_up())
             try:
-                async with aclosing(self._generate(prompt, sampling)) as pieces:
+                async with aclosing(parsed(prompt, self._generate(prompt, sampling))) as pieces:
                     async for piece in pieces:
                         # Told before the last piece, after which nobody may listen any more.
                         if piece.finish_reason is not None:

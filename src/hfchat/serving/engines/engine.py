@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from hfchat.chat import Chat
+from hfchat.chat import CallPart, Chat
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]  # the last one: a guard cut the answer
 
@@ -82,21 +82,6 @@ class TokenLogprobs:
 
     chosen: Logprob
     top: tuple[Logprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class CallPart:
-    """A part of a tool call. The parts of a call follow one another.
-
-    Attributes:
-        index: Which of the answer's calls, from 0.
-        name: The function's, on the first part of a call; None on the others.
-        arguments: A part of the JSON of its arguments.
-    """
-
-    index: int
-    name: str | None
-    arguments: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""Which tokens may come next in an answer that a grammar binds."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
+from transformers import PreTrainedTokenizerFast
+
+_COMPILED = 64  # grammars that are kept; one of a large schema takes some megabytes
+# A mask that takes longer than these let it ends its request: the thread that makes it generates for all.
+LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=100_000, verbose_errors=False)
+
+
+class MatcherError(Exception):
+    """A grammar cannot be compiled, or an answer cannot go on by it. Another answer's is not concerned."""
+
+
+class Matcher:
+    """Follows one answer by its grammar; not to be used by two threads at a time.
+
+    Attributes:
+        matcher: llguidance's.
+        vocabulary: Number of tokens that a mask is for.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int):
+        self.matcher = matcher
+        self.vocabulary = vocabulary
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing but the end of the answer may come."""
+        return self.matcher.is_stopped()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the answer may end here."""
+        return self.matcher.is_accepting()
+
+    def allowed(self) -> torch.Tensor:
+        """Which tokens may come next, `[vocabulary]` of bool; those that end an answer where it may end.
+
+        Raises:
+            MatcherError: If it took too much work, or the answer has left its grammar.
+        """
+        bits = np.zeros((1, _words(self.vocabulary)), dtype=np.int32)
+        fill_next_token_bitmask(self.matcher, bits)
+        self._check()
+        return _unpacked(bits, self.vocabulary)[0]
+
+    def accept(self, token: int) -> None:
+        """The answer goes on with a token.
+
+        Raises:
+            MatcherError: If that token may not come.
+        """
+        self.matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self.matcher.is_error():
+            raise MatcherError(first_line(self.matcher.get_error()))
+
+
+class GrammarCompiler:
+    """Makes matchers for one model; any thread may ask it.
+
+    Args:
+        tokenizer: The model's.
+        vocabulary: Number of its embeddings.
+        ends: Tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, ends: Iterable[int]):
+        self.vocabulary = vocabulary
+        self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends))
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+        self._executor = LLExecutor()
+
+    def matcher(self, grammar: str) -> Matcher:
+        """One for a new answer. A grammar that was compiled before costs microseconds.
+
+        Raises:
+            MatcherError: If the grammar cannot be compiled.
+        """
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+        if compiled is None:
+            compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+            if compiled.is_error():
+                raise MatcherError(first_line(compiled.get_error()))
+            with self._lock:
+                self._compiled[grammar] = compiled
+                while len(self._compiled) > _COMPILED:
+                    self._compiled.popitem(last=False)
+        return Matcher(compiled.deep_copy(), self.vocabulary)
+
+    def allowed(self, matchers: Sequence[Matcher]) -> torch.Tensor:
+        """Which tokens may come next for each, `[matchers, vocabulary]` of bool, made side by side.
+
+        A matcher that fails has an error (`Matcher.matcher.is_error()`), and its row means nothing.
+        """
+        bits = np.zeros((len(matchers), _words(self.vocabulary)), dtype=np.int32)
+        if len(matchers) == 1:
+            fill_next_token_bitmask(matchers[0].matcher, bits)
+        elif matchers:
+            rows = [(matcher.matcher, row) for row, matcher in enumerate(matchers)]
+            fill_next_token_bitmask_par(self._executor, rows, bits)
+        return _unpacked(bits, self.vocabulary)
+
+
+def first_line(message: str) -> str:
+    """llguidance's message without the grammar that it shows below."""
+    return message.strip().split("\n")[0][:300]
+
+
+def _words(vocabulary: int) -> int:
+    return (vocabulary + 31) // 32
+
+
+def _unpacked(bits: np.ndarray, vocabulary: int) -> torch.Tensor:
+    """The bits of 32-bit words, the lowest first, as one bool each."""
+    single = np.unpackbits(bits.view(np.uint8), axis=-1, count=vocabulary, bitorder="little")
+    return torch.from_numpy(single.view(np.bool_))
