@@ -227,22 +227,12 @@ def seen(monkeypatch):
     ],
 )
 def test_reasoning_is_switched_as_the_template_does_it(tiny_tokenizer, seen, chat, end, thinking):
-    seen = []
-    monkeypatch.setattr(
-        "hfchat.serving.engines.prompting.answer_grammar",
-        lambda chat, style, thinking, specials: seen.append(thinking),
-    )
     prompt = encode(tiny_tokenizer, SWITCHED, **chat)
     assert tiny_tokenizer.decode(prompt.ids).endswith(end)
     assert seen == [thinking]
 
 
 def test_reasoning_that_the_prompt_has_opened(tiny_tokenizer, seen):
-    seen = []
-    monkeypatch.setattr(
-        "hfchat.serving.engines.prompting.answer_grammar",
-        lambda chat, style, thinking, specials: seen.append(thinking),
-    )
     prompt = encode(tiny_tokenizer, PLAIN + "<|im_start|>assistant\n<think>\n{# </think> #}")
     assert seen == ["open"]
     [*_, last] = pieces = answer(prompt, "So", ".", "</think>\n\n", "Yes", ".")
