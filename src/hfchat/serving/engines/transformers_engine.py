@@ -30,7 +30,7 @@ from hfchat.serving.engines.engine import (
     TokenLogprobs,
 )
 from hfchat.serving.engines.model_sampling import ModelSampling
-from hfchat.serving.engines.prompting import Prompting, TokenPrompt, ends_of
+from hfchat.serving.engines.prompting import Prompting, TokenPrompt, ends_of, parsed
 from hfchat.serving.engines.sampler import Draws, ScoredToken
 from hfchat.serving.engines.supervising import Supervisor
 from hfchat.serving.engines.text import IncrementalDecoder, TokenBytes
@@ -165,7 +165,7 @@ class TransformersEngine:
     async def stream(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         if self.error is not None:
             raise EngineError(self.error)
-        async with aclosing(self._generate(prompt, sampling)) as pieces:
+        async with aclosing(parsed(prompt, self._generate(prompt, sampling))) as pieces:
             async for piece in pieces:
                 if piece.finish_reason is not None:  # whoever gets it stops listening
                     self._supervisor.succeeded()
@@ -184,7 +184,7 @@ class TransformersEngine:
         try:
             if self._aborted is not None or not submit(manager, request, prompt.ids, draws):
                 raise EngineError(self.error or "generation is not running")
-            decoder = IncrementalDecoder(self._tokenizer.backend_tokenizer)
+            decoder = IncrementalDecoder(self._tokenizer.backend_tokenizer, prompt.kept)
             seen = 0
             while not finished:
                 output = await outputs.get()
