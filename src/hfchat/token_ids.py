@@ -24,13 +24,15 @@ def encode_conversation(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Messages,
     tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
     *,
     add_generation_prompt: bool = False,
 ) -> list[int]:
     """The ids of a conversation by the tokenizer's chat template and, if asked for, of the beginning of its answer.
 
-    They are those of `apply_chat_template`, except where the conversation, its tools included, has the text of a
-    special token: that becomes ordinary tokens which spell it. Special tokens are the template's alone.
+    They are those of `apply_chat_template`, except where the conversation, its tools and further variables of the
+    template included, has the text of a special token: that becomes ordinary tokens which spell it. Special tokens are
+    the template's alone.
     (`apply_chat_template` has had `sanitize_control_tokens` since transformers 5.24, but not together with the
     assistant's mask, which the training needs.)
 
@@ -38,12 +40,15 @@ def encode_conversation(
         jinja2.TemplateError, ValueError: If the template refuses the conversation, or if its text has a special token
             and the tokenizer is not a fast one.
     """
-    options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+    options: dict[str, Any] = {"tools": tools, **(variables or {})}
     spelling = _spelling_of(tokenizer)
-    if not spelling.is_needed([messages, tools]):
+    is_needed = spelling.is_needed([messages, options])
+    if is_needed:
+        messages, options = spelling.hide(messages), spelling.hide(options)
+    options["add_generation_prompt"] = add_generation_prompt
+    if not is_needed:
         return tokenizer.apply_chat_template(messages, return_dict=False, **options)
-    hidden, options["tools"] = spelling.hide(messages), spelling.hide(tools)
-    rendered = tokenizer.apply_chat_template(hidden, tokenize=False, **options)
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     return spelling.encode(rendered, [False] * len(rendered))[0]
 
 

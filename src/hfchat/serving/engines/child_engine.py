@@ -20,7 +20,7 @@ from hfchat.serving.engines.engine import (
     Sampling,
     TokenLogprobs,
 )
-from hfchat.serving.engines.prompting import Prompting, TokenPrompt
+from hfchat.serving.engines.prompting import Prompting, TokenPrompt, parsed
 from hfchat.serving.engines.reading import ReadingInParts
 from hfchat.serving.engines.sse import EventError, EventReader
 from hfchat.serving.engines.supervising import Supervisor
@@ -249,7 +249,7 @@ class ChildEngine:
         for is_second in (False, True):
             await self._unless_aborted(self._child.wait_until_up())
             try:
-                async with aclosing(self._generate(prompt, sampling)) as pieces:
+                async with aclosing(parsed(prompt, self._generate(prompt, sampling))) as pieces:
                     async for piece in pieces:
                         # Told before the last piece, after which nobody may listen any more.
                         if piece.finish_reason is not None:
