@@ -96,7 +96,7 @@ def _message(parts: Sequence[Part]) -> AnswerMessage:
     calls: list[ToolCall] = []
     for call in chain.from_iterable(part.calls for part in parts):
         if call.name is not None:
-            calls.append(ToolCall(id=_call_id(), function=CalledFunction(name=call.name, arguments="")))
+            calls.append(ToolCall(id=call.id or _call_id(), function=CalledFunction(name=call.name, arguments="")))
         calls[-1].function.arguments += call.arguments
     content = text if text or not calls else None
     return AnswerMessage(content=content, reasoning_content=reasoning or None, tool_calls=calls or None)
@@ -106,7 +106,7 @@ def _call_part(call: CallPart) -> ToolCallPart:
     function = CalledFunction(name=call.name, arguments=call.arguments)
     if call.name is None:
         return ToolCallPart(index=call.index, function=function)
-    return ToolCallPart(index=call.index, id=_call_id(), type="function", function=function)
+    return ToolCallPart(index=call.index, id=call.id or _call_id(), type="function", function=function)
 
 
 def _call_id() -> str:
