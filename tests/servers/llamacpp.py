@@ -82,7 +82,7 @@ class Characters:
     def _prompt(self, text, source):
         if text in ("refuse me", [999]):
             raise PromptError("there is no such token")
-        return SourcedPrompt([ord(c) for c in text] if isinstance(text, str) else text, source)
+        return SourcedPrompt([ord(c) for c in text] if isinstance(text, str) else text, source=source)
 
     def shortest(self):
         return TokenPrompt([2])
