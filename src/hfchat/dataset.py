@@ -1,7 +1,7 @@
 """Load one split of a dataset: a corpus made by a recipe, any other local folder or file, or a Hub id."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +177,28 @@ def as_before_arrow(value: Any, kind: "pa.DataType | pa.Schema") -> Any:
         with suppress(ValueError):
             return json.loads(value)
     return value
+
+
+def conversation_features(columns: Iterable[str], fields: Collection[str], has_tools: bool) -> dict[str, Any]:
+    """The features of datasets of conversations, as their columns are written: those that hold messages, and `tools`.
+
+    What differs in shape from row to row is JSON in a text, as TRL takes it: a column of their own would give each
+    tool the parameters of all.
+
+    Args:
+        columns: Names; `label` holds a bool, and each other one messages.
+        fields: Those that the messages have.
+        has_tools: Whether there is a column `tools`.
+    """
+    from datasets import List, Value
+
+    text = Value("string")
+    call = {"id": text, "type": text, "function": {"name": text, "arguments": text}}
+    types = {"role": text, "content": text, "reasoning_content": text, "tool_calls": List(call)}
+    types |= {"tool_call_id": text, "name": text, "weight": Value("int64")}
+    message = {field: type for field, type in types.items() if field in fields}
+    features = {name: Value("bool") if name == "label" else List(dict(message)) for name in columns}
+    return features | ({"tools": text} if has_tools else {})
 
 
 def learned_rows(learned: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]]) -> list[int]:

@@ -22,6 +22,7 @@ from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.decontamination import EvaluationSet, build_index
 from hfchat.data.rows import Row
 from hfchat.data.turns import ConversationError, Example, all_messages
+from hfchat.dataset import conversation_features
 from hfchat.errors import UserError
 from hfchat.messages import digest_of
 from hfchat.storage import remove_tree
@@ -226,16 +227,10 @@ class _Outputs:
 
     def write_splits(self, kept: Mapping[str, int]) -> dict[str, int]:
         """Write those that are not empty. Returns the bytes of each in memory."""
-        from datasets import Features, List, Value
+        from datasets import Features, Value
 
-        text = Value("string")
-        call = {"id": text, "type": text, "function": {"name": text, "arguments": text}}
-        types = {"role": text, "content": text, "reasoning_content": text, "tool_calls": List(call)}
-        types |= {"tool_call_id": text, "name": text, "weight": Value("int64")}
-        message = {field: type for field, type in types.items() if field in self.fields}
-        columns = {name: Value("bool") if name == "label" else List(dict(message)) for name in KINDS[self.kind]}
-        # Tools are JSON in a text, as TRL takes them: a column of their own would give each the parameters of all.
-        features = Features(columns | {"source": text} | ({"tools": text} if self.has_tools else {}))
+        columns = conversation_features(KINDS[self.kind], self.fields, self.has_tools)
+        features = Features(columns | {"source": Value("string")})
         sizes = {}
         for split in SPLITS:
             if not kept[split]:
@@ -248,7 +243,7 @@ class _Outputs:
                         row["tools"] = json.dumps(row["tools"], ensure_ascii=False)
                     for name in KINDS[self.kind]:
                         if name != "label":
-                            row[name] = [dict.fromkeys(message) | turn for turn in row[name]]
+                            row[name] = [dict.fromkeys(self.fields) | turn for turn in row[name]]
                     writer.write(row)
                 _, sizes[split] = writer.finalize(close_stream=False)
         return sizes
