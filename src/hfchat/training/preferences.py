@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from hfchat.chat import Json
 from hfchat.chat_template import check_end_of_turn
 from hfchat.dataset import as_before_arrow, has_split, learned_rows, load_split
 from hfchat.errors import UserError
-from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
+from hfchat.messages import ROLES_WITH_TOOLS, check_learned
 from hfchat.token_ids import Messages, encode_conversation
+from hfchat.training.supervision import shortened, tools_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,8 +82,8 @@ class Preferences:
             f"held out: {len(self.held_out) // 2:,} pairs; what is scored is marked ⟦like this⟧:",
         ]
         for prompt, completions in _first(self.train):
-            lines += ["", _shorten(tokenizer.decode(prompt))]
-            lines += [f"{name}: ⟦{_shorten(tokenizer.decode(ids))}⟧" for name, ids in completions]
+            lines += ["", shortened(tokenizer.decode(prompt), _SHOWN_CHARACTERS)]
+            lines += [f"{name}: ⟦{shortened(tokenizer.decode(ids), _SHOWN_CHARACTERS)}⟧" for name, ids in completions]
         return "\n".join(lines)
 
 
@@ -107,8 +107,7 @@ def load_preferences(args: "AlignArguments", tokenizer: "PreTrainedTokenizerBase
     rows, held_out_rows = (_load(args, split) for split in (args.dataset_train_split, args.dataset_test_split))
     parts = _parts_of_pair if "chosen" in held_out_rows.column_names else _parts_of_thumb
     compared = held_out_rows.select(range(min(_COMPARED, len(held_out_rows))))
-    schema = compared.features.arrow_schema
-    conversations = [list(chain.from_iterable(parts(as_before_arrow(row, schema), name)[:2])) for row in compared]
+    conversations = [list(chain.from_iterable(parts(row, name)[:2])) for row in compared]
     with args.main_process_first(local=False, desc="tokenizing the preferences"):
         # Both splits as they are: pairs, or thumbs.
         place = f"dataset_name {name}: split '{args.dataset_train_split}'"
@@ -142,7 +141,7 @@ def tokenize_preferences(
     Args:
         rows: Pairs have `prompt`, `chosen` and `rejected` as messages. Without a prompt, or where `chosen` and
             `rejected` are whole conversations, the prompt is what these have in common at their beginning. Thumbs
-            have `label` (true for a thumb up), and `prompt` and `completion`, or `messages`. Both may have `tools`.
+            have `label` (true for a thumb up), and `prompt` and `completion`, or `messages`.
         tokenizer: It has a chat template.
         max_length: Rows with more tokens in the prompt and one of its completions are left out.
         place: The dataset, for messages.
@@ -161,10 +160,7 @@ def tokenize_preferences(
     def tokenize(row: dict[str, object], index: int) -> dict[str, object]:
         here = f"{place}: row {index}"
         row = as_before_arrow(row, schema)
-        try:
-            tools = parse_tools(row.get("tools")) or None
-        except ValueError as error:
-            raise UserError(f"{here}: 'tools': {error}") from error
+        tools = tools_of(row, here)
         prompt, *answers = _parts_of_pair(row, here) if is_pairs else _parts_of_thumb(row, here)
         encoded = [encode(prompt, answer, tokenizer, here, tools) for answer in answers]
         columns = dict(zip(names, (ids for _, ids in encoded), strict=True))
@@ -200,23 +196,25 @@ def encode(
     completion: Messages,
     tokenizer: "PreTrainedTokenizerBase",
     place: str,
-    tools: Sequence[Json] | None = None,
+    tools: Sequence[object] = (),
 ) -> tuple[list[int], list[int]]:
     """The tokens of a prompt, up to where the assistant begins, and those of its answer.
 
-    The completion is what the assistant says, its calls of tools included, and one end-of-turn token: what the
-    template puts after that, the newline of ChatML, is never the model's to write.
+    The completion is the assistant's reasoning, text and calls, and one end-of-turn token: what the template puts
+    after that, the newline of ChatML, is never the model's to write.
 
     Raises:
-        UserError: If the two are not a prompt that ends with the user's turn, or a tool's, and one answer of the
-            assistant, or if the template does not render them as one.
+        UserError: If the two are not a prompt that ends with the user's turn or a tool's result, and one answer of
+            the assistant, or if the template does not render them as one.
     """
     check_learned([*prompt, *completion], place, ROLES_WITH_TOOLS)
     if len(completion) != 1 or not prompt or prompt[-1]["role"] not in ("user", "tool"):
-        raise UserError(f"{place}: must be a prompt whose last turn is the user's, and one answer of the assistant")
+        raise UserError(
+            f"{place}: must be a prompt whose last turn is the user's or a tool's, and one answer of the assistant"
+        )
     # The completion is what the whole conversation has after the prompt.
-    prompt_ids = encode_conversation(tokenizer, prompt, tools, add_generation_prompt=True)
-    ids = encode_conversation(tokenizer, [*prompt, *completion], tools)
+    prompt_ids = encode_conversation(tokenizer, prompt, tools or None, add_generation_prompt=True)
+    ids = encode_conversation(tokenizer, [*prompt, *completion], tools or None)
     completion_ids = ids[len(prompt_ids) :]
     if ids[: len(prompt_ids)] != prompt_ids:
         raise UserError(
@@ -342,10 +340,3 @@ def _first(dataset: "Dataset") -> Iterator[tuple[list[int], list[tuple[str, list
     for name, label in (("thumb up", True), ("thumb down", False)):
         row = dataset[labels.index(label)]
         yield row["prompt_ids"], [(name, row["completion_ids"])]
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= _SHOWN_CHARACTERS:
-        return text
-    half = _SHOWN_CHARACTERS // 2
-    return f"{text[:half]} … ({len(text):,} characters) … {text[-half:]}"
