@@ -223,12 +223,14 @@ class BatchSampler:
         """Which tokens the grammars forbid; the row of one that fails stays as it is, because its request ends."""
         if self._masked:
             self._forbidden[self._masked] = False
-        places = [
-            place for place, draws in enumerate(self._draws) if draws.matcher is not None and draws.failure is None
-        ]
-        masks = allowed_next([self._draws[place].matcher for place in places])
+        bound = {
+            place: draws.matcher
+            for place, draws in enumerate(self._draws)
+            if draws.matcher is not None and draws.failure is None
+        }
+        masks = allowed_next(list(bound.values()))
         self._masked = []
-        for place, mask in zip(places, masks, strict=True):
+        for place, mask in zip(bound, masks, strict=True):
             if isinstance(mask, MatcherError):
                 self._draws[place].fail(mask)
             else:
