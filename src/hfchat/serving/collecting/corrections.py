@@ -7,10 +7,11 @@ from hfchat.chat import Json
 from hfchat.feedback.exchange import Call, Opinion, functions_of
 from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.openai.protocol import CalledFunction, CorrectedAnswer, CorrectedCall
+from hfchat.structured.validity import fault_by_schema
 
 
 def check_corrected_calls(calls: Sequence[Call], tools: Sequence[Json]) -> None:
-    """Hold calls against what the model was offered. It blocks while a schema is compiled.
+    """Hold calls against what the model was offered. It blocks while a schema is read.
 
     Raises:
         ApiError: 400 if a function was not offered, or is not called as its schema wants it.
@@ -23,8 +24,8 @@ def check_corrected_calls(calls: Sequence[Call], tools: Sequence[Json]) -> None:
             message = f"{field}.name: {function['name']} is no function that the conversation offers; {offered}."
             raise ApiError(400, message, param=f"{field}.name")
         schema = schemas[function["name"]]
-        if schema is not None and not is_valid(function["arguments"], schema):
-            message = f"{field}.arguments: they are not valid by the schema of {function['name']}."
+        if schema is not None and (fault := fault_by_schema(function["arguments"], schema)):
+            message = f"{field}.arguments: they are not valid by the schema of {function['name']}: {fault}."
             raise ApiError(400, message, param=f"{field}.arguments")
 
 
