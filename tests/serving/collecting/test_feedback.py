@@ -140,7 +140,6 @@ def test_tools_and_calls_are_stored_with_the_conversation(calling):
 HANGS = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
 
 
-@pytest.mark.parametrize("kept", [False, True])  # the answer is in memory, or in the database
 @pytest.mark.parametrize(
     ("call", "param", "words"),
     [
@@ -153,11 +152,8 @@ HANGS = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(
         (("weather", '{"city": NaN}'), "arguments", "Input should be a JSON object in a string"),
     ],
 )
-def test_a_corrected_call_must_be_one_that_the_tools_allow(calling, tmp_path, call, param, words, kept):
-    served, database, answer_id = calling
-    if kept:
-        answer_id = served.chat(messages=HISTORY, tools=TOOLS).json()["id"]
-        assert say(served, answer_id, rating="down").status_code == 200
+def test_a_corrected_call_must_be_one_that_the_tools_allow(calling, call, param, words):
+    served, _, answer_id = calling
     refused = say(served, answer_id, correction=corrected(("time", "{}"), call))
     assert error_of(refused) == (400, None, f"correction.tool_calls[1].function.{param}")
     assert words in refused.json()["error"]["message"]
@@ -193,15 +189,19 @@ def test_what_is_no_correction_is_refused(calling):
 
 def test_the_tools_of_another_key_are_not_told(serve, tmp_path):
     keys = ApiKeys({name: hash_key(name) for name in ("alice", "bob")})
-    served = serve(ScriptedEngine(CALLING, "tool_calls"), keys=keys, feedback=str(tmp_path / "feedback.db"))
-    served.http.headers["Authorization"] = "Bearer alice"
-    answer_id = served.chat(tools=TOOLS).json()["id"]
-    for kept in (False, True):
+    settings = {"keys": keys, "feedback": str(tmp_path / "feedback.db")}
+    asked = serve(ScriptedEngine(CALLING, "tool_calls"), **settings)
+    asked.http.headers["Authorization"] = "Bearer alice"
+    answer_id = asked.chat(tools=TOOLS).json()["id"]
+    later = serve(ScriptedEngine(), **settings)  # knows of it by the database, once it is there
+    for served in (asked, later):
         served.http.headers["Authorization"] = "Bearer bob"
         refused = say(served, answer_id, correction=corrected(("guess", {})))
-        assert error_of(refused) == (404, "answer_not_found", "answer_id"), kept
+        assert error_of(refused) == (404, "answer_not_found", "answer_id")
         served.http.headers["Authorization"] = "Bearer alice"
-        assert say(served, answer_id, rating="up").status_code == 200
+        refused = say(served, answer_id, correction=corrected(("guess", {})))
+        assert error_of(refused) == (400, None, "correction.tool_calls[0].function.name")
+        assert say(served, answer_id, correction=corrected(("time", {}))).status_code == 200
 
 
 def test_a_call_that_was_cut_is_kept_as_text(serve, tmp_path, eventually):
