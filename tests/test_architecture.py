@@ -26,6 +26,9 @@ ALLOWED = {
     ("evaluation", "gguf"),
     ("engines", "gguf"),
     ("export", "gguf"),
+    # A model of this machine is served for a conversation in the terminal: a child with a key that it knows.
+    ("terminal", "engines"),
+    ("terminal", "serving"),
     # What an answer must be, and what it says: those who serve and who evaluate mean the same by it.
     ("serving", "structured"),
     ("evaluation", "structured"),

@@ -11,6 +11,7 @@ import hfchat.doctor.command
 import hfchat.feedback.command
 import hfchat.probe.command
 import hfchat.registry.command
+import hfchat.terminal.command
 from hfchat import __version__
 from hfchat.errors import UserError, run
 
@@ -35,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="serve a model as an OpenAI-compatible chat endpoint with a chat page", add_help=False
     )
     serve.set_defaults(handler=_serve, takes_other_arguments=True)
+    chat = commands.add_parser("chat", help="chat with a model or a server in the terminal", allow_abbrev=False)
+    hfchat.terminal.command.add_arguments(chat)
+    chat.set_defaults(handler=_chat, takes_other_arguments=True)
     api_key = commands.add_parser("api-key", help="make an API key for `hfchat serve`, which keeps only its hash")
     api_key.add_argument("name", metavar="NAME", help="who will use it, as the log will say: letters, digits, `._-`")
     api_key.set_defaults(handler=_api_key)
@@ -88,6 +92,10 @@ def _serve(args: argparse.Namespace) -> None:
     from hfchat.serving.server import serve
 
     serve(*serve_parser().fill(args.other_arguments))
+
+
+def _chat(args: argparse.Namespace) -> None:
+    hfchat.terminal.command.handler(args, args.other_arguments)
 
 
 def _api_key(args: argparse.Namespace) -> None:

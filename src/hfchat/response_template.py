@@ -63,21 +63,29 @@ class ResponseStyle:
         template: A `response_template` of transformers.
         call_form: How calls are written; None where they can be read, but not be forced.
         thinking: What opens and closes the reasoning, `("<think>", "</think>")`; None where there is none.
+        marks: Characters of which one is in all that is not text but the first words; empty where that is not known.
     """
 
     template: Mapping[str, Any]
     call_form: CallForm | None = None
     thinking: tuple[str, str] | None = None
+    marks: str = ""
 
     @property
     def has_calls(self) -> bool:
         """Whether it has tool calls."""
         return CALLS in self.template["fields"]
 
-    def special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-        """The special tokens that calls and reasoning are marked with: a decoder must keep their text."""
-        fields = [self.template["fields"][name] for name in (CALLS, *REASONING) if name in self.template["fields"]]
-        marks = json.dumps([[field.get(key) for key in _ANCHORS] for field in fields], ensure_ascii=False)
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether it has reasoning."""
+        return any(name in self.template["fields"] for name in REASONING)
+
+    def special_tokens(self, tokenizer: "PreTrainedTokenizerBase", *, with_calls: bool) -> frozenset[int]:
+        """The special tokens that reasoning and calls are marked with: a decoder must keep their text."""
+        fields = self.template["fields"]
+        read = [fields[name] for name in (*REASONING, *([CALLS] if with_calls else [])) if name in fields]
+        marks = json.dumps([[field.get(key) for key in _ANCHORS] for field in read], ensure_ascii=False)
         marks = marks.replace("\\", "")  # that of regular expressions, and that of JSON
         ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id}
         special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -94,9 +102,10 @@ def response_style(tokenizer: "PreTrainedTokenizerBase") -> ResponseStyle | None
         UserError: If the tokenizer has a response template that is wrong, or has a regular expression that takes long.
     """
     declared = getattr(tokenizer, "response_template", None)
-    if declared is not None:
-        return _declared_style(tokenizer, declared)
-    return known_style(tokenizer.chat_template or "")
+    known = known_style(tokenizer.chat_template or "")
+    if declared is None or (known is not None and declared == known.template):
+        return known
+    return _declared_style(tokenizer, declared)
 
 
 def known_style(chat_template: str) -> ResponseStyle | None:
@@ -120,13 +129,14 @@ def known_style(chat_template: str) -> ResponseStyle | None:
     }
     template = {
         "defaults": {"role": "assistant"},
-        "start_anchor": _ANSWER_BEGINS,
+        "start_anchor": list(_ANSWER_BEGINS),
         "fields": {name: field for name, field in fields.items() if field is not None},
     }
     return ResponseStyle(
         template,
         call_form=CallForm(**calls["call_form"]) if calls and calls["call_form"] else None,
         thinking=("<think>", "</think>") if thinking else None,
+        marks="".join({mark for style in (calls, thinking) if style for mark in style["marks"]}),
     )
 
 

@@ -24,13 +24,15 @@ def encode_conversation(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Messages,
     tools: Sequence[Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
     *,
     add_generation_prompt: bool = False,
 ) -> list[int]:
     """The ids of a conversation by the tokenizer's chat template and, if asked for, of the beginning of its answer.
 
-    They are those of `apply_chat_template`, except where the conversation, its tools included, has the text of a
-    special token: that becomes ordinary tokens which spell it. Special tokens are the template's alone.
+    They are those of `apply_chat_template`, except where the conversation, its tools and further variables of the
+    template included, has the text of a special token: that becomes ordinary tokens which spell it. Special tokens are
+    the template's alone.
     (`apply_chat_template` has had `sanitize_control_tokens` since transformers 5.24, but not together with the
     assistant's mask, which the training needs.)
 
@@ -38,12 +40,15 @@ def encode_conversation(
         jinja2.TemplateError, ValueError: If the template refuses the conversation, or if its text has a special token
             and the tokenizer is not a fast one.
     """
-    options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+    options: dict[str, Any] = {"tools": tools, **(variables or {})}
     spelling = _spelling_of(tokenizer)
-    if not spelling.is_needed([messages, tools]):
+    is_needed = spelling.is_needed([messages, options])
+    if is_needed:
+        messages, options = spelling.hide(messages), spelling.hide(options)
+    options["add_generation_prompt"] = add_generation_prompt
+    if not is_needed:
         return tokenizer.apply_chat_template(messages, return_dict=False, **options)
-    hidden, options["tools"] = spelling.hide(messages), spelling.hide(tools)
-    rendered = tokenizer.apply_chat_template(hidden, tokenize=False, **options)
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     return spelling.encode(rendered, [False] * len(rendered))[0]
 
 
@@ -59,7 +64,7 @@ def encode_texts(
     """
     options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True}
     rows = tokenizer(list(texts), **options)["input_ids"]
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} - {tokenizer.unk_token_id}
+    special = special_tokens(tokenizer).keys() - {tokenizer.unk_token_id}
     model = tokenizer.backend_tokenizer.model if tokenizer.is_fast else None
     if model is None:
         return rows
@@ -115,15 +120,20 @@ def _spelling_of(tokenizer: "PreTrainedTokenizerBase") -> "_Spelling":
     return spelling
 
 
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """The texts of a tokenizer's special tokens by their ids."""
+    return {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 class _Spelling:
     """How the text of a tokenizer's special tokens is spelled in ordinary ones."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.size = len(tokenizer)
         self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None  # not itself: it is held weakly
-        special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = sorted(special, key=len, reverse=True)  # so that the longest of two alternatives is found
-        self._ids = set(special.values())
+        special = special_tokens(tokenizer)
+        self._special = sorted(special.values(), key=len, reverse=True)  # so that the longest of two is found
+        self._ids = set(special)
         alternatives = "|".join(map(re.escape, self._special)) or "(?!)"  # which is found nowhere
         self._pattern = re.compile(alternatives)
         # Letters, which no template escapes, that nobody can guess, so that no text has them.

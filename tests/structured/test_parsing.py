@@ -47,6 +47,7 @@ ANSWERS = [
     (HERMES, f"I look.\n{call()}\n", ("I look.", "", [READ])),
     (HERMES, f"{call()}\n{call('put', '{}')}", ("", "", [READ, ("put", "{}")])),
     (HERMES, f"I look.\n\n{call()}\nDone.\n", ("I look.\nDone.\n", "", [READ])),
+    (HERMES, f"a <<{call()}", ("a <<", "", [READ])),
     (HERMES, f"<think>{call()}", ("<think>", "", [READ])),
     # Broken calls are the text that the model wrote.
     (HERMES, f"a\n{call('nobody')}\n{call()} b", (f"a\n{call('nobody')} b", "", [READ])),

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from hfchat.chat import Chat
 from hfchat.chat_template import (
     CHAT_TEMPLATE,
     default_system_message,
@@ -38,7 +39,7 @@ def test_an_answer_that_quotes_the_end_of_a_turn_is_learned_to_its_own(tokenizer
     labels = [label for label in dataset[0]["labels"] if label != -100]
     assert tokenizer.decode(labels) == "It says <|im_end|> where a turn ends.<|im_end|>"
     assert labels.count(tokenizer.eos_token_id) == 1 == supervision.supervised_tokens - len(labels) + 1
-    asked = PromptEncoder(tokenizer, len(tokenizer)).conversation(messages[:1])
+    asked = PromptEncoder(tokenizer, len(tokenizer)).conversation(Chat(messages[:1])).ids
     assert dataset[0]["input_ids"][: len(asked)] == asked, "as the server asks it"
 
 
@@ -229,7 +230,7 @@ def test_tools_may_be_json_in_a_text(tokenizer):
         supervise(Dataset.from_list([{"messages": messages, "tools": "{"}]), tokenizer, 2048, "test")
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "function_call", "audio"])
+@pytest.mark.parametrize("field", ["reasoning", "thinking", "function_call", "audio"])
 def test_a_field_that_would_not_be_learned_is_named(tokenizer, field):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", field: "So."}]
     with pytest.raises(UserError, match=f"row 0: turn 1 .assistant. has '{field}', which the chat template does not"):

@@ -43,6 +43,7 @@ class Program:
         key_variable: The environment variable that it reads its API key from. Arguments are there for all to see.
         environment: Other variables, beside those of this process.
         complaint: Finds in the last lines of its log why it has ended; None if they do not say.
+        key_value: What the variable says for a key.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Program:
     key_variable: str
     environment: dict[str, str] = field(default_factory=dict)
     complaint: Callable[[Sequence[str]], str | None] = lambda lines: lines[-1] if lines else None
+    key_value: Callable[[str], str] = str
 
 
 class ChildServer:
@@ -96,7 +98,8 @@ class ChildServer:
         port = _free_port()
         self.url = f"http://{_HOST}:{port}"
         command = [argument.replace("{port}", str(port)) for argument in self.program.command]
-        variables = os.environ | self.program.environment | {self.program.key_variable: self.key}
+        key_value = self.program.key_value(self.key)
+        variables = os.environ | self.program.environment | {self.program.key_variable: key_value}
         limit_spinning(variables)
         # A group of its own, so that a Ctrl-C is for us alone, and nothing of it is left when it has ended.
         self._keeper = keeper = subprocess.Popen(

@@ -19,6 +19,7 @@ from hfchat.token_ids import encode_conversation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SWITCHES = ("enable_thinking",)  # variables of chat templates that turn reasoning on
 _PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
 
 
@@ -73,14 +74,15 @@ class ChatReader:
             return "no"
         opening, closing = self.style.thinking
         begun = begun_answer(self.style.template, self._end(ids))
-        if closing.strip() in begun:
-            return "no"
-        return "open" if opening.strip() in begun else "may"
+        if opening.strip() in begun and closing.strip() not in begun:
+            return "open"
+        has_switch = any(name in (self.tokenizer.chat_template or "") for name in _SWITCHES)
+        return "may" if has_switch and closing.strip() not in begun else "no"
 
     @property
     def kept(self) -> frozenset[int]:
         """Special tokens that answers are read by: their text stays in them."""
-        return frozenset() if self.style is None else self.style.special_tokens(self.tokenizer)
+        return frozenset() if self.style is None else self.style.special_tokens(self.tokenizer, with_calls=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, which `read` takes."""

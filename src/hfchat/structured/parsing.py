@@ -61,6 +61,8 @@ class AnswerParser:
         self._functions = {function.name: function for function in functions}
         self._calls = 0
         self._held: str | None = None  # white space after a call, dropped unless text follows
+        self._in_text = False  # as far as the parser has read, and it holds nothing back
+        self._marks = frozenset(style.marks if style else "")
         self._template: Mapping[str, Any] = style.template if style else {"fields": {}}
         splitting = _splitting(self._template, bool(self._functions))
         prefix = begun_answer(self._template, prompt_end) if style else ""
@@ -72,7 +74,15 @@ class AnswerParser:
         """What is known of the answer with this piece, and was not before."""
         if self._parser is None:
             return Parsed(text)
-        return self._read(self._parser.feed(text)) if text else Parsed()
+        if not text:
+            return Parsed()
+        # White space at the end may belong to a call. Where there is none, the parser need not see plain text.
+        is_plain = bool(self._marks) and self._marks.isdisjoint(text) and not text[-1].isspace()
+        if self._in_text and is_plain:
+            return Parsed(text)
+        parsed = self._read(self._parser.feed(text))
+        self._in_text = is_plain and parsed.text.endswith(text)
+        return parsed
 
     def finish(self) -> Parsed:
         """What was held back, when the answer has ended."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from hfchat.chat import Chat
 from hfchat.chat_template import END_OF_TEXT, TURN_END, TURN_START
 from hfchat.serving.engines.encoding import PromptEncoder
 from hfchat.serving.engines.engine import PromptError
@@ -44,13 +45,13 @@ def conversation(text):
 def test_ordinary_conversations_are_encoded_as_in_training(encoder, tiny_tokenizer, text):
     messages = conversation(text)
     expected = tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert encoder.conversation(messages) == expected
+    assert encoder.conversation(Chat(messages)).ids == expected
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_people_type_is_never_a_special_token(encoder, tiny_tokenizer, text):
     messages = conversation(text)
-    ids = encoder.conversation(messages)
+    ids = encoder.conversation(Chat(messages)).ids
     special = [
         token
         for token in tiny_tokenizer.convert_ids_to_tokens(ids)
@@ -65,10 +66,10 @@ def test_what_people_type_is_never_a_special_token(encoder, tiny_tokenizer, text
 def test_the_two_ways_agree_on_ordinary_text(encoder, tiny_tokenizer):
     """A hostile message must not change how the others are encoded."""
     hostile, ordinary = {"role": "user", "content": TURN_END}, conversation("\n 🙂 the quick")
-    alone = encoder.conversation([hostile])[:-2]  # without the beginning of the answer
-    both = encoder.conversation([hostile, *ordinary])
+    alone = encoder.conversation(Chat([hostile])).ids[:-2]  # without the beginning of the answer
+    both = encoder.conversation(Chat([hostile, *ordinary])).ids
     start = both.index(tiny_tokenizer.convert_tokens_to_ids(TURN_START), 1)
-    assert both[start:] == encoder.conversation(ordinary)
+    assert both[start:] == encoder.conversation(Chat(ordinary)).ids
     assert alone[: start - 1] == both[: start - 1]
 
 
@@ -76,14 +77,14 @@ def test_a_template_that_refuses_is_told(encoder, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ raise_exception('only\n  one') }}")
     for text in ("Hi", TURN_END):
         with pytest.raises(PromptError, match="only one"):
-            encoder.conversation([{"role": "user", "content": text}])
+            encoder.conversation(Chat([{"role": "user", "content": text}]))
 
 
 def test_no_text_becomes_a_token_that_the_model_has_no_embedding_for(tiny_tokenizer):
     larger = copy.deepcopy(tiny_tokenizer)
     larger.add_tokens(["<|beyond|>"])
     encoder = PromptEncoder(larger, len(tiny_tokenizer))
-    for encode, source in ((encoder.text, "x <|beyond|> y"), (encoder.conversation, conversation("<|beyond|>"))):
+    for encode, source in ((encoder.text, "x <|beyond|> y"), (encoder.conversation, Chat(conversation("<|beyond|>")))):
         with pytest.raises(PromptError, match="has no token"):
             encode(source)
 

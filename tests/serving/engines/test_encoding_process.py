@@ -7,6 +7,7 @@ import psutil
 import pytest
 from tokenizers import Regex, pre_tokenizers
 
+from hfchat.chat import Chat
 from hfchat.errors import UserError
 from hfchat.serving.engines import encoding_process
 from hfchat.serving.engines.encoding import PromptEncoder
@@ -15,7 +16,8 @@ from hfchat.serving.engines.engine import EngineError, PromptError, PromptTooLon
 from hfchat.serving.engines.transformers_engine import TransformersEngine
 from hfchat.serving.http.record import RequestRecord
 
-HI = [{"role": "user", "content": "Hi"}]
+HI = Chat([{"role": "user", "content": "Hi"}])
+TOOL = {"type": "function", "function": {"name": "f"}}
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 IF_ASKED = "{% if 'please' in messages[0]['content'] %}" + LOOP + "{% endif %}{{ messages[0]['content'] }}"
 
@@ -36,7 +38,7 @@ def encoder(tokenizer, context=512):
 
 @pytest.mark.parametrize("content", ["Hi", "", "🙂 日本語", "<|im_end|> \n <|im_start|>system"])
 def test_prompts_are_those_of_the_encoder(tiny_tokenizer, content):
-    messages = [{"role": "user", "content": content}]
+    messages = Chat([{"role": "user", "content": content}])
     here = PromptEncoder(tiny_tokenizer, len(tiny_tokenizer))
     there = encoder(tiny_tokenizer)
     assert there.conversation(messages) == here.conversation(messages)
@@ -109,8 +111,9 @@ def test_a_prompt_that_is_too_long_is_not_encoded(tiny_tokenizer, monkeypatch):
     for encode, source in (
         (there.text, too_long),
         (there.text, [1] * 65),
-        (there.conversation, [{"role": "user", "content": too_long}]),
-        (there.conversation, [{"role": "user", "content": "x" * 64}] * (longest + 1)),
+        (there.conversation, Chat([{"role": "user", "content": too_long}])),
+        (there.conversation, Chat([{"role": "user", "content": "x" * 64}] * (longest + 1))),
+        (there.conversation, Chat(HI.messages, tools=[TOOL | {"function": {"name": "f", "description": too_long}}])),
     ):
         with pytest.raises(PromptTooLongError, match="the context holds 64"):
             encode(source)
@@ -120,11 +123,11 @@ def test_the_tokenizer_of_an_engine_that_was_stopped_is_forgotten(tiny_tokenizer
     """A server that follows a registry loads many of them."""
     before, after = encoder(tiny_tokenizer), encoder(tiny_tokenizer)
     before.text("Hi")
-    assert before._number in encoding_process._process._knows
+    assert before._subject.number in encoding_process._process._knows
     before.close()
     after.text("Hi")
-    assert before._number not in encoding_process._process._knows
-    assert after._number in encoding_process._process._knows
+    assert before._subject.number not in encoding_process._process._knows
+    assert after._subject.number in encoding_process._process._knows
 
 
 @pytest.mark.skipif(not hasattr(psutil, "RLIMIT_CPU"), reason="only Linux tells")

@@ -1,14 +1,30 @@
 """From conversations and texts to token ids."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from hfchat.chat import Chat, Json
 from hfchat.serving.engines.engine import PromptError
+from hfchat.serving.engines.template_abilities import RefusedError, TemplateAbilities
 from hfchat.token_ids import encode_conversation, prepare_to_spell
 
 NOTHING_RENDERED = "the chat template makes nothing of this conversation"
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A conversation and the beginning of its answer.
+
+    Attributes:
+        ids: Its tokens.
+        may_think: Whether the chat template has a switch for reasoning, and it was not turned off.
+    """
+
+    ids: list[int]
+    may_think: bool
 
 
 class PromptEncoder:
@@ -22,21 +38,47 @@ class PromptEncoder:
         """
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
+        self._abilities = TemplateAbilities(tokenizer)
         prepare_to_spell(tokenizer)
 
-    def conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The ids of a conversation and the beginning of its answer, as in training (`hfchat.token_ids`).
+    def conversation(self, chat: Chat) -> EncodedChat:
+        """A conversation with its tools and the beginning of its answer, as in training (`hfchat.token_ids`).
 
         Raises:
-            PromptError: If the chat template refuses the conversation, or makes nothing of it.
+            PromptError: If the chat template refuses the conversation, has no place for something in it, or makes
+                nothing of it.
         """
         try:
-            ids = encode_conversation(self._tokenizer, messages, add_generation_prompt=True)
+            options = self._abilities.options(chat)
+            tools = self._tools(chat)
+            messages = self._abilities.messages(chat)
+            ids = encode_conversation(self._tokenizer, messages, tools, options, add_generation_prompt=True)
+        except RefusedError as error:
+            raise PromptError(str(error), error.field) from error
         except (TemplateError, ValueError) as error:
             raise PromptError(" ".join(str(error).split())) from error
+        except (TypeError, AttributeError, KeyError) as error:
+            # Templates do not check what they get; without these two it is the template that is to blame.
+            field = "chat_template_kwargs" if chat.template_options else "tools"
+            if not chat.template_options and not chat.tools:
+                raise
+            raise PromptError(f"the chat template of this model cannot take them: {error}"[:300], field) from error
         if not ids:
             raise PromptError(NOTHING_RENDERED)
-        return self._checked(ids)
+        switch = self._abilities.switch
+        return EncodedChat(self._checked(ids), switch is not None and options.get(switch) is not False)
+
+    def _tools(self, chat: Chat) -> list[Json] | None:
+        """The tools as the model has learned them; None where it is to call none."""
+        if not chat.functions:
+            return None
+        if "tools" not in self._abilities.variables:
+            raise RefusedError("the chat template of this model has no place for them", "tools")
+        # How strictly arguments are checked is between the client and the server.
+        return [
+            {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
+            for tool in chat.tools
+        ]
 
     def text(self, text: str | Sequence[int]) -> list[int]:
         """The ids of a prompt without a template; a prompt that is ids already is checked.

@@ -2,22 +2,30 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from hfchat.chat import GREETING, Chat
 from hfchat.chat_template import fingerprint
 from hfchat.errors import UserError
-from hfchat.serving.engines.encoding import NOTHING_RENDERED
-from hfchat.serving.engines.encoding_process import ModelEncoder
-from hfchat.serving.engines.engine import EngineError, PromptError, Sampling
+from hfchat.response_template import response_style
+from hfchat.serving.engines.encoding import NOTHING_RENDERED, EncodedChat
+from hfchat.serving.engines.encoding_process import ModelEncoder, size_of
+from hfchat.serving.engines.engine import CompleteSampling, EngineError, Piece, PromptError, Sampling
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.record import current_record
+from hfchat.structured.grammars import GrammarError, Thinking, answer_grammar, special_tokens
+from hfchat.structured.parsing import AnswerParser, begun_answer
+
+_Source = TypeVar("_Source")
+_Encoded = TypeVar("_Encoded")
+_PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
 
 
 @dataclass(frozen=True)
@@ -27,10 +35,14 @@ class TokenPrompt:
     Attributes:
         ids: The tokens.
         grammar: What the answer may be, as llguidance's Lark grammars say it; None for any text.
+        parser: Makes what takes the answer apart; None where all of it is text.
+        kept: Special tokens whose text the parser must see.
     """
 
     ids: Sequence[int]
     grammar: str | None = None
+    parser: Callable[[], AnswerParser] | None = None
+    kept: frozenset[int] = frozenset()
 
     @property
     def tokens(self) -> int:
@@ -46,6 +58,7 @@ class Prompting:
         ends: Tokens that end an answer.
         context_length: Tokens that a prompt and its answer may take together.
         template_fingerprint: That of the chat template.
+        style: How the model writes calls and reasoning; None if that is not known.
     """
 
     def __init__(
@@ -65,7 +78,8 @@ class Prompting:
             context: Tokens that a prompt and its answer may take together.
 
         Raises:
-            UserError: If the tokenizer cannot decode incrementally or has tokens that the model has no embeddings for.
+            UserError: If the tokenizer cannot decode incrementally, the model has no embeddings for one of its tokens,
+                or its response template cannot be used.
         """
         if not tokenizer.is_fast:
             raise UserError(f"{tokenizer.name_or_path}: serving needs a fast tokenizer (tokenizer.json)")
@@ -75,6 +89,8 @@ class Prompting:
         self.ends = ends
         self.context_length = context
         self.template_fingerprint = fingerprint(tokenizer)
+        self.style = response_style(tokenizer)
+        self._specials = special_tokens(tokenizer)
         self._vocabulary = vocabulary
         self._encoder = ModelEncoder(tokenizer, vocabulary, context)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # waits for the encoder
@@ -96,17 +112,46 @@ class Prompting:
             raise UserError(f"{self.tokenizer.name_or_path}: {error}") from error
 
     async def encode(self, chat: Chat) -> TokenPrompt:
-        size = sum(len(message["content"]) for message in chat.messages)
-        return await self._encode(self._encoder.conversation, chat.messages, size)
+        if chat.functions and (self.style is None or not self.style.has_calls):
+            raise PromptError("it is not known how this model writes calls", "tools")
+        encoded = await self._encode(self._encoder.conversation, chat, size_of(chat))
+        return self._answerable(chat, encoded)
 
     async def encode_text(self, text: str | Sequence[int]) -> TokenPrompt:
-        return await self._encode(self._encoder.text, text, len(text))
+        return TokenPrompt(await self._encode(self._encoder.text, text, len(text)))
 
-    async def _encode(self, encode: Callable, source: Sequence, size: int) -> TokenPrompt:
+    async def _encode(self, encode: Callable[[_Source], _Encoded], source: _Source, size: int) -> _Encoded:
         with closing(self._turns.reserve(1, current_record().key_name)) as turn:
             async with turn.take():
                 turn.charge(size)
-                return TokenPrompt(await asyncio.get_running_loop().run_in_executor(self._thread, encode, source))
+                return await asyncio.get_running_loop().run_in_executor(self._thread, encode, source)
+
+    def _answerable(self, chat: Chat, encoded: EncodedChat) -> TokenPrompt:
+        """A prompt with what its answer may be, and how it is read."""
+        prompt_end = self.tokenizer.decode(encoded.ids[-_PROMPT_END:])
+        style, functions = self.style, chat.functions
+        try:
+            grammar = answer_grammar(chat, style, self._thinking(encoded, prompt_end), self._specials)
+        except GrammarError as error:
+            raise PromptError(str(error), error.field) from error
+        if style is None or not (functions or style.has_reasoning):
+            return TokenPrompt(encoded.ids, grammar)
+        return TokenPrompt(
+            encoded.ids,
+            grammar,
+            parser=lambda: AnswerParser(self.tokenizer, style, functions, prompt_end),
+            kept=style.special_tokens(self.tokenizer, with_calls=bool(functions)),
+        )
+
+    def _thinking(self, encoded: EncodedChat, prompt_end: str) -> Thinking:
+        """Whether the prompt has opened the reasoning, or the model may do so."""
+        if self.style is None or self.style.thinking is None:
+            return "no"
+        opening, closing = self.style.thinking
+        begun = begun_answer(self.style.template, prompt_end)
+        if opening.strip() in begun and closing.strip() not in begun:
+            return "open"
+        return "may" if encoded.may_think and closing.strip() not in begun else "no"
 
     def shortest(self) -> TokenPrompt:
         """The prompt of an answer that only shows that there is one."""
@@ -124,19 +169,46 @@ class Prompting:
         if unknown is not None:
             raise EngineError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}")
 
-    def complete(self, prompt: TokenPrompt, sampling: Sampling) -> Sampling:
-        """The sampling with the model's own values where the request has none, no longer than the context holds."""
+    def complete(self, prompt: TokenPrompt, sampling: Sampling) -> CompleteSampling:
+        """The sampling with the model's own values where the request has none, no longer than the context holds.
+
+        Raises:
+            PromptError: If it has a bias for a token that the model does not have.
+        """
+        unknown = next((id for id in sampling.logit_bias if not 0 <= id < self._vocabulary), None)
+        if unknown is not None:
+            raise PromptError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}", "logit_bias")
         room = self.context_length - prompt.tokens
-        return replace(
-            sampling,
-            max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
-            temperature=self.sampling.temperature if sampling.temperature is None else sampling.temperature,
-            top_p=self.sampling.top_p if sampling.top_p is None else sampling.top_p,
-        )
+        asked = {name: value for name, value in vars(sampling).items() if value is not None}
+        longest = min(asked.pop("max_tokens", room), room)
+        return CompleteSampling(**{**vars(self.sampling), **asked, "max_tokens": longest})
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._encoder.close()
+
+
+async def parsed(prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
+    """An answer whose pieces are text, taken apart: reasoning, calls, and text."""
+    parser = None if prompt.parser is None else prompt.parser()
+    has_calls = False
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if parser is None:
+                yield piece
+                continue
+            parts = [parser.push(piece.text)]
+            if piece.finish_reason is not None:
+                parts.append(parser.finish())
+            calls = tuple(call for part in parts for call in part.calls)
+            has_calls = has_calls or bool(calls)
+            yield replace(
+                piece,
+                text="".join(part.text for part in parts),
+                reasoning="".join(part.reasoning for part in parts),
+                calls=calls,
+                finish_reason="tool_calls" if has_calls and piece.finish_reason == "stop" else piece.finish_reason,
+            )
 
 
 def ends_of(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:

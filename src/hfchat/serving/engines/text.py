@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -32,7 +32,8 @@ def _byte_level(token: str) -> bytes:
 
 
 class IncrementalDecoder:
-    """Decodes an answer token by token; the parts joined are the text of all tokens, special ones left out.
+    """Decodes an answer token by token; the parts joined are the text of all tokens, special ones left out, except for
+    those that are to be kept: the marks of calls and reasoning.
 
     That holds for any tokens, with U+FFFD where the whole decoding has it. Only the very end may differ: an answer
     that reaches its length often ends in half a character, which is dropped.
@@ -44,9 +45,11 @@ class IncrementalDecoder:
     characters only if the whole run is valid, so a run is held back until it is over.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, kept: Collection[int] = ()):
         self._tokenizer = tokenizer
-        self._special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        special = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._special = special.keys() - kept
+        self._kept = {id: content for id, content in special.items() if id in kept}
         kinds = _decoders(tokenizer)
         # Byte-level tokens are bytes and nothing else, so they are decoded without looking back.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if set(kinds) == {"ByteLevel"} else None
@@ -61,6 +64,8 @@ class IncrementalDecoder:
         """The text that this token completes; empty while a character is still in parts."""
         if token in self._special or (text := self._tokenizer.id_to_token(token)) is None:
             return ""
+        if token in self._kept:
+            return self.flush() + self._kept[token]
         if self._utf8 is not None:
             return self._out(self._utf8.decode(_byte_level(text)))
         self._held.append(token)

@@ -1,0 +1,1 @@
+"""`hfchat chat`: a conversation with a model in the terminal."""
