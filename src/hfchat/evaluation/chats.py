@@ -12,7 +12,7 @@ from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
 from hfchat.response_template import response_style
 from hfchat.structured.grammars import GrammarError, Thinking, answer_grammar, special_tokens
-from hfchat.structured.masks import GrammarCompiler
+from hfchat.structured.masks import GrammarCompiler, Matcher, MatcherError
 from hfchat.structured.parsing import AnswerParser, begun_answer
 from hfchat.token_ids import encode_conversation
 
@@ -128,7 +128,6 @@ class GrammarMask(LogitsProcessor):
         prompt_length: int,
         ends: Collection[int],
     ):
-        self._compiler = compiler
         self._matchers = {row: compiler.matcher(text) for row, text in enumerate(grammars) if text is not None}
         self._prompt_length = prompt_length
         self._ends = sorted(ends)
@@ -136,19 +135,21 @@ class GrammarMask(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if input_ids.shape[1] > self._prompt_length:
             self._go_on(input_ids[:, -1].tolist())
-        if not self._matchers:
-            return scores
-        allowed = self._compiler.allowed([*self._matchers.values()])
-        for matcher, row in zip(self._matchers.values(), allowed, strict=True):
-            if matcher.matcher.is_error():
-                raise UserError("mask: an answer took too much work to bind; simplify the schema, or set mask: false")
-            if matcher.done:  # by its grammar: the token that ends it is still to come
-                row.zero_()
-                row[self._ends] = True
-        rows = [*self._matchers]
         masked = scores.clone()
-        masked[rows] = masked[rows].masked_fill(~allowed.to(scores.device), -torch.inf)
+        for row, matcher in self._matchers.items():
+            masked[row].masked_fill_(~self._allowed(matcher).to(scores.device), -torch.inf)
         return masked
+
+    def _allowed(self, matcher: Matcher) -> torch.Tensor:
+        """The tokens that may come next, `[vocabulary]` of bool."""
+        if matcher.done:  # by its grammar: the token that ends the answer is still to come
+            ends = torch.zeros(matcher.vocabulary, dtype=torch.bool)
+            ends[self._ends] = True
+            return ends
+        try:
+            return matcher.allowed()
+        except MatcherError as error:
+            raise UserError(f"mask: an answer cannot be bound ({error}); simplify the schema") from error
 
     def _go_on(self, tokens: Sequence[int]) -> None:
         """Take the last token of each answer; those that have ended are followed no longer."""
