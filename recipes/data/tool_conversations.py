@@ -37,7 +37,7 @@ _SYSTEM = ["You are a helpful assistant.", "You help people with short answers."
 _TOOLS = [1, 2, 2, 3]  # how many a conversation has
 _NEEDS = {"lacking": "lacking", "given": "lacking", "again": "again"}  # what a function must have for a kind
 
-_FUNCTIONS = Path(__file__).parent / "tools" / "functions.yaml"
+FUNCTIONS = Path(__file__).parent / "tools" / "functions.yaml"
 
 Json = dict[str, Any]
 Said = dict[str, str]  # parameters to the words for their values; of a field it is `address.city`
@@ -279,7 +279,7 @@ class Conversations:
         """The same with other values for what it names, each of which differs."""
         template = request.tool.function.again or ""
         said, values = dict(request.said), dict(request.values)
-        for slot in _slots(template):
+        for slot in slots(template):
             while values[slot] == request.values[slot]:
                 words, values[slot] = request.tool.function.parameters[slot].draw(self.chance, slot)
                 said |= words
@@ -295,7 +295,7 @@ class Conversations:
         )
         said: Said = {}
         values: Json = {}
-        for name in dict.fromkeys([*_slots(template), *([also] if also else [])]):
+        for name in dict.fromkeys([*slots(template), *([also] if also else [])]):
             while name not in values or values[name] in [one for key, one in values.items() if key != name]:
                 words, values[name] = tool.function.parameters[name].draw(self.chance, name)
                 said |= words
@@ -344,7 +344,7 @@ def json_rows(size: int, seed: int) -> Iterator[Json]:
 
 
 def _maker(split: str, seed: str) -> tuple[Conversations, random.Random]:
-    functions, content = read_functions(_FUNCTIONS)
+    functions, content = read_functions(FUNCTIONS)
     chance = random.Random(seed)
     return Conversations(functions[split], content["talk"][split], content["unable"], chance), chance
 
@@ -375,7 +375,7 @@ def _numbered(messages: Sequence[Json]) -> list[Json]:
     return list(messages)
 
 
-def _slots(template: str) -> list[str]:
+def slots(template: str) -> list[str]:
     """The parameters that a template names, `address` for `{address.city}`."""
     return list(dict.fromkeys(re.findall(r"{(\w+)", template)))
 
