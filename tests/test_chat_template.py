@@ -5,6 +5,7 @@ import pytest
 from datasets import Dataset
 
 from hfchat import chat_template
+from hfchat.dataset import as_before_arrow
 from hfchat.errors import UserError
 
 MESSAGES = [
@@ -150,6 +151,35 @@ def test_arguments_may_be_json_as_in_openai_s_api(tokenizer):
     assert render(tokenizer, [as_json(message) for message in WITH_TOOLS], TOOLS) == RENDERED
 
 
+def test_what_was_thought_is_written_and_learned_before_what_is_said(tokenizer):
+    messages = [
+        {"role": "user", "content": "Odd?"},
+        {"role": "assistant", "content": "No.", "reasoning_content": "4 is 2 + 2.\n"},
+        {"role": "user", "content": "Time?", "reasoning_content": None},
+        {"role": "assistant", "content": None, "reasoning_content": "A call.", "tool_calls": [call("time")]},
+        {"role": "tool", "content": "12:00"},
+        {"role": "assistant", "content": "Noon.", "reasoning_content": None},
+    ]
+    said = [
+        "<think>\n4 is 2 + 2.\n</think>\n\nNo.<|im_end|>",
+        '<think>\nA call.\n</think>\n\n<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call><|im_end|>',
+        "Noon.<|im_end|>",
+    ]
+    turns = render(tokenizer, messages).split("<|im_start|>assistant\n")[1:]
+    assert [turn.partition("<|im_end|>")[0] + "<|im_end|>" for turn in turns] == said
+    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    supervised = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(supervised) == "".join(said)
+
+
+def test_a_null_that_somebody_wrote_is_written(tokenizer):
+    tool = {"type": "function", "function": {"name": "go", "parameters": {"enum": ["x", None], "default": None}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call("go", to=None, by=[None])]}
+    text = render(tokenizer, [{"role": "user", "content": "Go."}, called], [tool])
+    assert json.dumps(tool) in text
+    assert '{"name": "go", "arguments": {"to": null, "by": [null]}}' in text
+
+
 def test_what_arrow_adds_to_rows_is_left_out(tokenizer):
     """In a column of its own, all calls get the arguments of all, and all tools the parameters of all."""
     other = [
@@ -158,8 +188,9 @@ def test_what_arrow_adds_to_rows_is_left_out(tokenizer):
     ]
     tools = [{"type": "function", "function": {"name": "go", "parameters": {"properties": {"to": {"title": "To"}}}}}]
     rows = Dataset.from_list([{"messages": WITH_TOOLS, "tools": TOOLS}, {"messages": other, "tools": tools}])
-    first, second = (render(tokenizer, row["messages"], row["tools"]) for row in rows)
     assert rows[1]["messages"][1]["tool_calls"][0]["function"]["arguments"]["city"] is None
+    read = [as_before_arrow(row, rows.features.arrow_schema) for row in rows]
+    first, second = (render(tokenizer, row["messages"], row["tools"]) for row in read)
     assert (first, second) == (RENDERED, render(tokenizer, other, tools))
     assert '{"name": "go", "arguments": {"to": {"x": [{"y": 1}]}}}' in second
 

@@ -2,8 +2,8 @@
 
     python recipes/data/tool_conversations.py --output-dir outputs/tools/conversations
 
-`train.jsonl`, `validation.jsonl` and `test.jsonl` are in the format of OpenAI's API (`messages`, `tools`), and share no
-function. Besides, each row has its `kind` and, where its last turn tells of results, the `facts` that it has to name:
+`train.jsonl`, `validation.jsonl` and `test.jsonl` are in the format of OpenAI's API (`messages`, `tools`), and share
+no function. Besides, each row has its `kind` and, where its last turn tells of results, the `facts` to name:
 
 - `call`, `several`: one call, or two in one turn, among functions that do not fit.
 - `talk`, `unable`: no call, because none is needed, or because no function fits.
@@ -19,6 +19,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ import yaml
 COUNTS = {"train": 1000, "validation": 60, "test": 240}
 # Kinds to their shares in percent.
 SHARES = {"call": 34, "several": 16, "talk": 6, "unable": 8, "lacking": 6, "given": 6, "result": 14, "again": 10}
+# Before the last exchange there may be others, which end with an answer: how many, and their shares.
+EARLIER = {"train": [0, 1, 2, 2], "validation": [0], "test": [0]}
+_EARLIER_SHARES = {"result": 70, "talk": 10, "unable": 20}
 _SYSTEM = ["You are a helpful assistant.", "You help people with short answers.", "Answer in English, and be brief."]
-_TOOLS_AT_MOST = 3
+_TOOLS = [1, 2, 2, 3]  # how many a conversation has
+_NEEDS = {"lacking": "lacking", "given": "lacking", "again": "again"}  # what a function must have for a kind
 
 Json = dict[str, Any]
 Said = dict[str, str]  # parameters to the words for their values; of a field it is `address.city`
@@ -110,7 +115,6 @@ class Tool:
     function: Function
     name: str
     keys: Mapping[str, str]  # parameters to their names here
-    rename: Callable[[str], str]
 
     def declaration(self) -> Json:
         parameters = self.function.parameters
@@ -175,35 +179,31 @@ class Conversations:
     ):
         self.functions, self.talk, self.unable, self.chance = functions, talk, unable, chance
 
-    def make(self, kind: str) -> Json:
-        """A row of this kind, with all but its id."""
-        chosen = self._choose(kind)
+    def make(self, kinds: Sequence[str]) -> Json:
+        """A row of one exchange after another with the same tools, the last of which names it; all but its id."""
+        capable = [name for kind, name in _NEEDS.items() if kind in kinds]
+        least = 2 if "several" in kinds else 1
+        chosen: list[Function] = []
+        while not chosen or not all(any(getattr(one, name) for one in chosen) for name in capable):
+            chosen = self.chance.sample(self.functions, max(least, self.chance.choice(_TOOLS)))
         rename = self.chance.choice([_snake, _snake, _camel])
         tools = [self._tool(function, rename) for function in chosen]
-        messages, facts = getattr(self, f"_{kind}")(tools)
-        if kind == "unable":
-            tools = tools[1:]  # the one that was asked for is not there
+        absent = [self._tool(function, rename) for function in self.functions if function not in chosen]
+        messages: list[Json] = []
+        for kind in kinds:
+            # The one that is asked for comes first.
+            first = self.chance.choice([one for one in tools if getattr(one.function, _NEEDS.get(kind, "ask"))])
+            asked = self.chance.sample(absent, 1) if kind == "unable" else [first]
+            exchange, facts = getattr(self, f"_{kind}")([*asked, *(one for one in tools if one is not first)])
+            messages += exchange
         if self.chance.random() < 0.2:
             messages = [{"role": "system", "content": self.chance.choice(_SYSTEM)}, *messages]
-        self.chance.shuffle(tools)
-        return {
-            "kind": kind,
-            "messages": messages,
-            "tools": [tool.declaration() for tool in tools],
-            "facts": facts,
-        }
-
-    def _choose(self, kind: str) -> list[Function]:
-        """The function that is asked for, and others."""
-        can = {"lacking": "lacking", "given": "lacking", "again": "again"}.get(kind)
-        first = self.chance.choice([one for one in self.functions if can is None or getattr(one, can)])
-        others = [one for one in self.functions if one is not first]
-        least = 1 if kind in ("several", "unable") else 0
-        return [first, *self.chance.sample(others, self.chance.randint(least, _TOOLS_AT_MOST - 1))]
+        declarations = [tool.declaration() for tool in tools]
+        return {"kind": kinds[-1], "messages": _numbered(messages), "tools": declarations, "facts": facts}
 
     def _tool(self, function: Function, rename: Callable[[str], str]) -> Tool:
         keys = {of: rename(self.chance.choice(own.names)) for of, own in function.parameters.items()}
-        return Tool(function, rename(self.chance.choice(function.names)), keys, rename)
+        return Tool(function, rename(self.chance.choice(function.names)), keys)
 
     # Each kind: its messages, and the facts that the last one has to name.
 
@@ -246,12 +246,13 @@ class Conversations:
     def _told(self, requests: Sequence[Request]) -> tuple[list[Json], list[str]]:
         outcomes = [one.outcome() for one in requests]
         results = [
-            {"role": "tool", "tool_call_id": f"call_{number}", "content": json.dumps(result, ensure_ascii=False)}
-            for number, (result, _, _) in enumerate(outcomes)
+            {"role": "tool", "tool_call_id": "", "content": json.dumps(result, ensure_ascii=False)}
+            for result, _, _ in outcomes
         ]
         answer = {"role": "assistant", "content": " ".join(said for _, said, _ in outcomes)}
         question = " ".join(one.question for one in requests)
-        return [_user(question), _calls(requests), *results, answer], [fact for *_, facts in outcomes for fact in facts]
+        facts = [fact for *_, own in outcomes for fact in own]
+        return [_user(question), _calls(requests), *results, answer], facts
 
     def _two(self, tools: Sequence[Tool]) -> list[Request]:
         """Two requests of one turn: of two functions, or of the same one twice."""
@@ -307,18 +308,20 @@ def _function(entry: Json, lists: Mapping[str, Mapping[str, Any]]) -> Function:
     return Function(names=entry["name"], **{key: entry[key] for key in entry if key not in ("name", *read)}, **read)
 
 
-def conversations(split: str, count: int, seed: int, file: Path) -> Iterator[Json]:
+def conversations(split: str, size: int, seed: int, file: Path) -> Iterator[Json]:
     """The rows of a split, no two of which are the same."""
     functions, content = read_functions(file)
     chance = random.Random(f"{seed} {split}")
     maker = Conversations(functions[split], content["talk"][split], content["unable"], chance)
-    kinds = [kind for kind, share in SHARES.items() for _ in range(round(count * share / 100))]
-    chance.shuffle(kinds)
+    lasts = [kind for kind, share in SHARES.items() for _ in range(round(size * share / 100))]
+    chance.shuffle(lasts)
     seen: set[str] = set()
-    for number, kind in enumerate(kinds):
-        row = maker.make(kind)
-        while (text := json.dumps(row)) in seen:
-            row = maker.make(kind)
+    for number, last in enumerate(lasts):
+        text = None
+        while text is None or text in seen:
+            earlier = chance.choices([*_EARLIER_SHARES], [*_EARLIER_SHARES.values()], k=chance.choice(EARLIER[split]))
+            row = maker.make([*earlier, last])
+            text = json.dumps(row)
         seen.add(text)
         yield {"id": f"{split}-{number:04}", **row}
 
@@ -332,14 +335,21 @@ def _calls(requests: Sequence[Request]) -> Json:
         "role": "assistant",
         "content": None,
         "tool_calls": [
-            {
-                "id": f"call_{number}",
-                "type": "function",
-                "function": {"name": one.tool.name, "arguments": one.arguments},
-            }
-            for number, one in enumerate(requests)
+            {"id": "", "type": "function", "function": {"name": one.tool.name, "arguments": one.arguments}}
+            for one in requests
         ],
     }
+
+
+def _numbered(messages: Sequence[Json]) -> list[Json]:
+    """The messages with an id for each call, which its result names."""
+    called, answered = count(), count()
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            call["id"] = f"call_{next(called)}"
+        if message["role"] == "tool":
+            message["tool_call_id"] = f"call_{next(answered)}"
+    return list(messages)
 
 
 def _slots(template: str) -> list[str]:
@@ -386,8 +396,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for split, count in COUNTS.items():
-        rows = list(conversations(split, count, args.seed, Path(__file__).parent / "tools" / "functions.yaml"))
+    for split, size in COUNTS.items():
+        rows = list(conversations(split, size, args.seed, Path(__file__).parent / "tools" / "functions.yaml"))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (args.output_dir / f"{split}.jsonl").write_text(lines, encoding="utf-8")
         print(f"{split}: {len(rows):,} conversations")

@@ -7,7 +7,11 @@ conversation says nothing is kept: the model was trained after it.
 
 Tools, their calls and their results are written as Qwen2.5 and Hermes models write them, which servers can parse (vLLM
 calls the parser `hermes`). The arguments of a call are a mapping or, as in OpenAI's API, JSON in a string, which is
-written as it is.
+written as it is. A null in them, or in a tool, is written like any other value.
+
+What the assistant thought, its `reasoning_content`, is written before its text as Qwen3 and DeepSeek-R1 write it,
+between `<think>` and `</think>`, and learned with it. It is written in each turn that has it, also in earlier ones: so
+a model reads in the history what it was trained on, and no turn is learned after a history that it will never see.
 """
 
 import hashlib

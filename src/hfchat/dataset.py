@@ -1,6 +1,8 @@
 """Load one split of a dataset: a corpus made by a recipe, any other local folder or file, or a Hub id."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from hfchat.lineage import describe
 from hfchat.messages import digest_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
 HELD_OUT_SHARE = 0.05  # of one file of conversations
@@ -148,6 +151,54 @@ def _first_asked(messages: Any) -> str:
     turns = messages if isinstance(messages, list) else []
     asked = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user")
     return str(next(asked, messages))
+
+
+def as_before_arrow(value: Any, kind: "pa.DataType | pa.Schema") -> Any:
+    """A value of a row as it was before Arrow had it.
+
+    A struct of Arrow has the keys of all rows, with a null where a row lacks one: the arguments of every function, the
+    fields of every turn. Such nulls are taken away. JSON in a column of `datasets.Json` is read, and its nulls stay.
+
+    Args:
+        value: A row, or what is in it.
+        kind: Its type; for a row the schema.
+    """
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if isinstance(kind, pa.Schema):
+        return {column: as_before_arrow(item, kind.field(column).type) for column, item in value.items()}
+    if isinstance(kind, pa.StructType):
+        return {key: as_before_arrow(item, kind.field(key).type) for key, item in value.items() if item is not None}
+    if isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        return [as_before_arrow(item, kind.value_type) for item in value]
+    if isinstance(kind, pa.JsonType) and isinstance(value, str):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
+def conversation_features(columns: Iterable[str], fields: Collection[str], has_tools: bool) -> dict[str, Any]:
+    """The features of datasets of conversations, as their columns are written: those that hold messages, and `tools`.
+
+    What differs in shape from row to row is JSON in a text, as TRL takes it: a column of their own would give each
+    tool the parameters of all.
+
+    Args:
+        columns: Names; `label` holds a bool, and each other one messages.
+        fields: Those that the messages have.
+        has_tools: Whether there is a column `tools`.
+    """
+    from datasets import List, Value
+
+    text = Value("string")
+    call = {"id": text, "type": text, "function": {"name": text, "arguments": text}}
+    types = {"role": text, "content": text, "reasoning_content": text, "tool_calls": List(call)}
+    types |= {"tool_call_id": text, "name": text, "weight": Value("int64")}
+    message = {field: type for field, type in types.items() if field in fields}
+    features = {name: Value("bool") if name == "label" else List(dict(message)) for name in columns}
+    return features | ({"tools": text} if has_tools else {})
 
 
 def learned_rows(learned: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]]) -> list[int]:

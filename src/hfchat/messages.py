@@ -14,15 +14,17 @@ ROLES = ("system", "user", "assistant")  # in a conversation that is text alone
 ROLES_WITH_TOOLS = (*ROLES, "tool")
 # The fields for what a turn thought before its answer: of DeepSeek and vLLM, of OpenRouter, of gpt-oss and Anthropic.
 REASONING = ("reasoning_content", "reasoning", "thinking")
-_UNWRITTEN = (*REASONING, "function_call", "refusal", "audio")
+_WRITTEN_REASONING, *_OTHER_REASONING = REASONING  # the first is the one that chat templates write
+_UNWRITTEN = (*_OTHER_REASONING, "function_call", "refusal", "audio")
 
 
 def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str] | None:
     """What keeps `messages` from being a conversation that the assistant ends.
 
     Args:
-        messages: List of `{"role", "content"}`. Where `roles` has `tool`, the assistant's turns may have `tool_calls`,
-            a list of `{"name", "arguments"}` or `{"function": {"name", "arguments"}}`, and then need no content.
+        messages: List of `{"role", "content"}`. The assistant's turns may have `reasoning_content`, a text. Where
+            `roles` has `tool`, they may have `tool_calls`, a list of `{"name", "arguments"}` or
+            `{"function": {"name", "arguments"}}`, and then need no content.
         roles: The roles that may speak.
 
     Returns:
@@ -51,8 +53,11 @@ def find_fault(messages: Any, roles: Collection[str] = ROLES) -> tuple[str, str]
                 f"turn {position} ({role}) must have a text for its content, not {content!r:.40}; "
                 "recipes/prepare_conversations.py joins the parts of messages"
             )
+        reasoning = turn.get(_WRITTEN_REASONING)
+        if not isinstance(reasoning, str | None):
+            return "malformed", f"turn {position} ({role}) must have a text in '{_WRITTEN_REASONING}'"
         if not calls and not (content or "").strip():
-            return "empty_turn", f"turn {position} ({role}) has no content"
+            return "empty_turn", f"turn {position} ({role}) has no content{', only reasoning' if reasoning else ''}"
         # Whose turn it is: a tool answers a call.
         if role == "tool" and not called:
             return "not_alternating", f"turn {position} is a tool's result, but no tool was called before it"
@@ -87,7 +92,8 @@ def check_learned(messages: Any, place: str, roles: Collection[str] = ROLES) -> 
     """`check_messages`, and check that the chat template writes all that the turns say, or it would not be learned."""
     check_messages(messages, place, roles)
     for position, turn in enumerate(messages):
-        if field := next((field for field in _UNWRITTEN if turn.get(field)), None):
+        unwritten = _UNWRITTEN if turn["role"] == "assistant" else (*_UNWRITTEN, _WRITTEN_REASONING)
+        if field := next((field for field in unwritten if turn.get(field)), None):
             raise UserError(
                 f"{place}: turn {position} ({turn['role']}) has '{field}', which the chat template does not write; "
                 "recipes/prepare_conversations.py makes a conversation of it that is learned as it is meant"

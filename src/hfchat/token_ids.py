@@ -64,7 +64,7 @@ def encode_texts(
     """
     options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True}
     rows = tokenizer(list(texts), **options)["input_ids"]
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} - {tokenizer.unk_token_id}
+    special = special_tokens(tokenizer).keys() - {tokenizer.unk_token_id}
     model = tokenizer.backend_tokenizer.model if tokenizer.is_fast else None
     if model is None:
         return rows
@@ -120,15 +120,20 @@ def _spelling_of(tokenizer: "PreTrainedTokenizerBase") -> "_Spelling":
     return spelling
 
 
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """The texts of a tokenizer's special tokens by their ids."""
+    return {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 class _Spelling:
     """How the text of a tokenizer's special tokens is spelled in ordinary ones."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.size = len(tokenizer)
         self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None  # not itself: it is held weakly
-        special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = sorted(special, key=len, reverse=True)  # so that the longest of two alternatives is found
-        self._ids = set(special.values())
+        special = special_tokens(tokenizer)
+        self._special = sorted(special.values(), key=len, reverse=True)  # so that the longest of two is found
+        self._ids = set(special)
         alternatives = "|".join(map(re.escape, self._special)) or "(?!)"  # which is found nowhere
         self._pattern = re.compile(alternatives)
         # Letters, which no template escapes, that nobody can guess, so that no text has them.

@@ -88,7 +88,7 @@ FORMATS = [
         {
             "messages": [
                 user(),
-                assistant("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]),
+                assistant("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]),
                 turn("tool", "2", name="f"),
                 assistant(),
             ],
@@ -167,12 +167,21 @@ def test_each_format_is_known_by_its_columns_and_becomes_messages(row, format, e
 @pytest.mark.parametrize(
     ("given", "learned", "note"),
     [
-        ({"reasoning_content": "Think.\n"}, {"content": "<think>\nThink.\n</think>\n\nA."}, "`reasoning_content` of"),
-        ({"thinking": "Think."}, {"content": "<think>\nThink.\n</think>\n\nA."}, "`thinking` of a turn: learned"),
+        (
+            {"reasoning_content": "Think.\n"},
+            {"content": "A.", "reasoning_content": "Think."},
+            "`reasoning_content` of a turn: learned before its content",
+        ),
+        ({"thinking": "Think."}, {"content": "A.", "reasoning_content": "Think."}, "`thinking` of a turn: learned"),
         (
             {"content": [{"type": "thinking", "thinking": "Think."}, {"type": "text", "text": "A."}]},
-            {"content": "<think>\nThink.\n</think>\n\nA."},
+            {"content": "A.", "reasoning_content": "Think."},
             "`thinking` of a turn: learned before its content",
+        ),
+        (
+            {"content": "<think>So.</think>A.", "reasoning": "So."},
+            {"content": "<think>So.</think>A."},
+            "`reasoning` of a turn: not used, because its content begins with <think>",
         ),
         ({"content": None, "refusal": "No."}, {"content": "No."}, "`refusal` of a turn: learned as its content"),
         ({"content": [{"type": "refusal", "refusal": "No."}]}, {"content": "No."}, None),
@@ -212,13 +221,12 @@ def test_a_null_among_the_arguments_of_a_call_is_written(tokenizer):
         {"function": {"name": "set", "arguments": arguments}}
         for arguments in ('{"time": null}', {"id": 1, "time": None}, {"id": 1}, None)
     ]
-    notes = Counter()
     row = {"messages": [user(), assistant("", tool_calls=calls)], "tools": tools}
-    example = convert("messages", Row(row, "row 1"), notes=notes)
+    example = convert("messages", Row(row, "row 1"))
     text = tokenizer.apply_chat_template(example["messages"], tools=example["tools"], tokenize=False)
     for arguments in ('{"time": null}', '{"id": 1, "time": null}', '{"id": 1}', "{}"):
         assert f'{{"name": "set", "arguments": {arguments}}}' in text
-    assert notes == {"a null in 'tools': not written by the chat template": 1}
+    assert '"parameters": {"default": null}' in text
 
 
 def test_a_column_without_a_value_says_nothing_of_the_format():

@@ -79,6 +79,40 @@ def database(request, tmp_path):
     return url.format(name=name)
 
 
+def called(name, id=None, **arguments):
+    """A tool call as it is kept."""
+    return ({} if id is None else {"id": id}) | {
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def tool(name, **properties):
+    """A tool as a request offers it, all of its arguments required."""
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+# Somebody asks for the weather, a tool was called for it, and now the answer comes.
+WITH_TOOLS = {
+    "messages": [
+        {"role": "user", "content": "Is it warmer in Rome or in Oslo?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "Rome first.",
+            "tool_calls": [called("weather", "call_1", city="Rome")],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "18"},
+    ],
+    "tools": [tool("weather", city={"type": "string"}), tool("time", zone={"type": ["string", "null"]})],
+    "text": "",
+    "tool_calls": [called("weather", city="Paris")],
+    "reasoning": "Now Oslo.",
+    "finish_reason": "tool_calls",
+}
+
+
 @pytest.fixture
 def open_store(tmp_path):
     """Opens stores: `open_store(database, redact)`; an SQLite file of its own without arguments."""

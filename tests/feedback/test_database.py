@@ -1,5 +1,6 @@
 """The database opens, in the state that this version wants, or says in one line why not."""
 
+import json
 import os
 import stat
 
@@ -12,8 +13,13 @@ from alembic.migration import MigrationContext
 
 from hfchat.errors import UserError
 from hfchat.feedback.database import open_database
+from hfchat.feedback.exchange import Opinion
 from hfchat.feedback.reading import rows
 from hfchat.feedback.tables import Base
+from tests.feedback.conftest import WITH_TOOLS, called
+
+# Of [["user", "Why?"]], as it was made before conversations had tools.
+OLD_HASH = "d60ffbcae18616ca0a7c26aa3148e1fa4536be1912242b9069bed89ab5213bcb"
 
 
 def test_the_migrations_make_the_tables_that_the_code_wants(database):
@@ -53,9 +59,41 @@ def test_conversations_of_an_older_database_are_kept_once(tmp_path):
         ("b", 3): "b",
     }
     assert len(found["a", 1]["feedback"]) == 1
+    nothing = {"tools": None, "tool_calls": None, "reasoning": None}
+    assert all(row.items() >= nothing.items() for row in found.values())
+    assert found["a", 1]["feedback"][0]["corrected_calls"] is None
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM conversations").scalar() == 2
     engine.dispose()
+
+
+def test_a_database_from_before_there_were_tools_goes_on(database, open_store, exchange):
+    """Of SQLite and of PostgreSQL; an opinion of an answer in it finds the answer by the same hash as before."""
+    engine = open_database(database, create=True)
+    config = Config()
+    config.set_main_option("script_location", "hfchat.feedback:migrations")
+    messages = [{"role": "user", "content": "Why?"}]
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "0002")
+        connection.exec_driver_sql(
+            "INSERT INTO answers (answer_id, choice, created_at, model, prompt_hash, text, sampling, findings, "
+            "user_id, api_key) VALUES "
+            f"('a', 0, '2025-01-31 00:00:00', 'm', '{OLD_HASH}', 'Yes.', '{{}}', '[]', '', '')"
+        )
+        connection.exec_driver_sql(f"INSERT INTO conversations VALUES ('a', '{json.dumps(messages)}')")
+        connection.exec_driver_sql(
+            "INSERT INTO feedback (id, answer_key, created_at, tags, user_id, api_key) "
+            "VALUES ('f', 1, '2025-01-31 00:00:00', '[]', 'u', '')"
+        )
+    engine.dispose()
+    store = open_store(database)
+    store.say(Opinion("b", preferred_over="a"), [exchange("b", messages=messages)])
+    store.say(Opinion("c", correction="", corrected_calls=(called("weather"),)), [exchange("c", **WITH_TOOLS)])
+    old, _, new = rows(store.engine)
+    assert (old["prompt_hash"], old["tools"], old["tool_calls"], old["reasoning"]) == (OLD_HASH, None, None, None)
+    assert [said["corrected_calls"] for said in old["feedback"]] == [None]
+    assert json.loads(new["tools"]) == WITH_TOOLS["tools"]
 
 
 def test_a_newer_database_is_left_alone(database):

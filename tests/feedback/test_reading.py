@@ -12,6 +12,7 @@ from hfchat.errors import UserError
 from hfchat.feedback.exchange import Opinion
 from hfchat.feedback.private_file import private_file
 from hfchat.feedback.reading import Selection, export, rows
+from tests.feedback.conftest import WITH_TOOLS, called
 
 
 @pytest.fixture
@@ -24,6 +25,29 @@ def store(open_store, exchange):
     store.say(Opinion("chatcmpl-changed", rating="down", correction="No.", preferred_over="chatcmpl-up"))
     store.keep(exchange("chatcmpl-app", api_key="app"))
     return store
+
+
+def test_an_export_has_calls_and_tools_as_openai_has_them(open_store, exchange, tmp_path):
+    store = open_store()
+    other = {"messages": WITH_TOOLS["messages"][:1], "tool_calls": [called("time", zone=None, days=[1, {"a": 2}])]}
+    corrected = Opinion("chatcmpl-2", correction="", corrected_calls=(called("weather", city="Rome"),))
+    store.keep(exchange("chatcmpl-1", **WITH_TOOLS))
+    store.say(corrected, [exchange("chatcmpl-2", **(WITH_TOOLS | other), sampling={"tool_choice": {"type": "f"}})])
+    for kind, name in (("json", "with_tools.jsonl"), ("parquet", "with_tools.parquet")):
+        export(store.engine, str(tmp_path / name), Selection())
+        path = str(tmp_path / name)
+        first, second = datasets.load_dataset(kind, data_files=path, cache_dir=str(tmp_path / "cache"))["train"]
+        assert json.loads(first["tools"]) == WITH_TOOLS["tools"]
+        assert first["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Paris"}'}
+        assert first["reasoning"] == "Now Oslo."
+        asked, calling, result = first["messages"]
+        assert calling["tool_calls"][0]["id"] == result["tool_call_id"] == "call_1"
+        assert calling["tool_calls"][0]["function"]["arguments"] == '{"city": "Rome"}'
+        assert (asked.get("tool_calls"), calling["reasoning_content"]) == (None, "Rome first.")
+        assert second["tool_calls"][0]["function"]["arguments"] == '{"zone": null, "days": [1, {"a": 2}]}'
+        [said] = second["feedback"]
+        assert said["corrected_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
+    assert second["sampling"]["tool_choice"] == '{"type": "f"}'
 
 
 @pytest.mark.parametrize(
@@ -51,7 +75,12 @@ def test_both_files_open_with_datasets_and_say_the_same(store, tmp_path):
         assert export(store.engine, str(path), Selection()) == 4
         assert path.stat().st_mode & 0o077 == 0
         found = datasets.load_dataset(kind, data_files=str(path), cache_dir=str(tmp_path / "cache"))["train"].to_list()
-        assert [row["messages"] for row in found] == [row["messages"] for row in written]
+        for row, as_written in zip(found, written, strict=True):
+            kept = [{name: value for name, value in turn.items() if value is not None} for turn in row["messages"]]
+            assert kept == as_written["messages"]
+            assert [row[name] for name in ("tools", "tool_calls", "reasoning")] == [
+                as_written[name] for name in ("tools", "tool_calls", "reasoning")
+            ]
         assert [row["prompt_hash"] for row in found] == [row["prompt_hash"] for row in written]
         assert [said for row in found for said in row["feedback"]] == [
             said for row in written for said in row["feedback"]

@@ -14,7 +14,7 @@ import pytest
 
 from hfchat.feedback.database import open_database
 from hfchat.feedback.exchange import Opinion
-from hfchat.feedback.reading import Selection, rows
+from hfchat.feedback.reading import Selection, read_answers, rows
 from hfchat.feedback.redaction import redact
 from hfchat.feedback.store import (
     Counts,
@@ -22,7 +22,9 @@ from hfchat.feedback.store import (
     OtherPromptError,
     StoreError,
     UnknownAnswerError,
+    prompt_hash,
 )
+from tests.feedback.conftest import WITH_TOOLS, called, tool
 
 
 def all_rows(store):
@@ -46,6 +48,50 @@ def test_an_opinion_is_stored_with_all_that_led_to_the_answer(database, open_sto
     [said] = row["feedback"]
     assert (said["id"], said["rating"], said["correction"], said["comment"]) == (stored.id, "down", "Paris.", "wrong")
     assert (said["tags"], said["user"], said["replaced_at"]) == (["wrong", "rude"], "alice", None)
+
+
+def test_tools_calls_and_reasoning_are_stored_and_the_same_prompt_is_known(database, open_store, exchange):
+    store = open_store(database)
+    answer = exchange("chatcmpl-1", **WITH_TOOLS)
+    right = (called("weather", city="Oslo"),)
+    said = Opinion("chatcmpl-1", correction="", corrected_calls=right)
+    assert store.say(said, [answer]).opinion == said
+    assert not store.say(said).is_new
+    assert store.say(Opinion("chatcmpl-1", correction="")).is_new
+    [row] = read_answers(store.engine)
+    assert (row.messages, row.tools) == (WITH_TOOLS["messages"], WITH_TOOLS["tools"])
+    assert (row.text, row.tool_calls, row.reasoning) == ("", WITH_TOOLS["tool_calls"], "Now Oslo.")
+    assert [opinion.corrected_calls for opinion in row.feedback] == [list(right), []]
+    # The id of a call is another one each time; what was called, and what could be, makes the prompt.
+    turns, tools = WITH_TOOLS["messages"], WITH_TOOLS["tools"]
+    other_id = [turns[0], turns[1] | {"tool_calls": [called("weather", "call_2", city="Rome")]}, turns[2]]
+    other_call = [turns[0], turns[1] | {"tool_calls": [called("weather", "call_1", city="Bonn")]}, turns[2]]
+    assert prompt_hash(other_id, tools) == prompt_hash(turns, tools) == row.prompt_hash
+    assert len({prompt_hash(turns, tools), prompt_hash(turns), prompt_hash(other_call, tools)}) == 3
+
+
+def test_personal_data_in_calls_is_taken_out_and_what_is_left_is_json(open_store, exchange):
+    store = open_store(redact=redact)
+    card = 4111111111111111
+    arguments = {"to": "jane.roe@gmail.com", "jane.roe@gmail.com": [card, True, None, 7, 0.5], "more": {"": "+1 é"}}
+    mail = called("mail", **arguments)
+    fields = {
+        "messages": [
+            {"role": "user", "content": "Write."},
+            {"role": "assistant", "content": "", "tool_calls": [mail]},
+        ],
+        "tools": [tool("mail", to={"type": "string", "examples": ["jane.roe@gmail.com"]})],
+        "tool_calls": [mail],
+        "reasoning": "It is jane.roe@gmail.com.",
+    }
+    store.say(Opinion("chatcmpl-1", correction="", corrected_calls=(mail,)), [exchange("chatcmpl-1", **fields)])
+    [row] = read_answers(store.engine)
+    kept = arguments | {"to": "email@example.com", "email@example.com": [0, True, None, 7, 0.5]}
+    del kept["jane.roe@gmail.com"]
+    for call in (row.messages[1]["tool_calls"][0], row.tool_calls[0], row.feedback[0].corrected_calls[0]):
+        assert call == called("mail", **kept)
+    assert "gmail" not in json.dumps([row.tools, row.reasoning])
+    assert store.redact() == Counts(0, 0)
 
 
 def test_who_changes_their_mind_replaces_what_they_said(database, open_store, exchange):

@@ -3,13 +3,13 @@
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hfchat.engines.child import Program
 from hfchat.engines.llamacpp import KEY_VARIABLE, LlamaCpp
 from hfchat.serving.engines.child_engine import Child, ChildEngine
-from hfchat.serving.engines.engine import EngineError, EngineInfo, PromptError
+from hfchat.serving.engines.engine import CompleteSampling, EngineError, EngineInfo, PromptError
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import TokenPrompt
 
@@ -82,7 +82,7 @@ class Characters:
     def _prompt(self, text, source):
         if text in ("refuse me", [999]):
             raise PromptError("there is no such token")
-        return SourcedPrompt([ord(c) for c in text] if isinstance(text, str) else text, source)
+        return SourcedPrompt([ord(c) for c in text] if isinstance(text, str) else text, source=source)
 
     def shortest(self):
         return TokenPrompt([2])
@@ -93,12 +93,9 @@ class Characters:
 
     def complete(self, prompt, sampling):
         room = self.context_length - prompt.tokens
-        return replace(
-            sampling,
-            max_tokens=min(sampling.max_tokens or room, room),
-            temperature=sampling.temperature or self.sampling.temperature,
-            top_p=sampling.top_p or self.sampling.top_p,
-        )
+        asked = {name: value for name, value in vars(sampling).items() if value is not None}
+        longest = min(asked.pop("max_tokens", room), room)
+        return CompleteSampling(**{**vars(self.sampling), **asked, "max_tokens": longest})
 
     def close(self):
         self.is_closed = True

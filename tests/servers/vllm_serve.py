@@ -99,7 +99,14 @@ def main():
     parser = argparse.ArgumentParser("vllm serve", usage="vllm serve [model_tag] [options]")
     parser.add_argument("command", choices=["serve"])
     parser.add_argument("model_tag")
-    for option in ("host", "served-model-name", "dtype", "generation-config", "max-lora-rank"):
+    for option in (
+        "host",
+        "served-model-name",
+        "dtype",
+        "generation-config",
+        "max-lora-rank",
+        "structured-outputs-config.backend",
+    ):
         parser.add_argument(f"--{option}")
     for option in ("port", "max-num-seqs", "max-model-len", "max-loras", "tensor-parallel-size"):
         parser.add_argument(f"--{option}", type=int)

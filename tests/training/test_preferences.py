@@ -90,7 +90,7 @@ def test_what_is_no_prompt_with_one_answer_is_named(tokenizer, prompt, completio
     ("template", "problem"),
     [
         (
-            CHAT_TEMPLATE.replace("message['content'] + '<|im_end|>'", "message['content']"),
+            CHAT_TEMPLATE.replace("called + '<|im_end|>'", "called"),
             "has 0 end-of-turn tokens",
         ),
         (

@@ -230,7 +230,7 @@ def test_tools_may_be_json_in_a_text(tokenizer):
         supervise(Dataset.from_list([{"messages": messages, "tools": "{"}]), tokenizer, 2048, "test")
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "function_call", "audio"])
+@pytest.mark.parametrize("field", ["reasoning", "thinking", "function_call", "audio"])
 def test_a_field_that_would_not_be_learned_is_named(tokenizer, field):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", field: "So."}]
     with pytest.raises(UserError, match=f"row 0: turn 1 .assistant. has '{field}', which the chat template does not"):

@@ -1,8 +1,8 @@
 """What training needs of an example, and what must not be in it: what is not kept has a reason."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any, cast
 
 from datatrove.data import Document
@@ -10,9 +10,11 @@ from datatrove.data import Document
 from hfchat.data.conversation_formats import KINDS
 from hfchat.data.decontamination import ContaminationFilter
 from hfchat.data.removal import Removal
-from hfchat.data.turns import ConversationError, Example, Message, turns_of
+from hfchat.data.turns import ConversationError, Example, Message, all_messages, turns_of
 from hfchat.messages import ROLES_WITH_TOOLS, digest_of, find_fault
 from hfchat.safety.pii import PII
+
+_SAID = ("content", "reasoning_content", "tool_calls")  # fields of a message in which somebody says something
 
 
 def check(kind: str, example: Example) -> None:
@@ -63,10 +65,29 @@ def _check_conversation(messages: Sequence[Message]) -> None:
         before = turn
 
 
-def all_messages(example: Example) -> Iterator[Message]:
-    """The messages of an example, column by column."""
-    columns = ("messages", "prompt", "completion", "chosen", "rejected")
-    return chain.from_iterable(turns_of(example, column) for column in columns)
+def _said(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """What is learned of messages, without the ids of calls, which differ wherever the same is said again."""
+    counts = {"role", "weight", *_SAID}
+    said = [{field: value for field, value in turn.items() if field in counts} for turn in messages]
+    for turn, written in zip(messages, said, strict=True):
+        if "tool_calls" in turn:
+            written["tool_calls"] = [call["function"] for call in turn["tool_calls"]]
+    return said
+
+
+def _texts_of(message: Message) -> Iterator[str]:
+    """Everything that a message says: its reasoning, its content, and the arguments of its calls."""
+    yield from filter(None, (message.get("reasoning_content"), message["content"]))
+    for call in message.get("tool_calls", ()):
+        yield from _texts_in(json.loads(call["function"]["arguments"]))
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(item)
+    elif value is not None:
+        yield str(value)
 
 
 class Cleaner:
@@ -103,9 +124,10 @@ class Cleaner:
         check(self.kind, example)
         self._check_contamination(example)
         example, replaced = self._replace_pii(example)
-        if "chosen" in example and digest_of(example["chosen"]) == digest_of(example["rejected"]):
+        said = {column: _said(turns_of(example, column)) for column in KINDS[self.kind] if column != "label"}
+        if "chosen" in said and digest_of(said["chosen"]) == digest_of(said["rejected"]):
             raise ConversationError("chosen_is_rejected", "the two answers are the same")
-        digest = digest_of(example)
+        digest = digest_of({**example, **said})
         if digest in self._seen:
             raise ConversationError("duplicate", "an earlier conversation has the same messages")
         self._seen.add(digest)
@@ -116,7 +138,7 @@ class Cleaner:
         if self.contamination is None:
             return
         for message in all_messages(example):
-            document = Document(message["content"], "")
+            document = Document("\n".join(_texts_of(message)), "")
             if self.contamination.filter(document) is not True:
                 removal = Removal.of(document)
                 raise ConversationError("contaminated", removal.detail or "" if removal else "")
@@ -126,7 +148,7 @@ class Cleaner:
 
         def replace(value: Any) -> Any:
             if isinstance(value, str):
-                value, found = self.pii.replace(value)
+                value, found = self.pii.replace_in_json(value)
                 replaced.update(found)
                 return value
             if isinstance(value, list):
@@ -138,8 +160,9 @@ class Cleaner:
             if column != "label":
                 turns = [turn.copy() for turn in turns_of(example, column)]
                 for turn in turns:
-                    turn["content"] = replace(turn["content"])
-                    if "tool_calls" in turn:
-                        turn["tool_calls"] = replace(turn["tool_calls"])
+                    fields = cast(dict[str, object], turn)
+                    fields |= {field: replace(fields[field]) for field in _SAID if field in fields}
                 cast(dict[str, list[Message]], example)[column] = turns
+        if "tools" in example:
+            example["tools"] = replace(example["tools"])
         return example, replaced

@@ -4,24 +4,24 @@ An example has TRL's columns for its kind of dataset (`trl/data_utils.py`), and 
 """
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hfchat.data.rows import Row
 from hfchat.data.turns import (
     ConversationError,
     Example,
     Message,
-    has_null,
+    all_messages,
     malformed,
     message_of,
     parse_json,
     read_turn,
     turns_of,
+    write_json,
 )
 from hfchat.messages import parse_tools, trim
 
@@ -34,6 +34,7 @@ KINDS = {
 # Columns that say who speaks and what was said before, in every format.
 _CONTEXT = ("system", "history", "tools", "functions")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_SYSTEM_WITH_TOOLS = re.compile(r"<tools>(?!\s*</tools>)")  # and not where a prompt only names these marks
 _SUMMARIZE = "Summarize the dialogue in one or two sentences."
 
 
@@ -78,7 +79,7 @@ def convert(format: str, row: Row, instruction: str | None = None, notes: Counte
         if value is not None and column not in (*rules.columns, *_CONTEXT):
             notes[f"column '{column:.60}': not used"] += 1
     try:
-        json.dumps(example, ensure_ascii=False).encode()
+        write_json(cast(object, example), "the row").encode()
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair
         raise malformed(f"is not Unicode: {error.reason}") from error
     return example
@@ -120,6 +121,11 @@ class _RowReader:
         if len(set(answers)) > 1:
             self.notes["column 'answers': only the first of several is learned"] += 1
         return self._one_turn(question, answers[0])
+
+    def function_calls(self) -> Example:
+        # As xLAM and APIGen have it: a question, and the calls that answer it, `[{"name": ..., "arguments": {...}}]`
+        turn = read_turn({"role": "assistant", "tool_calls": self._list("answers")}, 1, self.notes)
+        return {"messages": [message_of("user", self._text("query"), self.notes), turn]}
 
     def dialogsum(self) -> Example:
         dialogue = self._text("dialogue").strip()
@@ -175,8 +181,20 @@ class _RowReader:
             for turn in turns_of(example, column) if column != "label" else ():
                 if turn.pop("weight", None) is not None:
                     self.notes[f"`weight` of a turn: not used in {kind} data"] += 1
-        if tools := self._tools():
+        tools = self._tools()
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
+        if tools and _SYSTEM_WITH_TOOLS.search(system):
+            self.notes["column 'tools': not used, because the system's turn has them after <tools>"] += 1
+        elif tools:
             example["tools"] = tools
+            self._note_unknown_calls(example, tools)
+
+    def _note_unknown_calls(self, example: Example, tools: list[dict[str, Any]]) -> None:
+        functions = [tool.get("function") for tool in tools]
+        names = {function.get("name") for function in functions if isinstance(function, dict)}
+        calls = itertools.chain.from_iterable(turn.get("tool_calls", ()) for turn in all_messages(example))
+        if unknown := sum(call["function"]["name"] not in names for call in calls):
+            self.notes["a call of a function that is not in 'tools': learned as it stands there"] += unknown
 
     # What a column holds
 
@@ -206,12 +224,9 @@ class _RowReader:
         """The tools, or the functions of OpenAI's older files, as OpenAI's API has them."""
         column = "tools" if self.row.get("tools") else "functions"
         try:
-            tools = parse_tools(self.row.get(column))
+            return parse_tools(self.row.get(column))
         except ValueError as error:
             raise malformed(f"'{column}': {error}") from error
-        if has_null(tools):
-            self.notes["a null in 'tools': not written by the chat template"] += 1
-        return tools
 
     def _turns(self, column: str) -> list[Message]:
         """A column of messages, also as JSON in a text."""
@@ -303,6 +318,7 @@ FORMATS = {
     "alpaca": Format(_RowReader.alpaca, ("instruction", "output|response|instances"), ("input", "context")),
     "prompt-completion": Format(_RowReader.prompt_completion, ("prompt", "completion"), ("context",)),
     "question-answer": Format(_RowReader.question_answer, ("question", "answer|answers"), ("context",)),
+    "function-calls": Format(_RowReader.function_calls, ("query", "answers", "tools")),
     "dialogsum": Format(_RowReader.dialogsum, ("dialogue", "summary"), takes_instruction=True),
     "parallel-text": Format(_RowReader.parallel_text, (), ("source", "target"), takes_instruction=True),
     "preference": Format(

@@ -1,7 +1,6 @@
 """What was kept and dropped of conversations: as numbers, as a report in Markdown, and as the dataset card."""
 
 import heapq
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import yaml
 
 from hfchat.data.conversation_formats import KINDS
 from hfchat.data.report import markdown_environment
-from hfchat.data.turns import Example, turns_of
+from hfchat.data.turns import Example, Message, turns_of
 from hfchat.licenses import license_entry
 
 _MAX_NOTES = 100
@@ -88,7 +87,7 @@ class Summary:
         messages = turns_of(example, "prompt") + turns_of(example, answer)
         self.kept[split] += 1
         self.turns[sum(turn["role"] != "system" for turn in messages)] += 1
-        self.characters.append(sum(len(turn["content"]) for turn in messages))
+        self.characters.append(sum(map(_characters, messages)))
         for note, count in notes.items():
             # Files whose columns are named after their contents have any number of them.
             self.notes[note if note in self.notes or len(self.notes) < _MAX_NOTES else "other columns: not used"] += (
@@ -102,6 +101,13 @@ class Summary:
         examples = self.examples.setdefault(row["reason"], [])
         if len(examples) < 3:
             examples.append(row)
+
+
+def _characters(turn: Message) -> int:
+    """How many the chat template writes of a turn, but for its marks."""
+    calls = [call["function"] for call in turn.get("tool_calls", ())]
+    texts = [turn.get("reasoning_content", ""), turn["content"], *(f["name"] + f["arguments"] for f in calls)]
+    return sum(map(len, texts))
 
 
 def report(summary: Summary) -> str:
@@ -164,6 +170,9 @@ def as_text(example: Example) -> str:
     for column in ("messages", "prompt", "completion", "chosen", "rejected"):
         for turn in turns_of(example, column):
             who = turn["role"] if column in ("messages", "prompt") else f"{turn['role']}, {column}"
-            calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
-            parts.append(f"[{who}]\n{turn['content']}{calls}")
+            calls = [call["function"] for call in turn.get("tool_calls", ())]
+            said = [f"({turn['reasoning_content']})"] if "reasoning_content" in turn else []
+            said += [turn["content"]] if turn["content"] else []
+            said += [f"{function['name']}({function['arguments']})" for function in calls]
+            parts.append("\n".join([f"[{who}]", *said]))
     return "\n\n".join(parts + ([f"[label] {example['label']}"] if "label" in example else []))

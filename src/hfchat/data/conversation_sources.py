@@ -29,6 +29,7 @@ from hfchat.data.rows import (
     parquet_rows,
     parts,
 )
+from hfchat.dataset import as_before_arrow
 from hfchat.dataset_files import readable
 from hfchat.entries import Entry
 from hfchat.errors import UserError
@@ -229,8 +230,10 @@ class ConversationSource(Entry):
                 revision=self.revision,
                 streaming=True,
             )
+            schema = dataset.features.arrow_schema if dataset.features else None
             for number, value in enumerate(dataset, start=1):
-                yield Row(value, f"{self.path} (row {number})")
+                written = value if schema is None else as_before_arrow(value, schema)
+                yield Row(written, f"{self.path} (row {number})")
         except Exception as error:  # the errors of the builders have no common base
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(

@@ -15,13 +15,14 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from hfchat.data.conversation_checks import Cleaner, all_messages
+from hfchat.data.conversation_checks import Cleaner
 from hfchat.data.conversation_formats import FORMATS, KINDS, convert, expand
 from hfchat.data.conversation_report import SourceCounts, Summary, card, report
 from hfchat.data.conversation_sources import ConversationSource
 from hfchat.data.decontamination import EvaluationSet, build_index
 from hfchat.data.rows import Row
-from hfchat.data.turns import ConversationError, Example
+from hfchat.data.turns import ConversationError, Example, all_messages
+from hfchat.dataset import conversation_features
 from hfchat.errors import UserError
 from hfchat.messages import digest_of
 from hfchat.storage import remove_tree
@@ -189,13 +190,14 @@ def _encodable(text: str) -> str:
 class _Outputs:
     """The Parquet files.
 
-    Kept conversations wait in a scratch file until all are known: only then it is clear whether any has tool calls or
-    turns with a weight, and the columns that these need are left out of datasets without.
+    Kept conversations wait in a scratch file until all are known: only then it is clear which fields turns have, and
+    whether there are tools. What no conversation has is no column.
     """
 
     def __init__(self, folder: Path, scratch: Path, kind: str):
         self.folder, self.scratch, self.kind = folder, scratch, kind
-        self.has_tools = self.has_weights = False
+        self.fields: set[str] = set()  # of turns
+        self.has_tools = False
         self._kept = {split: (scratch / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
         self._removed: dict[str, tuple[Any, IO[bytes]]] = {}
 
@@ -210,9 +212,8 @@ class _Outputs:
             stream.close()
 
     def write_kept(self, example: Example, source: str, split: str) -> None:
-        fields = set().union(*all_messages(example))
-        self.has_weights |= "weight" in fields
-        self.has_tools |= bool(example.get("tools")) or bool(fields - {"role", "content", "weight"})
+        self.fields.update(*all_messages(example))
+        self.has_tools |= "tools" in example
         self._kept[split].write(json.dumps({**example, "source": source}, ensure_ascii=False) + "\n")
 
     def write_removed(self, row: dict[str, str]) -> None:
@@ -226,16 +227,10 @@ class _Outputs:
 
     def write_splits(self, kept: Mapping[str, int]) -> dict[str, int]:
         """Write those that are not empty. Returns the bytes of each in memory."""
-        from datasets import Features, Json, List, Value
+        from datasets import Features, Value
 
-        text = Value("string")
-        message = {"role": text, "content": text}
-        if self.has_tools:
-            message |= {"tool_calls": Json(), "tool_call_id": text, "name": text}
-        if self.has_weights:
-            message |= {"weight": Value("int64")}
-        columns = {name: Value("bool") if name == "label" else List(dict(message)) for name in KINDS[self.kind]}
-        features = Features(columns | {"source": text} | ({"tools": Json()} if self.has_tools else {}))
+        columns = conversation_features(KINDS[self.kind], self.fields, self.has_tools)
+        features = Features(columns | {"source": Value("string")})
         sizes = {}
         for split in SPLITS:
             if not kept[split]:
@@ -244,9 +239,11 @@ class _Outputs:
             with stream, (self.scratch / f"{split}.jsonl").open(encoding="utf-8") as lines:
                 for line in lines:
                     row = dict.fromkeys(features) | json.loads(line)
+                    if row.get("tools"):
+                        row["tools"] = json.dumps(row["tools"], ensure_ascii=False)
                     for name in KINDS[self.kind]:
                         if name != "label":
-                            row[name] = [dict.fromkeys(message) | turn for turn in row[name]]
+                            row[name] = [dict.fromkeys(self.fields) | turn for turn in row[name]]
                     writer.write(row)
                 _, sizes[split] = writer.finalize(close_stream=False)
         return sizes

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hfchat.character_encodings import as_utf8, reader_of
+from hfchat.dataset import as_before_arrow
 from hfchat.dataset_files import find_delimiter
 from hfchat.errors import UserError
 
@@ -306,7 +307,7 @@ def _parquet_row(batch: pa.RecordBatch, position: int, place: str, max_bytes: in
     if max_bytes is not None and (size := _size(row)) > max_bytes:
         return Row(_excerpt(row.column(0)), place, f"has {size:,} bytes, more than {max_bytes:,}", "too_large")
     try:
-        return Row(row.to_pylist()[0], place)
+        return Row(as_before_arrow(row.to_pylist()[0], row.schema), place)
     except UnicodeDecodeError as error:  # Parquet does not check its strings
         return Row("", place, one_line(error))
 

@@ -1,8 +1,11 @@
 """Messages as OpenAI's API has them, and how a turn of a conversation becomes one, in any of the formats."""
 
+import ast
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 from hfchat.messages import REASONING, trim
@@ -18,13 +21,16 @@ _FIELDS = {
     "role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "weight", "refusal",
     "audio", *REASONING,
 }  # fmt: skip
+# A call and a result in the text of a turn, as Hermes's and Qwen's conversations have them.
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_RESULT = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*", re.DOTALL)
 
 
 class Function(TypedDict):
-    """What a tool is called with; its arguments are a mapping, or JSON in a text."""
+    """What a tool is called with; its arguments are JSON in a text."""
 
     name: str
-    arguments: object
+    arguments: str
 
 
 class ToolCall(TypedDict):
@@ -36,10 +42,15 @@ class ToolCall(TypedDict):
 
 
 class Message(TypedDict):
-    """A turn of a conversation, as in OpenAI's API. The assistant's have `weight` 0 if they are not to be learned."""
+    """A turn of a conversation, as in OpenAI's API.
+
+    The assistant's have in `reasoning_content` what was thought before the content, and `weight` 0 if they are not to
+    be learned.
+    """
 
     role: str
     content: str
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[ToolCall]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
@@ -61,6 +72,12 @@ class Example(TypedDict, total=False):
 def turns_of(example: Example, column: str) -> list[Message]:
     """The messages in a column; none if the example does not have it."""
     return cast(Mapping[str, list[Message]], example).get(column, [])
+
+
+def all_messages(example: Example) -> Iterator[Message]:
+    """The messages of an example, column by column."""
+    columns = ("messages", "prompt", "completion", "chosen", "rejected")
+    return chain.from_iterable(turns_of(example, column) for column in columns)
 
 
 class ConversationError(Exception):
@@ -93,7 +110,7 @@ def read_turn(fields: Mapping[str, object], position: int, notes: Counter[str]) 
     Raises:
         ConversationError: If it is not a message, or holds more than text.
     """
-    turn = _Turn(fields, position)
+    turn = _Turn(fields, position, notes)
     role = turn.role
     calls, text, thought = turn.said()
     refusal = turn.get("refusal")
@@ -106,8 +123,12 @@ def read_turn(fields: Mapping[str, object], position: int, notes: Counter[str]) 
     message = message_of(role, text, notes)
     if thought and role != "assistant":
         notes[f"`{thought.field}` of a turn: not used, because the turn is the {role}'s"] += 1
+    elif thought and message["content"].lstrip().startswith("<think>"):
+        notes[f"`{thought.field}` of a turn: not used, because its content begins with <think>"] += 1
     elif thought:
-        message["content"] = f"<think>\n{thought.text}\n</think>\n\n{message['content']}".rstrip()
+        if "</think>" in thought.text:
+            raise malformed(f"{turn.place} has </think> in its {thought.field}, which would end the reasoning there")
+        message["reasoning_content"] = thought.text
         notes[f"`{thought.field}` of a turn: learned before its content, between <think> and </think>"] += 1
     if calls:
         message["tool_calls"] = turn.tool_calls(calls)
@@ -140,8 +161,8 @@ class _Thought(NamedTuple):
 class _Turn:
     """The fields of one message, in any of the formats."""
 
-    def __init__(self, fields: Mapping[str, object], position: int):
-        self.fields, self.get = fields, fields.get
+    def __init__(self, fields: Mapping[str, object], position: int, notes: Counter[str]):
+        self.fields, self.get, self.notes = fields, fields.get, notes
         self.place = f"turn {position}"
         speaker = self.get("role") or self.get("from")
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
@@ -160,7 +181,27 @@ class _Turn:
         elif not calls:
             calls = self.get("function_call")  # of OpenAI's older files
         text, thought = self._content(content)
+        if self.role == "assistant" and not calls:
+            calls, text = self._calls_in(text)
+        elif self.role == "tool" and (result := _RESULT.fullmatch(text)):
+            text = result[1]  # the chat template writes the marks around it
         return calls, text, thought or self._reasoning()
+
+    def _calls_in(self, text: str) -> tuple[object, str]:
+        """The calls that a text writes itself, and what it says before them."""
+        found = list(_CALL.finditer(text))
+        if not found:
+            return None, text
+        if _CALL.sub("", text[found[0].start() :]).strip():
+            raise malformed(f"{self.place} has text after a call; the chat template writes calls last")
+        self.notes["`<tool_call>` in the text of a turn: learned as a call of a tool"] += len(found)
+        return [self._call_of(match[1].strip()) for match in found], text[: found[0].start()].rstrip()
+
+    def _call_of(self, written: str) -> object:
+        try:
+            return ast.literal_eval(written) if written.startswith("{'") else parse_json(written, self.place)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise malformed(f"{self.place}: a call in its text is not JSON: {error}") from error
 
     def _content(self, content: object) -> tuple[str, _Thought | None]:
         """The text, its parts joined as the server joins them, and what is thought in a part of its own.
@@ -200,10 +241,10 @@ class _Turn:
         return weight == 0
 
     def tool_calls(self, calls: object) -> list[ToolCall]:
-        """Tool calls in OpenAI's form; their arguments as a mapping, as the templates of transformers take them.
+        """Tool calls in OpenAI's form, their arguments as JSON in a text.
 
-        Arguments with a null in them stay JSON in a string, which the template writes as it is: of a mapping it leaves
-        nulls out, because Arrow adds them to rows that lack a key.
+        In a mapping they would be changed on the way: Arrow gives each call the arguments of all others, and columns
+        of `datasets.Json` (5.2) round 3.141592653589793 to ten digits, and cannot hold an integer of 65 bits.
         """
         read: list[ToolCall] = []
         for call in calls if isinstance(calls, list) else [calls]:
@@ -216,19 +257,12 @@ class _Turn:
                 arguments = parse_json(arguments, f"{self.place}: the arguments of {function['name']}")
             if arguments is None or arguments == "":
                 arguments = {}
-            if has_null(arguments):
-                arguments = json.dumps(arguments, ensure_ascii=False)
-            called: ToolCall = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+            written = write_json(arguments, f"{self.place}: the arguments of {function['name']}")
+            called: ToolCall = {"type": "function", "function": {"name": function["name"], "arguments": written}}
             if isinstance(identifier := call.get("id"), str):
                 called["id"] = identifier
             read.append(called)
         return read
-
-
-def has_null(value: object) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return any(map(has_null, value)) if isinstance(value, list) else value is None
 
 
 def parse_json(text: Any, what: str) -> object:
@@ -236,3 +270,10 @@ def parse_json(text: Any, what: str) -> object:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise malformed(f"{what}: not JSON: {error}") from error
+
+
+def write_json(value: object, what: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise malformed(f"{what}: cannot be written as JSON: {error}") from error

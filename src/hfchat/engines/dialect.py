@@ -1,7 +1,7 @@
 """What a child engine is asked, in words that all share, and how it answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from hfchat.engines.child import Program
@@ -22,6 +22,10 @@ class TokenRequest:
         repetition_penalty: Counts all tokens of the prompt and the answer (https://arxiv.org/abs/1909.05858).
         presence_penalty: Taken off the logit of every token that the answer has already.
         frequency_penalty: Taken off it once for each time that the answer has it.
+        logit_bias: Added to the logits of tokens, by their ids, which are in the vocabulary.
+        grammar: What the answer may be, as llguidance's Lark grammars say it, beginning with `%llguidance`; None for
+            any text. It has been found to be valid: an engine may say nothing of one that is not.
+        kept: Special tokens whose text stays in the answer; the text of others does not.
         seed: Makes the draws repeatable.
         logprobs: How many of the likeliest tokens to name beside each chosen one; None: no log probabilities.
         adapter: Name of an adapter; None is the base.
@@ -37,6 +41,9 @@ class TokenRequest:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: str | None = None
+    kept: frozenset[int] = frozenset()
     seed: int | None = None
     logprobs: int | None = None
     adapter: str | None = None
@@ -93,6 +100,10 @@ class Dialect(Protocol):
     @property
     def cannot(self) -> Mapping[str, str]:
         """What it cannot do as this project's own engine does it: the field of the API, and why."""
+
+    @property
+    def masks_logprobs(self) -> bool:
+        """Whether its log probabilities are those that a grammar has left, and not the model's own."""
 
     @property
     def reads_whole(self) -> bool:

@@ -47,15 +47,18 @@ class LlamaCpp:
         slots: Answers at a time.
         context: Tokens of a prompt and its answer, of each slot.
         adapters: GGUF files of LoRA adapters by their names.
+        special_tokens: Texts of the special tokens by their ids; requests that keep some need them.
     """
 
     model: Path
     slots: int
     context: int
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    special_tokens: Mapping[int, str] = field(default_factory=dict)
 
     path: ClassVar[str] = "/completion"
     reads_whole: ClassVar[bool] = True
+    masks_logprobs: ClassVar[bool] = False  # it has none, see below
     cannot: ClassVar[Mapping[str, str]] = {
         "logprobs": "llama.cpp tells no log probability of a token that is a part of a character only",
         "presence_penalty": "llama.cpp counts the tokens of the prompt, too",
@@ -95,6 +98,10 @@ class LlamaCpp:
             "repeat_penalty": request.repetition_penalty,
             "repeat_last_n": self.context if request.repetition_penalty != 1 else 0,  # of the prompt and the answer
             "response_fields": ["stop_type", "tokens_predicted"],
+            # A token that the grammar refuses is drawn again, with the grammar before all samplers.
+            **({} if request.grammar is None else {"grammar": request.grammar}),
+            **({"logit_bias": [list(bias) for bias in request.logit_bias.items()]} if request.logit_bias else {}),
+            **({"preserved_tokens": [self.special_tokens[id] for id in sorted(request.kept)]} if request.kept else {}),
             **({} if request.seed is None else {"seed": request.seed % _MAX_SEED}),
             **({"lora": scales} if scales else {}),
         }

@@ -48,6 +48,8 @@ _REFUSED = {
     "--lora-modules": "use --adapter",
     "--logprobs-mode": "the API promises those of the model itself",
     "--max-logprobs": "the API promises 20",
+    "--structured-outputs-config*": "the answers' grammars are llguidance's",
+    "--reasoning-parser*": "the answers' grammars count from the first token on",
 }
 _LOG_PREFIX = re.compile(r"^\([^)]*pid=\d+\) (?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
 _ARGUMENT_ERROR = re.compile(r"vllm(?: serve)?: error: (.+)")
@@ -97,6 +99,7 @@ class Vllm:
         engine_args: Further arguments, as in a shell.
         adapters: Folders of LoRA adapters by their names.
         token_bytes: The bytes that a token stands for, by its id; log probabilities need it.
+        special_tokens: Texts of the special tokens by their ids; requests that keep some need them.
 
     Raises:
         UserError: If the model brings code, an argument would break what stands in front, or an adapter is of a kind
@@ -109,9 +112,11 @@ class Vllm:
     engine_args: str = ""
     adapters: Mapping[str, Path] = field(default_factory=dict)
     token_bytes: Callable[[int], bytes] | None = None
+    special_tokens: Mapping[int, str] = field(default_factory=dict)
 
     path: ClassVar[str] = "/v1/completions"
     reads_whole: ClassVar[bool] = False
+    masks_logprobs: ClassVar[bool] = True
     cannot: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
@@ -129,6 +134,7 @@ class Vllm:
         command = [_executable() or "vllm", "serve", str(self.model), "--host", "127.0.0.1", "--port", "{port}"]
         command += ["--served-model-name", _BASE, "--dtype", self.weights, "--max-num-seqs", str(self.slots)]
         command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+        command += ["--structured-outputs-config.backend", "guidance"]
         if self.adapters:
             largest = max(_rank(_adapter_config(folder)) for folder in self.adapters.values())
             rank = min((known for known in _RANKS if known >= largest), default=_RANKS[-1])
@@ -169,11 +175,15 @@ class Vllm:
             # Half a character has no text, so tokens are counted and named by their ids.
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
+            **({"logit_bias": dict(request.logit_bias)} if request.logit_bias else {}),
+            **({} if request.grammar is None else {"structured_outputs": {"grammar": request.grammar}}),
+            **({"skip_special_tokens": False} if request.kept else {}),  # all, or none
         }
 
     def reader(self, request: TokenRequest) -> "_Reader":
         """An `AnswerReader` for the answer to a request."""
-        return _Reader(request, self.token_bytes)
+        dropped = {id: text for id, text in self.special_tokens.items() if id not in request.kept}
+        return _Reader(request, self.token_bytes, dropped if request.kept else {})
 
     def _name(self, adapter: str | None) -> str:
         """The name in vLLM, which must differ from that of the base, whatever it is."""
@@ -183,7 +193,8 @@ class Vllm:
 class _Reader:
     """An `AnswerReader` (see `hfchat.engines.dialect`)."""
 
-    def __init__(self, request: TokenRequest, token_bytes: Callable[[int], bytes] | None):
+    def __init__(self, request: TokenRequest, token_bytes: Callable[[int], bytes] | None, dropped: Mapping[int, str]):
+        self._dropped = dropped  # special tokens whose texts are not kept, where vLLM sends those of all
         self._ends = request.ends
         self._likeliest = request.logprobs
         self._token_bytes = token_bytes
@@ -203,12 +214,14 @@ class _Reader:
         reason = choice["finish_reason"]
         if reason not in (None, "stop", "length"):
             raise EngineFailureError(f"vLLM ended an answer for another reason: {reason}")
-        tokens = choice["token_ids"]
-        if self._likeliest is None:
-            return Chunk(choice["text"], len(tokens), reason)
+        text, tokens = choice["text"], choice["token_ids"]
         # The end of the turn is no part of the text.
         spoken = tokens[:-1] if reason == "stop" and tokens and tokens[-1] in self._ends else tokens
-        return Chunk(choice["text"], len(tokens), reason, self._logprobs(choice["logprobs"], len(spoken)))
+        for special in self._dropped.keys() & spoken:
+            text = text.replace(self._dropped[special], "", spoken.count(special))
+        if self._likeliest is None:
+            return Chunk(text, len(tokens), reason)
+        return Chunk(text, len(tokens), reason, self._logprobs(choice["logprobs"], len(spoken)))
 
     def _logprobs(self, logprobs: Any, count: int) -> list[tuple[ScoredText, list[ScoredText]]]:
         """Those of the first tokens of a chunk."""

@@ -27,6 +27,7 @@ from hfchat.gguf.conversion import cached_adapter_gguf, cached_gguf, local_folde
 from hfchat.gguf.weight_types import TORCH_TYPES
 from hfchat.processes import launched
 from hfchat.results import COMPUTED_BY, ModelIdentity
+from hfchat.token_ids import special_tokens
 
 _TIMEOUT = 600.0  # seconds without a token
 _NOTICE_S = 2.0  # until it is known that a process has ended
@@ -117,13 +118,28 @@ class EngineModel(LocalModel):
             rows = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         return [self.continue_ids(ids, max_new_tokens, stop) for ids in rows]
 
-    def continue_ids(self, ids: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()) -> Reply:
+    def continue_ids(
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        kept: frozenset[int] = frozenset(),
+    ) -> Reply:
         """Continue a prompt greedily; several threads may at a time.
+
+        Args:
+            ids: The prompt.
+            max_new_tokens: Length of the answer in tokens.
+            stop: Strings before which it is cut.
+            grammar: What it may be, see `hfchat.engines.dialect.TokenRequest`.
+            kept: Special tokens whose text stays in it.
 
         Raises:
             UserError: If the engine cannot be started, or does not answer.
         """
-        request = TokenRequest(ids, max_new_tokens, self._stops, adapter=_ADAPTER if self.is_adapter else None)
+        adapter = _ADAPTER if self.is_adapter else None
+        request = TokenRequest(ids, max_new_tokens, self._stops, grammar=grammar, kept=kept, adapter=adapter)
         text, tokens, reason = "", 0, None
         with closing(self._chunks(request)) as chunks:
             for chunk in chunks:
@@ -189,11 +205,14 @@ class EngineModel(LocalModel):
     def _llamacpp(self) -> LlamaCpp:
         base = local_folder(self.base)
         adapters = {_ADAPTER: cached_adapter_gguf(Path(self.folder), base)} if self.is_adapter else {}
-        return LlamaCpp(cached_gguf(base, self.weights), self.batch_size, self._context, adapters)
+        file, special = cached_gguf(base, self.weights), special_tokens(self.tokenizer)
+        return LlamaCpp(file, self.batch_size, self._context, adapters, special)
 
     def _vllm(self) -> Vllm:
         adapters = {_ADAPTER: Path(self.folder)} if self.is_adapter else {}
-        return Vllm(local_folder(self.base), self.batch_size, self.weights, self._choice.arguments or "", adapters)
+        arguments, special = self._choice.arguments or "", special_tokens(self.tokenizer)
+        folder = local_folder(self.base)
+        return Vllm(folder, self.batch_size, self.weights, arguments, adapters, special_tokens=special)
 
     def free(self) -> None:
         self._stop()

@@ -15,10 +15,11 @@ from itertools import chain, cycle, islice
 from operator import attrgetter
 from typing import TypeVar
 
-from hfchat.feedback.exchange import Rating, Turn
+from hfchat.chat import Json
+from hfchat.feedback.exchange import Call, Rating, Turn, words_of
 from hfchat.feedback.reviews import Person, Review, Who, reviews_of
 from hfchat.feedback.spam import fault_of_correction, same_everywhere, too_fast, too_many
-from hfchat.feedback.tables import AnswerRow
+from hfchat.feedback.tables import AnswerRow, digest_of_answer
 from hfchat.feedback.votes import (
     Agreement,
     Ballot,
@@ -29,9 +30,8 @@ from hfchat.feedback.votes import (
     side_of_others,
     verdict,
 )
-from hfchat.messages import digest_of
 
-Columns = Mapping[str, list[Turn] | bool]  # of a dataset's row
+Columns = Mapping[str, list[Turn] | list[Json] | bool]  # of a dataset's row
 _Said = TypeVar("_Said")  # a rating, a correction, or what an answer was preferred over
 
 DATASETS = ("conversations", "preferences", "thumbs")
@@ -55,6 +55,7 @@ REASONS_OF_STATEMENTS = {
     "same_answer": "the two answers are the same, or the correction is the answer",
     "unfinished": "the answer that would be learned was cut off",
     "unsafe": "the guards find something in the text that would be learned",
+    "unknown_function": "what would be learned calls a function that the conversation does not offer",
     "empty": "the correction has no words",
     "too_long": "the correction is many times as long as the answer",
     "repeats_prompt": "the correction is little else than the prompt",
@@ -168,7 +169,7 @@ class Example:
 
     Attributes:
         source: `correction`, `praise`, `retry` or `thumbs`.
-        row: `messages`, `messages` and `label`, or `prompt`, `chosen` and `rejected`.
+        row: `messages`, `messages` and `label`, or `prompt`, `chosen` and `rejected`; and `tools`, if there were any.
         answer_id: The answer that it is about; of a pair, the better one.
         feedback_id: The review that it comes from.
         prompt: Hash of the prompt.
@@ -302,28 +303,32 @@ class _Statements:
     def examples(self) -> Iterator[tuple[str, Example]]:
         """The examples, each with the name of its dataset."""
         for review, correction in self._corrected:
-            texts = (digest_of(correction, typed=True), review.answer.key[1])
-            yield "conversations", _conversation("correction", review, correction)
-            yield "preferences", _pair("correction", review, correction, review.answer, texts)
+            answer, calls = review.answer, review.corrected_calls
+            corrected, digest = _turn(correction, calls), digest_of_answer(correction, calls)
+            yield "conversations", _conversation("correction", review, corrected, digest)
+            # Nobody writes the reasoning of a correction. If only the other answer had some, the model would learn to
+            # tell them apart by it.
+            worse = _turn(answer.text, answer.tool_calls)
+            yield "preferences", _pair("correction", review, corrected, worse, (digest, answer.key[1]))
         for review, over in self._preferred:
             texts = (review.answer.key[1], over.key[1])
-            yield "preferences", _pair("retry", review, review.answer.text, over, texts)
+            yield "preferences", _pair("retry", review, _said(review.answer), _said(over), texts)
         by_prompt: dict[str, dict[Rating, list[Review]]] = defaultdict(lambda: {"up": [], "down": []})
         # However many say it of one answer, it is one example.
         rated = sorted(self._rated, key=lambda statement: statement[0].id)
         for review, rating in {review.answer.key: (review, rating) for review, rating in rated}.values():
             answer = review.answer
-            row: Columns = {"messages": _answered(answer, answer.text), "label": rating == "up"}
+            row = {"messages": [*answer.messages, _said(answer)], "label": rating == "up", **_tools(answer)}
             yield "thumbs", Example("thumbs", row, answer.answer_id, review.id, answer.prompt_hash, (answer.key[1],))
             if rating == "up" and self._args.learn_from_praise:
-                yield "conversations", _conversation("praise", review, answer.text)
+                yield "conversations", _conversation("praise", review, _said(answer), answer.key[1])
             by_prompt[answer.prompt_hash][rating].append(review)
         for thumbs in by_prompt.values():
             # Each with another one, and no more: all with all would be mostly about the prompts with most answers.
             pairs = zip(cycle(thumbs["up"]), cycle(thumbs["down"]), strict=False)
             for up, down in islice(pairs, max(map(len, thumbs.values()))):
                 texts = (up.answer.key[1], down.answer.key[1])
-                yield "preferences", _pair("thumbs", up, up.answer.text, down.answer, texts)
+                yield "preferences", _pair("thumbs", up, _said(up.answer), _said(down.answer), texts)
 
     def _hold(
         self,
@@ -366,26 +371,34 @@ class _Statements:
         return self._fault_of_good(review.answer)
 
     def _fault_of_correction(self, review: Review, correction: str) -> str | None:
-        answer = review.answer
+        answer, calls = review.answer, review.corrected_calls
+        said = words_of(correction, calls)
         asked = next((turn["content"] for turn in reversed(answer.messages) if turn["role"] == "user"), "")
         limits = (self._args.max_correction_ratio, self._args.max_repeated_prompt)
-        if fault := fault_of_correction(correction, answer.text, asked, *limits):
+        # What a function is called with may be what was asked, word for word.
+        compared = "" if calls else asked
+        if fault := fault_of_correction(said, words_of(answer.text, answer.tool_calls), compared, *limits):
             return fault
-        key = (answer.prompt_hash, digest_of(correction, typed=True))
+        if not _are_offered(calls, answer):
+            return "unknown_function"
+        key = (answer.prompt_hash, digest_of_answer(correction, calls))
         if key == answer.key:
             return "same_answer"
         if self._verdicts.get(key) == "down":
             return "contradictory"
         if side_of_others(self._ballot.get(answer.key, {}), review.person, self._args.min_lead) == "up":
             return "outvoted"
-        return "unsafe" if self._is_unsafe(correction) else None
+        return "unsafe" if self._is_unsafe(said) else None
 
     def _fault_of_good(self, answer: AnswerRow) -> str | None:
         """What keeps an answer from being learned, however good it is said to be."""
-        if answer.finish_reason != "stop":
+        if answer.finish_reason not in ("stop", "tool_calls"):
             return "unfinished"
+        if not _are_offered(answer.tool_calls, answer):
+            return "unknown_function"
         is_flagged = any(finding["place"] == "answer" for finding in answer.findings)
-        return "unsafe" if is_flagged or self._is_unsafe(answer.text) else None
+        learned = "\n".join(filter(None, (answer.reasoning, words_of(answer.text, answer.tool_calls))))
+        return "unsafe" if is_flagged or self._is_unsafe(learned) else None
 
 
 def _choose(
@@ -423,24 +436,39 @@ def _choose(
     return examples, removed
 
 
-def _conversation(source: str, review: Review, text: str) -> Example:
+def _conversation(source: str, review: Review, said: Turn, digest: bytes) -> Example:
     answer = review.answer
-    row: Columns = {"messages": _answered(answer, text)}
-    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, (digest_of(text, typed=True),))
+    row = {"messages": [*answer.messages, said], **_tools(answer)}
+    return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, (digest,))
 
 
-def _pair(source: str, review: Review, text: str, worse: AnswerRow, texts: tuple[bytes, bytes]) -> Example:
+def _pair(source: str, review: Review, better: Turn, worse: Turn, texts: tuple[bytes, bytes]) -> Example:
     answer = review.answer
-    row = {
-        "prompt": list(answer.messages),
-        "chosen": [Turn(role="assistant", content=text)],
-        "rejected": [Turn(role="assistant", content=worse.text)],
-    }
+    row = {"prompt": answer.messages, "chosen": [better], "rejected": [worse], **_tools(answer)}
     return Example(source, row, answer.answer_id, review.id, answer.prompt_hash, texts)
 
 
-def _answered(answer: AnswerRow, text: str) -> list[Turn]:
-    return [*answer.messages, Turn(role="assistant", content=text)]
+def _turn(text: str, calls: Sequence[Call], reasoning: str = "") -> Turn:
+    turn = Turn(role="assistant", content=text)
+    if reasoning:
+        turn["reasoning_content"] = reasoning
+    if calls:
+        turn["tool_calls"] = list(calls)
+    return turn
+
+
+def _said(answer: AnswerRow) -> Turn:
+    """The answer as the model gave it."""
+    return _turn(answer.text, answer.tool_calls, answer.reasoning)
+
+
+def _tools(answer: AnswerRow) -> Columns:
+    return {"tools": answer.tools} if answer.tools else {}
+
+
+def _are_offered(calls: Sequence[Call], answer: AnswerRow) -> bool:
+    offered = {tool["function"]["name"] for tool in answer.tools}
+    return all(call["function"]["name"] in offered for call in calls)
 
 
 def _is_blocked(answer: AnswerRow) -> bool:

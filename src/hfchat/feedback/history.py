@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pandas as pd
 import sqlalchemy as sa
 
-from hfchat.feedback.exchange import Turn
+from hfchat.feedback.exchange import Turn, words_of
 from hfchat.feedback.reading import Selection, read_answers
 from hfchat.feedback.reviews import person_of
 from hfchat.feedback.tables import AnswerRow, OpinionRow
@@ -133,7 +133,8 @@ class _Reading:
         now = time >= self._periods.middle
         ended = answer.finish_reason or "not sent to its end"
         refused = ended != "content_filter" and is_refusal(answer.text)
-        self._tables["answers"].append((time, now, answer.full_model, len(answer.text), ended, refused))
+        length = len(words_of(answer.text, answer.tool_calls))
+        self._tables["answers"].append((time, now, answer.full_model, length, ended, refused))
         # What guards found in a request is with each of its answers; it counts once.
         if answer.choice == 0:
             for finding in answer.findings:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from hfchat.errors import UserError
-from hfchat.feedback.exchange import Rating
+from hfchat.feedback.exchange import Call, Rating, Turn
 from hfchat.feedback.private_file import private_file
 from hfchat.feedback.redaction import pseudonym
 from hfchat.feedback.tables import AnswerRow, OpinionRow
@@ -108,7 +108,9 @@ def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, objec
     Returns:
         The fields of `hfchat.feedback.exchange.Exchange`, with `answer` for its text, and `prompt_hash` and
         `feedback`: a list of `Opinion`, oldest first, each with `id`, `created_at` and `replaced_at` (None for what
-        holds). Times are ISO 8601 in UTC; nobody in particular is None.
+        holds). Times are ISO 8601 in UTC; nobody in particular is None. What differs in shape from row to row is JSON
+        in a text, so that a file has one type for each column: the arguments of calls, as OpenAI's API has them, and
+        `tools`. `recipes/prepare_conversations.py` reads both.
     """
     return {
         "answer_id": answer.answer_id,
@@ -118,8 +120,11 @@ def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, objec
         "model_version": answer.model_version,
         "template_fingerprint": answer.template_fingerprint,
         "prompt_hash": answer.prompt_hash,
-        "messages": answer.messages,
+        "messages": [_message(turn) for turn in answer.messages],
+        "tools": json.dumps(answer.tools, ensure_ascii=False) if answer.tools else None,
         "answer": answer.text,
+        "tool_calls": _calls(answer.tool_calls),
+        "reasoning": answer.reasoning or None,
         "finish_reason": answer.finish_reason,
         "sampling": answer.sampling,
         "findings": answer.findings,
@@ -133,6 +138,7 @@ def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, objec
                 "replaced_at": opinion.replaced_at.isoformat() if opinion.replaced_at else None,
                 "rating": opinion.rating,
                 "correction": opinion.correction,
+                "corrected_calls": _calls(opinion.corrected_calls),
                 "comment": opinion.comment,
                 "tags": opinion.tags,
                 "preferred_over": opinion.preferred_over.answer_id if opinion.preferred_over else None,
@@ -142,6 +148,21 @@ def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, objec
             for opinion in feedback
         ],
     }
+
+
+def _message(turn: Turn) -> dict[str, object]:
+    calls = turn.get("tool_calls")
+    return {**turn, "tool_calls": _calls(calls)} if calls else dict(turn)
+
+
+def _calls(calls: Sequence[Call]) -> list[dict[str, object]] | None:
+    """Calls as OpenAI's API has them; None for none."""
+    written = []
+    for call in calls:
+        function = call["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        written.append({**call, "function": {"name": function["name"], "arguments": arguments}})
+    return written or None
 
 
 def export(engine: sa.Engine, target: str, selection: Selection) -> int:
@@ -199,11 +220,14 @@ def _write_parquet(answers: Iterator[AnswerRow], file: IO[bytes]) -> int:
 
 
 def _fitting(sampling: Mapping[str, object]) -> dict[str, object]:
-    """Without whole numbers that 64 bits cannot hold: the `max_tokens` of an upstream has no maximum."""
-    return {
-        name: None if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64 else value
-        for name, value in sampling.items()
-    }
+    """As the columns hold it: an object is JSON in a text, and a whole number that 64 bits cannot hold is none; the
+    `max_tokens` of an upstream has no maximum."""
+    fitting: dict[str, object] = {}
+    for name, value in sampling.items():
+        is_beyond = isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64
+        value = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
+        fitting[name] = None if is_beyond else value
+    return fitting
 
 
 def _schema() -> "pyarrow.Schema":
@@ -212,7 +236,9 @@ def _schema() -> "pyarrow.Schema":
     # Spelled out, because a column in which nobody said anything has no type to be inferred.
     text, texts = pa.string(), pa.list_(pa.string())
     number, share = pa.int64(), pa.float64()
-    message = {"role": text, "content": text}
+    function = pa.struct({"name": text, "arguments": text})
+    calls = pa.list_(pa.struct({"id": text, "type": text, "function": function}))
+    message = dict.fromkeys(("role", "content", "reasoning_content", "tool_call_id"), text) | {"tool_calls": calls}
     finding = {"guard": text, "place": text, "action": text, "categories": texts}
     sampling = {
         "max_tokens": number,
@@ -222,17 +248,24 @@ def _schema() -> "pyarrow.Schema":
         "presence_penalty": share,
         "frequency_penalty": share,
         "stop": texts,
+        "top_k": number,
+        "min_p": share,
+        "repetition_penalty": share,
+        **dict.fromkeys(("logit_bias", "tool_choice", "response_format", "reasoning_effort"), text),
     }
     said = ("id", "created_at", "replaced_at", "rating", "correction", "comment")
-    feedback = dict.fromkeys(said, text) | {"tags": texts, "preferred_over": text, "user": text, "api_key": text}
+    feedback = dict.fromkeys(said, text) | {"corrected_calls": calls, "tags": texts}
+    feedback |= dict.fromkeys(("preferred_over", "user", "api_key"), text)
     return pa.schema(
         {
             "answer_id": text,
             "choice": number,
             **dict.fromkeys(("created_at", "model", "model_version", "template_fingerprint", "prompt_hash"), text),
             "messages": pa.list_(pa.struct(message)),
+            "tools": text,
             "answer": text,
-            "finish_reason": text,
+            "tool_calls": calls,
+            **dict.fromkeys(("reasoning", "finish_reason"), text),
             "sampling": pa.struct(sampling),
             "findings": pa.list_(pa.struct(finding)),
             **dict.fromkeys(("user", "api_key"), text),

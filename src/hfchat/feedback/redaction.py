@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from hfchat.safety.pii import PII
 
@@ -13,9 +15,30 @@ def _pii() -> PII:
 
 
 def redact(text: str) -> str:
-    """The text with replacements for email and IP addresses, phone and card numbers (`hfchat.safety.pii`)."""
-    replaced, _ = _pii().replace(text)
+    """The text with replacements for email and IP addresses, phone and card numbers (`hfchat.safety.pii`).
+
+    A text that is JSON stays JSON.
+    """
+    replaced, _ = _pii().replace_in_json(text)
     return replaced
+
+
+def redacted(value: Any, redact: Callable[[str], str]) -> Any:
+    """JSON with all texts in it redacted, such as stop strings or the results of tools.
+
+    A model chose the names in the arguments of a call, too, and may have written a number without quotes: these are
+    redacted as a whole.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: json.loads(redact(json.dumps(item, ensure_ascii=False)))
+            if key == "arguments" and isinstance(item, Mapping)
+            else redacted(item, redact)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [redacted(item, redact) for item in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def pseudonym(user: str, redact: Callable[[str], str] = redact) -> str:

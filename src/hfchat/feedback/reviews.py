@@ -10,7 +10,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from hfchat.feedback.exchange import Rating
+from hfchat.feedback.exchange import Call, Rating, words_of
 from hfchat.feedback.reading import Selection, as_row, read_answers
 from hfchat.feedback.tables import AnswerRow, OpinionRow
 
@@ -30,7 +30,7 @@ class Review:
         said_at: When it was said.
         answer: What it is about.
         rating: Whether the answer is good.
-        correction: What it should have been.
+        correction: What it should have been; and `corrected_calls`, the calls that belong to it.
         comment: In the person's own words.
         over: Another answer to the same prompt that was discarded for this one.
     """
@@ -43,12 +43,18 @@ class Review:
     correction: str | None
     comment: str | None
     over: AnswerRow | None
+    corrected_calls: Sequence[Call] = ()
 
     @property
     def statements(self) -> list[str]:
         """What can be learned from: of `rating`, `correction` and `preference`."""
         values = {"rating": self.rating, "correction": self.correction, "preference": self.over}
         return [name for name, value in values.items() if value is not None]
+
+    @property
+    def corrected_words(self) -> str:
+        """All that the correction says, "" without one."""
+        return "" if self.correction is None else words_of(self.correction, self.corrected_calls)
 
 
 def read_reviewed(engine: sa.Engine, since: datetime | None = None) -> list[AnswerRow]:
@@ -113,6 +119,7 @@ def reviews_of(
                     correction=opinion.correction,
                     comment=opinion.comment,
                     over=opinion.preferred_over,
+                    corrected_calls=opinion.corrected_calls,
                 )
             )
     return sorted(reviews, key=lambda review: (review.said_at, review.id)), replaced

@@ -43,8 +43,8 @@ def same_everywhere(reviews: Iterable[Review], max_prompts: int) -> set[str]:
     prompts: dict[tuple[str, ...], set[str]] = defaultdict(set)
     ids: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for review in reviews:
-        for text, at_least in ((review.correction, 1), (review.comment, _COMMENT_WORDS)):
-            found = tuple(words(text or "", keep_numbers=True))
+        for text, at_least in ((review.corrected_words, 1), (review.comment or "", _COMMENT_WORDS)):
+            found = tuple(words(text, keep_numbers=True))
             if len(found) >= at_least:
                 prompts[found].add(review.answer.prompt_hash)
                 ids[found].add(review.id)

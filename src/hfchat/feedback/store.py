@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, object_session
 
+from hfchat.chat import Json
 from hfchat.feedback.database import forget_deleted, reason
-from hfchat.feedback.exchange import Exchange, Opinion, Turn
-from hfchat.feedback.redaction import pseudonym
+from hfchat.feedback.exchange import Exchange, Opinion, Turn, functions_of
+from hfchat.feedback.redaction import pseudonym, redacted
 from hfchat.feedback.tables import AnswerRow, Base, ConversationRow, OpinionRow
 
 _BATCH = 20  # rows
@@ -73,9 +74,19 @@ class Counts:
     feedback: int
 
 
-def prompt_hash(messages: Sequence[Turn]) -> str:
-    """The SHA-256 of a conversation's roles and texts."""
-    turns = [[message["role"], message["content"]] for message in messages]
+def prompt_hash(messages: Sequence[Turn], tools: Sequence[Json] = ()) -> str:
+    """The SHA-256 of a conversation: its roles, texts, calls and reasoning, and the tools that were offered."""
+    turns: list[object] = []
+    for message in messages:
+        turn: list[object] = [message["role"], message["content"]]
+        # Nothing more where there is no more: the hashes of conversations without tools stay what they were.
+        if calls := message.get("tool_calls"):
+            turn.append(functions_of(calls))
+        if reasoning := message.get("reasoning_content"):
+            turn.append(reasoning)
+        turns.append(turn)
+    if tools:
+        turns.append(list(tools))
     return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -192,13 +203,16 @@ class Store:
         return counts
 
     def _redact_answer(self, row: AnswerRow) -> None:
-        row.prompt_hash = prompt_hash(self._redacted_value(row.messages))
+        row.prompt_hash = prompt_hash(self._redacted_value(row.messages), self._redacted_value(row.tools))
         row.text = self._redact(row.text)
+        row.tool_calls = self._redacted_value(row.tool_calls)
+        row.reasoning = self._redact(row.reasoning)
         row.sampling = self._redacted_value(row.sampling)
         row.user_id = self._pseudonym(row.user_id)
 
     def _redact_conversation(self, row: ConversationRow) -> None:
         row.messages = self._redacted_value(row.messages)
+        row.tools = self._redacted_value(row.tools)
 
     def _redact_opinion(self, row: OpinionRow) -> None:
         user = self._pseudonym(row.user_id)
@@ -206,6 +220,7 @@ class Store:
         if row.replaced_at is None and user != row.user_id and _has_opinion(row, user):
             row.replaced_at = datetime.now(UTC)
         row.correction = self._redacted_value(row.correction)
+        row.corrected_calls = self._redacted_value(row.corrected_calls)
         row.comment = self._redacted_value(row.comment)
         row.tags = self._redacted_value(row.tags)
         row.user_id = user
@@ -226,19 +241,25 @@ class Store:
 
     def _rows(self, exchanges: Sequence[Exchange]) -> tuple[list[Values], list[Values]]:
         """Rows of conversations and of answers. The answers of one request have the same conversation."""
-        messages: dict[str, list[Turn]] = {}
+        conversations: dict[str, Values] = {}
+        hashes: dict[str, str] = {}
         for exchange in exchanges:
-            if exchange.answer_id not in messages:
-                messages[exchange.answer_id] = self._redacted_value(list(exchange.messages))
-        conversations: list[Values] = [{"answer_id": id, "messages": turns} for id, turns in messages.items()]
-        hashes = {id: prompt_hash(turns) for id, turns in messages.items()}
-        return conversations, [self._row(exchange, hashes[exchange.answer_id]) for exchange in exchanges]
+            id = exchange.answer_id
+            if id not in conversations:
+                messages, tools = (self._redacted_value(list(said)) for said in (exchange.messages, exchange.tools))
+                conversations[id] = {"answer_id": id, "messages": messages, "tools": tools}
+                hashes[id] = prompt_hash(messages, tools)
+        return list(conversations.values()), [
+            self._row(exchange, hashes[exchange.answer_id]) for exchange in exchanges
+        ]
 
     def _row(self, exchange: Exchange, prompt_hash: str) -> Values:
         as_they_are = ("answer_id", "choice", "created_at", "model", "model_version", "template_fingerprint")
         return {name: getattr(exchange, name) for name in (*as_they_are, "finish_reason", "api_key")} | {
             "prompt_hash": prompt_hash,
             "text": self._redact(exchange.text),
+            "tool_calls": self._redacted_value(exchange.tool_calls),
+            "reasoning": self._redact(exchange.reasoning),
             "sampling": self._redacted_value(exchange.sampling),
             "findings": list(exchange.findings),
             "user_id": self._pseudonym(exchange.user),
@@ -272,6 +293,7 @@ class Store:
         values: Values = {
             "rating": opinion.rating,
             "correction": opinion.correction,
+            "corrected_calls": list(opinion.corrected_calls),
             "comment": opinion.comment,
             "tags": list(opinion.tags),
             "preferred_over_key": discarded.id if discarded else None,
@@ -295,12 +317,7 @@ class Store:
         return Stored(new.id, now, opinion, before.id if before else None, model_version=answer.model_version)
 
     def _redacted_value(self, value: Any) -> Any:
-        """JSON with all texts in it redacted, such as stop strings."""
-        if isinstance(value, Mapping):
-            return {key: self._redacted_value(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._redacted_value(item) for item in value]
-        return self._redact(value) if isinstance(value, str) else value
+        return redacted(value, self._redact)
 
     def _pseudonym(self, user: str) -> str:
         return pseudonym(user, self._redact)
@@ -309,6 +326,7 @@ class Store:
         return replace(
             opinion,
             correction=self._redacted_value(opinion.correction),
+            corrected_calls=tuple(self._redacted_value(opinion.corrected_calls)),
             comment=self._redacted_value(opinion.comment),
             tags=tuple(self._redacted_value(opinion.tags)),
             user=self._pseudonym(opinion.user),

@@ -1,6 +1,7 @@
 """The tables of the feedback database. Every change here needs a migration (`migrations/versions`)."""
 
 import functools
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -8,7 +9,8 @@ from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, Index, MetaD
 from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
-from hfchat.feedback.exchange import GuardFinding, Rating, Turn
+from hfchat.chat import Json
+from hfchat.feedback.exchange import Call, GuardFinding, Rating, Turn, functions_of
 from hfchat.messages import digest_of
 
 
@@ -43,6 +45,8 @@ class Base(DeclarativeBase):
         datetime: Moment,
         Rating: Words,
         list[Turn]: JSON,
+        list[Call]: JSON,
+        list[Json]: JSON,
         list[GuardFinding]: JSON,
         dict[str, object]: JSON,
         list[str]: JSON,
@@ -59,18 +63,19 @@ class Base(DeclarativeBase):
 
 
 class ConversationRow(Base):
-    """The messages of a request, once for all of its answers."""
+    """The messages and the tools of a request, once for all of its answers."""
 
     __tablename__ = "conversations"
 
     answer_id: Mapped[str] = mapped_column(primary_key=True)
     messages: Mapped[list[Turn]]
+    tools: Mapped[list[Json]] = mapped_column(default=list)
 
 
 class AnswerRow(Base):
     """An answer, with its conversation (`hfchat.feedback.exchange.Exchange`).
 
-    `prompt_hash` is the SHA-256 of the messages as they are here: answers to the same prompt have the same.
+    `prompt_hash` is the SHA-256 of the messages and tools as they are here: answers to the same prompt have the same.
     """
 
     __tablename__ = "answers"
@@ -85,6 +90,8 @@ class AnswerRow(Base):
     template_fingerprint: Mapped[str | None]
     prompt_hash: Mapped[str] = mapped_column(index=True)
     text: Mapped[str]
+    tool_calls: Mapped[list[Call]] = mapped_column(default=list)
+    reasoning: Mapped[str] = mapped_column(default="")
     finish_reason: Mapped[str | None]
     sampling: Mapped[dict[str, object]]
     findings: Mapped[list[GuardFinding]]
@@ -108,10 +115,16 @@ class AnswerRow(Base):
         """The conversation before it."""
         return self.conversation.messages
 
+    @property
+    def tools(self) -> list[Json]:
+        """Those that the model was offered."""
+        return self.conversation.tools
+
     @functools.cached_property
     def key(self) -> tuple[str, bytes]:
-        """Hashes of the prompt and of the text: a model that does not sample gives the same answer under many ids."""
-        return self.prompt_hash, digest_of(self.text, typed=True)
+        """Hashes of the prompt and of what is answered: a model that does not sample gives the same answer under many
+        ids. What it thought before is no part of it."""
+        return self.prompt_hash, digest_of_answer(self.text, self.tool_calls)
 
 
 class OpinionRow(Base):
@@ -140,6 +153,7 @@ class OpinionRow(Base):
     replaced_at: Mapped[datetime | None]
     rating: Mapped[Rating | None]
     correction: Mapped[str | None]
+    corrected_calls: Mapped[list[Call]] = mapped_column(default=list)
     comment: Mapped[str | None]
     tags: Mapped[list[str]]
     preferred_over_key: Mapped[int | None] = mapped_column(ForeignKey("answers.id", ondelete="SET NULL"), index=True)
@@ -154,6 +168,11 @@ class OpinionRow(Base):
         """Whether its author has neither replaced it nor taken it back."""
         said = (self.rating, self.correction, self.comment, self.preferred_over_key)
         return self.replaced_at is None and (bool(self.tags) or any(value is not None for value in said))
+
+
+def digest_of_answer(text: str, calls: Sequence[Call]) -> bytes:
+    """The hash of what an answer says (`hfchat.messages.digest_of`)."""
+    return digest_of([text, *functions_of(calls)] if calls else text, typed=True)
 
 
 def full_model(model: str, version: str | None) -> str:

@@ -1,14 +1,17 @@
 """The datasets that a model learns from: rows of what was curated, rows to replay beside them, and their files."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
-from hfchat.dataset import load_split
+from hfchat.dataset import as_before_arrow, conversation_features, load_split
 from hfchat.errors import UserError
 from hfchat.feedback.curation_report import COLUMNS, DatasetSummary
+from hfchat.messages import parse_tools
 from hfchat.safety.guards import Guards
 from hfchat.safety.guards_file import load_guards
 from hfchat.safety.judges import GuardError
@@ -55,10 +58,12 @@ def replay(name: str, dataset: str, count: int, may_be_learned: Callable[[Traini
         count: At most so many.
         may_be_learned: Whether a row's prompt is not one whose feedback is held out.
     """
-    columns = COLUMNS[name]
-    rows = load_split(dataset, "train", *columns).shuffle(seed=_REPLAY_SEED)
+    rows = load_split(dataset, "train", *COLUMNS[name]).shuffle(seed=_REPLAY_SEED)
+    columns = [column for column in (*COLUMNS[name], "tools") if column in rows.column_names]
+    schema = rows.features.arrow_schema
     about = {"source": "replay", "answer_id": "", "feedback_id": ""}
-    examples = ({column: row[column] for column in columns} for row in rows)
+    whole = (as_before_arrow(row, schema) for row in rows)
+    examples = ({column: row[column] for column in columns} for row in whole)
     return [row | about for row in islice(filter(may_be_learned, examples), count)]
 
 
@@ -70,19 +75,44 @@ def write_splits(name: str, kept: Mapping[str, Sequence[TrainingRow]], folder: P
         kept: The rows of each split.
         folder: Where to write; what an interrupted run left there is removed.
     """
-    from datasets import Dataset, Features, List, Value
+    from datasets import Dataset, Features, Value
 
-    text = Value("string")
-    messages = List({"role": text, "content": text})
-    columns = {column: Value("bool") if column == "label" else messages for column in COLUMNS[name]}
-    features = Features(columns | dict.fromkeys(_ABOUT, text))
+    # What no row has is no column, and no field of a message.
+    everything = list(chain.from_iterable(kept.values()))
+    messages = chain.from_iterable(_messages(row[column]) for row in everything for column in COLUMNS[name])
+    has_tools = any(row.get("tools") for row in everything)
+    columns = conversation_features(COLUMNS[name], set().union(*messages), has_tools)
+    features = Features(columns | dict.fromkeys(_ABOUT, Value("string")))
     summary = DatasetSummary(rows={split: len(rows) for split, rows in kept.items()})
     remove_tree(folder)
-    for split, rows in kept.items():
-        if rows:
+    for split, read in kept.items():
+        if rows := [_written(row) for row in read]:
             summary.sources.update(str(row["source"]) for row in rows)
             file = folder / "data" / f"{split}-00000.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
-            summary.sizes[split] = Dataset.from_list(list(rows), features=features).to_parquet(file)
+            data = {column: [row.get(column) for row in rows] for column in features}
+            summary.sizes[split] = Dataset.from_dict(data, features=features).to_parquet(file)
             summary.download_size += file.stat().st_size
     return summary
+
+
+def _messages(value: Any) -> list[Any]:
+    """The messages of a column; none of one that holds something else."""
+    return value if isinstance(value, list) else []
+
+
+def _written(row: TrainingRow) -> TrainingRow:
+    """The row as a file holds it: tools, and the arguments of calls that are not JSON yet, are JSON in a text."""
+    columns = {column: [_written_turn(turn) for turn in value] for column, value in row.items() if _messages(value)}
+    tools = parse_tools(row.get("tools"))
+    return row | columns | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {})
+
+
+def _written_turn(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    calls = []
+    for call in _messages(turn.get("tool_calls")):
+        function = call.get("function") or call
+        arguments = function["arguments"]
+        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {"name": function["name"], "arguments": written}})
+    return {**turn, "tool_calls": calls} if calls else turn

@@ -2,6 +2,7 @@
 
 import functools
 import ipaddress
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -134,6 +135,33 @@ class PII:
         ]
         return _substitute(text, matches, _replacement), Counter(match.kind for match in matches)
 
+    def replace_in_json(self, text: str) -> tuple[str, Counter[str]]:
+        """As `replace`, but a text that is JSON stays JSON: it is replaced in its keys and values.
+
+        What is found in a number becomes another number: a phone number 5555550100, a card's 0.
+        """
+        replaced, found = self.replace(text)
+        value = _json(text) if text[:1] in ("{", "[") else None
+        if value is None:
+            return replaced, found
+        found = Counter()
+        value = self._replace_in(value, found)
+        return (json.dumps(value, ensure_ascii=False), found) if found else (text, found)
+
+    def _replace_in(self, value: object, found: Counter[str]) -> object:
+        if isinstance(value, str):
+            value, more = self.replace_in_json(value)
+            found.update(more)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            written, more = self.replace(str(value))
+            found.update(more)
+            return int("".join(filter(str.isdecimal, written)) or 0) if more else value
+        elif isinstance(value, list):
+            return [self._replace_in(item, found) for item in value]
+        elif isinstance(value, dict):
+            return {self._replace_in(key, found): self._replace_in(item, found) for key, item in value.items()}
+        return value
+
     def _find_once(self, text: str) -> list[Match]:
         found = list(chain.from_iterable(self._of_kind(kind, text) for kind in self.kinds))
         found.sort(key=lambda match: (match.start, -match.end))
@@ -153,6 +181,14 @@ def luhn(digits: str) -> bool:
     """Whether the last digit checks the others (ISO/IEC 7812-1, annex B)."""
     doubled = (int(digit) * 2 if position % 2 else int(digit) for position, digit in enumerate(reversed(digits)))
     return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
+
+
+def _json(text: str) -> object:
+    """What a text is as JSON; None if it is not."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _replacement(match: Match) -> str:

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -50,8 +51,18 @@ class Matcher:
         """
         bits = np.zeros((1, _words(self.vocabulary)), dtype=np.int32)
         fill_next_token_bitmask(self.matcher, bits)
+        return self.checked(_unpacked(bits, self.vocabulary)[0])
+
+    def checked(self, allowed: torch.Tensor) -> torch.Tensor:
+        """A mask, if it was made for this matcher without an error and leaves a choice.
+
+        Raises:
+            MatcherError: If it is not.
+        """
         self._check()
-        return _unpacked(bits, self.vocabulary)[0]
+        if not allowed.any():
+            raise MatcherError("no token can come next by the grammar of this answer")
+        return allowed
 
     def accept(self, token: int) -> None:
         """The answer goes on with a token.
@@ -78,23 +89,24 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, ends: Iterable[int]):
         self.vocabulary = vocabulary
-        self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends))
+        self._source, self._ends = tokenizer, sorted(ends)
+        self._tokenizer: LLTokenizer | None = None  # made when it is needed: that takes up to a second
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
-        self._executor = LLExecutor()
 
     def matcher(self, grammar: str) -> Matcher:
         """One for a new answer. A grammar that was compiled before costs microseconds.
 
         Raises:
-            MatcherError: If the grammar cannot be compiled.
+            MatcherError: If the grammar cannot be compiled, or this tokenizer cannot be bound to one.
         """
         with self._lock:
+            tokenizer = self._tokenizer = self._tokenizer or self._converted()
             compiled = self._compiled.get(grammar)
             if compiled is not None:
                 self._compiled.move_to_end(grammar)
         if compiled is None:
-            compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+            compiled = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
             if compiled.is_error():
                 raise MatcherError(first_line(compiled.get_error()))
             with self._lock:
@@ -103,18 +115,35 @@ class GrammarCompiler:
                     self._compiled.popitem(last=False)
         return Matcher(compiled.deep_copy(), self.vocabulary)
 
-    def allowed(self, matchers: Sequence[Matcher]) -> torch.Tensor:
-        """Which tokens may come next for each, `[matchers, vocabulary]` of bool, made side by side.
+    def _converted(self) -> LLTokenizer:
+        try:
+            return from_tokenizer(self._source, n_vocab=self.vocabulary, eos_token=self._ends)
+        except ValueError as error:
+            raise MatcherError(
+                f"llguidance cannot read the tokenizer of this model: {first_line(str(error))}"
+            ) from error
 
-        A matcher that fails has an error (`Matcher.matcher.is_error()`), and its row means nothing.
-        """
-        bits = np.zeros((len(matchers), _words(self.vocabulary)), dtype=np.int32)
-        if len(matchers) == 1:
-            fill_next_token_bitmask(matchers[0].matcher, bits)
-        elif matchers:
-            rows = [(matcher.matcher, row) for row, matcher in enumerate(matchers)]
-            fill_next_token_bitmask_par(self._executor, rows, bits)
-        return _unpacked(bits, self.vocabulary)
+
+def allowed_next(matchers: Sequence[Matcher]) -> list[torch.Tensor | MatcherError]:
+    """`Matcher.allowed` of several matchers of one vocabulary, side by side; one that fails has its error there."""
+    if not matchers:
+        return []
+    bits = np.zeros((len(matchers), _words(matchers[0].vocabulary)), dtype=np.int32)
+    rows = [(matcher.matcher, row) for row, matcher in enumerate(matchers)]
+    fill_next_token_bitmask_par(_executor(), rows, bits)
+    masks: list[torch.Tensor | MatcherError] = []
+    for matcher, allowed in zip(matchers, _unpacked(bits, matchers[0].vocabulary), strict=True):
+        try:
+            masks.append(matcher.checked(allowed))
+        except MatcherError as error:
+            masks.append(error)
+    return masks
+
+
+@cache
+def _executor() -> LLExecutor:
+    """Threads that make masks, for the whole process."""
+    return LLExecutor()
 
 
 def first_line(message: str) -> str:

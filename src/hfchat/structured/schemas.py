@@ -2,7 +2,7 @@
 
 llguidance refuses most of what it does not implement, but not all of it (1.9.1, parser/src/json/schema.rs): keywords
 that no draft has or that only other drafts have, `format` beside a type that is no string, numbers that float64
-rounds, and the count of `minProperties` where a key may be written twice. Each of them is refused here by its name and place.
+rounds, and the count of `minProperties` where a key may be written twice. Each of them is refused here by its name.
 Keywords that only tell a reader something are left out, and so are definitions that nothing refers to.
 """
 

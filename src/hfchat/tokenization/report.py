@@ -18,7 +18,7 @@ from hfchat.errors import UserError
 from hfchat.markdown import markdown_of
 from hfchat.models import BUNDLED, cache_dir, load_tokenizer
 from hfchat.templates import template_environment
-from hfchat.token_ids import encode_texts
+from hfchat.token_ids import encode_texts, special_tokens
 from hfchat.tokenization.check import SAMPLES, bytes_per_token, lost_texts, unicode_blocks
 from hfchat.tokenization.sampling import TextSample, first_bytes
 
@@ -138,7 +138,7 @@ def describe(
         "Code": _as_lists(samples["code"]),
     }
     # The tokens that the corpus uses, of those that stand for text
-    ids = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = special_tokens(tokenizer).keys()
     texts = first_bytes(sample, USAGE_BYTES)
     used = set().union(*encode_texts(tokenizer, texts))
     plain = [id for id in range(len(tokenizer)) if id not in ids]

@@ -1,15 +1,16 @@
 """From preferences to tokens: what is scored of pairs and of thumbs is decided, counted and shown here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import check_end_of_turn
-from hfchat.dataset import has_split, learned_rows, load_split
+from hfchat.dataset import as_before_arrow, has_split, learned_rows, load_split
 from hfchat.errors import UserError
-from hfchat.messages import check_learned
+from hfchat.messages import ROLES_WITH_TOOLS, check_learned
 from hfchat.token_ids import Messages, encode_conversation
+from hfchat.training.supervision import shortened, tools_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,8 +82,8 @@ class Preferences:
             f"held out: {len(self.held_out) // 2:,} pairs; what is scored is marked ⟦like this⟧:",
         ]
         for prompt, completions in _first(self.train):
-            lines += ["", _shorten(tokenizer.decode(prompt))]
-            lines += [f"{name}: ⟦{_shorten(tokenizer.decode(ids))}⟧" for name, ids in completions]
+            lines += ["", shortened(tokenizer.decode(prompt), _SHOWN_CHARACTERS)]
+            lines += [f"{name}: ⟦{shortened(tokenizer.decode(ids), _SHOWN_CHARACTERS)}⟧" for name, ids in completions]
         return "\n".join(lines)
 
 
@@ -154,11 +155,14 @@ def tokenize_preferences(
     """
     is_pairs = "chosen" in rows.column_names
     names = ("chosen_ids", "rejected_ids") if is_pairs else ("completion_ids",)
+    schema = rows.features.arrow_schema
 
     def tokenize(row: dict[str, object], index: int) -> dict[str, object]:
         here = f"{place}: row {index}"
+        row = as_before_arrow(row, schema)
+        tools = tools_of(row, here)
         prompt, *answers = _parts_of_pair(row, here) if is_pairs else _parts_of_thumb(row, here)
-        encoded = [encode(prompt, answer, tokenizer, here) for answer in answers]
+        encoded = [encode(prompt, answer, tokenizer, here, tools) for answer in answers]
         columns = dict(zip(names, (ids for _, ids in encoded), strict=True))
         return {"prompt_ids": encoded[0][0], **columns} | ({} if is_pairs else {"label": row["label"]})
 
@@ -188,23 +192,29 @@ def tokenize_preferences(
 
 
 def encode(
-    prompt: Messages, completion: Messages, tokenizer: "PreTrainedTokenizerBase", place: str
+    prompt: Messages,
+    completion: Messages,
+    tokenizer: "PreTrainedTokenizerBase",
+    place: str,
+    tools: Sequence[object] = (),
 ) -> tuple[list[int], list[int]]:
     """The tokens of a prompt, up to where the assistant begins, and those of its answer.
 
-    The completion is the assistant's text and one end-of-turn token: what the template puts after that, the newline
-    of ChatML, is never the model's to write.
+    The completion is the assistant's reasoning, text and calls, and one end-of-turn token: what the template puts
+    after that, the newline of ChatML, is never the model's to write.
 
     Raises:
-        UserError: If the two are not a prompt that ends with the user's turn and one answer of the assistant, or if
-            the template does not render them as one.
+        UserError: If the two are not a prompt that ends with the user's turn or a tool's result, and one answer of
+            the assistant, or if the template does not render them as one.
     """
-    check_learned([*prompt, *completion], place)
-    if len(completion) != 1 or not prompt or prompt[-1]["role"] != "user":
-        raise UserError(f"{place}: must be a prompt whose last turn is the user's, and one answer of the assistant")
+    check_learned([*prompt, *completion], place, ROLES_WITH_TOOLS)
+    if len(completion) != 1 or not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise UserError(
+            f"{place}: must be a prompt whose last turn is the user's or a tool's, and one answer of the assistant"
+        )
     # The completion is what the whole conversation has after the prompt.
-    prompt_ids = encode_conversation(tokenizer, prompt, add_generation_prompt=True)
-    ids = encode_conversation(tokenizer, [*prompt, *completion])
+    prompt_ids = encode_conversation(tokenizer, prompt, tools or None, add_generation_prompt=True)
+    ids = encode_conversation(tokenizer, [*prompt, *completion], tools or None)
     completion_ids = ids[len(prompt_ids) :]
     if ids[: len(prompt_ids)] != prompt_ids:
         raise UserError(
@@ -330,10 +340,3 @@ def _first(dataset: "Dataset") -> Iterator[tuple[list[int], list[tuple[str, list
     for name, label in (("thumb up", True), ("thumb down", False)):
         row = dataset[labels.index(label)]
         yield row["prompt_ids"], [(name, row["completion_ids"])]
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= _SHOWN_CHARACTERS:
-        return text
-    half = _SHOWN_CHARACTERS // 2
-    return f"{text[:half]} … ({len(text):,} characters) … {text[-half:]}"

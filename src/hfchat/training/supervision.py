@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import learned_rows, load_conversation_splits
+from hfchat.dataset import as_before_arrow, learned_rows, load_conversation_splits
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from hfchat.training.finetuning import FinetuneArguments
 
 _SHOWN = 3  # conversations
-_SHOWN_CHARACTERS = 1200  # of each
+_SHOWN_CHARACTERS = 1200  # of each, and of each stretch of what is supervised
+_SHOWN_BETWEEN = 400  # of a stretch of what is not, such as a list of tools
 
 
 @dataclass
@@ -33,6 +36,9 @@ class Supervision:
         tokens: Tokens of the kept ones.
         supervised_tokens: Those that get loss: what the assistant says, its end-of-turn tokens included.
         longest: Tokens of the longest conversation, kept or not.
+        calls: Calls of tools among what is supervised.
+        thoughts: Turns among it that have reasoning.
+        telling: Row of the first kept conversation with both of these or, if none has both, with one; else None.
     """
 
     conversations: int
@@ -40,17 +46,23 @@ class Supervision:
     tokens: int
     supervised_tokens: int
     longest: int
+    calls: int = 0
+    thoughts: int = 0
+    telling: int | None = None
 
     def __str__(self) -> str:
         each = self.supervised_tokens / max(self.conversations, 1)
-        return (
+        text = (
             f"{self.conversations:,} conversations, {self.tokens:,} tokens, {self.supervised_tokens:,} of them "
             f"supervised ({self.supervised_tokens / max(self.tokens, 1):.0%}, {each:.0f} a conversation); the longest "
             f"has {self.longest:,}; 0 were cut, {self.too_long:,} longer than max_length were left out"
         )
+        if self.telling is not None:
+            text += f"; {self.calls:,} calls of tools and {self.thoughts:,} turns with reasoning are learned"
+        return text
 
     def as_metrics(self, prefix: str) -> dict[str, int]:
-        return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
+        return {f"{prefix}_{name}": value for name, value in asdict(self).items() if name != "telling"}
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,12 @@ class Conversations:
     held_out: Sequence[Messages]
 
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """What is learned, in numbers and in the text of some conversations."""
-        shown = self.train.select(range(0, len(self.train), -(-len(self.train) // _SHOWN)))
-        texts = [show_supervised(row, tokenizer) for row in shown]
-        texts = [
-            text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text):,} characters)\n"
-            for text in texts
-        ]
+        """What is learned, in numbers and in some conversations, one with calls or reasoning among them."""
+        rows = list(range(0, len(self.train), -(-len(self.train) // _SHOWN)))
+        telling = self.supervision.telling
+        if telling is not None and telling not in rows:
+            rows[0] = telling
+        texts = [show_supervised(row, tokenizer, shorten=True) for row in self.train.select(rows)]
         return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦like this⟧:\n", *texts])
 
 
@@ -152,18 +163,22 @@ def supervise(
             token is the end-of-turn token.
     """
     check_end_of_turn(tokenizer)
+    schema = dataset.features.arrow_schema
 
-    def tokenize(row: Mapping[str, Any], index: int) -> dict[str, list[int]]:
+    def tokenize(row: Mapping[str, Any], index: int) -> dict[str, list[int] | int]:
         place = f"dataset_name {dataset_name}: row {index}"
+        row = as_before_arrow(row, schema)
         check_learned(row["messages"], place, ROLES_WITH_TOOLS)
-        try:
-            tools = parse_tools(row.get("tools"))
-        except ValueError as error:
-            raise UserError(f"{place}: 'tools': {error}") from error
-        ids, supervised = supervise_conversation(tokenizer, row["messages"], tools or None)
+        turns = [turn for turn in row["messages"] if turn["role"] == "assistant" and turn.get("weight") != 0]
+        ids, supervised = supervise_conversation(tokenizer, row["messages"], tools_of(row, place) or None)
         learned = _without_weight_0(supervised, row["messages"], place)
         pairs = zip(ids, learned, strict=True)
-        return {"input_ids": ids, "labels": [id if is_learned else IGNORE for id, is_learned in pairs]}
+        return {
+            "input_ids": ids,
+            "labels": [id if is_learned else IGNORE for id, is_learned in pairs],
+            "calls": sum(len(turn.get("tool_calls") or ()) for turn in turns),
+            "thoughts": sum(bool((turn.get("reasoning_content") or "").strip()) for turn in turns),
+        }
 
     # Whole conversations only.
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
@@ -171,12 +186,18 @@ def supervise(
     if len(kept) == 0:
         raise UserError(f"max_length {max_length}: all {len(everything)} conversations of {dataset_name} are longer")
     labels = [[label for label in row if label != IGNORE] for row in kept["labels"]]
+    calls, thoughts = kept["calls"][:], kept["thoughts"][:]
+    kinds = [bool(called) + bool(thought) for called, thought in zip(calls, thoughts, strict=True)]
+    kept = kept.remove_columns(["calls", "thoughts"])
     supervision = Supervision(
         conversations=len(kept),
         too_long=len(everything) - len(kept),
         tokens=sum(map(len, kept["input_ids"])),
         supervised_tokens=sum(map(len, labels)),
         longest=max(map(len, everything["input_ids"])),
+        calls=sum(calls),
+        thoughts=sum(thoughts),
+        telling=kinds.index(max(kinds)) if any(kinds) else None,
     )
     # Templates that teach nothing, or never to stop.
     if supervision.supervised_tokens == 0:
@@ -190,6 +211,14 @@ def supervise(
             "never learn to stop; put it inside the template's {% generation %} marks"
         )
     return kept, supervision
+
+
+def tools_of(row: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+    """The tools of a row; none if it has no such column."""
+    try:
+        return parse_tools(row.get("tools"))
+    except ValueError as error:
+        raise UserError(f"{place}: 'tools': {error}") from error
 
 
 def _without_weight_0(masks: list[bool], messages: Messages, place: str) -> list[bool]:
@@ -210,13 +239,27 @@ def _without_weight_0(masks: list[bool], messages: Messages, place: str) -> list
     return [mask and weights[number - 1] != 0 for mask, number in zip(masks, numbers, strict=True)]
 
 
-def show_supervised(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The text of a tokenized conversation, with what is supervised between ⟦ and ⟧."""
-    text, inside = "", False
-    start = 0
-    for end in range(len(row["labels"]) + 1):
-        supervised = end < len(row["labels"]) and row["labels"][end] != IGNORE
-        if supervised != inside or end == len(row["labels"]):
-            text += tokenizer.decode(row["input_ids"][start:end]) + ("⟦" if supervised else "⟧" if inside else "")
-            start, inside = end, supervised
-    return text
+def show_supervised(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase", *, shorten: bool = False) -> str:
+    """The text of a tokenized conversation, with what is supervised between ⟦ and ⟧.
+
+    Args:
+        row: `input_ids` and `labels`.
+        tokenizer: What made them.
+        shorten: Leave out the middle of what is long, of what is not supervised first.
+    """
+    texts = []
+    marked = zip(row["input_ids"], [label != IGNORE for label in row["labels"]], strict=True)
+    for is_supervised, tokens in groupby(marked, key=itemgetter(1)):
+        text = tokenizer.decode([id for id, _ in tokens])
+        text = shortened(text, _SHOWN_CHARACTERS if is_supervised else _SHOWN_BETWEEN) if shorten else text
+        texts.append(f"⟦{text}⟧" if is_supervised else text)
+    whole = "".join(texts)
+    return shortened(whole, 4 * _SHOWN_CHARACTERS) if shorten else whole
+
+
+def shortened(text: str, characters: int) -> str:
+    """The text or, if it has more characters, its beginning and its end."""
+    if len(text) <= characters:
+        return text
+    half = characters // 2
+    return f"{text[:half]} … ({len(text):,} characters) … {text[-half:]}"

@@ -123,11 +123,11 @@ def test_the_tokenizer_of_an_engine_that_was_stopped_is_forgotten(tiny_tokenizer
     """A server that follows a registry loads many of them."""
     before, after = encoder(tiny_tokenizer), encoder(tiny_tokenizer)
     before.text("Hi")
-    assert before._number in encoding_process._process._knows
+    assert before._subject.number in encoding_process._process._knows
     before.close()
     after.text("Hi")
-    assert before._number not in encoding_process._process._knows
-    assert after._number in encoding_process._process._knows
+    assert before._subject.number not in encoding_process._process._knows
+    assert after._subject.number in encoding_process._process._knows
 
 
 @pytest.mark.skipif(not hasattr(psutil, "RLIMIT_CPU"), reason="only Linux tells")

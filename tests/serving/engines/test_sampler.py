@@ -1,6 +1,7 @@
 """The sampler alone: no row, however strange, raises or changes the one beside it; draws are those of `generate`."""
 
 import copy
+import dataclasses
 import math
 import random
 from types import SimpleNamespace
@@ -62,8 +63,20 @@ def step(sampler, logits, states):
 
 
 def normal_draws():
-    sampling = Sampling(5, temperature=0.8, top_p=0.9, seed=3, presence_penalty=0.5, frequency_penalty=0.1, logprobs=2)
-    return Draws(sampling, ModelSampling(top_k=10))
+    return Draws(
+        Sampling(
+            5,
+            temperature=0.8,
+            top_p=0.9,
+            top_k=10,
+            seed=3,
+            presence_penalty=0.5,
+            frequency_penalty=0.1,
+            repetition_penalty=1.1,
+            logit_bias={4: 0.5},
+            logprobs=2,
+        )
+    )
 
 
 def strange_draws(generator):
@@ -74,12 +87,16 @@ def strange_draws(generator):
         max_tokens=generator.choice([1, 10**30]),
         temperature=number(),
         top_p=number(),
+        top_k=generator.choice([None, 0, 1, 10**6, 2**31 - 1]),
+        min_p=number(),
+        repetition_penalty=number(),
+        logit_bias={generator.randrange(VOCABULARY): number()},
         seed=generator.choice([None, 0, -1, 2**63 - 1, -(2**63), 10**40]),
         presence_penalty=number(),
         frequency_penalty=number(),
         logprobs=generator.choice([None, -1, 0, 20, 10**6]),
     )
-    return Draws(sampling, ModelSampling(top_k=generator.choice([0, 1, 10**6, 2**31 - 1]), min_p=number()))
+    return Draws(sampling)
 
 
 def test_nothing_beside_it_changes_a_row():
@@ -166,8 +183,8 @@ def test_draws_follow_the_models_own_config_as_generate_does(config):
     warpers.append(MinPLogitsWarper(config.get("min_p", 0.0)))
     expected = warpers(torch.tensor([seen]), GOLDEN[None].clone()).softmax(-1)[0]
     count = 20_000
-    sampler = PerRequestSampler(1, len(GOLDEN), torch.device("cpu"), configured.repetition_penalty)
-    draws = Draws(Sampling(1, temperature=configured.temperature, top_p=configured.top_p, seed=0), configured)
+    sampler = PerRequestSampler(1, len(GOLDEN), torch.device("cpu"))
+    draws = Draws(Sampling(1, seed=0, **dataclasses.asdict(configured)))
     penalised = GOLDEN.clone()
     if configured.repetition_penalty != 1:
         penalised = RepetitionPenaltyLogitsProcessor(configured.repetition_penalty)(
@@ -202,8 +219,8 @@ def test_a_draw_among_the_likely_is_the_draw_of_all(top_p, top_k, min_p):
 def test_a_seed_draws_the_same_tokens_as_ever():
     logits = torch.linspace(-4, 4, 500).sin().mul(5).bfloat16().float()
     drawn = []
-    for model in (ModelSampling(), ModelSampling(top_k=50), ModelSampling(min_p=0.1)):
-        draws = Draws(Sampling(1, temperature=0.9, top_p=0.95, seed=7), model)
+    for fields in ({}, {"top_k": 50}, {"min_p": 0.1}):
+        draws = Draws(Sampling(1, temperature=0.9, top_p=0.95, seed=7, **fields))
         sampler = PerRequestSampler(1, 500, torch.device("cpu"))
         drawn.append([step(sampler, logits[None], [state(draws)])[0] for _ in range(6)])
     assert drawn == [[335, 339, 373, 347, 326, 360], [342, 349, 361, 346, 335, 354], [335, 339, 373, 347, 367, 360]]
@@ -224,13 +241,15 @@ def test_top_k_is_50_where_a_config_that_samples_does_not_say():
 def test_a_repetition_penalty_is_for_greedy_answers_too():
     """For the tokens of the prompt and the answer, by CTRL's formula: positive logits divided, others multiplied."""
     logits = torch.tensor([[2.0, 1.9, -0.1, 1.5]])
-    sampler = PerRequestSampler(2, 4, torch.device("cpu"), repetition_penalty=2.0)
-    draws = Draws(Sampling(9, temperature=0.0, top_p=1.0), ModelSampling(repetition_penalty=2.0))
+    sampler = PerRequestSampler(2, 4, torch.device("cpu"))
+    draws = Draws(Sampling(9, temperature=0.0, repetition_penalty=2.0))
     assert step(sampler, logits, [state(draws, prompt=[0])]) == [1]
     assert step(sampler, logits, [state(draws, prompt=[0], generated=[1])]) == [3]
     assert step(sampler, logits, [state(draws, prompt=[0], generated=[1, 3])]) == [0]
-    other = Draws(Sampling(9, temperature=0.0, top_p=1.0), ModelSampling(repetition_penalty=2.0))
-    assert step(sampler, logits, [state(other, prompt=[3])]) == [0]
+    other, without = Draws(Sampling(9, temperature=0.0, repetition_penalty=2.0)), Draws(Sampling(9, temperature=0.0))
+    states = [state(other, prompt=[3]), state(without, prompt=[0])]
+    assert step(sampler, logits.repeat(2, 1), states) == [0, 0]
+    assert step(sampler, logits, [state(without, prompt=[0])]) == [0]  # nothing is left behind
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,30 @@ def test_defaults_are_the_engines(serve, scripted):
 
 # ------------------------------------------------------------------------------------------------------ bad input
 
+VALID = b'{"model": "tiny-chat", "messages": [{"role": "user", "content": "x"}]'  # and open
+TOOL = {"role": "tool", "tool_call_id": "call_0", "content": "x"}
+
+
+def tool(name, **fields):
+    return {"type": "function", "function": {"name": name} | fields}
+
+
+def chosen(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+def json_schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
+def nested(levels):
+    return {} if levels == 1 else {"a": nested(levels - 1)}
+
+
+def called(arguments="{}", **fields):
+    call = {"id": "call_0", "function": {"name": "a", "arguments": arguments}} | fields
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
 
 @pytest.mark.parametrize(
     ("fields", "param"),
@@ -121,16 +145,38 @@ def test_defaults_are_the_engines(serve, scripted):
         ({"temprature": 1}, "temprature"),
         ({"logit-bias[0] é": {}}, "logit-bias[0] é"),
         ({"tools": []}, "tools"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name"),
+        ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name"),
+        ({"tools": [tool("a", parameters=[])]}, "tools[0].function.parameters"),
+        ({"tools": [tool("a", parameters=nested(101))]}, "tools[0].function.parameters"),
+        ({"tools": [tool("a", strict="yes")]}, "tools[0].function.strict"),
+        ({"tools": [tool(f"f{i}") for i in range(129)]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [tool("a")], "tool_choice": chosen("b")}, "tool_choice.function.name"),
+        ({"tools": [tool("a")], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"functions": [{"name": "a"}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"-1": 5}}, "logit_bias"),
+        ({"logit_bias": {"a": 5}}, "logit_bias"),
+        ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "logit_bias"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"chat_template_kwargs": {"a": nested(101)}}, "chat_template_kwargs"),
         ({"store": True}, "store"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"service_tier": "flex"}, "service_tier"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"reasoning_effort": "lots"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities[1]"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object", "json_schema": {"name": "a"}}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
+        ({"response_format": json_schema(nested(101))}, "response_format.json_schema.schema"),
         ({"n": 0}, "n"),
         ({"n": 41}, "n"),  # more than run and wait together
         ({"n": 129}, "n"),
@@ -156,7 +202,25 @@ def test_defaults_are_the_engines(serve, scripted):
         ({"messages": []}, "messages"),
         ({"messages": "Hi"}, "messages"),
         ({"messages": None}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [*HI, TOOL | {"tool_call_id": "call_1"}]}, "messages[1].tool_call_id"),
+        ({"messages": [called(), TOOL | {"name": "other"}]}, "messages[1].name"),
+        ({"messages": [called(), TOOL | {"content": None}]}, "messages[1].content"),
+        ({"messages": [called() | {"role": "user"}]}, "messages[0].tool_calls"),
+        ({"messages": [HI[0] | {"reasoning_content": "Hm"}]}, "messages[0].reasoning_content"),
+        ({"messages": [called("{")]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [called("[]")]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [called('{"a": NaN}')]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [called('{"a": "\\ud800"}')]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [called('{"a":' * 10_000)]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [called(index=1)]}, "messages[0].tool_calls[0].index"),
+        ({"messages": [called(type="custom")]}, "messages[0].tool_calls[0].type"),
+        ({"messages": [called() | {"function_call": {"name": "a"}}]}, "messages[0].function_call"),
+        ({"messages": [called() | {"refusal": "no"}]}, "messages[0].refusal"),
+        ({"messages": [called() | {"annotations": [{}]}]}, "messages[0].annotations"),
+        ({"messages": [called() | {"audio": {"id": "a"}}]}, "messages[0].audio"),
+        ({"messages": [called() | {"parsed": {"a": 1}}]}, "messages[0].parsed"),
         ({"messages": [*HI, {"role": "user"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages[0].name"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
@@ -189,6 +253,8 @@ def test_a_field_is_honoured_or_refused_by_name(serve, scripted, fields, param):
         {"user": "me", "safety_identifier": "me", "prompt_cache_key": "k"},
         {"metadata": {"team": "a"}, "store": False, "service_tier": "auto"},
         {"response_format": {"type": "text"}, "modalities": ["text"]},
+        {"response_format": None, "tool_choice": "none", "parallel_tool_calls": None, "function_call": "none"},
+        {"top_k": None, "min_p": None, "repetition_penalty": None, "chat_template_kwargs": None},
     ],
 )
 def test_values_that_change_nothing_are_accepted(serve, scripted, neutral):
@@ -206,7 +272,10 @@ def test_values_that_change_nothing_are_accepted(serve, scripted, neutral):
         (b'{"model": "tiny-chat", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
         (b'{"model": "tiny-chat", "temperature": NaN, "messages": [{"role": "user", "content": "x"}]}', 400),
         (b'{"\\ud800": 1, "model": "tiny-chat", "messages": [{"role": "user", "content": "x"}]}', 400),
+        (VALID + b', "chat_template_kwargs": {"a": ["\\ud800"]}}', 400),
+        (VALID + b', "chat_template_kwargs": {"a": NaN}}', 400),
         (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', 400),
+        (VALID + b', "tools": [' + b'{"a": ' * 10_000 + b"1" + b"}" * 10_000 + b"]}", 400),
         (b"[" * 100_000, 400),
         (b'{"a": ' * 100_000, 400),
         (b" " * (1024 * 1024 + 1), 413),

@@ -1,6 +1,7 @@
 """What a body of a mebibyte may cost: one error is enough to refuse it, so no others are looked for."""
 
 import tracemalloc
+from functools import reduce
 
 import pytest
 from pydantic import ValidationError
@@ -12,6 +13,8 @@ MESSAGE = {"role": "user", "content": "Hi"}
 CHAT = {"model": "m", "messages": [MESSAGE]}
 FEEDBACK = {"answer_id": "chatcmpl-1", "rating": "up"}
 UNKNOWN = {f"unknown {i}": 1 for i in range(MANY)}
+TOOL = {"type": "function", "function": {"name": "a"}}
+DEEP = {"type": "function", "function": {"name": "a", "parameters": reduce(lambda inner, _: [inner], range(200), {})}}
 PART = {"type": "text", "text": "a"}
 
 
@@ -47,6 +50,12 @@ BODIES = {
     "modalities": (ChatCompletionRequest, CHAT | {"modalities": ["audio"] * MANY}),
     "modalities: too many": (ChatCompletionRequest, CHAT | {"modalities": ["text"] * MANY}),
     "tools": (ChatCompletionRequest, CHAT | {"tools": [{}] * MANY}),
+    "tools: too many": (ChatCompletionRequest, CHAT | {"tools": [TOOL] * MANY}),
+    "tools: unknown fields": (ChatCompletionRequest, CHAT | {"tools": [TOOL | UNKNOWN]}),
+    "tool_choice": (ChatCompletionRequest, CHAT | {"tools": [TOOL], "tool_choice": UNKNOWN}),
+    "tool_calls: numbers": (ChatCompletionRequest, message(tool_calls=[1] * MANY)),
+    "tool_calls: objects": (ChatCompletionRequest, message(tool_calls=[{}] * MANY)),
+    "parameters: wide": (ChatCompletionRequest, CHAT | {"tools": [DEEP | {"wide": [[]] * 100_000}]}),
     "feedback: unknown fields": (FeedbackRequest, FEEDBACK | UNKNOWN),
     "tags": (FeedbackRequest, FEEDBACK | {"tags": [1] * MANY}),
 }

@@ -10,7 +10,16 @@ import aiohttp
 from hfchat.engines.child import ChildServer, Program
 from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, ScoredText, TokenRequest
 from hfchat.errors import UserError
-from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
+from hfchat.serving.engines.engine import (
+    CompleteSampling,
+    EngineError,
+    EngineInfo,
+    Logprob,
+    Piece,
+    PromptError,
+    Sampling,
+    TokenLogprobs,
+)
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt, parsed
 from hfchat.serving.engines.reading import ReadingInParts
 from hfchat.serving.engines.sse import EventError, EventReader
@@ -254,6 +263,9 @@ class ChildEngine:
 
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
+        if prompt.grammar is not None and sampling.logprobs is not None and self._dialect.masks_logprobs:
+            reason = f"{self.info.engine} tells only those of the tokens that are left to choose from"
+            raise PromptError(f"not where the answer has a form that it must have, because {reason}", "logprobs")
         request = self._request(prompt, self._prompting.complete(prompt, sampling))
         owner, reading = current_record().key_name, self._child.reading
         with reading.asked_by(owner):
@@ -312,22 +324,20 @@ class ChildEngine:
         finally:
             self._waiting.discard(task)
 
-    def _request(self, prompt: TokenPrompt, sampling: Sampling) -> TokenRequest:
-        model = self._prompting.sampling
-        assert sampling.max_tokens is not None
-        assert sampling.temperature is not None
-        assert sampling.top_p is not None
+    def _request(self, prompt: TokenPrompt, sampling: CompleteSampling) -> TokenRequest:
         return TokenRequest(
             prompt=prompt.ids,
             max_tokens=sampling.max_tokens,
             ends=frozenset(self._prompting.ends),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            top_k=model.top_k,
-            min_p=model.min_p,
-            repetition_penalty=model.repetition_penalty,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
+            logit_bias=sampling.logit_bias,
+            grammar=prompt.grammar,
             seed=sampling.seed,
             logprobs=sampling.logprobs,
             adapter=self._adapter,

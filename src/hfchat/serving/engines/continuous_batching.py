@@ -176,7 +176,7 @@ SCHEDULER_MAPPING[_FAIR] = FairScheduler
 
 
 def new_manager(
-    model: PreTrainedModel, ends: set[int], blocks: int, rows: int, repetition_penalty: float, router: Router
+    model: PreTrainedModel, ends: set[int], blocks: int, rows: int, router: Router
 ) -> ContinuousBatchingManager:
     """A manager that is not running yet.
 
@@ -185,7 +185,6 @@ def new_manager(
         ends: Tokens that end an answer.
         blocks: Blocks of the KV cache, `PAGE` tokens each.
         rows: Most requests in one step.
-        repetition_penalty: The model's.
         router: Takes the outputs.
     """
     manager = model.init_continuous_batching(
@@ -202,7 +201,7 @@ def new_manager(
         ),
     )
     vocabulary = model.config.get_text_config().vocab_size
-    sampler = PerRequestSampler(rows, vocabulary, model.device, repetition_penalty)
+    sampler = PerRequestSampler(rows, vocabulary, model.device)
     manager.logit_processor = sampler
     manager.background_thread_status = ThreadStatus(lambda: router.call(router.crashed, manager))
     manager.output_router = router

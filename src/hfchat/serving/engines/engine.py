@@ -65,6 +65,18 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class CompleteSampling(Sampling):
+    """A sampling that leaves nothing to the engine."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+
+@dataclass(frozen=True)
 class Logprob:
     """A token and its log probability by the model's own distribution, before temperature, penalties and top_p.
 
@@ -202,5 +214,6 @@ class Engine(Protocol[P]):
 
         Raises:
             EngineError: If the engine fails.
+            PromptError: If the answer to this prompt cannot be chosen as the sampling says.
             ApiError: If an upstream refuses the request; the client gets the error as it is.
         """

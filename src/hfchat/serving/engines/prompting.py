@@ -16,7 +16,7 @@ from hfchat.errors import UserError
 from hfchat.response_template import response_style
 from hfchat.serving.engines.encoding import NOTHING_RENDERED, EncodedChat
 from hfchat.serving.engines.encoding_process import ModelEncoder, size_of
-from hfchat.serving.engines.engine import EngineError, Piece, PromptError, Sampling
+from hfchat.serving.engines.engine import CompleteSampling, EngineError, Piece, PromptError, Sampling
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.record import current_record
@@ -169,15 +169,19 @@ class Prompting:
         if unknown is not None:
             raise EngineError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}")
 
-    def complete(self, prompt: TokenPrompt, sampling: Sampling) -> Sampling:
-        """The sampling with the model's own values where the request has none, no longer than the context holds."""
+    def complete(self, prompt: TokenPrompt, sampling: Sampling) -> CompleteSampling:
+        """The sampling with the model's own values where the request has none, no longer than the context holds.
+
+        Raises:
+            PromptError: If it has a bias for a token that the model does not have.
+        """
+        unknown = next((id for id in sampling.logit_bias if not 0 <= id < self._vocabulary), None)
+        if unknown is not None:
+            raise PromptError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}", "logit_bias")
         room = self.context_length - prompt.tokens
-        return replace(
-            sampling,
-            max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
-            temperature=self.sampling.temperature if sampling.temperature is None else sampling.temperature,
-            top_p=self.sampling.top_p if sampling.top_p is None else sampling.top_p,
-        )
+        asked = {name: value for name, value in vars(sampling).items() if value is not None}
+        longest = min(asked.pop("max_tokens", room), room)
+        return CompleteSampling(**{**vars(self.sampling), **asked, "max_tokens": longest})
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

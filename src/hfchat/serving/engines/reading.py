@@ -59,6 +59,6 @@ class ReadingInParts:
                 async with turn.take():
                     turn.charge(_PART)
                     began = loop.time()
-                    await read(replace(request, prompt=request.prompt[:end], max_tokens=0))
+                    await read(replace(request, prompt=request.prompt[:end], max_tokens=0, grammar=None))
                     if len(self._asking) > 1:
                         await asyncio.sleep(_SHARE * (loop.time() - began))

@@ -3,7 +3,11 @@
 transformers' manager has one `do_sample` for all requests. Here it always takes the likeliest token, and for the
 requests that sample, `BatchSampler` draws the token itself and leaves no other choice. So greedy rows reach the
 argmax untouched, exactly as in `generate(do_sample=False)`. transformers' own processors for each request (seen in
-5.24) know no greedy rows beside sampled ones, no seeds, no penalties and no log probabilities.
+5.24) know no greedy rows beside sampled ones, no seeds, no penalties, no grammars and no log probabilities.
+
+What changes a row's logits comes in this order: the repetition penalty, the other penalties and `logit_bias`, and the
+mask of its grammar; then temperature, top_k, top_p and min_p choose among what is left. Log probabilities are those
+of the model's own distribution, before all of these.
 """
 
 import logging
@@ -17,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from hfchat.serving.engines.engine import Sampling
-from hfchat.serving.engines.model_sampling import ModelSampling
+from hfchat.structured.masks import Matcher, MatcherError, allowed_next
 
 _LOGGER = logging.getLogger("hfchat.serving")
 MAX_TOP_LOGPROBS = 20  # what OpenAI's API lets a client ask for
@@ -38,24 +42,25 @@ class Draws:
     """The sampling of one request: its settings and its own source of random numbers, one for each token.
 
     Attributes:
-        sampling: What the request asks for; its temperature and top_p are set.
-        model: What its model asks for besides.
+        sampling: What the request asks for, with the model's own values where it says nothing (`Prompting.complete`).
         owner: The name of the API key that the request came with.
         prompt_tokens: Length of its prompt.
+        matcher: Follows the answer by its grammar; None where it may be any text.
         scored: The tokens so far, if log probabilities were asked for. Written by the generation's thread.
         failure: Why the answer cannot go on. Written by the generation's thread, which takes any token then: the
             request ends alone, and those beside it go on.
     """
 
     sampling: Sampling
-    model: ModelSampling = field(default_factory=ModelSampling)
     owner: str | None = None
     prompt_tokens: int = 0
+    matcher: Matcher | None = None
     random: Random = field(init=False)
     scored: list[ScoredToken] = field(default_factory=list)
     failure: str | None = None
     _present: torch.Tensor | None = None  # which tokens of the vocabulary the prompt and the answer have
     _looked_at: int = 0
+    _matched: int = 0  # how many tokens of the answer the matcher knows
 
     def __post_init__(self) -> None:
         # Python's generator takes -1 for 1, and then two answers to one request would be the same.
@@ -66,20 +71,23 @@ class Draws:
         return self
 
     def row(self) -> tuple[float, ...]:
-        """Temperature, top_p, top_k, a uniform number and min_p."""
+        """Temperature, top_p, top_k, a uniform number, min_p and the repetition penalty."""
         temperature = min(self.sampling.temperature or 0.0, _FLOAT.max)
         if temperature > 0:
             temperature = max(temperature, _FLOAT.tiny)  # a smaller one is not a normal number, or 0
         top_p = 1.0 if self.sampling.top_p is None else self.sampling.top_p
+        repetition = 1.0 if self.sampling.repetition_penalty is None else self.sampling.repetition_penalty
         uniform = self.random.random() if temperature else 0.0
-        return temperature, top_p, float(self.model.top_k), uniform, self.model.min_p
+        return temperature, top_p, float(self.sampling.top_k or 0), uniform, self.sampling.min_p or 0.0, repetition
 
     def penalties(self, tokens: list[int]) -> dict[int, float]:
-        """What to take off the logit of each token that the answer has, by the formula of OpenAI's API reference."""
+        """What to take off the logit of each token, by the formula of OpenAI's API reference and by `logit_bias`."""
         presence, frequency = self.sampling.presence_penalty, self.sampling.frequency_penalty
-        if not presence and not frequency:
-            return {}
-        return {token: presence + count * frequency for token, count in Counter(tokens).items()}
+        taken_off = {token: -bias for token, bias in self.sampling.logit_bias.items()}
+        if presence or frequency:
+            for token, count in Counter(tokens).items():
+                taken_off[token] = taken_off.get(token, 0.0) + presence + count * frequency
+        return taken_off
 
     def present(self, tokens: list[int], vocabulary: int) -> torch.Tensor:
         """Which tokens of the vocabulary are among these, which begin with those of the call before."""
@@ -88,6 +96,17 @@ class Draws:
         self._present[tokens[self._looked_at :]] = True
         self._looked_at = len(tokens)
         return self._present
+
+    def follow(self, tokens: list[int]) -> None:
+        """Tell the matcher of the tokens of the answer, which begin with those of the call before.
+
+        Raises:
+            MatcherError: If one of them may not come there.
+        """
+        if self.matcher is not None:
+            for token in tokens[self._matched :]:
+                self.matcher.accept(token)
+            self._matched = len(tokens)
 
     def fail(self, error: Exception) -> None:
         """End this request alone; the first failure counts."""
@@ -111,33 +130,34 @@ class Row(NamedTuple):
     generated: list[int]
 
 
-_NO_CHOICE = (0.0, 1.0, 0.0, 0.0, 0.0)  # the settings of a row that has failed: greedy
+_NO_CHOICE = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)  # the settings of a row that has failed: greedy
 SETTINGS = len(_NO_CHOICE)  # numbers of a row
 
 
 class BatchSampler:
     """Samples the tokens of each step; small settings travel as one float for each request and setting.
 
-    Penalties are as wide as the vocabulary, and log probabilities come back, so both have tensors of their own. These
-    keep their place in memory, because a CUDA graph repeats what it captured. They are written and read between two
-    steps, which is why the manager must not prepare a step while another one runs (`use_async_batching=False`).
+    Penalties and masks are as wide as the vocabulary, and log probabilities come back, so they have tensors of their
+    own. These keep their place in memory, because a CUDA graph repeats what it captured. They are written and read
+    between two steps, which is why the manager must not prepare a step while another one runs
+    (`use_async_batching=False`).
 
     What goes wrong for one request (an exception here would end the generation of all) is noted in its `Draws`.
     """
 
-    def __init__(self, rows: int, vocabulary: int, device: torch.device, repetition_penalty: float = 1.0):
+    def __init__(self, rows: int, vocabulary: int, device: torch.device):
         """
         Args:
             rows: Most requests in one step.
             vocabulary: Number of logits.
             device: Where the model is.
-            repetition_penalty: The model's, for all requests.
         """
-        self._repetition_penalty = repetition_penalty
-        if repetition_penalty != 1:
-            self._present = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
+        self._present = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
+        self._repeating = False  # whether any row has a repetition penalty
         self._penalties = torch.zeros(rows, vocabulary, device=device)
         self._penalised = False  # whether any of them is not 0
+        self._forbidden = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
+        self._masked: list[int] = []  # rows that have a grammar
         self._chosen = torch.zeros(rows, 2, device=device)  # ids, exact up to 2**24, and log probabilities
         self._top = torch.zeros(rows, min(MAX_TOP_LOGPROBS, vocabulary), 2, device=device)
         self._sound = torch.ones(rows, dtype=torch.bool, device=device)  # whether its logits are numbers
@@ -148,7 +168,7 @@ class BatchSampler:
 
         Args:
             rows: The requests that get a token in this step.
-            settings: `[5, at least as many]`, int32, for the bits of float32.
+            settings: `[6, at least as many]`, int32, for the bits of float32.
         """
         # A request that cannot say what it wants takes the likeliest token, and fails alone.
         self._draws = [row.draws for row in rows]
@@ -160,22 +180,24 @@ class BatchSampler:
             if draws.failure is None:
                 try:
                     answer = initial[draws.prompt_tokens :] + generated
+                    draws.follow(answer)
                     row, taken_off = _as_floats(draws.row()), draws.penalties(answer)
                 except Exception as error:
                     draws.fail(error)
             numbers.append(row)
             penalties.append(taken_off)
 
-        # All of them go to the device in one piece; the penalties are there already where nothing has changed. Greedy
-        # rows need no more than their temperature.
-        if not any(temperature for temperature, *_ in numbers):
-            settings[0, : len(rows)] = 0
+        # All of them go to the device in one piece; the penalties are there already where nothing has changed.
+        if all(row == _NO_CHOICE for row in numbers):
+            settings[:, : len(rows)] = 0
         else:
             columns = torch.tensor(numbers, dtype=torch.float32).T.contiguous()
             settings[:, : len(rows)] = columns.view(torch.int32).to(settings.device)
         self._set_penalties(penalties)
+        self._repeating = any(repetition != 1 for *_, repetition in numbers)
         self._set_present(rows)
-        written = self._penalised or self._repetition_penalty != 1
+        self._set_masks()
+        written = self._penalised or self._repeating or self._masked
         if written and self._penalties.device.type == "cuda":  # the step runs on another stream
             torch.cuda.current_stream().synchronize()
 
@@ -189,13 +211,31 @@ class BatchSampler:
                 self._penalties[row, tokens] = torch.tensor(list(values.values()), device=self._penalties.device)
 
     def _set_present(self, rows: Sequence[Row]) -> None:
-        if self._repetition_penalty == 1:
+        if not self._repeating:
             return
         for place, (draws, initial, generated) in enumerate(rows):
             try:
                 self._present[place].copy_(draws.present(initial + generated, self._present.size(1)))
             except Exception as error:
                 draws.fail(error)
+
+    def _set_masks(self) -> None:
+        """Which tokens the grammars forbid; the row of one that fails stays as it is, because its request ends."""
+        if self._masked:
+            self._forbidden[self._masked] = False
+        bound = {
+            place: draws.matcher
+            for place, draws in enumerate(self._draws)
+            if draws.matcher is not None and draws.failure is None
+        }
+        masks = allowed_next(list(bound.values()))
+        self._masked = []
+        for place, mask in zip(bound, masks, strict=True):
+            if isinstance(mask, MatcherError):
+                self._draws[place].fail(mask)
+            else:
+                torch.logical_not(mask.to(self._forbidden.device), out=self._forbidden[place])
+                self._masked.append(place)
 
     def sample(self, scores: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
         """In a step: leave each row that is sampled no other token than the one drawn for it.
@@ -215,18 +255,24 @@ class BatchSampler:
         self._sound[:rows] = ~scores.amax(dim=-1).isnan()  # the highest is no number where any of them is none
         logprobs = scores.log_softmax(dim=-1) if scoring or not on_cpu else None
 
-        # Penalties change the logits, after the log probabilities of the model's own distribution are known.
-        if self._repetition_penalty != 1:
-            penalised = torch.where(scores < 0, scores * self._repetition_penalty, scores / self._repetition_penalty)
-            scores = torch.where(self._present[:rows], penalised, scores)
+        # Penalties and masks change the logits, after the log probabilities of the model's own distribution are known.
+        choosing, repetition = settings[:-1], settings[-1].unsqueeze(-1)
+        if self._repeating or not on_cpu:
+            repetition = torch.where(repetition > 0, repetition, 1.0)  # a row without a request has 0
+            penalised = torch.where(scores < 0, scores * repetition, scores / repetition)
+            scores = torch.where(self._present[:rows] & (repetition != 1), penalised, scores)
         if self._penalised or not on_cpu:
             scores = scores - self._penalties[:rows]
+        if not on_cpu:
+            scores = scores.masked_fill(self._forbidden[:rows], float("-inf"))
+        for place in self._masked if on_cpu else ():
+            scores[place].masked_fill_(self._forbidden[place], float("-inf"))
 
         # Sorting the vocabulary costs milliseconds a row, so on a CPU each sampled row sorts what it needs.
         if on_cpu:
-            self._draw_each(scores, settings)
+            self._draw_each(scores, choosing)
         else:
-            scores = torch.where(settings[0].unsqueeze(-1) > 0, _only(draw(scores, *settings), scores), scores)
+            scores = torch.where(choosing[0].unsqueeze(-1) > 0, _only(draw(scores, *choosing), scores), scores)
 
         # `collect` reads these when the step is over.
         if logprobs is not None:
@@ -320,7 +366,7 @@ def draw_among_likely(scores: torch.Tensor, settings: torch.Tensor) -> torch.Ten
 
     Args:
         scores: Logits, `[vocabulary]`.
-        settings: As `draw` takes them, `[5]`.
+        settings: As `draw` takes them, `[5]`; min_p is the last.
 
     Returns:
         Its id, `[]`.
@@ -329,7 +375,7 @@ def draw_among_likely(scores: torch.Tensor, settings: torch.Tensor) -> torch.Ten
     highest = scores.max()
     kept = min(int(top_k), len(scores))
     lowest = scores.topk(kept).values[-1] if top_k > 0 else highest - _FAR * temperature
-    likely = (scores >= lowest).nonzero().squeeze(-1)
+    likely = ((scores >= lowest) & (scores > float("-inf"))).nonzero().squeeze(-1)  # not what a grammar forbids
 
     # The others are a part of the whole by which top_p and the uniform number are meant, unless top_k leaves them out.
     share = 1.0

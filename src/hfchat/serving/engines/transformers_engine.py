@@ -15,11 +15,20 @@ from typing import ClassVar
 import torch
 from transformers import ContinuousBatchingManager, PreTrainedModel, PreTrainedTokenizerBase
 
+from hfchat.chat import Chat
 from hfchat.errors import UserError
 from hfchat.models import cache_bytes_per_token
 from hfchat.processes import available_bytes
 from hfchat.serving.engines.continuous_batching import PAGE, Router, new_manager, submit, why_down
-from hfchat.serving.engines.engine import EngineError, EngineInfo, Logprob, Piece, Sampling, TokenLogprobs
+from hfchat.serving.engines.engine import (
+    EngineError,
+    EngineInfo,
+    Logprob,
+    Piece,
+    PromptError,
+    Sampling,
+    TokenLogprobs,
+)
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt, ends_of, parsed
 from hfchat.serving.engines.sampler import Draws, ScoredToken
@@ -27,6 +36,7 @@ from hfchat.serving.engines.supervising import Supervisor
 from hfchat.serving.engines.text import IncrementalDecoder, TokenBytes
 from hfchat.serving.http.limits import EXTRA_PLACES
 from hfchat.serving.http.record import current_record
+from hfchat.structured.masks import GrammarCompiler, Matcher, MatcherError
 
 _CACHE_SHARE = 0.25  # the cache's part of the free memory; on a CPU the rest of the machine lives there too
 _LIKELY_TOKENS = 2048  # length of a conversation on a CPU, where a longer one takes minutes
@@ -72,7 +82,8 @@ class TransformersEngine:
         vocabulary = len(model.get_input_embeddings().weight)
         self._prompting = Prompting(tokenizer, sampling, ends, vocabulary, self.context_length)
         self.template_fingerprint = self._prompting.template_fingerprint
-        self.encode, self.encode_text = self._prompting.encode, self._prompting.encode_text
+        self.encode_text = self._prompting.encode_text
+        self._grammars = GrammarCompiler(tokenizer, vocabulary, ends)
 
         self.info = EngineInfo("transformers", str(model.dtype).removeprefix("torch."))
 
@@ -89,9 +100,7 @@ class TransformersEngine:
         self._manager = self._new_manager()
 
     def _new_manager(self) -> ContinuousBatchingManager:
-        prompting = self._prompting
-        penalty = prompting.sampling.repetition_penalty
-        return new_manager(self._model, prompting.ends, self._blocks, self._rows, penalty, self._router)
+        return new_manager(self._model, self._prompting.ends, self._blocks, self._rows, self._router)
 
     @property
     def error(self) -> str | None:
@@ -131,6 +140,16 @@ class TransformersEngine:
         async for _ in self._generate(self._prompting.shortest(), Sampling(max_tokens=1)):
             pass
 
+    async def encode(self, chat: Chat) -> TokenPrompt:
+        prompt = await self._prompting.encode(chat)
+        if prompt.grammar is not None:  # it is kept from now on, and what cannot be compiled costs no token
+            try:
+                await self._matcher(prompt.grammar)
+            except EngineError as error:
+                field = "tools" if chat.answer_schema is None else "response_format"
+                raise PromptError(str(error), field) from error
+        return prompt
+
     def _on_crash(self, manager: ContinuousBatchingManager) -> None:
         if manager is self._manager:
             self._supervisor.crashed()
@@ -155,7 +174,8 @@ class TransformersEngine:
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
         sampling = self._prompting.complete(prompt, sampling)
-        draws = Draws(sampling, self._prompting.sampling, current_record().key_name, prompt.tokens)
+        matcher = None if prompt.grammar is None else await self._matcher(prompt.grammar)
+        draws = Draws(sampling, current_record().key_name, prompt.tokens, matcher)
         request = f"request-{next(self._ids)}"
         outputs: asyncio.Queue = asyncio.Queue()
         self._router.streams[request] = outputs.put_nowait
@@ -190,6 +210,13 @@ class TransformersEngine:
             del self._router.streams[request]
             if not finished:
                 manager.cancel_request(request)
+
+    async def _matcher(self, grammar: str) -> Matcher:
+        """One for a new answer. It is compiled in a thread, which lets go of the GIL: that may take a second."""
+        try:
+            return await asyncio.to_thread(self._grammars.matcher, grammar)
+        except MatcherError as error:
+            raise EngineError(f"the grammar of the answer: {error}") from error
 
     def _logprobs(self, scored: ScoredToken) -> TokenLogprobs:
         return TokenLogprobs(self._logprob(*scored.chosen), tuple(self._logprob(*likely) for likely in scored.top))

@@ -6,7 +6,8 @@ pydantic notes every error of every element, field and branch of a union: 300,00
 body of a mebibyte. One error is enough to refuse a request, so lists are bounded and fail at their first error.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -14,6 +15,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 
 from hfchat.serving.openai.errors import ApiError
 
+_MAX_DEPTH = 100  # of JSON within a request
 _FIELDS: set[str] = set()  # of all requests and their parts, to be told from the names of types in pydantic's errors
 
 
@@ -60,7 +62,27 @@ def at_most(entries: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def check_json(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse what Python reads as JSON and others do not, and what is nested so deep that they would give up."""
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        values = [each.values() if isinstance(each, Mapping) else each for each in level]
+        level = [inner for each in values for inner in each if isinstance(inner, dict | list)]
+        if not level:
+            break
+    else:
+        raise PydanticCustomError("depth", f"Input should be JSON of at most {_MAX_DEPTH} levels")
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("unicode", "Input should be valid Unicode") from error
+    except ValueError as error:
+        raise PydanticCustomError("finite", "Input should be JSON, which has no NaN and no infinity") from error
+    return value
+
+
 Text = Annotated[str, AfterValidator(check_unicode)]
+JsonObject = Annotated[Mapping[str, Any], AfterValidator(check_json)]
 
 
 def invalid_request(errors: Sequence[ErrorDetails]) -> ApiError:
@@ -72,8 +94,9 @@ def invalid_request(errors: Sequence[ErrorDetails]) -> ApiError:
     if error["type"] in ("extra_forbidden", "none_required"):
         return ApiError(400, f"{param}: this field is not supported.", param=param, code="unsupported_field")
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":  # of a validator over several fields, which names one itself
-        return ApiError(400, message, param=message.split(":")[0])
+    if error["type"] == "value_error":  # of a validator over several fields, which names the one to blame itself
+        param = f"{param}.{message.split(':')[0]}".removeprefix(".")
+        return ApiError(400, f"{param}:{message.partition(':')[2]}", param=param)
     if not param:
         return ApiError(400, "The body must be a JSON object, sent as application/json.")
     missing = error["type"] == "missing"

@@ -1,13 +1,13 @@
 """The messages of a chat, the tools that it may call, and what its answer must be, as OpenAI's API has them."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError, from_json, to_json
+from pydantic_core import PydanticCustomError, from_json
 
 from hfchat.chat import Json
-from hfchat.serving.openai.fields import StrictRequest, Text
+from hfchat.serving.openai.fields import JsonObject, StrictRequest, Text
 
 _MAX_PARTS = 1_000  # of a message
 _MAX_CALLS = 128  # of a message
@@ -24,16 +24,6 @@ def _check_arguments(arguments: str) -> str:
     return arguments
 
 
-def _check_json(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The strings in JSON can be half a surrogate pair, which no text can hold."""
-    try:
-        to_json(value)
-    except ValueError as error:
-        raise PydanticCustomError("unicode", "Input should be valid Unicode") from error
-    return value
-
-
-JsonObject = Annotated[Mapping[str, Any], AfterValidator(_check_json)]
 Name = Annotated[Text, Field(pattern=_NAME)]
 
 
@@ -45,14 +35,19 @@ class TextPart(StrictRequest):
 class CalledFunction(StrictRequest):
     name: Name
     arguments: Annotated[Text, AfterValidator(_check_arguments)]
+    parsed_arguments: Any = None  # what OpenAI's client has read in `arguments`, which stand beside it
+
+
+_CallId = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class ToolCall(StrictRequest):
     """A call of an earlier turn."""
 
-    id: Annotated[Text, Field(min_length=1, max_length=256)]
+    id: _CallId
     type: Literal["function"] = "function"
     function: CalledFunction
+    index: int | None = None  # from a stream: its place among the calls
 
     def plain(self) -> Json:
         arguments = from_json(self.function.arguments)
@@ -64,22 +59,31 @@ class ChatMessage(StrictRequest):
     content: Text | Annotated[list[TextPart], Field(max_length=_MAX_PARTS, fail_fast=True)] | None = None
     reasoning_content: Text | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=_MAX_CALLS, fail_fast=True)] | None = None
-    tool_call_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
-    # Part of every answer, so they come back with the history.
+    tool_call_id: _CallId | None = None
+    name: Name | None = None  # of the function that a tool answers for
+    # Parts of an answer that come back with the history, and say nothing there.
     refusal: None = None
     annotations: Annotated[list, Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+    parsed: Any = None  # what OpenAI's client has read in the content
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        for field in ("reasoning_content", "tool_calls"):
-            if getattr(self, field) is not None and self.role != "assistant":
-                raise ValueError(f"messages: only the assistant has {field}, and not the {self.role}")
+        owners = {"reasoning_content": "assistant", "tool_calls": "assistant", "parsed": "assistant"}
+        owners |= {"tool_call_id": "tool", "name": "tool"}
+        for field, owner in owners.items():
+            if getattr(self, field) is not None and self.role != owner:
+                raise ValueError(f"{field}: only a message of the role {owner} can have it")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("tool_call_id: a message of the role tool needs it")
         if self.content is None and not self.tool_calls:
-            raise ValueError("messages: a message needs content, unless it is the assistant's and has tool_calls")
-        if (self.tool_call_id is None) == (self.role == "tool"):
-            raise ValueError("messages: a message has a tool_call_id if it is a tool's, and only then")
+            raise ValueError("content: a message needs it, unless it is the assistant's and has tool_calls")
+        if self.parsed is not None and not self.content:
+            raise ValueError("parsed: only allowed beside the content that it was read in")
+        for place, call in enumerate(self.tool_calls or ()):
+            if call.index not in (None, place):
+                raise ValueError(f"tool_calls[{place}].index: must be the place of the call, {place}")
         return self
 
     def plain(self) -> Json:
@@ -91,9 +95,25 @@ class ChatMessage(StrictRequest):
             message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
             message["tool_calls"] = [call.plain() for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
+        if self.role == "tool":
+            named = {"tool_call_id": self.tool_call_id, "name": self.name}
+            message |= {field: value for field, value in named.items() if value is not None}
         return message
+
+
+def check_calls(messages: Sequence[ChatMessage]) -> None:
+    """A tool answers a call that was made before.
+
+    Raises:
+        ValueError: If it does not, or names another function. Names the field.
+    """
+    called: dict[str, str] = {}  # ids of calls and the names of their functions
+    for place, message in enumerate(messages):
+        called |= {call.id: call.function.name for call in message.tool_calls or ()}
+        if message.tool_call_id is not None and message.tool_call_id not in called:
+            raise ValueError(f"messages[{place}].tool_call_id: no tool call before it has this id")
+        if message.name is not None and called[message.tool_call_id or ""] != message.name:
+            raise ValueError(f"messages[{place}].name: must be the name of the function that was called")
 
 
 class DeclaredFunction(StrictRequest):
@@ -106,6 +126,9 @@ class DeclaredFunction(StrictRequest):
 class Tool(StrictRequest):
     type: Literal["function"]
     function: DeclaredFunction
+
+    def plain(self) -> Json:
+        return {"type": "function", "function": _given(self.function)}
 
 
 class ChosenFunction(StrictRequest):
@@ -131,5 +154,13 @@ class ResponseFormat(StrictRequest):
     @model_validator(mode="after")
     def _schema_needs_its_type(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("response_format: json_schema must be there if the type is json_schema, and only then")
+            raise ValueError("json_schema: must be there if the type is json_schema, and only then")
         return self
+
+    def plain(self) -> Json:
+        return {"type": self.type} | ({"json_schema": _given(self.json_schema)} if self.json_schema else {})
+
+
+def _given(model: StrictRequest) -> Json:
+    """The fields that are not null, as their bodies have them. Nulls within JSON stay."""
+    return {name: value for name, value in model.model_dump(by_alias=True).items() if value is not None}

@@ -96,12 +96,8 @@ async def _encode(engine: Engine, source: Source, field: str, seconds: float | N
     try:
         async with asyncio.timeout(seconds):
             return await source.encode(engine)
-    except PromptError as error:
-        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
-        blamed = error.field or field
-        raise ApiError(400, f"{blamed}: {error}", param=blamed, code=code) from error
-    except EngineError as error:
-        raise as_api_error(error) from error
+    except (PromptError, EngineError) as error:
+        raise as_api_error(error, field) from error
     except TimeoutError:
         message = f"The server is busy: the prompt was not read in {seconds:g} s."
         raise ApiError(503, message, code="queue_timeout", headers={"Retry-After": "10"}) from None
@@ -153,9 +149,14 @@ def _sampling(engine: Engine, request: AnswerableRequest, max_tokens: int | None
     )
 
 
-def as_api_error(error: Exception) -> ApiError:
+def as_api_error(error: Exception, prompt_field: str = "prompt") -> ApiError:
+    """What a client is told of an error; `prompt_field` is the field of its prompt."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, PromptError):
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
+        blamed = error.field or prompt_field
+        return ApiError(400, f"{blamed}: {error}", param=blamed, code=code)
     if isinstance(error, EngineError):
         return ApiError(500, f"The answer could not be generated: {error}", code="engine_error")
     _LOGGER.error("unexpected error in an answer", exc_info=error)

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from hfchat.chat import Chat
-from hfchat.serving.openai.fields import StrictRequest, Text, at_most
-from hfchat.serving.openai.messages import ChatMessage, JsonObject, ResponseFormat, Tool, ToolChoice
+from hfchat.serving.openai.fields import JsonObject, StrictRequest, Text, at_most
+from hfchat.serving.openai.messages import ChatMessage, ResponseFormat, Tool, ToolChoice, check_calls
 
 _MAX_MESSAGES = 10_000
 _MAX_TOKEN_IDS = 2**18  # more than the longest contexts of today hold
@@ -97,26 +97,29 @@ class ChatCompletionRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only allowed when logprobs is true")
         self._check_tools()
+        check_calls(self.messages)
         return self
 
     def _check_tools(self) -> None:
         names = [tool.function.name for tool in self.tools or ()]
-        if repeated := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"tools: two functions are called {repeated}")
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise ValueError(f"tools[{place}].function.name: another function is called {name} too")
         if self.tools is None and self.tool_choice not in (None, "none"):
             raise ValueError("tool_choice: only allowed when there are tools")
         if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice: no function of tools is called {self.tool_choice.function.name}")
+            message = f"no function of tools is called {self.tool_choice.function.name}"
+            raise ValueError(f"tool_choice.function.name: {message}")
 
     def chat(self) -> Chat:
         """The conversation, and what its answer may be."""
         choice, format = self.tool_choice or "auto", self.response_format
         return Chat(
             messages=[message.plain() for message in self.messages],
-            tools=[tool.model_dump(by_alias=True, exclude_none=True) for tool in self.tools or ()],
+            tools=[tool.plain() for tool in self.tools or ()],
             tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
             parallel_tool_calls=self.parallel_tool_calls is not False,
-            response_format=format.model_dump(by_alias=True, exclude_none=True) if format else None,
+            response_format=format.plain() if format else None,
             template_options=self.chat_template_kwargs or {},
             reasoning_effort=self.reasoning_effort,
         )

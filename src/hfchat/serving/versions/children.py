@@ -24,6 +24,7 @@ from hfchat.serving.engines.prompting import Prompting, ends_of
 from hfchat.serving.engines.text import TokenBytes
 from hfchat.serving.http.limits import EXTRA_PLACES
 from hfchat.serving.settings import ServerSettings
+from hfchat.token_ids import special_tokens
 
 _CACHE_SHARE = 0.25  # the cache's part of the free memory, as of the engine in this process
 _CACHE_BYTES = 2  # of a number in llama.cpp's cache: float16
@@ -53,7 +54,7 @@ def load(
         del base
     engine: Dialect
     if choice.engine == "llamacpp":
-        engine, info, context = _llamacpp(source, config, settings, choice, adapters)
+        engine, info, context = _llamacpp(source, config, settings, choice, adapters, tokenizers[settings.model_id])
     else:
         engine, info, context = _vllm(source, config, settings, choice, adapters, tokenizers[settings.model_id])
     child = Child(engine.program)
@@ -74,6 +75,7 @@ def _llamacpp(
     settings: ServerSettings,
     choice: Choice,
     adapters: Mapping[str, Path],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[LlamaCpp, EngineInfo, int]:
     """llama.cpp for a folder or a file, what it is, and its context."""
     if source.is_file():
@@ -84,7 +86,7 @@ def _llamacpp(
     slots = _slots(settings)
     context = _context(config, file, slots)
     files = {name: cached_adapter_gguf(adapter, source) for name, adapter in adapters.items()}
-    return LlamaCpp(file, slots, context, files), info, context
+    return LlamaCpp(file, slots, context, files, special_tokens(tokenizer)), info, context
 
 
 def _vllm(
@@ -99,8 +101,8 @@ def _vllm(
     auto = "bfloat16" if supports_bf16() else "float32"
     weights = auto if choice.weights == "auto" else choice.weights
     # Adapters with tokens of their own are refused, so the tokens of all are those of the base.
-    token_bytes = TokenBytes(tokenizer.backend_tokenizer)
-    vllm = Vllm(source, _slots(settings), weights, settings.engine_args, adapters, token_bytes)
+    token_bytes, special = TokenBytes(tokenizer.backend_tokenizer), special_tokens(tokenizer)
+    vllm = Vllm(source, _slots(settings), weights, settings.engine_args, adapters, token_bytes, special)
     return vllm, EngineInfo("vllm", weights), vllm.context(config)
 
 
