@@ -22,7 +22,7 @@ from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.record import current_record
 from hfchat.structured.checking import GrammarChecker
 from hfchat.structured.grammars import GrammarError, Thinking
-from hfchat.structured.parsing import AnswerParser, begun_answer
+from hfchat.structured.parsing import AnswerParser, Parsed, begun_answer
 
 _Answer = TypeVar("_Answer")
 _PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
@@ -218,16 +218,15 @@ async def parsed(prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGen
             if parser is None:
                 yield piece
                 continue
-            parts = [parser.push(piece.text)]
-            if piece.finish_reason is not None:
-                parts.append(parser.finish())
-            calls = tuple(call for part in parts for call in part.calls)
+            part = parser.push(piece.text)
+            rest = Parsed() if piece.finish_reason is None else parser.finish()
+            calls = part.calls + rest.calls
             has_calls = has_calls or bool(calls)
             is_over = has_calls and (prompt.calls_once or piece.finish_reason == "stop")
             yield replace(
                 piece,
-                text="".join(part.text for part in parts),
-                reasoning="".join(part.reasoning for part in parts),
+                text=part.text + rest.text,
+                reasoning=part.reasoning + rest.reasoning,
                 calls=calls[:1] if prompt.calls_once else calls,
                 finish_reason="tool_calls" if is_over else piece.finish_reason,
             )
