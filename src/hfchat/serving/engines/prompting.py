@@ -37,12 +37,14 @@ class TokenPrompt:
         grammar: What the answer may be, as llguidance's Lark grammars say it; None for any text.
         parser: Makes what takes the answer apart; None where all of it is text.
         kept: Special tokens whose text the parser must see.
+        calls_once: Whether the answer ends after one call.
     """
 
     ids: Sequence[int]
     grammar: str | None = None
     parser: Callable[[], AnswerParser] | None = None
     kept: frozenset[int] = frozenset()
+    calls_once: bool = False
 
     @property
     def tokens(self) -> int:
@@ -158,6 +160,7 @@ class Prompting:
             grammar,
             parser=lambda: AnswerParser(self.tokenizer, style, functions, prompt_end),
             kept=style.special_tokens(self.tokenizer, with_calls=bool(functions)),
+            calls_once=not chat.parallel_tool_calls,
         )
 
     def _thinking(self, encoded: EncodedChat, prompt_end: str) -> Thinking:
@@ -220,13 +223,16 @@ async def parsed(prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGen
                 parts.append(parser.finish())
             calls = tuple(call for part in parts for call in part.calls)
             has_calls = has_calls or bool(calls)
+            is_over = has_calls and (prompt.calls_once or piece.finish_reason == "stop")
             yield replace(
                 piece,
                 text="".join(part.text for part in parts),
                 reasoning="".join(part.reasoning for part in parts),
-                calls=calls,
-                finish_reason="tool_calls" if has_calls and piece.finish_reason == "stop" else piece.finish_reason,
+                calls=calls[:1] if prompt.calls_once else calls,
+                finish_reason="tool_calls" if is_over else piece.finish_reason,
             )
+            if is_over:
+                return
 
 
 def ends_of(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
