@@ -27,6 +27,7 @@ from hfchat.serving.versions import children
 
 PROGRAM = Path(__file__).parents[1] / "servers" / "vllm_serve.py"
 MESSAGES = [{"role": "user", "content": "hello"}]
+HELLO = Chat(MESSAGES)
 
 
 @pytest.fixture
@@ -355,9 +356,9 @@ def engine_of(chat_model: Path, **settings):
     return engine
 
 
-async def answer(engine, heard=lambda text: None, **sampling):
+async def answer(engine, chat=HELLO, heard=lambda text: None, **sampling):
     """The pieces of an answer, whose texts are heard while it is given."""
-    prompt, pieces = await engine.encode(Chat(MESSAGES)), []
+    prompt, pieces = await engine.encode(chat), []
     async for piece in engine.stream(prompt, Sampling(max_tokens=20, **sampling)):
         heard(piece.text)
         pieces.append(piece)
@@ -450,10 +451,17 @@ def test_a_real_vllm_answers(chat_model, monkeypatch):
     """Takes a minute or two. On a CPU, `VLLM_CPU_KVCACHE_SPACE=1` keeps it small."""
     monkeypatch.setenv("PATH", os.environ["HFCHAT_VLLM"], prepend=os.pathsep)
 
-    async def use(engine):
-        return [await answer(engine, logprobs=3) for _ in range(2)]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["東京", 7]}}}
 
-    first, second = asyncio.run(running(engine_of(chat_model, engine_args="--enforce-eager"), use))
+    async def use(engine):
+        twice = [await answer(engine, logprobs=3) for _ in range(2)]
+        formed = [await answer(engine, Chat(MESSAGES, response_format=form), temperature=t) for t in (0, 1, 1)]
+        return *twice, formed
+
+    first, second, formed = asyncio.run(running(engine_of(chat_model, engine_args="--enforce-eager"), use))
+    for pieces in formed:
+        assert "".join(piece.text for piece in pieces) in ('"東京"', "7")
+        assert pieces[-1].finish_reason == "stop"
     tokens = [token for piece in first for token in piece.logprobs]
     assert 0 < len(tokens) <= 20
     assert all(token.chosen == token.top[0] for token in tokens), "it was asked for the likeliest"
