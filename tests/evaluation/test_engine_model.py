@@ -228,6 +228,13 @@ def test_a_stop_ends_the_work_for_an_answer(scripted):
     assert asdict(reply) == {"text": "one ", "tokens": 2, "ended": True}
 
 
+def test_an_answer_can_be_bound_to_a_grammar(scripted, tmp_path):
+    grammar, special = '%llguidance {}\nstart: "one two"', scripted.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert scripted.continue_ids([1, 2], 5, grammar=grammar, kept=frozenset({special})) == Reply("one two", 3, True)
+    (request,) = requests(tmp_path)
+    assert (request["prompt"], request["grammar"], request["preserved_tokens"]) == ([1, 2], grammar, ["<|im_start|>"])
+
+
 def test_an_engine_that_ends_is_one_line(scripted):
     with pytest.raises(UserError, match="scripted ended with status 3: out of luck") as error:
         scripted.answer([EXAMPLES[0].prompt], 10)

@@ -76,6 +76,7 @@ class Prompting:
         tokenizer: The model's.
         sampling: How the model's generation config has it sampled.
         ends: Tokens that end an answer.
+        vocabulary: Number of embeddings of the model.
         context_length: Tokens that a prompt and its answer may take together.
         template_fingerprint: That of the chat template.
         style: How the model writes calls and reasoning; None if that is not known.
@@ -110,7 +111,7 @@ class Prompting:
         self.context_length = context
         self.template_fingerprint = fingerprint(tokenizer)
         self.style = response_style(tokenizer)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._encoder = ModelEncoder(tokenizer, vocabulary, context)
         self._checker = GrammarChecker(tokenizer, vocabulary, ends)
         self._encoding, self._checking = _Turns("encode"), _Turns("check")
@@ -185,9 +186,9 @@ class Prompting:
         """
         if not 0 < prompt.tokens < self.context_length:
             raise EngineError(f"a prompt must have from 1 to {self.context_length - 1} tokens, not {prompt.tokens}")
-        unknown = next((id for id in prompt.ids if not 0 <= id < self._vocabulary), None)
+        unknown = next((id for id in prompt.ids if not 0 <= id < self.vocabulary), None)
         if unknown is not None:
-            raise EngineError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}")
+            raise EngineError(f"the model has no token {unknown}, only 0 to {self.vocabulary - 1}")
 
     def complete(self, prompt: TokenPrompt, sampling: Sampling) -> CompleteSampling:
         """The sampling with the model's own values where the request has none, no longer than the context holds.
@@ -195,9 +196,9 @@ class Prompting:
         Raises:
             PromptError: If it has a bias for a token that the model does not have.
         """
-        unknown = next((id for id in sampling.logit_bias if not 0 <= id < self._vocabulary), None)
+        unknown = next((id for id in sampling.logit_bias if not 0 <= id < self.vocabulary), None)
         if unknown is not None:
-            raise PromptError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}", "logit_bias")
+            raise PromptError(f"the model has no token {unknown}, only 0 to {self.vocabulary - 1}", "logit_bias")
         room = self.context_length - prompt.tokens
         asked = {name: value for name, value in vars(sampling).items() if value is not None}
         longest = min(asked.pop("max_tokens", room), room)
