@@ -54,6 +54,38 @@ class ToolCall(StrictRequest):
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
+class CorrectedFunction(StrictRequest):
+    name: Name
+    arguments: Annotated[Text, Field(max_length=50_000), AfterValidator(check_arguments)] | JsonObject
+
+
+class CorrectedCall(StrictRequest):
+    """A call as it should have been. The id and the index that the answer's call had may stay; they say nothing."""
+
+    id: CallId | None = None
+    type: Literal["function"] = "function"
+    function: CorrectedFunction
+    index: int | None = None
+
+    def plain(self) -> Json:
+        arguments = self.function.arguments
+        read = from_json(arguments) if isinstance(arguments, str) else arguments
+        return {"type": "function", "function": {"name": self.function.name, "arguments": read}}
+
+
+class Correction(StrictRequest):
+    """An answer with calls as it should have been."""
+
+    content: Annotated[Text, Field(max_length=50_000)] | None = None
+    tool_calls: Annotated[list[CorrectedCall], Field(max_length=_MAX_CALLS, fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.content and not self.tool_calls:
+            raise ValueError("correction: an answer needs content, tool_calls or both")
+        return self
+
+
 class ChatMessage(StrictRequest):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(max_length=_MAX_PARTS, fail_fast=True)] | None = None

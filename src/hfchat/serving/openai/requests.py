@@ -8,9 +8,17 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from hfchat.chat import Chat
+from hfchat.chat import Chat, Json
 from hfchat.serving.openai.fields import JsonObject, StrictRequest, Text, at_most
-from hfchat.serving.openai.messages import ChatMessage, ResponseFormat, Tool, ToolChoice, check_calls, check_tools
+from hfchat.serving.openai.messages import (
+    ChatMessage,
+    Correction,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+    check_calls,
+    check_tools,
+)
 
 MAX_MESSAGES = 10_000
 _MAX_TOKEN_IDS = 2**18  # more than the longest contexts of today hold
@@ -188,8 +196,19 @@ class FeedbackRequest(StrictRequest):
     answer_id: _Identifier
     choice: Annotated[int, Field(ge=0, le=127)] = 0
     rating: Literal["up", "down"] | None = None
-    correction: Annotated[Text, Field(min_length=1, max_length=50_000)] | None = None
+    correction: Annotated[Text, Field(min_length=1, max_length=50_000)] | Correction | None = None
     comment: Annotated[Text, Field(min_length=1, max_length=5_000)] | None = None
     tags: Annotated[list[_Tag], Field(max_length=16, fail_fast=True)] = Field(default_factory=list)
     preferred_over: _Identifier | None = None
     user: Label | None = None
+
+    @property
+    def corrected_text(self) -> str | None:
+        """ "" if the answer should have been calls alone, None if nothing is corrected."""
+        return self.correction.content or "" if isinstance(self.correction, Correction) else self.correction
+
+    @property
+    def corrected_calls(self) -> list[Json]:
+        """As chat templates take them."""
+        calls = self.correction.tool_calls if isinstance(self.correction, Correction) else None
+        return [call.plain() for call in calls or ()]

@@ -179,7 +179,7 @@ class ResponseEvents:
     def _called(self, part: CallPart) -> list[ResponseEvent]:
         events = []
         if part.name is not None:
-            call = OutputCall(id=_id("fc"), call_id=call_id(), name=part.name)
+            call = OutputCall(id=_id("fc"), call_id=part.id or call_id(), name=part.name)
             events += self._added(call, call.model_copy(), call)
         if part.arguments:
             assert isinstance(self._open, OutputCall)
