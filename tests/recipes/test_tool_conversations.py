@@ -1,6 +1,7 @@
 """Tools and reasoning from files as people have them to the tokens that are learned."""
 
 import json
+import re
 from itertools import groupby
 from operator import itemgetter
 
@@ -10,6 +11,7 @@ import pytest
 from hfchat.dataset import load_split
 from hfchat.lineage import read_lineage
 from hfchat.training.supervision import supervise
+from recipes.finetune import main as finetune
 from recipes.prepare_conversations import main
 from tests.conftest import ROOT
 from tests.data.chats import assistant, turn, user, write_jsonl
@@ -48,10 +50,11 @@ def learned(tmp_path, tokenizer):
     """Prepares sources with the recipe; returns the rows of the dataset, and of each what is supervised, as text."""
 
     def learned(*sources, **more):
-        arguments = [text for name, value in more.items() for text in (f"--{name}", value)]
         paths = [json.dumps({"path": source, "license": "MIT"}) for source in sources]
         output = str(tmp_path / "out")
-        main(["--sources", *paths, "--output_dir", output, "--validation_fraction", "0", *arguments])
+        more = {"validation_fraction": "0"} | more
+        arguments = [text for name, value in more.items() for text in (f"--{name}", value)]
+        main(["--sources", *paths, "--output_dir", output, *arguments])
         rows = load_split(output, "train", "messages")
         dataset, _ = supervise(rows, tokenizer, 100_000, "test")
         texts = []
@@ -246,3 +249,33 @@ def test_the_shared_cases_are_learned_whole(learned, case):
     }
     assert len(texts) == 12
     assert texts[1] == [expected[case] + END]
+
+
+def test_an_adapter_learns_calls_and_reasoning_from_the_prepared_dataset(learned, chat_model, tmp_path, capsys):
+    rows = [
+        {
+            "messages": [
+                user(f"Time in zone {number}?"),
+                assistant(None, thinking="A call.", tool_calls=[function("time", {"zone": number, "at": None})]),
+                turn("tool", "12:00", tool_call_id="c1"),
+                assistant("Noon."),
+            ],
+            "tools": json.dumps([TIME]),
+        }
+        for number in range(12)
+    ]
+    learned(write_jsonl(tmp_path / "rows.jsonl", *rows), validation_fraction="0.3")
+    capsys.readouterr()
+    settings = {
+        "model_name_or_path": chat_model, "dataset_name": tmp_path / "out", "max_length": 1024, "max_steps": 1,
+        "lora_r": 4, "bf16": "false", "use_cpu": "true", "eval_strategy": "no", "report_to": "none",
+        "sample_answers": 0, "per_device_train_batch_size": 1, "output_dir": tmp_path / "model",
+    }  # fmt: skip
+    finetune([text for name, value in settings.items() for text in (f"--{name}", str(value))])
+    printed = capsys.readouterr().out
+    call = called("time", {"zone": 0, "at": None})
+    assert re.search(rf"⟦<think>\nA call\.\n</think>\n\n{re.escape(call).replace('0', '[0-9]+')}<.im_end.>⟧", printed)
+    metrics = read_lineage(tmp_path / "model")["metrics"]
+    assert metrics["train_calls"] == metrics["train_thoughts"] == metrics["train_conversations"] > 0
+    assert (tmp_path / "model" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "model" / "merged" / "certificate.json").is_file()
