@@ -1,281 +1,113 @@
-"""Tools and reasoning from files as people have them to the tokens that are learned."""
+"""The program that writes conversations with tools, and what it makes of its functions."""
 
 import json
-import re
-from itertools import groupby
-from operator import itemgetter
+from collections import Counter
+from itertools import chain
 
-import pyarrow.parquet as pq
 import pytest
 
-from hfchat.dataset import load_split
-from hfchat.lineage import read_lineage
-from hfchat.training.supervision import supervise
-from recipes.finetune import main as finetune
-from recipes.prepare_conversations import main
-from tests.conftest import ROOT
-from tests.data.chats import assistant, turn, user, write_jsonl
+from hfchat.evaluation.schemas import is_valid
+from hfchat.messages import ROLES_WITH_TOOLS, check_messages
+from recipes.data import tool_conversations as program
 
-CASES = ROOT.parent / "shared" / "cases" / "c11"
-END = "<|im_end|>"
-# What Arrow, `datasets.Json` or a template without nulls would change.
-ARGUMENTS = [
-    {"town": "Zürich", "unit": None},
-    {"town": {"name": "Bern", "at": [46.948, 7.447, None]}},
-    {"town": 3, "tags": [], "more": {}},
-    {"pi": 3.141592653589793, "tiny": -7.54135, "huge": 2**70, "zero": -0.0},
-    {},
-]
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "strict": True,
-        "parameters": {"type": "object", "properties": {"unit": {"enum": ["C", "F", None], "default": None}}},
-    },
-}
-TIME = {"name": "time", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
+SPLITS = {split: list(program.conversations(split, 200, 7)) for split in program.COUNTS}
+ROWS = [*chain.from_iterable(SPLITS.values())]
 
 
-def called(name, arguments):
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>'
+def calls_of(message):
+    return [call["function"] for call in message.get("tool_calls", [])]
 
 
-def function(name, arguments):
-    return {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+def test_each_is_a_conversation_whose_calls_are_valid_by_their_schemas():
+    for row in ROWS:
+        check_messages(row["messages"], row["id"], ROLES_WITH_TOOLS)
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row["tools"]}
+        assert len(schemas) == len(row["tools"]), row["id"]
+        for call in chain.from_iterable(map(calls_of, row["messages"])):
+            strict = {**schemas[call["name"]], "additionalProperties": False}
+            assert is_valid(call["arguments"], strict), (row["id"], call)
 
 
-@pytest.fixture
-def learned(tmp_path, tokenizer):
-    """Prepares sources with the recipe; returns the rows of the dataset, and of each what is supervised, as text."""
-
-    def learned(*sources, **more):
-        paths = [json.dumps({"path": source, "license": "MIT"}) for source in sources]
-        output = str(tmp_path / "out")
-        more = {"validation_fraction": "0"} | more
-        arguments = [text for name, value in more.items() for text in (f"--{name}", value)]
-        main(["--sources", *paths, "--output_dir", output, *arguments])
-        rows = load_split(output, "train", "messages")
-        dataset, _ = supervise(rows, tokenizer, 100_000, "test")
-        texts = []
-        for row in dataset:
-            marked = zip(row["input_ids"], [label != -100 for label in row["labels"]], strict=True)
-            stretches = groupby(marked, key=itemgetter(1))
-            texts.append(
-                [tokenizer.decode([id for id, _ in stretch]) for is_learned, stretch in stretches if is_learned]
-            )
-        return rows, texts, [tokenizer.decode(row["input_ids"]) for row in dataset]
-
-    return learned
+def test_results_name_their_calls():
+    for row in ROWS:
+        called = [call["id"] for message in row["messages"] for call in message.get("tool_calls", [])]
+        answered = [message["tool_call_id"] for message in row["messages"] if message["role"] == "tool"]
+        assert len({*called}) == len(called)
+        assert answered == called[: len(answered)], row["id"]
 
 
-@pytest.mark.parametrize("form", ["text", "mapping", "parquet"])
-def test_arguments_are_learned_as_they_stand_in_the_source(learned, tmp_path, form):
-    arguments = ARGUMENTS[:2] + ARGUMENTS[4:] if form == "parquet" else ARGUMENTS
-    rows = []
-    for number, given in enumerate(arguments):
-        other = {"zone": f"UTC+{number}"}
-        both = [function(*call) for call in (("weather", given), ("time", other))]
-        if form == "text":
-            both = [function(call["function"]["name"], json.dumps(call["function"]["arguments"])) for call in both]
-        messages = [
-            user(f"How is town {number}?"),
-            assistant("Let me see.", tool_calls=both),
-            turn("tool", "grey", tool_call_id="c1", name="weather"),
-            turn("tool", "12:00", tool_call_id="c1"),
-            assistant("Grey.", reasoning_content="It says grey." if number == 1 else None),
-        ]
-        rows.append({"messages": messages, "tools": json.dumps([TOOL, TIME])})
-    if form == "parquet":
-        from datasets import Dataset
-
-        # Two columns of structs, in which each call has the arguments of all others.
-        kinds = {
-            "plain": [0, 2],
-            "nested": [1],
-        }
-        paths = [str(tmp_path / f"{kind}.parquet") for kind in kinds]
-        for path, numbers in zip(paths, kinds.values(), strict=True):
-            Dataset.from_list([rows[number] for number in numbers]).to_parquet(path)
-        assert pq.read_table(paths[0]).to_pylist()[1]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {
-            "town": None,
-            "unit": None,
-            "zone": None,
-        }
-        arguments = [{"town": "Zürich"}, {}, ARGUMENTS[1]]
-        order = [0, 2, 1]
-    else:
-        paths, order = [write_jsonl(tmp_path / "rows.jsonl", *rows)], range(len(rows))
-    dataset, texts, whole = learned(*paths)
-    for number, given, row, said, text in zip(order, arguments, dataset, texts, whole, strict=True):
-        calls = f"{called('weather', given)}\n{called('time', {'zone': f'UTC+{number}'})}"
-        thought = "<think>\nIt says grey.\n</think>\n\n" if number == 1 else ""
-        assert said == [f"Let me see.\n{calls}{END}", f"{thought}Grey.{END}"]
-        assert json.dumps(TOOL) in text
-        assert json.dumps({"type": "function", "function": TIME}) in text
-        assert row["messages"][2]["tool_call_id"] == "c1"
+def test_the_kinds_end_as_they_should():
+    endings = {"call": 1, "several": 2, "given": 1, "again": 1, "talk": 0, "unable": 0, "lacking": 0, "result": 0}
+    for row in ROWS:
+        last = row["messages"][-1]
+        assert len(calls_of(last)) == endings[row["kind"]], row["id"]
+        assert all(fact in last["content"] for fact in row["facts"]), row["id"]
+        assert bool(row["facts"]) == (row["kind"] == "result"), row["id"]
+    counts = Counter(row["kind"] for row in SPLITS["test"])
+    assert all(abs(counts[kind] - 2 * share) <= 1 for kind, share in program.SHARES.items())
 
 
-def test_the_dataset_is_as_openai_has_it_for_every_reader(learned, tmp_path):
-    messages = [
-        user("Time?"),
-        assistant(None, reasoning="A call.", tool_calls=[function("time", {"zone": None})]),
-        turn("tool", "12:00", tool_call_id="c1"),
-        assistant("Noon."),
+def test_no_split_shares_a_function_a_question_or_a_name_of_either_with_another():
+    functions, content = program.read_functions(program.FUNCTIONS)
+    names = {split: {*chain.from_iterable(one.names for one in functions[split])} for split in functions}
+    asked = {split: {*chain.from_iterable(one.ask for one in functions[split])} for split in functions}
+    talk = {split: {said for said, _ in content["talk"][split]} for split in functions}
+    for kind in (names, asked, talk):
+        for one in kind:
+            assert not kind[one] & {*chain.from_iterable(kind[other] for other in kind if other != one)}
+    # Nor do the names that are made of them, in both ways to write them.
+    made = {split: {tool["function"]["name"] for row in SPLITS[split] for tool in row["tools"]} for split in SPLITS}
+    assert not made["train"] & made["test"]
+    assert not made["validation"] & made["test"]
+
+
+@pytest.mark.parametrize("split", program.COUNTS)
+def test_a_question_leaves_out_no_argument_that_is_required(split):
+    functions, _ = program.read_functions(program.FUNCTIONS)
+    for function in functions[split]:
+        assert len({*chain.from_iterable(one.names for one in function.parameters.values())}) == sum(
+            len(one.names) for one in function.parameters.values()
+        ), function.names
+        for question in function.ask:
+            outside = "".join(part.split("]")[-1] for part in question.split("["))
+            required = {name for name, one in function.parameters.items() if not one.optional}
+            assert required == {*program.slots(outside)}, question
+        for lacking, (question, _) in function.lacking.items():
+            assert {*program.slots(question), lacking} == {
+                name for name, one in function.parameters.items() if not one.optional
+            }, question
+
+
+def test_all_kinds_of_arguments_occur():
+    values = [
+        value for row in ROWS for message in row["messages"] for call in calls_of(message)
+        for value in json.loads(call["arguments"]).values()
+    ]  # fmt: skip
+    assert {type(value) for value in values} == {str, int, float, bool, list, dict, type(None)}
+    enums = [
+        one for row in ROWS for tool in row["tools"] for one in tool["function"]["parameters"]["properties"].values()
     ]
-    learned(write_jsonl(tmp_path / "rows.jsonl", {"messages": messages, "tools": [TOOL]}))
-    (row,) = pq.read_table(tmp_path / "out" / "data" / "train-00000.parquet").to_pylist()
-    answer = row["messages"][1]
-    assert answer["reasoning_content"] == "A call."
-    assert answer["tool_calls"] == [function("time", '{"zone": null}')]
-    assert row["messages"][0] == dict.fromkeys(answer) | user("Time?")
-    assert json.loads(row["tools"]) == [TOOL]
-    notes = read_lineage(tmp_path / "out")["metrics"]["notes"]
-    assert notes == {
-        "`reasoning` of a turn: learned before its content, between <think> and </think>": 1,
-        "a call of a function that is not in 'tools': learned as it stands there": 1,
-    }
+    assert any("enum" in one for one in enums)
 
 
-OPENAI_LEGACY = {
-    "messages": [
-        user("How is Bern?"),
-        assistant(None, function_call={"name": "weather", "arguments": '{"town":"Bern", "unit": null}'}),
-        turn("function", "grey", name="weather"),
-        assistant("Grey."),
-    ],
-    "functions": [TOOL["function"]],
-}
-HERMES = {
-    "conversations": [
-        {"from": "system", "value": "You call functions. Here they are:\n<tools>\n[]\n</tools>"},
-        {"from": "human", "value": "How are Bern and Rome?"},
-        {
-            "from": "gpt",
-            "value": "Both.\n<tool_call>\n{'name': 'weather', 'arguments': {'town': 'Bern', 'unit': None}}\n"
-            "</tool_call>\n"
-            '<tool_call>\n{"arguments": {"town": "Rome"}, "name": "weather"}\n</tool_call>\n',
-        },
-        {"from": "tool", "value": "<tool_response>\ngrey\n</tool_response>\n<tool_response>\nsun\n</tool_response>"},
-        {"from": "gpt", "value": "Grey, and sunny."},
-    ],
-    "tools": json.dumps([TOOL]),
-}
-SHAREGPT = {
-    "conversations": [
-        {"from": "human", "value": "How are Bern and Rome?"},
-        {
-            "from": "function_call",
-            "value": '[{"name": "weather", "arguments": {"town": "Bern"}}, {"name": "weather", "arguments": {}}]',
-        },
-        {"from": "observation", "value": '{"sky": "grey"}'},
-        {"from": "gpt", "value": "Grey."},
-    ],
-    "tools": json.dumps([TOOL["function"]]),
-}
-XLAM = {
-    "id": 7,
-    "query": "How is Bern, and the time?",
-    "answers": json.dumps(
-        [{"name": "weather", "arguments": {"town": "Bern", "unit": None}}, {"name": "time", "arguments": {}}]
-    ),
-    "tools": json.dumps([{"name": "weather", "parameters": {"town": {"type": "str", "default": None}}}, TIME]),
-}
-FORMS = {
-    "legacy": (OPENAI_LEGACY, [called("weather", {"town": "Bern", "unit": None}), "Grey."]),
-    "hermes": (
-        HERMES,
-        [
-            f"Both.\n{called('weather', {'town': 'Bern', 'unit': None})}\n{called('weather', {'town': 'Rome'})}",
-            "Grey, and sunny.",
-        ],
-    ),
-    "sharegpt": (SHAREGPT, [f"{called('weather', {'town': 'Bern'})}\n{called('weather', {})}", "Grey."]),
-    "xlam": (XLAM, [f"{called('weather', {'town': 'Bern', 'unit': None})}\n{called('time', {})}"]),
-}
+def test_json_is_valid_by_its_schema_and_the_schema_is_told():
+    for row in program.json_rows(40, 7):
+        check_messages(row["messages"], row["id"])
+        assert is_valid(row["messages"][-1]["content"], row["schema"])
+        assert json.dumps(row["schema"], ensure_ascii=False) in row["messages"][0]["content"]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_each_form_of_a_call_is_learned_as_what_the_assistant_says(learned, tmp_path, form):
-    row, expected = FORMS[form]
-    _, (said,), (text,) = learned(write_jsonl(tmp_path / "rows.jsonl", row))
-    assert said == [answer + END for answer in expected]
-    if form == "hermes":
-        answered = "<|im_start|>user\n<tool_response>\ngrey\n</tool_response>\n<tool_response>\nsun\n</tool_response>"
-        assert answered + END in text
-        assert text.count("<tools>") == 1, "not those of the column once more"
-        notes = read_lineage(tmp_path / "out")["metrics"]["notes"]
-        assert notes["`<tool_call>` in the text of a turn: learned as a call of a tool"] == 2
-        assert notes["column 'tools': not used, because the system's turn has them after <tools>"] == 1
-    if form == "xlam":
-        assert '"parameters": {"town": {"type": "str", "default": null}}' in text
+def test_the_same_seed_makes_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "COUNTS", {"train": 20, "validation": 5, "test": 5})
+    monkeypatch.setattr(program, "JSON_COUNT", 5)
 
+    def written(folder, seed):
+        monkeypatch.setattr("sys.argv", ["program", "--output-dir", str(tmp_path / folder), "--seed", str(seed)])
+        program.main()
+        files = sorted((tmp_path / folder).rglob("*.jsonl"))
+        return {file.relative_to(tmp_path / folder).as_posix(): file.read_bytes() for file in files}
 
-def test_what_cannot_be_learned_as_written_is_counted_with_its_reason(learned, tmp_path):
-    def calls(arguments):
-        return {"messages": [user(), assistant(None, tool_calls=[function("time", arguments)])]}
-
-    def says(text, **more):
-        return {"messages": [user(), assistant(text, **more)]}
-
-    bad = {
-        "cannot be written as JSON": calls('{"x": NaN}'),
-        "not JSON": calls('{"x": '),
-        "are not a JSON object": calls("[1]"),
-        "has text after a call": says('<tool_call>{"name": "f", "arguments": {}}</tool_call> Done.'),
-        "a call in its text is not JSON": says("<tool_call>{'name': f()}</tool_call>"),
-        "without a function's name": says('<tool_call>{"arguments": {}}</tool_call>'),
-        "which would end the reasoning there": says("A.", reasoning_content="So </think> so."),
-        "has no content, only reasoning": says("", thinking="So."),
-    }
-    learned(write_jsonl(tmp_path / "rows.jsonl", says("Good."), *bad.values()))
-    assert read_lineage(tmp_path / "out")["metrics"]["removed"] == {"malformed": 7, "empty_turn": 1}
-    removed = [
-        row
-        for reason in ("malformed", "empty_turn")
-        for row in pq.read_table(tmp_path / "out" / "removed" / reason / "00000.parquet").to_pylist()
-    ]
-    for detail, row in zip(bad, removed, strict=True):
-        assert detail in row["detail"]
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
-@pytest.mark.parametrize("case", ["function_call", "reasoning"])
-def test_the_shared_cases_are_learned_whole(learned, case):
-    _, texts, _ = learned(str(CASES / f"{case}.jsonl"))
-    expected = {
-        "function_call": f"Let me look that up.\n{called('weather', {'town': 2})}",
-        "reasoning": "<think>\n2 divided by two leaves 0.\n</think>\n\nYes.",
-    }
-    assert len(texts) == 12
-    assert texts[1] == [expected[case] + END]
-
-
-def test_an_adapter_learns_calls_and_reasoning_from_the_prepared_dataset(learned, chat_model, tmp_path, capsys):
-    rows = [
-        {
-            "messages": [
-                user(f"Time in zone {number}?"),
-                assistant(None, thinking="A call.", tool_calls=[function("time", {"zone": number, "at": None})]),
-                turn("tool", "12:00", tool_call_id="c1"),
-                assistant("Noon."),
-            ],
-            "tools": json.dumps([TIME]),
-        }
-        for number in range(12)
-    ]
-    learned(write_jsonl(tmp_path / "rows.jsonl", *rows), validation_fraction="0.3")
-    capsys.readouterr()
-    settings = {
-        "model_name_or_path": chat_model, "dataset_name": tmp_path / "out", "max_length": 1024, "max_steps": 1,
-        "lora_r": 4, "bf16": "false", "use_cpu": "true", "eval_strategy": "no", "report_to": "none",
-        "sample_answers": 0, "per_device_train_batch_size": 1, "output_dir": tmp_path / "model",
-    }  # fmt: skip
-    finetune([text for name, value in settings.items() for text in (f"--{name}", str(value))])
-    printed = capsys.readouterr().out
-    call = called("time", {"zone": 0, "at": None})
-    assert re.search(rf"⟦<think>\nA call\.\n</think>\n\n{re.escape(call).replace('0', '[0-9]+')}<.im_end.>⟧", printed)
-    metrics = read_lineage(tmp_path / "model")["metrics"]
-    assert metrics["train_calls"] == metrics["train_thoughts"] == metrics["train_conversations"] > 0
-    assert (tmp_path / "model" / "adapter" / "adapter_model.safetensors").is_file()
-    assert (tmp_path / "model" / "merged" / "certificate.json").is_file()
+    first = written("first", 1)
+    assert [*first] == ["calls/test.jsonl", "calls/train.jsonl", "calls/validation.jsonl", "json/test.jsonl"]
+    assert first == written("again", 1)
+    assert first != written("other", 2)
