@@ -91,7 +91,8 @@ async function reply(question, { isRetry = false } = {}) {
   if (turn.canBeRated && turn.id && turn.saysSomething) addThumbs(item, turn, (...said) => judge(item, ...said));
   if (following) follow();
   update();
-  if (hadFocus) focusInput(toFill ?? input);
+  const waits = toFill && document.activeElement === input && !input.value; // for what comes next: the results
+  if (hadFocus || waits) focusInput(toFill ?? input);
 }
 
 function conclude(item, turn, isStopped) {

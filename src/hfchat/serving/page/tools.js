@@ -76,5 +76,6 @@ export function checked(field, problem, read) {
     problem.hidden = !found;
   };
   field.addEventListener("input", check);
+  field.addEventListener("invalid", () => field.closest("details")?.setAttribute("open", "")); // or nobody would see it
   check();
 }
