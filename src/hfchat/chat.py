@@ -30,11 +30,13 @@ class CallPart:
         index: Which of the answer's calls, from 0.
         name: The function's, on the first part of a call; None on the others.
         arguments: A part of the JSON of its arguments.
+        id: How the one who has called it names the call, on its first part; None leaves it to the server.
     """
 
     index: int
     name: str | None
     arguments: str = ""
+    id: str | None = None
 
 
 def whole_calls(parts: Iterable[CallPart]) -> list[CallPart]:

@@ -209,6 +209,12 @@ class Fragile:
         await app(scope, whole_receive, fragile_send)
 
 
+async def sluggish(app, scope, receive, send):
+    """A server that thinks about every request for long."""
+    await asyncio.sleep(1.1)
+    await app(scope, receive, send)
+
+
 FAULTS = {
     "one batch for all": (Fragile(), ["an extreme value ends nobody elses answer"]),
     "an empty list of models": (replaced(r'"data":\[.*\]', '"data":[]'), ["the models are listed"]),
@@ -238,7 +244,12 @@ FAULTS = {
     "crashes at invalid requests": (status(400, 500), ["an invalid request is refused"]),
     "accepts invalid requests": (
         status(400, 200),
-        ["an invalid request is refused", "a value out of range is refused"],
+        [
+            "wrong tools are refused",
+            "a wrong format is refused",
+            "an invalid request is refused",
+            "a value out of range is refused",
+        ],
     ),
     "FastAPI's errors": (
         replaced('{"error":(.*)}', r'{"detail":\1}'),
@@ -309,13 +320,78 @@ FAULTS = {
     "one answer": (without("n"), ["several answers are given", "two streamed answers are told apart"]),
     "no logprobs": (without("logprobs", "top_logprobs"), ["logprobs are of the answer"]),
     "other logprobs": (replaced(r'"bytes":\[\d+', '"bytes":[35'), ["logprobs are of the answer"]),
-    "ignores what it does not know": (
-        asked(
-            lambda body: {
-                name: body[name] for name in ("model", "messages", "max_tokens", "temperature") if name in body
-            }
-        ),
-        ["a bias is not ignored", "an optional field is not ignored"],
+    "knows no tools": (
+        without("tools", "tool_choice"),
+        [
+            "a required call is made",
+            "a call by name is of that function",
+            "a streamed call is the unstreamed one",
+            "strict arguments are valid",
+        ],
+    ),
+    "calls at will": (
+        asked(lambda body: body | ({"tool_choice": "required"} if "tools" in body else {})),
+        ["no call is made where none is wanted", "a call by name is of that function: the first"],
+    ),
+    "calls what there is not": (
+        replaced('"name":"get_weather"|"name":"set_alarm"', '"name":"fly"'),
+        ["a required call is made", "a call by name is of that function", "strict arguments are valid"],
+    ),
+    "a text that ended in a call": (
+        replaced('"finish_reason":"length"', '"finish_reason":"tool_calls"'),
+        ["tools may be left alone"],
+    ),
+    "stops at a call": (
+        replaced('"finish_reason":"tool_calls"', '"finish_reason":"stop"'),
+        ["a call has its shape", "a streamed call is the unstreamed one"],
+    ),
+    "one id for all calls": (replaced(r'"id":"call_\w+"', '"id":"call_1"'), ["a call has its shape"]),
+    "the id in each part": (
+        events(lambda data: [event.replace('"tool_calls":[{', '"tool_calls":[{"id":"x",') for event in data]),
+        ["a streamed call is the unstreamed one"],
+    ),
+    "two calls": (
+        replaced(r'"tool_calls":\[({.*?}})\]', r'"tool_calls":[\1,\1]'),
+        ["without parallel calls there is at most one", "a required call is made"],
+    ),
+    "arguments with a comment": (
+        replaced(r'"arguments":"{', r'"arguments":"{ // none'),
+        ["strict arguments are valid"],
+    ),
+    "forgets what was returned": (
+        asked(lambda body: body | {"messages": [m for m in body["messages"] if m["role"] != "tool"]}),
+        ["the result of a call is read"],
+    ),
+    "any JSON": (
+        asked(lambda body: body | ({"response_format": {"type": "json_object"}} if "response_format" in body else {})),
+        [
+            "an answer is valid by its schema",
+            "a streamed answer is valid by its schema",
+            "a wrong format is refused",
+        ],
+    ),
+    "no JSON": (
+        without("response_format"),
+        [
+            "an answer is a json object",
+            "an answer is valid by its schema",
+            "a streamed answer is valid by its schema",
+            "a wrong format is refused",
+        ],
+    ),
+    "JSON that seems whole": (
+        replaced('"finish_reason":"length"', '"finish_reason":"stop"'),
+        ["json that was cut says so"],
+    ),
+    "slow to refuse": (sluggish, ["a schema that blows up holds nobody up: an expression of many states"]),
+    "no bias": (without("logit_bias"), ["a bias of 100 chooses a token", "a bias of minus 100 forbids a token"]),
+    "an option that crashes it": (
+        status(400, 500),
+        ["an option that the template does not know is no crash", "a schema that blows up holds nobody up"],
+    ),
+    "reasoning in the answer": (
+        replaced('"content":"', '"content":"<think>Hm.</think>'),
+        ["reasoning is apart from the answer"],
     ),
     "ignores all but the messages": (
         asked(lambda body: {name: body[name] for name in ("model", "messages")} | {"max_tokens": 1}),

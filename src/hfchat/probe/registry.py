@@ -14,6 +14,8 @@ GROUPS = (
     "shapes",
     "streaming",
     "sampling",
+    "tools",
+    "structured",
     "bodies",
     "headers",
     "disconnects",

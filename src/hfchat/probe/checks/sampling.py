@@ -5,9 +5,7 @@ https://platform.openai.com/docs/api-reference/chat/create
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 from hfchat.probe.registry import check
 from hfchat.probe.sse import parse_events
@@ -210,58 +208,3 @@ async def an_extreme_value_ends_nobody_elses_answer(target: Target, fields: Mapp
     if response.status_code != 200:
         return f"{refusal(response)}; the answer beside it came to its end"
     return "answered, and so was the one beside it"
-
-
-_TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
-
-
-def _calls_the_tool(answer: Any) -> bool:
-    return bool(answer["choices"][0]["message"].get("tool_calls"))
-
-
-def _is_json(answer: Any) -> bool:
-    try:
-        return isinstance(json.loads(text_of(answer)), dict)
-    except ValueError:
-        cut = finish_reason_of(answer) == "length"  # OpenAI's reference warns of that
-        return cut and text_of(answer).lstrip().startswith("{")
-
-
-@dataclass(frozen=True)
-class _Optional:
-    """What is asked for, the name that a refusal must have, and whether an answer has what was asked for."""
-
-    fields: Mapping[str, object]
-    name: str
-    honoured: Callable[[Any], bool]
-
-
-_OPTIONAL = {
-    "tools": _Optional({"tool_choice": "required", "tools": [_TOOL], "max_tokens": 64}, "tool", _calls_the_tool),
-    "response_format": _Optional(
-        {"response_format": {"type": "json_object"}, "max_tokens": 64}, "response_format", _is_json
-    ),
-}
-
-
-@check(_OPTIONAL)
-async def an_optional_field_is_not_ignored(target: Target, optional: _Optional) -> str:
-    """It is honoured, or refused by name. A client that asks for JSON, or for a tool, breaks on a plain text."""
-    response = await target.chat(**optional.fields)
-    if response.status_code != 200:
-        return refusal(response, optional.name)
-    if not optional.honoured(body_of(response)):
-        raise FailedError(f"ignored: {text_of(body_of(response))!r}")
-    return "honoured"
-
-
-@check()
-async def a_bias_is_not_ignored(target: Target) -> str:
-    """`logit_bias`: tokens that are forbidden do not come. Or it is refused by name."""
-    plain = await target.once(_greedy)
-    response = await target.chat(max_tokens=_TOKENS, logit_bias={str(token): -100 for token in range(300)})
-    if response.status_code != 200:
-        return refusal(response, "logit_bias")
-    if text_of(body_of(response)) == plain:
-        raise FailedError("ignored: without the first 300 tokens of the vocabulary the answer is the same")
-    return "honoured"

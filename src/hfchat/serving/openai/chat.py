@@ -109,7 +109,7 @@ def _message(parts: Sequence[Part]) -> AnswerMessage:
     text = "".join(part.text for part in parts)
     reasoning = "".join(part.reasoning for part in parts)
     calls = [
-        ToolCall(id=call_id(), function=CalledFunction(name=call.name, arguments=call.arguments))
+        ToolCall(id=call.id or call_id(), function=CalledFunction(name=call.name, arguments=call.arguments))
         for call in whole_calls(chain.from_iterable(part.calls for part in parts))
     ]
     content = text if text or not calls else None
@@ -120,7 +120,7 @@ def _call_part(call: CallPart) -> ToolCallPart:
     function = CalledFunction(name=call.name, arguments=call.arguments)
     if call.name is None:
         return ToolCallPart(index=call.index, function=function)
-    return ToolCallPart(index=call.index, id=call_id(), type="function", function=function)
+    return ToolCallPart(index=call.index, id=call.id or call_id(), type="function", function=function)
 
 
 def call_id() -> str:

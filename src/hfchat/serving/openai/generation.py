@@ -255,7 +255,7 @@ async def _whole(answers: Answers, parts: AsyncIterator[Part | None]) -> Respons
     async for part in parts:
         if part is not None:
             parts_of[part.index].append(part)
-    return JSONResponse(answers.format.whole(answers.identity, parts_of, answers.usage()).model_dump())
+    return JSONResponse(answers.format.whole(answers.identity, parts_of, answers.usage()).model_dump(by_alias=True))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part | None]:
