@@ -1,16 +1,17 @@
 """Some 1,000 conversations with tools, made of the functions, values and wordings of `tools/functions.yaml`.
 
-    python recipes/data/tool_conversations.py --output-dir outputs/tools/conversations
+    python recipes/data/tool_conversations.py --output-dir outputs/tools/written
 
-`train.jsonl`, `validation.jsonl` and `test.jsonl` are in the format of OpenAI's API (`messages`, `tools`), and share
-no function. Besides, each row has its `kind` and, where its last turn tells of results, the `facts` to name:
+`train.jsonl`, `validation.jsonl` and `test.jsonl` in `calls/` are in the format of OpenAI's API (`messages`, `tools`),
+and share no function. Besides, each row has its `kind` and, where its last turn tells of results, the `facts` to name:
 
 - `call`, `several`: one call, or two in one turn, among functions that do not fit.
 - `talk`, `unable`: no call, because none is needed, or because no function fits.
 - `lacking`, `given`: an argument is missing, so it is asked for; or the user has said it then.
 - `result`, `again`: results are told to the user; or another question follows on them.
 
-The same seed makes the same files.
+`json/test.jsonl` asks for arguments of the test's functions as JSON by their `schema`. The same seed makes the same
+files.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 import yaml
 
 COUNTS = {"train": 1000, "validation": 60, "test": 240}
+JSON_COUNT = 100
 # Kinds to their shares in percent.
 SHARES = {"call": 34, "several": 16, "talk": 6, "unable": 8, "lacking": 6, "given": 6, "result": 14, "again": 10}
 # Before the last exchange there may be others, which end with an answer: how many, and their shares.
@@ -34,6 +36,8 @@ _EARLIER_SHARES = {"result": 70, "talk": 10, "unable": 20}
 _SYSTEM = ["You are a helpful assistant.", "You help people with short answers.", "Answer in English, and be brief."]
 _TOOLS = [1, 2, 2, 3]  # how many a conversation has
 _NEEDS = {"lacking": "lacking", "given": "lacking", "again": "again"}  # what a function must have for a kind
+
+FUNCTIONS = Path(__file__).parent / "tools" / "functions.yaml"
 
 Json = dict[str, Any]
 Said = dict[str, str]  # parameters to the words for their values; of a field it is `address.city`
@@ -201,6 +205,14 @@ class Conversations:
         declarations = [tool.declaration() for tool in tools]
         return {"kind": kinds[-1], "messages": _numbered(messages), "tools": declarations, "facts": facts}
 
+    def make_json(self) -> Json:
+        """A row that asks for arguments as JSON by a schema."""
+        tool = self._tool(self.chance.choice(self.functions), _snake)
+        request, schema = self._request(tool), tool.declaration()["function"]["parameters"]
+        asked = f"Write what the user says as JSON by this schema: {json.dumps(schema, ensure_ascii=False)}"
+        answer = {"role": "assistant", "content": request.arguments}
+        return {"messages": [{"role": "system", "content": asked}, _user(request.question), answer], "schema": schema}
+
     def _tool(self, function: Function, rename: Callable[[str], str]) -> Tool:
         keys = {of: rename(self.chance.choice(own.names)) for of, own in function.parameters.items()}
         return Tool(function, rename(self.chance.choice(function.names)), keys)
@@ -267,7 +279,7 @@ class Conversations:
         """The same with other values for what it names, each of which differs."""
         template = request.tool.function.again or ""
         said, values = dict(request.said), dict(request.values)
-        for slot in _slots(template):
+        for slot in slots(template):
             while values[slot] == request.values[slot]:
                 words, values[slot] = request.tool.function.parameters[slot].draw(self.chance, slot)
                 said |= words
@@ -283,7 +295,7 @@ class Conversations:
         )
         said: Said = {}
         values: Json = {}
-        for name in dict.fromkeys([*_slots(template), *([also] if also else [])]):
+        for name in dict.fromkeys([*slots(template), *([also] if also else [])]):
             while name not in values or values[name] in [one for key, one in values.items() if key != name]:
                 words, values[name] = tool.function.parameters[name].draw(self.chance, name)
                 said |= words
@@ -308,11 +320,9 @@ def _function(entry: Json, lists: Mapping[str, Mapping[str, Any]]) -> Function:
     return Function(names=entry["name"], **{key: entry[key] for key in entry if key not in ("name", *read)}, **read)
 
 
-def conversations(split: str, size: int, seed: int, file: Path) -> Iterator[Json]:
+def conversations(split: str, size: int, seed: int) -> Iterator[Json]:
     """The rows of a split, no two of which are the same."""
-    functions, content = read_functions(file)
-    chance = random.Random(f"{seed} {split}")
-    maker = Conversations(functions[split], content["talk"][split], content["unable"], chance)
+    maker, chance = _maker(split, f"{seed} {split}")
     lasts = [kind for kind, share in SHARES.items() for _ in range(round(size * share / 100))]
     chance.shuffle(lasts)
     seen: set[str] = set()
@@ -324,6 +334,19 @@ def conversations(split: str, size: int, seed: int, file: Path) -> Iterator[Json
             text = json.dumps(row)
         seen.add(text)
         yield {"id": f"{split}-{number:04}", **row}
+
+
+def json_rows(size: int, seed: int) -> Iterator[Json]:
+    """Rows of the test's functions that ask for JSON."""
+    maker, _ = _maker("test", f"{seed} json")
+    for number in range(size):
+        yield {"id": f"json-{number:04}", **maker.make_json()}
+
+
+def _maker(split: str, seed: str) -> tuple[Conversations, random.Random]:
+    functions, content = read_functions(FUNCTIONS)
+    chance = random.Random(seed)
+    return Conversations(functions[split], content["talk"][split], content["unable"], chance), chance
 
 
 def _user(content: str) -> Json:
@@ -352,7 +375,7 @@ def _numbered(messages: Sequence[Json]) -> list[Json]:
     return list(messages)
 
 
-def _slots(template: str) -> list[str]:
+def slots(template: str) -> list[str]:
     """The parameters that a template names, `address` for `{address.city}`."""
     return list(dict.fromkeys(re.findall(r"{(\w+)", template)))
 
@@ -395,12 +418,13 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    for split, size in COUNTS.items():
-        rows = list(conversations(split, size, args.seed, Path(__file__).parent / "tools" / "functions.yaml"))
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (args.output_dir / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-        print(f"{split}: {len(rows):,} conversations")
+    written = {f"calls/{split}": conversations(split, size, args.seed) for split, size in COUNTS.items()}
+    for name, rows in (written | {"json/test": json_rows(JSON_COUNT, args.seed)}).items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        file = args.output_dir / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(lines), encoding="utf-8")
+        print(f"{file}: {len(lines):,} conversations")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is asked of a chat model: a conversation, and what its answer may be, in the words of OpenAI's API."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Json = Mapping[str, Any]  # a JSON object of OpenAI's API, checked where it came in
@@ -30,11 +30,24 @@ class CallPart:
         index: Which of the answer's calls, from 0.
         name: The function's, on the first part of a call; None on the others.
         arguments: A part of the JSON of its arguments.
+        id: How the one who has called it names the call, on its first part; None leaves it to the server.
     """
 
     index: int
     name: str | None
     arguments: str = ""
+    id: str | None = None
+
+
+def whole_calls(parts: Iterable[CallPart]) -> list[CallPart]:
+    """The calls that were handed out in these parts, each in one."""
+    calls: list[tuple[CallPart, list[str]]] = []
+    for part in parts:
+        if part.name is not None:
+            calls.append((part, []))
+        _, arguments = calls[-1]
+        arguments.append(part.arguments)
+    return [replace(first, arguments="".join(arguments)) for first, arguments in calls]
 
 
 @dataclass(frozen=True)

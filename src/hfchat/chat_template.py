@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from hfchat.errors import UserError
 from hfchat.models import add_special_tokens
+from hfchat.response_template import known_style
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -69,6 +70,8 @@ def set_chat_template(
 ) -> list[int]:
     """Give `tokenizer` the project's template, its end-of-turn token as EOS, and a pad token that is not EOS.
 
+    Its `response_template` says how answers by that template are read: `tokenizer.parse_response` and pipelines do it.
+
     Args:
         tokenizer: Changed in place.
         add_tokens: Add the turn tokens that it lacks.
@@ -98,6 +101,8 @@ def set_chat_template(
     if system_message is None:
         system_message = default_system_message(tokenizer)
     tokenizer.chat_template = _with_default_system_message(system_message)
+    style = known_style(CHAT_TEMPLATE)
+    tokenizer.response_template = None if style is None else dict(style.template)
     tokenizer.eos_token = TURN_END
     tokenizer.pad_token = PAD if PAD in vocabulary or PAD in missing else END_OF_TEXT
     return tokenizer.convert_tokens_to_ids(missing)

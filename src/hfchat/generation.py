@@ -1,17 +1,17 @@
 """Greedy answers to a batch of prompts."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from hfchat.models import load_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_generation_config(name: str) -> GenerationConfig:
@@ -71,12 +71,15 @@ def answering(
 
 
 @torch.inference_mode()
-def generate_answers(model: "PreTrainedModel", prompts: list[list[int]]) -> list[list[int]]:
+def generate_answers(
+    model: "PreTrainedModel", prompts: list[list[int]], processors: "Sequence[LogitsProcessor]" = ()
+) -> list[list[int]]:
     """Continue each prompt up to and including its end-of-turn token, or `max_new_tokens`; see `set_greedy`.
 
     Args:
         model: A causal language model.
         prompts: Token ids, of any lengths. They are padded on the left, where the mask hides it.
+        processors: Change the logits of the next tokens; they see prompts and answers with their padding.
 
     Returns:
         For each prompt the ids of its answer, without padding.
@@ -86,7 +89,9 @@ def generate_answers(model: "PreTrainedModel", prompts: list[list[int]]) -> list
     ids = [[config.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     output = model.generate(
-        input_ids=torch.tensor(ids, device=model.device), attention_mask=torch.tensor(mask, device=model.device)
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        logits_processor=LogitsProcessorList(processors),
     )
     return [_until_stop(answer, config.eos_token_id) for answer in output[:, longest:].tolist()]
 

@@ -30,8 +30,9 @@ _ANSWER_BEGINS = [
 ]
 _STYLES = ("qwen_xml", "hermes", "mistral_args", "mistral", "llama3")
 # A regular expression that comes with a model runs on the event loop: a text of this length must not take longer.
-_TRIAL_CHARACTERS = 5_000
+_TRIAL_CHARACTERS = 3_000
 _TRIAL_S = 0.25
+_LITERAL = r"\\\W|[^\\.^$*+?{}\[\]|()]"  # a character of a regular expression that stands for itself
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ def _reads_back(tokenizer: "PreTrainedTokenizerBase", template: dict, form: Call
     call = json.dumps({form.name_key: "f", form.arguments_key: {"a": 1}})
     try:
         message = tokenizer.parse_response(form.opening + call + form.closing, template, prefix="")
-        functions = [call["function"] for call in message[CALLS]]
+        found = [(call["function"]["name"], call["function"]["arguments"]) for call in message[CALLS]]
     except (ValueError, KeyError, TypeError):
         return False
-    return [(function["name"], function["arguments"]) for function in functions] == [("f", {"a": 1})]
+    return found == [("f", {"a": 1})]
 
 
 def _thinking_of(template: dict) -> tuple[str, str] | None:
@@ -215,16 +216,17 @@ def _is_quick(pattern: str) -> bool:
     import regex
 
     compiled = regex.compile(pattern, regex.DOTALL)
-    # Runs of what the pattern itself may repeat, and of its own words, none of which is a match to its end.
-    words = {"a", "1", " ", "\n", "<", ">", '"', "{", "[", "\\", "_", *regex.findall(r"\w+|[^\w\s]", pattern)}
-    words |= {f"{word} " for word in words} | {regex.sub(r"\\(.)", r"\1", pattern)[:40]}
-    opening = "".join(regex.findall(r"[<\[|\w]+", pattern))[:40]
+    # Long runs of what the pattern may repeat, between its own beginning and end: regex looks for these first.
+    words = {"a", "1", " ", "\n", "<", ">", '"', "{", "[", "\\", "_", "é", *regex.findall(r"\w|\w+|[^\w\s]", pattern)}
+    words |= {f"{word} " for word in words} | {f"{word}," for word in words}
+    begins = regex.sub(r"\\(\W)", r"\1", regex.match(rf"(?:{_LITERAL})*", pattern)[0])
+    ends = regex.sub(r"\\(\W)", r"\1", regex.search(rf"(?:{_LITERAL})*$", pattern)[0])
     try:
         for word in words:
-            text = opening + word * (_TRIAL_CHARACTERS // len(word)) if word else ""
-            for tried in (text, text[len(opening) :]):
-                compiled.search(tried + "\x00", timeout=_TRIAL_S)
-                compiled.search(tried, partial=True, timeout=_TRIAL_S)
+            run = word * (_TRIAL_CHARACTERS // len(word))
+            for text in (run, begins + run, f"{run}\0{ends}", f"{begins}{run}\0{ends}"):
+                compiled.search(text, timeout=_TRIAL_S)
+                compiled.search(text, partial=True, timeout=_TRIAL_S)
     except TimeoutError:
         return False
     return True

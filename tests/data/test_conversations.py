@@ -142,6 +142,60 @@ def test_personal_data_is_replaced_wherever_it_is(run, tmp_path):
     assert not untouched.personal_data
 
 
+def test_personal_data_in_calls_results_and_reasoning_is_replaced_and_json_stays_json(run, tmp_path):
+    secret, phone, card = "jane.roe@corp-mail.com", 2122368537, 4111111111111111
+    arguments = {"to": secret, f"of {secret}": None, "phone": phone, "card": card, "in": [f"a\n{secret}"], "n": 5}
+    call = {"id": "c1", "type": "function", "function": {"name": "mail", "arguments": json.dumps(arguments)}}
+    messages = [
+        user("Write."),
+        assistant(None, thinking=f"To {secret}.", tool_calls=[call]),
+        turn("tool", json.dumps({"phone": phone, "n": 5}), tool_call_id="c1"),
+        assistant("Done."),
+    ]
+    tools = [{"type": "function", "function": {"name": "mail", "description": f"Ask {secret}"}}]
+    path = write_jsonl(tmp_path / "a.jsonl", {"messages": messages, "tools": tools})
+    summary, folder = run({"path": path}, pii=["email", "phone", "card"], pii_regions=["US"])
+    (row,) = rows_of(folder)
+    _, called, result, _ = row["messages"]
+    assert called["reasoning_content"] == "To email@example.com."
+    assert json.loads(called["tool_calls"][0]["function"]["arguments"]) == {
+        "to": "email@example.com",
+        "of email@example.com": None,
+        "phone": 5555550100,
+        "card": 0,
+        "in": ["a\nemail@example.com"],
+        "n": 5,
+    }
+    assert json.loads(result["content"]) == {"phone": 5555550100, "n": 5}
+    assert json.loads(row["tools"])[0]["function"]["description"] == "Ask email@example.com"
+    assert summary.personal_data == {"email": 5, "phone": 2, "card": 1}
+    assert not any(secret.encode() in file.read_bytes() for file in folder.rglob("*.*"))
+    _, folder = run({"path": path})
+    assert rows_of(folder)[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == json.dumps(arguments)
+
+
+def test_the_same_calls_with_other_ids_are_the_same_conversation(run, tmp_path):
+    def says(identifier, zone="UTC", thought="So."):
+        call = CALL | {"id": identifier, "function": {"name": "time", "arguments": {"zone": zone}}}
+        result = turn("tool", "12:00", tool_call_id=identifier)
+        return {"messages": [user(), assistant(None, thinking=thought, tool_calls=[call]), result, assistant()]}
+
+    rows = [says("a"), says("b"), says("c", zone="CET"), says("d", thought="Else.")]
+    summary, _ = run({"path": write_jsonl(tmp_path / "a.jsonl", *rows)})
+    assert (summary.kept["train"], summary.removed) == (3, {"duplicate": 1})
+
+
+@pytest.mark.parametrize("place", ["arguments", "reasoning_content"])
+def test_what_is_called_and_thought_is_kept_out_too_if_it_is_in_an_evaluation_set(run, tmp_path, place):
+    question = "How many apples does Anna have after she gave two to Tom"
+    call = CALL | {"function": {"name": "ask", "arguments": {"of": [f"Say:\n{question}?"]}}}
+    answer = assistant(None, tool_calls=[call]) if place == "arguments" else assistant(reasoning_content=question)
+    held_out = write_jsonl(tmp_path / "test.jsonl", {"question": question})
+    path = write_jsonl(tmp_path / "a.jsonl", {"messages": [user(), answer]}, {"messages": [user(), assistant()]})
+    summary, _ = run({"path": path}, evaluation_sets=[EvaluationSet(name="apples", path=str(held_out))])
+    assert (summary.kept["train"], summary.removed) == (1, {"contaminated": 1})
+
+
 def test_what_overlaps_with_an_evaluation_set_is_kept_out(run, tmp_path):
     question = "How many apples does Anna have after she gave two to Tom"
     rows = [{"question": f"Tell me. {question}?", "answer": "5"}, {"question": "And how many apples?", "answer": "6"}]

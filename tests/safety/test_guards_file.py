@@ -31,17 +31,17 @@ def judge(monkeypatch):
 
 
 def answer(guards, *parts):
-    """What comes out part by part, whether it was blocked, and the findings."""
+    """What comes out part by part, what the guard says that has blocked it, and the findings."""
 
     async def body():
         stream = guards.answer()
         outputs = []
         for part in parts:
             outputs.append(await stream.push(part))
-            if stream.blocked:
+            if stream.message is not None:
                 break
         outputs.append(await stream.finish())
-        return outputs, stream.blocked, stream.findings
+        return outputs, stream.message, stream.findings
 
     return asyncio.run(body())
 
@@ -55,9 +55,9 @@ CLASSIFIER = "{type: classifier, model: m, label: toxic, action: block, message:
 
 def test_the_default_redacts_answers_and_flags_prompts():
     guards = load_guards("default")
-    outputs, blocked, findings = answer(guards, "Write to jane@gm", "ail.com, sh1t", "! Bye")
+    outputs, message, findings = answer(guards, "Write to jane@gm", "ail.com, sh1t", "! Bye")
     assert "".join(outputs) == "Write to [email], ***! Bye"
-    assert not blocked
+    assert message is None
     assert [finding.categories for finding in findings] == [("obscene",), ("email",)]
     verdict = prompt(guards, "what is shit in French?", "my mail is jane@gmail.com")
     assert verdict.texts == ["what is shit in French?", "my mail is jane@gmail.com"]
@@ -74,14 +74,24 @@ def test_a_replacement_of_ones_own(load):
 def test_a_block_says_its_message(load):
     guards = load("- {type: lexicon, action: block, message: No., name: words}")
     assert answer(guards, "One two. Oh sh", "it. More", "unseen") == (
-        ["One two. Oh ", "\n\nNo.", ""],
-        True,
+        ["One two. Oh ", "", ""],
+        "No.",
         [Finding("words", "answer", "block", ("obscene",))],
     )
-    assert answer(guards, "shit. ")[0] == ["No.", ""]
+    assert answer(guards, "shit. ")[:2] == (["", ""], "No.")
     verdict = prompt(guards, "fine", "shit")
     assert verdict.message == "No."
     assert verdict.findings == [Finding("words", "prompt", "block", ("obscene",))]
+
+
+def test_what_must_stay_as_it_is_blocks_in_place_of_being_redacted(load):
+    guards = load("- {type: lexicon, action: redact, name: words}")
+    fine = asyncio.run(guards.prompt(["oh shit", "fine"], ["get_weather"]))
+    assert (fine.texts, fine.message) == (["oh ***", "fine"], None)
+    blocked = asyncio.run(guards.prompt(["fine"], ["get_weather", "shit"]))
+    assert blocked.message == "I cannot help with that."
+    assert blocked.findings == [Finding("words", "prompt", "block", ("obscene",))]
+    assert asyncio.run(guards.calls(["shit"], [])).findings == [Finding("words", "answer", "redact", ("obscene",))]
 
 
 def test_a_guard_looks_only_where_it_applies(load):
@@ -97,10 +107,10 @@ def test_a_guard_looks_only_where_it_applies(load):
 
 def test_guards_after_a_block_see_what_is_left(load, judge):
     guards = load(f"- {{type: lexicon, action: block, message: Words.}}\n- {CLASSIFIER}}}")
-    assert answer(guards, "this is fine, ", "shit. ")[0] == ["", "this is fine, \n\nWords.", ""]
-    assert answer(guards, "this is bad, ", "shit. ")[0] == ["", "No.", ""]
+    assert answer(guards, "this is fine, ", "shit. ")[:2] == (["", "this is fine, ", ""], "Words.")
+    assert answer(guards, "this is bad, ", "shit. ")[:2] == (["", "", ""], "No.")
     guards = load(f"- {CLASSIFIER}, release: sentence}}\n- {{type: lexicon, action: redact}}")
-    assert answer(guards, "Oh shit. Then bad. ", "x", "y")[0] == ["Oh ***. ", "\n\nNo.", ""]
+    assert answer(guards, "Oh shit. Then bad. ", "x", "y")[:2] == (["Oh ***. ", "", ""], "No.")
 
 
 def test_a_classifier_holds_all_unless_it_may_go_by_sentences(load, judge):

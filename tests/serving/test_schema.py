@@ -8,12 +8,13 @@ from schemathesis.checks import CHECKS, load_all_checks
 
 from tests.serving.conftest import MODEL, ScriptedEngine, running
 
-_GENERATING = [("POST", "/v1/chat/completions"), ("POST", "/v1/completions")]
+_GENERATING = [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses")]
 # A request that the schema allows may still be refused: two fields exclude each other, or it is too long.
 _NOT_PROMISED = ("positive_data_acceptance",)
 _OPERATIONS = (
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
     ("POST", "/v1/feedback"),
     ("GET", "/v1/feedback/settings"),
     ("GET", "/v1/models"),

@@ -72,6 +72,7 @@ ANSWERS = [
     ],
     # Reasoning.
     (THINKING, f"<think>\nIf a < b\n\n</think>\n\nSo.\n{call()}", ("So.", "If a < b", [READ])),
+    (THINKING, "<think>a << b\n<</think>c", ("c", "a << b\n<", [])),
     (THINKING, "<think>never closed </thin", ("", "never closed </thin", [])),
     (THINKING, "Text with <think> in it</think>", ("Text with <think> in it</think>", "", [])),
     # Other styles.

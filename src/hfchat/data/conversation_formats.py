@@ -6,7 +6,7 @@ An example has TRL's columns for its kind of dataset (`trl/data_utils.py`), and 
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -189,7 +189,7 @@ class _RowReader:
             example["tools"] = tools
             self._note_unknown_calls(example, tools)
 
-    def _note_unknown_calls(self, example: Example, tools: list[dict[str, Any]]) -> None:
+    def _note_unknown_calls(self, example: Example, tools: Sequence[Mapping[str, object]]) -> None:
         functions = [tool.get("function") for tool in tools]
         names = {function.get("name") for function in functions if isinstance(function, dict)}
         calls = itertools.chain.from_iterable(turn.get("tool_calls", ()) for turn in all_messages(example))

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from tqdm.auto import tqdm
 
-from hfchat.evaluation.model import EvaluatedModel, Loss
+from hfchat.evaluation.model import EvaluatedModel, Loss, Reply
 from hfchat.evaluation.records import append_records, read_records, write_records
 from hfchat.evaluation.task import Example, Record, Task
 from hfchat.processes import launched
@@ -26,12 +26,14 @@ class Asked:
         stop: Texts that end an answer.
         losses: Whether the likelihood of each of its `targets` is measured.
         windows: Window and stride, if its only target is a text of any length, see `EvaluatedModel.text_losses`.
+        project_template: See `EvaluatedModel.answer_chats`.
     """
 
     max_new_tokens: int = 0
     stop: Sequence[str] = ()
     losses: bool = False
     windows: tuple[int, int] | None = None
+    project_template: bool = False
 
 
 class AskingTask(Task):
@@ -51,6 +53,8 @@ class AskingTask(Task):
 
 def check(model: EvaluatedModel, example: Example, asked: Asked) -> int:
     """Refuse what a model cannot read, and give its length, see `EvaluatedModel.check`."""
+    if example.chat is not None:
+        return model.check_chat(example.chat, asked.max_new_tokens, asked.project_template, example.place)
     targets = example.targets if asked.losses else ()
     return model.check(example.prompt, targets, asked.max_new_tokens, example.place)
 
@@ -208,11 +212,7 @@ def _ask(
     """The records of a batch, by index; those that are known are made complete."""
     chosen = [examples[index] for index in indices]
     started = time.perf_counter()
-    answers = (
-        model.answer([one.prompt for one in chosen], asked.max_new_tokens, asked.stop)
-        if asked.max_new_tokens
-        else None
-    )
+    answers = _answers(model, chosen, asked) if asked.max_new_tokens else None
     seconds = (time.perf_counter() - started) / len(chosen)
     losses = _losses(model, chosen, asked)
     records = []
@@ -221,7 +221,9 @@ def _ask(
         record.seconds = seconds
         if answers is not None:
             answer = answers[position]
-            record.answer, record.answer_tokens, record.ended = answer.text, answer.tokens, answer.ended
+            record.calls = [{"name": call.name or "", "arguments": call.arguments} for call in answer.calls]
+            record.answer, record.answer_tokens = with_calls(answer.text, record.calls), answer.tokens
+            record.ended = answer.ended
         elif index in known:
             record = known[index]
         measured = list(islice(losses, len(one.targets)))
@@ -231,6 +233,19 @@ def _ask(
             record.info["lost"] = lost[0]
         records.append(record)
     return records
+
+
+def _answers(model: EvaluatedModel, examples: Sequence[Example], asked: Asked) -> list[Reply]:
+    """What the model says to each; the examples of a task are all chats, or none is."""
+    chats = [one.chat for one in examples if one.chat is not None]
+    if chats:
+        return model.answer_chats(chats, asked.max_new_tokens, asked.project_template)
+    return model.answer([one.prompt for one in examples], asked.max_new_tokens, asked.stop)
+
+
+def with_calls(text: str, calls: Sequence[Mapping[str, str]]) -> str:
+    """A text, and below it a line for each call, `get_weather({"city": "Oslo"})`."""
+    return "\n".join([*([text] if text else []), *(f"{call['name']}({call['arguments']})" for call in calls)])
 
 
 def _record(index: int, one: Example) -> Record:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hfchat.chat import Chat
 from hfchat.engines.child import ChildServer
 from hfchat.engines.choice import choose
 from hfchat.engines.dialect import Chunk, EngineFailureError, TokenRequest
@@ -117,6 +118,24 @@ class EngineModel(LocalModel):
         with self._one_at_a_time:
             rows = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         return [self.continue_ids(ids, max_new_tokens, stop) for ids in rows]
+
+    def check_chat(self, chat: Chat, max_new_tokens: int, project_template: bool, place: str) -> int:
+        length = super().check_chat(chat, max_new_tokens, project_template, place)
+        self._longest = max(self._longest, length)
+        return length
+
+    def answer_chats(self, chats: Sequence[Chat], max_new_tokens: int, project_template: bool) -> list[Reply]:
+        replies = []
+        for chat in chats:
+            with self._one_at_a_time:
+                reader = self.reader(project_template)
+                ids = reader.encode(chat)
+                grammar = reader.grammar(chat, ids)
+            reply = self.continue_ids(ids, max_new_tokens, grammar=grammar, kept=reader.kept)
+            with self._one_at_a_time:
+                text, calls = reader.read(chat, ids, reply.text)
+            replies.append(replace(reply, text=text, calls=calls))
+        return replies
 
     def continue_ids(
         self,

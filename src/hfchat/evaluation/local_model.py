@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hfchat.chat import Chat
 from hfchat.chat_template import check_chat_template, fingerprint
 from hfchat.errors import UserError
+from hfchat.evaluation.chats import ChatReader, GrammarMask
 from hfchat.evaluation.encoding import encode_prompt, encode_target, what_is_lost
 from hfchat.evaluation.model import EvaluatedModel, Loss, Prompt, Reply
 from hfchat.evaluation.perplexity import continuation_losses, text_losses
-from hfchat.generation import generate_answers, set_greedy
+from hfchat.generation import generate_answers, load_generation_config, set_greedy, stop_token_ids
 from hfchat.lineage import Ancestor, ancestry, describe
 from hfchat.models import load_config, load_model, load_tokenizer, resolve
 from hfchat.results import COMPUTED_BY, ModelIdentity
+from hfchat.structured.masks import GrammarCompiler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +50,7 @@ class LocalModel(EvaluatedModel):
         self._allow_mismatch = allow_template_mismatch
         self._template_is_right = False  # once it was checked
         self._model: PreTrainedModel | None = None
+        self._readers: dict[bool, ChatReader] = {}
 
     @property
     def is_adapter(self) -> bool:
@@ -116,14 +120,22 @@ class LocalModel(EvaluatedModel):
         return getattr(self._config.get_text_config(), "max_position_embeddings", None)
 
     def check(self, prompt: Prompt, targets: Sequence[str], max_new_tokens: int, place: str) -> int:
-        if not isinstance(prompt, str) and not self._template_is_right:
-            # First by itself: a folder without a template need not have a configuration.
-            check_chat_template(self.tokenizer, allow_mismatch=self._allow_mismatch)
-            check_chat_template(self.tokenizer, self._config, allow_mismatch=self._allow_mismatch)
-            self._template_is_right = True
+        if not isinstance(prompt, str):
+            self._check_template()
         length = len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens
         for target in targets:
             length = max(length, sum(map(len, encode_target(self.tokenizer, prompt, target, place))))
+        return self._fitting(length, place)
+
+    def _check_template(self) -> None:
+        if self._template_is_right:
+            return
+        # First by itself: a folder without a template need not have a configuration.
+        check_chat_template(self.tokenizer, allow_mismatch=self._allow_mismatch)
+        check_chat_template(self.tokenizer, self._config, allow_mismatch=self._allow_mismatch)
+        self._template_is_right = True
+
+    def _fitting(self, length: int, place: str) -> int:
         if self.context is not None and length > self.context:
             raise UserError(
                 f"{place}: its prompt and answer take {length} tokens, but {self.path} reads {self.context}; "
@@ -139,8 +151,46 @@ class LocalModel(EvaluatedModel):
     def _read(self, ids: list[int], stop: Sequence[str]) -> Reply:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         cuts = [position for part in stop if (position := text.find(part)) >= 0]
-        ended = bool(cuts) or ids[-1] in self.model.generation_config.eos_token_id
-        return Reply(text[: min(cuts, default=None)], len(ids), ended)
+        return Reply(text[: min(cuts, default=None)], len(ids), bool(cuts) or self._ended(ids))
+
+    def _ended(self, ids: list[int]) -> bool:
+        return ids[-1] in self.model.generation_config.eos_token_id
+
+    def reader(self, project_template: bool) -> ChatReader:
+        """What encodes chats and reads the answers."""
+        if project_template not in self._readers:
+            self._readers[project_template] = ChatReader(self.tokenizer, project_template)
+        return self._readers[project_template]
+
+    def refusal_of_chats(self, chats: Sequence[Chat], project_template: bool) -> str | None:
+        return self.reader(project_template).refusal(chats)
+
+    def check_chat(self, chat: Chat, max_new_tokens: int, project_template: bool, place: str) -> int:
+        self._check_template()
+        return self._fitting(len(self.reader(project_template).encode(chat)) + max_new_tokens, place)
+
+    def answer_chats(self, chats: Sequence[Chat], max_new_tokens: int, project_template: bool) -> list[Reply]:
+        reader = self.reader(project_template)
+        prompts = [reader.encode(chat) for chat in chats]
+        grammars = [reader.grammar(chat, ids) for chat, ids in zip(chats, prompts, strict=True)]
+        set_greedy(self.model, reader.tokenizer, max_new_tokens)
+        bound = any(grammar is not None for grammar in grammars)
+        longest = max(map(len, prompts))
+        masks = [GrammarMask(self._grammars, grammars, longest, self._ends)] if bound else []
+        answers = generate_answers(self.model, prompts, masks)
+        replies = []
+        for chat, prompt, ids in zip(chats, prompts, answers, strict=True):
+            text, calls = reader.read(chat, prompt, reader.decode(ids))
+            replies.append(Reply(text, len(ids), self._ended(ids), calls))
+        return replies
+
+    @cached_property
+    def _ends(self) -> set[int]:
+        return stop_token_ids(load_generation_config(self.base), self.tokenizer)
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer, self.model.get_output_embeddings().out_features, self._ends)
 
     def losses(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Loss]:
         pairs = [

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hfchat.chat import CallPart, Chat
 from hfchat.lineage import Ancestor
 from hfchat.results import ModelIdentity
 
@@ -17,11 +18,13 @@ class Reply:
         text: Without special tokens.
         tokens: How many, the end-of-turn token included.
         ended: Whether the model ended it itself, before `max_new_tokens`; None where that is not known.
+        calls: The tool calls, each of them whole, which are no part of `text`.
     """
 
     text: str
     tokens: int
     ended: bool | None
+    calls: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,26 @@ class EvaluatedModel:
             prompts: Messages, or texts to continue.
             max_new_tokens: Longest answer.
             stop: Texts that end an answer, and are no part of it.
+        """
+        raise NotImplementedError
+
+    def refusal_of_chats(self, chats: Sequence[Chat], project_template: bool) -> str | None:
+        """Say why it cannot be asked what `answer_chats` would ask it; None if it can."""
+        raise NotImplementedError
+
+    def check_chat(self, chat: Chat, max_new_tokens: int, project_template: bool, place: str) -> int:
+        """As `check`, of a chat."""
+        raise NotImplementedError
+
+    def answer_chats(self, chats: Sequence[Chat], max_new_tokens: int, project_template: bool) -> list[Reply]:
+        """Answer each chat greedily, with calls where it has tools.
+
+        What an answer may be is bound where the chat binds it: by strict functions, `tool_choice`, `response_format`.
+
+        Args:
+            chats: What is asked.
+            max_new_tokens: Longest answer.
+            project_template: Ask with the project's chat template where the model's own writes no tools.
         """
         raise NotImplementedError
 

@@ -1,9 +1,11 @@
 """A model behind a URL: any server that speaks the OpenAI API."""
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from hfchat.chat import CallPart, Chat, Json
 from hfchat.errors import UserError
 from hfchat.evaluation.model import EvaluatedModel, Loss, Prompt, Reply
 from hfchat.results import COMPUTED_BY, ModelIdentity
@@ -54,6 +56,35 @@ class RemoteModel(EvaluatedModel):
 
         return list(map(ask, prompts))
 
+    def refusal_of_chats(self, chats: Sequence[Chat], project_template: bool) -> str | None:
+        return (
+            "a server has its chat template, and `project_template` cannot give it another"
+            if project_template
+            else None
+        )
+
+    def check_chat(self, chat: Chat, max_new_tokens: int, project_template: bool, place: str) -> int:
+        return 0
+
+    def answer_chats(self, chats: Sequence[Chat], max_new_tokens: int, project_template: bool) -> list[Reply]:
+        return [self._answer_chat(chat, max_new_tokens) for chat in chats]
+
+    def _answer_chat(self, asked: Chat, max_new_tokens: int) -> Reply:
+        options: dict[str, Any] = {}
+        if asked.tools:
+            options = {"tools": list(asked.tools), "tool_choice": asked.tool_choice}
+        if asked.response_format is not None:
+            options["response_format"] = asked.response_format
+        messages = [_as_sent(message) for message in asked.messages]
+        completion = chat(self._client, self._model_name, messages, max_new_tokens, **options)
+        choice, usage = completion.choices[0], completion.usage
+        calls = tuple(
+            CallPart(index, call.function.name, call.function.arguments)
+            for index, call in enumerate(choice.message.tool_calls or ())
+        )
+        tokens = usage.completion_tokens if usage else 0
+        return Reply(choice.message.content or "", tokens, choice.finish_reason != "length", calls)
+
     def losses(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Loss]:
         raise UserError(f"{self.path}: the OpenAI API gives no likelihoods of given texts; leave the model out")
 
@@ -84,15 +115,33 @@ def only_model(client: Any, url: str) -> str:
     return names[0]
 
 
-def chat(client: Any, model: str, prompt: Prompt, max_new_tokens: int, stop: Sequence[str] = ()) -> Any:
-    """One completion at temperature 0.
+def _as_sent(message: Json) -> Json:
+    """A message as the API has it: the arguments of calls are JSON in a text."""
+    if not message.get("tool_calls"):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    written = [{**one, "arguments": json.dumps(one["arguments"], ensure_ascii=False)} for one in functions]
+    calls = [{**call, "function": one} for call, one in zip(message["tool_calls"], written, strict=True)]
+    return {**message, "tool_calls": calls}
+
+
+def chat(
+    client: Any,
+    model: str,
+    prompt: Prompt | Sequence[Json],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """One completion at temperature 0; `options` are further fields of the request.
 
     Raises:
         UserError: If the server does not give one.
     """
     import openai
 
-    options = {"stop": list(stop)} if stop else {}
+    if stop:
+        options["stop"] = list(stop)
     try:
         return client.chat.completions.create(
             model=model, messages=prompt, max_tokens=max_new_tokens, temperature=0, **options

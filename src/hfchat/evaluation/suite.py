@@ -41,6 +41,8 @@ _KINDS = {
     "refusal": "hfchat.evaluation.tasks.refusal:Refusal",
     "preferences": "hfchat.evaluation.tasks.preferences:Preferences",
     "judge": "hfchat.evaluation.tasks.judge:Judge",
+    "tools": "hfchat.evaluation.tasks.tools:Tools",
+    "json": "hfchat.evaluation.tasks.json_answers:JsonAnswers",
 }
 
 

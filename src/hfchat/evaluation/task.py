@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hfchat.chat import Chat
 from hfchat.dataset import load_split
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
 from hfchat.evaluation.model import EvaluatedModel, Prompt
@@ -28,6 +29,7 @@ class Example:
         group: For a table by groups, such as a category of bias.
         info: Anything else of the row that its record should carry, as JSON.
         place: Where it stands, for messages: `"data.jsonl (validation) row 3"`, counted from 1.
+        chat: What is asked in place of `prompt`, with tools or the format of the answer; `prompt` shows it as text.
     """
 
     prompt: Prompt
@@ -36,6 +38,7 @@ class Example:
     group: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
+    chat: Chat | None = None
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Record:
     Attributes:
         index: Position of the example in the task, from 0.
         prompt: As in `Example`, and so are `references`, `targets`, `group` and `info`.
-        answer: What the model said; None where nothing was generated.
+        answer: What the model said; None where nothing was generated. Calls stand at its end, a line each.
+        calls: The tool calls in it, `{"name", "arguments"}` each; the arguments are JSON in a text.
         answer_tokens: Its length, the end-of-turn token included.
         ended: Whether the model ended the turn itself, before `max_new_tokens`.
         losses: Negative log-likelihood of each target, in nats.
@@ -61,6 +65,7 @@ class Record:
     group: str | None = None
     info: dict[str, Any] = field(default_factory=dict)
     answer: str | None = None
+    calls: list[dict[str, str]] = field(default_factory=list)
     answer_tokens: int = 0
     ended: bool | None = None
     losses: list[float] = field(default_factory=list)

@@ -34,6 +34,7 @@ class Turn(TypedDict):
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
     tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 class GuardFinding(TypedDict):

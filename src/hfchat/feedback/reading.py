@@ -238,7 +238,9 @@ def _schema() -> "pyarrow.Schema":
     number, share = pa.int64(), pa.float64()
     function = pa.struct({"name": text, "arguments": text})
     calls = pa.list_(pa.struct({"id": text, "type": text, "function": function}))
-    message = dict.fromkeys(("role", "content", "reasoning_content", "tool_call_id"), text) | {"tool_calls": calls}
+    message = dict.fromkeys(("role", "content", "reasoning_content", "tool_call_id", "name"), text) | {
+        "tool_calls": calls
+    }
     finding = {"guard": text, "place": text, "action": text, "categories": texts}
     sampling = {
         "max_tokens": number,

@@ -146,6 +146,17 @@ class Store:
                     raise OtherPromptError
             return self._replace(session, opinion, answer, discarded, one_of_key)
 
+    def tools_of(self, answer_id: str, choice: int, api_key: str) -> list[Json] | None:
+        """The tools that a model was offered for an answer; None for one that is not there, or another API key's.
+
+        Raises:
+            StoreError: If it cannot be read.
+        """
+        answer = sa.and_(AnswerRow.answer_id == answer_id, AnswerRow.choice == choice, AnswerRow.api_key == api_key)
+        found = sa.select(ConversationRow.tools).join(AnswerRow, AnswerRow.answer_id == ConversationRow.answer_id)
+        with _as_store_error(), Session(self.engine.execution_options(reads=True)) as session:
+            return session.scalars(found.where(answer)).one_or_none()
+
     def delete_user(self, user: str, api_key: str | None = None) -> Counts:
         """Delete what a user asked and was answered, and what they said about any answer.
 

@@ -103,7 +103,7 @@ def _messages(value: Any) -> list[Any]:
 
 def _written(row: TrainingRow) -> TrainingRow:
     """The row as a file holds it: tools, and the arguments of calls that are not JSON yet, are JSON in a text."""
-    columns = {column: [_written_turn(turn) for turn in value] for column, value in row.items() if _messages(value)}
+    columns = {column: [_written_turn(turn) for turn in _messages(value)] for column, value in row.items() if value}
     tools = parse_tools(row.get("tools"))
     return row | columns | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {})
 

@@ -58,12 +58,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class PromptVerdict:
-    """What the guards decided about a prompt.
+class Verdict:
+    """What the guards decided about a prompt, or about tool calls.
 
     Attributes:
         texts: Its texts, without what was redacted.
-        message: What to answer in place of the model; None if the model may answer.
+        message: What to answer in its place; None if it is let through.
         findings: In the order of the guards.
     """
 
@@ -105,22 +105,35 @@ class Guards:
         """Whether an answer may come out different from the model's."""
         return any(guard.action != "flag" for guard in self._at("answer"))
 
-    async def prompt(self, texts: Sequence[str]) -> PromptVerdict:
+    async def prompt(self, texts: Sequence[str], names: Sequence[str] = ()) -> Verdict:
         """The verdict on the texts of a prompt, each by itself.
+
+        Args:
+            texts: What may be redacted.
+            names: What must stay as it is, such as names of functions. A guard that would redact one blocks it.
 
         Raises:
             GuardError: If a guard cannot decide.
         """
-        texts, findings = list(texts), []
-        for guard in self._at("prompt"):
-            streams = [guard.stream() for _ in texts]
-            outcome = await asyncio.gather(*(one.whole(text) for one, text in zip(streams, texts, strict=True)))
+        return await self._verdict("prompt", texts, names)
+
+    async def calls(self, texts: Sequence[str], names: Sequence[str]) -> Verdict:
+        """As `prompt`, on the texts in the tool calls of an answer."""
+        return await self._verdict("answer", texts, names)
+
+    async def _verdict(self, place: Place, texts: Sequence[str], names: Sequence[str]) -> Verdict:
+        findings: list[Finding] = []
+        for guard in self._at(place):
+            given = [*texts, *names]
+            streams = [guard.stream() for _ in given]
+            outcome = await asyncio.gather(*(one.whole(text) for one, text in zip(streams, given, strict=True)))
             found = list(chain.from_iterable(stream.found for stream in streams))
-            findings += _finding(guard, "prompt", found)
-            if any(stream.blocked for stream in streams):
-                return PromptVerdict(texts, guard.message, findings)
-            texts = list(outcome)
-        return PromptVerdict(texts, None, findings)
+            is_blocked = any(stream.blocked for stream in streams) or outcome[len(texts) :] != list(names)
+            findings += _finding(guard, place, found, "block" if is_blocked else guard.action)
+            if is_blocked:
+                return Verdict(list(texts), guard.message, findings)
+            texts = outcome[: len(texts)]
+        return Verdict(list(texts), None, findings)
 
     def answer(self) -> "AnswerStream":
         """A stream for one answer."""
@@ -135,16 +148,15 @@ class Guards:
 
 
 class AnswerStream:
-    """An answer on its way through all guards. However it is cut into parts, the same text comes out.
+    """A text of an answer on its way through all guards. However it is cut into parts, the same text comes out.
 
     Attributes:
-        blocked: Whether a guard has ended it; the guard's message was its last part.
+        message: What the guard says that has ended the text; None while none has.
     """
 
     def __init__(self, guards: Sequence[Guard]):
-        self.blocked = False
+        self.message: str | None = None
         self._guards = [(guard, guard.stream()) for guard in guards]
-        self._begun = False
 
     async def push(self, text: str) -> str:
         """What can be given out now.
@@ -155,30 +167,26 @@ class AnswerStream:
         return await self._pass(text, is_last=False)
 
     async def finish(self) -> str:
-        """The rest, when the answer is whole. Nothing after a block."""
-        return "" if self.blocked else await self._pass("", is_last=True)
+        """The rest, when the text is whole. Nothing after a block."""
+        return "" if self.message is not None else await self._pass("", is_last=True)
 
     @property
     def findings(self) -> list[Finding]:
         """So far, in the order of the guards."""
-        return list(chain.from_iterable(_finding(guard, "answer", stream.found) for guard, stream in self._guards))
+        found = [_finding(guard, "answer", stream.found, guard.action) for guard, stream in self._guards]
+        return list(chain.from_iterable(found))
 
     async def _pass(self, text: str, is_last: bool) -> str:
-        message = None
         for guard, stream in self._guards:
             text = await stream.push(text)
             if is_last and not stream.blocked:
                 text += await stream.finish()
             if stream.blocked:  # for the guards after it, the text ends here; their message would come before its own
-                message, is_last = guard.message, True
-        self._begun = self._begun or bool(text)
-        if message is not None:
-            self.blocked = True
-            text += f"\n\n{message}" if self._begun else message
+                self.message, is_last = guard.message, True
         return text
 
 
-def _finding(guard: Guard, place: Place, found: Sequence[str]) -> list[Finding]:
+def _finding(guard: Guard, place: Place, found: Sequence[str], action: Action) -> list[Finding]:
     if not found:
         return []
-    return [Finding(guard.name or guard.type, place, guard.action, tuple(dict.fromkeys(found)))]
+    return [Finding(guard.name or guard.type, place, action, tuple(dict.fromkeys(found)))]

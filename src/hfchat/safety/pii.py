@@ -1,5 +1,6 @@
 """Personal data in text: email and IP addresses, phone and payment card numbers, found and replaced."""
 
+import bisect
 import functools
 import ipaddress
 import json
@@ -73,6 +74,9 @@ _ISSUED = re.compile(
 )
 
 
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
 @dataclass(frozen=True)
 class Match:
     """Personal data in a text.
@@ -129,38 +133,40 @@ class PII:
         As the guards do, it sees through invisible characters and full-width ones. In a text that has been replaced,
         nothing is found.
         """
-        seen = fold_invisible(text)
-        matches = [
-            Match(one.kind, seen.original(one.start), seen.original(one.end), one.text) for one in self.find(seen.text)
-        ]
-        return _substitute(text, matches, _replacement), Counter(match.kind for match in matches)
+        return self._replaced(text, _replacement)
 
     def replace_in_json(self, text: str) -> tuple[str, Counter[str]]:
         """As `replace`, but a text that is JSON stays JSON: it is replaced in its keys and values.
 
-        What is found in a number becomes another number: a phone number 5555550100, a card's 0.
+        A number becomes another number: that of a phone 5555550100, that of a card 0.
         """
-        replaced, found = self.replace(text)
         value = _json(text) if text[:1] in ("{", "[") else None
         if value is None:
-            return replaced, found
-        found = Counter()
+            return self.replace(text)
+        # In each text of it first, where nothing is escaped, ...
+        found: Counter[str] = Counter()
         value = self._replace_in(value, found)
-        return (json.dumps(value, ensure_ascii=False), found) if found else (text, found)
+        written = json.dumps(value, ensure_ascii=False) if found else text
+        # ... then in the whole, where a key says that the number beside it is a phone's.
+        replaced, more = self._replaced(written, _replacement_in(written))
+        return (replaced, found + more) if _json(replaced) is not None else (written, found)
 
     def _replace_in(self, value: object, found: Counter[str]) -> object:
         if isinstance(value, str):
             value, more = self.replace_in_json(value)
             found.update(more)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            written, more = self.replace(str(value))
-            found.update(more)
-            return int("".join(filter(str.isdecimal, written)) or 0) if more else value
         elif isinstance(value, list):
             return [self._replace_in(item, found) for item in value]
         elif isinstance(value, dict):
             return {self._replace_in(key, found): self._replace_in(item, found) for key, item in value.items()}
         return value
+
+    def _replaced(self, text: str, by: Callable[[Match], str]) -> tuple[str, Counter[str]]:
+        seen = fold_invisible(text)
+        matches = [
+            Match(one.kind, seen.original(one.start), seen.original(one.end), one.text) for one in self.find(seen.text)
+        ]
+        return _substitute(text, matches, by), Counter(match.kind for match in matches)
 
     def _find_once(self, text: str) -> list[Match]:
         found = list(chain.from_iterable(self._of_kind(kind, text) for kind in self.kinds))
@@ -181,6 +187,19 @@ def luhn(digits: str) -> bool:
     """Whether the last digit checks the others (ISO/IEC 7812-1, annex B)."""
     doubled = (int(digit) * 2 if position % 2 else int(digit) for position, digit in enumerate(reversed(digits)))
     return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
+
+
+def _replacement_in(text: str) -> Callable[[Match], str]:
+    """The replacements in a text that is JSON: of a number outside its strings, the digits alone."""
+    strings = [found.span() for found in _JSON_STRING.finditer(text)]
+
+    def replacement(match: Match) -> str:
+        before = bisect.bisect(strings, (match.start, len(text))) - 1
+        if before >= 0 and match.start < strings[before][1]:
+            return _replacement(match)
+        return str(int("".join(filter(str.isdecimal, _replacement(match)))))
+
+    return replacement
 
 
 def _json(text: str) -> object:

@@ -7,15 +7,16 @@ and where white space may be anything, a model that is not sure writes white spa
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal
 
 from hfchat.chat import Chat, Function, Json
 from hfchat.response_template import CallForm, ResponseStyle
 from hfchat.structured.schemas import GrammarError, honoured
 
-__all__ = ["GrammarError", "Thinking", "answer_grammar", "json_grammar", "special_tokens"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["GrammarError", "Thinking", "answer_grammar", "bound_schemas", "json_grammar", "special_tokens"]
 
 Thinking = Literal["open", "may", "no"]
 _MOST_CALLS = 128  # of an answer, as many as a message of the history may have
@@ -25,7 +26,7 @@ _SCHEMA_FIELD = "response_format.json_schema.schema"
 _COMPOSED = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "additionalProperties"}
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     """The special tokens of a tokenizer with their ids: what a grammar cannot write as text."""
     return {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
 
@@ -65,24 +66,45 @@ def answer_grammar(
 
     # One of these at a time: calls alone, JSON, JSON or calls, text that may end in calls.
     writer = _Writer(specials or {})
-    if functions and (must_call or strict or schema is not None):
+    schemas = bound_schemas(chat)
+    if functions:
         form = None if style is None else style.call_form
         if form is None:
-            raise GrammarError(
-                "it is not known how the calls of this model are written, so none can be forced", _blamed(chat)
-            )
-        writer.add_calls(form, _calls(chat, functions, form), chat.parallel_tool_calls)
+            problem = "it is not known how the calls of this model are written, so none can be forced"
+            raise GrammarError(problem, _blamed(chat))
+        calls = [
+            f'{_head(function.name, form)} {_json(*bound)} "}}"'
+            for function, bound in zip(functions, schemas, strict=False)
+        ]
+        writer.add_calls(form, calls, chat.parallel_tool_calls)
     if must_call:
         answer = "forced_calls"
     elif schema is not None:
-        is_object = chat.response_format is not None and chat.response_format["type"] == "json_object"
-        writer.rules["answer_json"] = _json(schema, "response_format" if is_object else _SCHEMA_FIELD)
+        writer.rules["answer_json"] = _json(*schemas[-1])
         answer = "answer_json | forced_calls" if functions else "answer_json"
     else:
         answer = "text_and_calls"
     anchors = None if style is None else style.thinking
     writer.add_start(answer, anchors, "no" if anchors is None else thinking)
     return _lark(writer.rules)
+
+
+def bound_schemas(chat: Chat) -> list[tuple[Json, str]]:
+    """The schemas that bind an answer, each with its field: those of the functions' arguments, and of the answer.
+
+    Raises:
+        GrammarError: If the arguments of a function are no object.
+    """
+    numbers = {tool["function"]["name"]: number for number, tool in enumerate(chat.tools)}
+    schemas = []
+    for function in chat.functions:
+        field = f"tools[{numbers[function.name]}].function.parameters"
+        follows = chat.must_call or function.strict
+        schemas.append((_arguments(function, field) if follows else {"type": "object"}, field))
+    if chat.answer_schema is not None:
+        is_object = chat.response_format is not None and chat.response_format["type"] == "json_object"
+        schemas.append((chat.answer_schema, "response_format" if is_object else _SCHEMA_FIELD))
+    return schemas
 
 
 def _blamed(chat: Chat) -> str:
@@ -95,27 +117,13 @@ def _blamed(chat: Chat) -> str:
     return f"tools[{first}].function.strict"
 
 
-def _calls(chat: Chat, functions: Sequence[Function], form: CallForm) -> list[str]:
-    """What a call of each function is, as Lark."""
-    places = {tool["function"]["name"]: number for number, tool in enumerate(chat.tools)}
-    return [
-        f"{_head(function.name, form)} "
-        + _json(
-            _arguments(function, places[function.name]) if chat.must_call or function.strict else {"type": "object"},
-            f"tools[{places[function.name]}].function.parameters",
-        )
-        + ' "}"'
-        for function in functions
-    ]
-
-
 def _head(name: str, form: CallForm) -> str:
     """A call up to its arguments, cut where JSON is cut into lexemes: an answer may be another object instead."""
     pieces = ["{", json.dumps(form.name_key), ": ", json.dumps(name), ", ", json.dumps(form.arguments_key), ": "]
     return " ".join(map(_text, pieces))
 
 
-def _arguments(function: Function, number: int) -> Json:
+def _arguments(function: Function, field: str) -> Json:
     """The schema of a function's arguments, which are an object in any case.
 
     Where the schema says nothing of further ones there are none: a function has no use for them.
@@ -123,7 +131,7 @@ def _arguments(function: Function, number: int) -> Json:
     schema = function.parameters or {}
     types = schema.get("type", "object")
     if types != "object" and not (isinstance(types, list) and "object" in types):
-        raise GrammarError("the arguments of a function are an object", f"tools[{number}].function.parameters.type")
+        raise GrammarError("the arguments of a function are an object", f"{field}.type")
     closed = {} if schema.keys() & _COMPOSED or not schema.get("properties") else {"additionalProperties": False}
     return {**schema, "type": "object", **closed}
 

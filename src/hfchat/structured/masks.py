@@ -7,14 +7,14 @@ from functools import cache
 
 import numpy as np
 import torch
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 from transformers import PreTrainedTokenizerFast
 
+from hfchat.structured.limits import LIMITS, first_line
+
 _COMPILED = 64  # grammars that are kept; one of a large schema takes some megabytes
-# A mask that takes longer than these let it ends its request: the thread that makes it generates for all.
-LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=100_000, verbose_errors=False)
 
 
 class MatcherError(Exception):
@@ -144,11 +144,6 @@ def allowed_next(matchers: Sequence[Matcher]) -> list[torch.Tensor | MatcherErro
 def _executor() -> LLExecutor:
     """Threads that make masks, for the whole process."""
     return LLExecutor()
-
-
-def first_line(message: str) -> str:
-    """llguidance's message without the grammar that it shows below."""
-    return message.strip().split("\n")[0][:300]
 
 
 def _words(vocabulary: int) -> int:

@@ -8,7 +8,7 @@ first for the places of calls, of which it keeps the text as it is, and then for
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import regex
 
@@ -61,7 +61,7 @@ class AnswerParser:
         self._functions = {function.name: function for function in functions}
         self._calls = 0
         self._held: str | None = None  # white space after a call, dropped unless text follows
-        self._in_text = False  # as far as the parser has read, and it holds nothing back
+        self._plain: Literal["text", "reasoning"] | None = None  # what it is at, if the parser holds nothing back
         self._marks = frozenset(style.marks if style else "")
         self._template: Mapping[str, Any] = style.template if style else {"fields": {}}
         splitting = _splitting(self._template, bool(self._functions))
@@ -78,10 +78,14 @@ class AnswerParser:
             return Parsed()
         # White space at the end may belong to a call. Where there is none, the parser need not see plain text.
         is_plain = bool(self._marks) and self._marks.isdisjoint(text) and not text[-1].isspace()
-        if self._in_text and is_plain:
-            return Parsed(text)
+        if is_plain and self._plain is not None:
+            return Parsed(text) if self._plain == "text" else Parsed(reasoning=text)
         parsed = self._read(self._parser.feed(text))
-        self._in_text = is_plain and parsed.text.endswith(text)
+        self._plain = None
+        if is_plain and parsed.text.endswith(text):
+            self._plain = "text"
+        elif is_plain and parsed.reasoning.endswith(text):
+            self._plain = "reasoning"
         return parsed
 
     def finish(self) -> Parsed:

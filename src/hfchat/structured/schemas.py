@@ -8,7 +8,7 @@ Keywords that only tell a reader something are left out, and so are definitions 
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hfchat.chat import Json
@@ -71,6 +71,22 @@ _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4"
 # Rust's regular expressions read these in another way than ECMAScript's, which JSON Schema means.
 _OTHER_IN_RUST = re.compile(r"\\[AzZ<>]|\\b\{|\(\?[a-zA-Z]*x|\[[^\]\\]*(?:\\.[^\]\\]*)*(?:&&|--|~~|\[)")
 
+_PARTS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?[^:)]*[:)]?|\{(?P<least>\d+)(?:,(?P<most>\d*))?\}|.", re.DOTALL)
+_TYPES = {"null", "boolean", "integer", "number", "string", "array", "object"}
+
+
+def _are_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+_TAKES: dict[str, Callable[[Any], bool]] = {
+    "type": lambda value: set([value] if isinstance(value, str) else value if _are_strings(value) else [""]) <= _TYPES,
+    "required": _are_strings,
+    "pattern": lambda value: isinstance(value, str),
+    "format": lambda value: isinstance(value, str),
+    "enum": lambda value: isinstance(value, list) and bool(value),
+}
+
 
 class GrammarError(ValueError):
     """An answer cannot be bound to this. The message says why.
@@ -112,9 +128,7 @@ class _Reader:
         draft = root.get("$schema", "http://json-schema.org/draft/2020-12/schema")
         known = _DRAFTS.fullmatch(draft) if isinstance(draft, str) else None
         if known is None:
-            raise self._error(
-                "", f"$schema is {json.dumps(draft)[:100]}; known are the drafts 4, 6, 7, 2019-09, 2020-12"
-            )
+            raise self._error("", f"$schema is {_shown(draft)}; known are the drafts 4, 6, 7, 2019-09, 2020-12")
         self._old = known[1].startswith(_OLD_DRAFTS)
 
     def read(self) -> Json:
@@ -144,7 +158,7 @@ class _Reader:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
-            raise self._error(place, f"a schema is an object, true or false, not {json.dumps(schema)[:100]}")
+            raise self._error(place, f"a schema is an object, true or false, not {_shown(schema)}")
         if place and "$id" in schema and not schema.keys() <= _ANNOTATIONS:
             raise self._error(place, "$id is honoured at the root of a schema only; take it out")
         result: dict[str, Any] = {}
@@ -181,6 +195,8 @@ class _Reader:
             raise self._error(place, f"the keyword {keyword[:100]!r} cannot be honoured; take it out")
 
         # The values of `enum` and `const`, and what is plain.
+        if keyword in _TAKES and not _TAKES[keyword](value):
+            raise self._error(below, f"it is {_shown(value)}, which the keyword does not take")
         for inner, depth in _values(value):
             self._count(inner, below, level + depth)
             if isinstance(inner, int) and abs(inner) > _EXACT:
@@ -188,7 +204,7 @@ class _Reader:
                     below, f"the number {str(inner)[:40]} is beyond 2**53 and cannot be honoured exactly"
                 )
         if keyword == "pattern":
-            self._check_pattern(self._of_type(value, str, below), below)
+            self._check_pattern(value, below)
         return value
 
     def _counted(self, items: Any, place: str) -> Iterator[tuple[str, object]]:
@@ -201,14 +217,14 @@ class _Reader:
 
     def _of_type(self, value: Any, type_: type, place: str) -> Any:
         if not isinstance(value, type_):
-            raise self._error(place, f"it is {json.dumps(value)[:100]}, which the keyword does not take")
+            raise self._error(place, f"it is {_shown(value)}, which the keyword does not take")
         return value
 
     def _number(self, keyword: str, value: object, place: str) -> object:
         if isinstance(value, bool) and keyword.startswith("exclusive"):
             return value  # as draft 4 has it
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _EXACT:
-            raise self._error(place, f"it is {json.dumps(value)[:100]}, and not a number up to 2**53")
+            raise self._error(place, f"it is {_shown(value)}, and not a number up to 2**53")
         if keyword in _COUNTS:
             if value < 0 or value != int(value) or value > _MOST_REPEATS:
                 raise self._error(place, f"it is {value}, and not an integer from 0 to {_MOST_REPEATS}")
@@ -217,31 +233,30 @@ class _Reader:
 
     def _check_pattern(self, pattern: str, place: str) -> None:
         if _OTHER_IN_RUST.search(pattern):
-            raise self._error(
-                place, f"the regular expression {pattern[:100]!r} cannot be honoured as ECMAScript reads it"
-            )
+            problem = f"the regular expression {pattern[:100]!r} cannot be honoured as ECMAScript reads it"
+            raise self._error(place, problem)
+        if _written_out(pattern) > _MOST_REPEATS:
+            problem = f"the regular expression {pattern[:100]!r} has more than {_MOST_REPEATS} parts with its repeats"
+            raise self._error(place, problem)
 
     def _check_together(self, schema: Json, place: str) -> None:
         """Refuse what llguidance leaves out because of what stands beside it."""
         form = schema.get("format")
         if form is not None and (form not in _FORMATS or "string" not in _types(schema)):
             kind = "a string " if "string" in _types(schema) else "another type "
-            raise self._error(place, f"the format {json.dumps(form)[:100]} of {kind}cannot be honoured; take it out")
+            raise self._error(place, f"the format {_shown(form)} of {kind}cannot be honoured; take it out")
         if "additionalItems" in schema and not isinstance(schema.get("items"), list):
             raise self._error(place, "additionalItems means nothing without an array of items; take it out")
         if "prefixItems" in schema and (self._old or isinstance(schema.get("items"), list)):
             raise self._error(place, "prefixItems is of draft 2020-12, and this schema is of an older one")
         # A key beyond `properties` may be written twice, and then counts only once.
         least = schema.get("minProperties", 0)
-        required = schema.get("required", [])
-        if least > 1 and (not isinstance(required, list) or least > len(required)):
+        if least > 1 and least > len(schema.get("required", [])):
             raise self._error(place, "minProperties above 1 cannot be honoured, unless as many are required")
 
     def _reference(self, reference: object, place: str) -> str:
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            problem = (
-                f"the reference {json.dumps(reference)[:100]} leads out of the schema; only #/... can be followed"
-            )
+            problem = f"the reference {_shown(reference)} leads out of the schema; only #/... can be followed"
             raise self._error(place, problem)
         return f"#/$defs/{self._names.setdefault(reference, str(len(self._names)))}"
 
@@ -254,6 +269,33 @@ class _Reader:
             except (KeyError, IndexError, ValueError, TypeError):
                 raise self._error("", f"the reference {reference[:100]!r} leads nowhere") from None
         return target
+
+
+def _shown(value: object) -> str:
+    """A value in a message, which may be of any size and depth."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, int) and abs(value) > _EXACT:
+        return "a number beyond 2**53"
+    return json.dumps(value[:100] if isinstance(value, str) else value)
+
+
+def _written_out(pattern: str) -> int:
+    """How many characters and classes a regular expression has when its repeats are written out, about."""
+    sizes, last = [0], 0  # of the groups that are open; of what a repeat would stand behind
+    for part in _PARTS.finditer(pattern):
+        if part[0].startswith("("):
+            sizes.append(0)
+        elif part[0] == ")" and len(sizes) > 1:
+            last = sizes.pop()
+            sizes[-1] += last
+        elif part["least"]:
+            times = max(int((part["most"] or part["least"])[:9]), 1)
+            sizes[-1] += last * (times - 1)
+            last *= times
+        elif part[0] not in "*+?":
+            sizes[-1], last = sizes[-1] + 1, 1
+    return sum(sizes)
 
 
 def _unquoted(step: str) -> str:

@@ -166,19 +166,7 @@ def supervise(
     schema = dataset.features.arrow_schema
 
     def tokenize(row: Mapping[str, Any], index: int) -> dict[str, list[int] | int]:
-        place = f"dataset_name {dataset_name}: row {index}"
-        row = as_before_arrow(row, schema)
-        check_learned(row["messages"], place, ROLES_WITH_TOOLS)
-        turns = [turn for turn in row["messages"] if turn["role"] == "assistant" and turn.get("weight") != 0]
-        ids, supervised = supervise_conversation(tokenizer, row["messages"], tools_of(row, place) or None)
-        learned = _without_weight_0(supervised, row["messages"], place)
-        pairs = zip(ids, learned, strict=True)
-        return {
-            "input_ids": ids,
-            "labels": [id if is_learned else IGNORE for id, is_learned in pairs],
-            "calls": sum(len(turn.get("tool_calls") or ()) for turn in turns),
-            "thoughts": sum(bool((turn.get("reasoning_content") or "").strip()) for turn in turns),
-        }
+        return _tokenize(as_before_arrow(row, schema), tokenizer, f"dataset_name {dataset_name}: row {index}")
 
     # Whole conversations only.
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
@@ -199,8 +187,33 @@ def supervise(
         thoughts=sum(thoughts),
         telling=kinds.index(max(kinds)) if any(kinds) else None,
     )
-    # Templates that teach nothing, or never to stop.
-    if supervision.supervised_tokens == 0:
+    _check_teaches(labels, tokenizer)
+    return kept, supervision
+
+
+def _tokenize(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", place: str) -> dict[str, list[int] | int]:
+    """The tokens and labels of a conversation; how many calls and how many turns with reasoning are learned of it."""
+    check_learned(row["messages"], place, ROLES_WITH_TOOLS)
+    ids, supervised = supervise_conversation(tokenizer, row["messages"], tools_of(row, place) or None)
+    learned = _without_weight_0(supervised, row["messages"], place)
+    pairs = zip(ids, learned, strict=True)
+    turns = [turn for turn in row["messages"] if turn["role"] == "assistant" and turn.get("weight") != 0]
+    return {
+        "input_ids": ids,
+        "labels": [id if is_learned else IGNORE for id, is_learned in pairs],
+        "calls": sum(len(turn.get("tool_calls") or ()) for turn in turns),
+        "thoughts": sum(bool((turn.get("reasoning_content") or "").strip()) for turn in turns),
+    }
+
+
+def _check_teaches(labels: list[list[int]], tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a template that teaches nothing, or never to stop.
+
+    Args:
+        labels: What is supervised of each conversation.
+        tokenizer: With the template.
+    """
+    if not any(labels):
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template marks no supervised tokens, so nothing would be learned; "
             "put {% generation %} and {% endgeneration %} around the assistant's text, or use the project's template"
@@ -210,11 +223,14 @@ def supervise(
             f"{tokenizer.name_or_path}: the end-of-turn token {tokenizer.eos_token} gets no loss, so the model would "
             "never learn to stop; put it inside the template's {% generation %} marks"
         )
-    return kept, supervision
 
 
-def tools_of(row: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
-    """The tools of a row; none if it has no such column."""
+def tools_of(row: Mapping[str, object], place: str) -> Sequence[Mapping[str, object]]:
+    """The tools of a row; none if it has no such column.
+
+    Raises:
+        UserError: If the column holds something else; the message begins with `place`.
+    """
     try:
         return parse_tools(row.get("tools"))
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Feedback through the real endpoint: what is stored, what is not, and what is refused."""
 
 import asyncio
+import json
 import re
 import time
 from datetime import UTC, datetime, timedelta
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
+from hfchat.chat import CallPart
 from hfchat.errors import UserError
 from hfchat.feedback.database import open_database
 from hfchat.feedback.exchange import Exchange
@@ -15,9 +17,11 @@ from hfchat.feedback.reading import rows
 from hfchat.feedback.store import Store
 from hfchat.safety.guards_file import load_guards
 from hfchat.serving.collecting import feedback
+from hfchat.serving.engines.engine import Piece
 from hfchat.serving.http.auth import ApiKeys, hash_key
 from hfchat.serving.openai.requests import FeedbackRequest
 from hfchat.serving.settings import ServerSettings
+from hfchat.structured import validity
 from tests.serving.conftest import MODEL, ScriptedEngine, running
 
 
@@ -72,6 +76,143 @@ def test_feedback_is_stored_with_the_conversation(served, database):
     assert [one["id"] for one in rated["feedback"]] == [body["id"]]
     metrics = served.http.get("/metrics").text
     assert 'hfchat_feedback_total{rating="down",version="none"} 1.0' in metrics
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "pattern": "^[A-Z]"}, "days": {"type": "integer"}},
+    "required": ["city"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": "Of a city.", "parameters": CITY}},
+    {"type": "function", "function": {"name": "time"}},
+]
+HISTORY = [
+    {"role": "user", "content": "Rome or Oslo?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "call_1", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": "18"},
+]
+CALLING = [Piece("", 1, reasoning="Now "), Piece("Let me see.", 1, reasoning="Oslo.")]
+CALLING += [Piece("", 1, calls=(CallPart(0, "weather", '{"city": '), CallPart(0, None, '"Paris"}'))), Piece("", 1)]
+
+
+def corrected(*calls, content=None):
+    return {"content": content, "tool_calls": [{"function": {"name": n, "arguments": a}} for n, a in calls]}
+
+
+@pytest.fixture(scope="module")
+def calling(tmp_path_factory):
+    """A server whose model calls a function, the path of its database, and the id of an answer."""
+    database = str(tmp_path_factory.mktemp("calls") / "feedback.db")
+    with running(ScriptedEngine(CALLING, "tool_calls"), feedback=database) as served:
+        answer = served.chat(messages=HISTORY, tools=TOOLS, tool_choice="required", top_k=5).json()
+        yield served, database, answer["id"]
+
+
+def test_tools_and_calls_are_stored_with_the_conversation(calling):
+    served, database, answer_id = calling
+    right = corrected(("weather", '{"days": 1, "city": "Oslo"}'), ("time", {"any": [None]}), content="Wait.")
+    said = say(served, answer_id, rating="down", correction=right).json()
+    written = [call["function"] for call in said["correction"]["tool_calls"]]
+    assert written == [
+        {"name": "weather", "arguments": '{"days": 1, "city": "Oslo"}'},
+        {"name": "time", "arguments": '{"any": [null]}'},
+    ]
+    row = stored(database)[answer_id, 0]
+    assert json.loads(row["tools"]) == TOOLS
+    assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "tool"]
+    assert row["messages"][1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
+    assert row["messages"][2]["tool_call_id"] == row["messages"][1]["tool_calls"][0]["id"] == "call_1"
+    assert (row["answer"], row["reasoning"], row["finish_reason"]) == ("Let me see.", "Now Oslo.", "tool_calls")
+    assert row["tool_calls"] == [
+        {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    ]
+    assert row["sampling"].items() >= {"top_k": 5, "tool_choice": "required"}.items()
+    [opinion] = row["feedback"]
+    assert opinion["correction"] == "Wait."
+    assert [call["function"] for call in opinion["corrected_calls"]] == written
+
+
+HANGS = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+
+
+@pytest.mark.parametrize(
+    ("call", "param", "words"),
+    [
+        (("wether", "{}"), "name", "wether is no function that the conversation offers; those are weather, time"),
+        (("weather", "{}"), "arguments", "the schema of weather: 'city' is a required property"),
+        (("weather", '{"city": "oslo"}'), "arguments", "['city']: 'oslo' does not match"),
+        (("weather", {"city": "Oslo", "days": "1"}), "arguments", "['days']: '1' is not of type 'integer'"),
+        (("weather", "{city}"), "arguments", "Input should be a JSON object in a string"),
+        (("weather", "[1]"), "arguments", "Input should be a JSON object in a string"),
+        (("weather", '{"city": NaN}'), "arguments", "Input should be a JSON object in a string"),
+    ],
+)
+def test_a_corrected_call_must_be_one_that_the_tools_allow(calling, call, param, words):
+    served, _, answer_id = calling
+    refused = say(served, answer_id, correction=corrected(("time", "{}"), call))
+    assert error_of(refused) == (400, None, f"correction.tool_calls[1].function.{param}")
+    assert words in refused.json()["error"]["message"]
+
+
+def test_a_schema_that_hangs_a_validator_is_given_up(calling, monkeypatch):
+    served, _, _ = calling
+    monkeypatch.setattr(validity, "_TIME_LIMIT_S", 0.5)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": HANGS}}]
+    answer_id = served.chat(tools=tools).json()["id"]
+    refused = say(served, answer_id, correction=corrected(("f", {"a": "a" * 50 + "b"})))
+    assert error_of(refused) == (400, None, "correction.tool_calls[0].function.arguments")
+    assert "takes more than 0.5 s to check" in refused.json()["error"]["message"]
+    assert say(served, answer_id, correction=corrected(("f", {"a": "aa"}))).status_code == 200
+
+
+def test_what_is_no_correction_is_refused(calling):
+    served, _, answer_id = calling
+    for correction, param in (
+        ({}, "correction"),
+        ({"content": "", "tool_calls": []}, "correction"),
+        ({"text": "x"}, "correction.text"),
+        ({"tool_calls": [{"function": {"name": "time"}}]}, "correction.tool_calls[0].function.arguments"),
+    ):
+        refused = say(served, answer_id, correction=correction).json()["error"]
+        assert refused["param"] == param, refused
+    without_tools = served.chat().json()["id"]
+    refused = say(served, without_tools, correction=corrected(("time", {}))).json()["error"]
+    assert "there were none" in refused["message"]
+    unknown = say(served, "chatcmpl-unknown", correction=corrected(("time", {})))
+    assert error_of(unknown) == (404, "answer_not_found", "answer_id")
+
+
+def test_the_tools_of_another_key_are_not_told(serve, tmp_path):
+    keys = ApiKeys({name: hash_key(name) for name in ("alice", "bob")})
+    settings = {"keys": keys, "feedback": str(tmp_path / "feedback.db")}
+    asked = serve(ScriptedEngine(CALLING, "tool_calls"), **settings)
+    asked.http.headers["Authorization"] = "Bearer alice"
+    answer_id = asked.chat(tools=TOOLS).json()["id"]
+    later = serve(ScriptedEngine(), **settings)  # knows of it by the database, once it is there
+    for served in (asked, later):
+        served.http.headers["Authorization"] = "Bearer bob"
+        refused = say(served, answer_id, correction=corrected(("guess", {})))
+        assert error_of(refused) == (404, "answer_not_found", "answer_id")
+        served.http.headers["Authorization"] = "Bearer alice"
+        refused = say(served, answer_id, correction=corrected(("guess", {})))
+        assert error_of(refused) == (400, None, "correction.tool_calls[0].function.name")
+        assert say(served, answer_id, correction=corrected(("time", {}))).status_code == 200
+
+
+def test_a_call_that_was_cut_is_kept_as_text(serve, tmp_path, eventually):
+    database = str(tmp_path / "feedback.db")
+    parts = (CallPart(0, "time", "{}"), CallPart(1, "weather", '{"city": "Pa'))
+    engine = ScriptedEngine([Piece("", 1, calls=parts), Piece("", 1)], "length")
+    serve(engine, feedback=database, keep_conversations=True).chat(tools=TOOLS)
+    eventually(lambda: stored(database))
+    [row] = stored(database).values()
+    assert [call["function"]["name"] for call in row["tool_calls"]] == ["time"]
+    assert row["answer"] == 'weather({"city": "Pa'
 
 
 def test_the_first_word_and_the_next_one(served, database):

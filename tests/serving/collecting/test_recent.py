@@ -38,6 +38,9 @@ def test_all_that_a_client_sent_is_counted():
         "user": "x" * 6_000,
         "findings": [{"guard": "x" * 6_000}],
         "messages": [{"role": "user", "content": "x" * 6_000}],
+        "tools": [{"type": "function", "function": {"parameters": {"enum": [[]] * 90}}}],
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": {"b": "x" * 6_000}}}}],
+        "reasoning": "x" * 6_000,
     }.items():
         recent = RecentAnswers(max_bytes=10_000)
         for number in range(3):

@@ -6,13 +6,14 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from hfchat.chat import Chat
+from hfchat.chat import CallPart, Chat
 from hfchat.serving.engines.engine import EngineError, Logprob, Piece, Sampling, TokenLogprobs
 from hfchat.serving.engines.upstream import Upstream, UpstreamBusyError, UpstreamError
 from hfchat.serving.openai.errors import ApiError
 from tests.servers.streams import DONE, chunk, event, says, stream_server, usage
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+HI = Chat(MESSAGES)
 PLAIN = Sampling(max_tokens=None)
 
 
@@ -27,18 +28,18 @@ async def upstream(script, api_key=None, model=None, **fields):
             await engine.stop()
 
 
-async def answer(engine, sampling=PLAIN, text=None):
-    prompt = await (engine.encode(Chat(MESSAGES)) if text is None else engine.encode_text(text))
+async def answer(engine, sampling=PLAIN, text=None, chat=HI):
+    prompt = await (engine.encode(chat) if text is None else engine.encode_text(text))
     assert prompt.tokens is None
     return [piece async for piece in engine.stream(prompt, sampling)]
 
 
-def ask(script, sampling=PLAIN, text=None, **fields):
+def ask(script, sampling=PLAIN, text=None, chat=HI, **fields):
     """The pieces of one answer, and the request that was made for it."""
 
     async def run():
         async with upstream(script, **fields) as (engine, server):
-            return await answer(engine, sampling, text), server.requests[-1]
+            return await answer(engine, sampling, text, chat), server.requests[-1]
 
     return asyncio.run(run())
 
@@ -75,7 +76,20 @@ def test_an_answer_comes_piece_by_piece_and_the_usage_with_its_end():
 
 
 def test_what_a_request_sets_is_sent():
-    sampling = Sampling(5, 0.0, 0.5, 3, 1.0, -1.0, 2, ("a", "b"))
+    sampling = Sampling(
+        max_tokens=5,
+        temperature=0.0,
+        top_p=0.5,
+        top_k=0,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        logit_bias={7: -100.0},
+        seed=3,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        logprobs=2,
+        stop=("a", "b"),
+    )
     _, request = ask(says("x"), sampling, api_key="secret", model="chosen")
     assert request.body == {
         "model": "chosen",
@@ -85,6 +99,10 @@ def test_what_a_request_sets_is_sent():
         "max_tokens": 5,
         "temperature": 0.0,
         "top_p": 0.5,
+        "top_k": 0,
+        "min_p": 0.25,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"7": -100.0},
         "seed": 3,
         "presence_penalty": 1.0,
         "frequency_penalty": -1.0,
@@ -181,7 +199,14 @@ def test_upstreams_have_their_ways(name):
 
 @pytest.mark.parametrize(
     ("word", "reason"),
-    [("eos", "stop"), ("STOP", "stop"), ("end_turn", "stop"), ("MAX_TOKENS", "length"), ("model_length", "length")],
+    [
+        ("eos", "stop"),
+        ("STOP", "stop"),
+        ("end_turn", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+        ("tool_calls", "stop"),  # there are none
+    ],
 )
 def test_words_for_the_end(word, reason):
     pieces, _ = ask(packets(event(chunk("a")), event(chunk(finish_reason=word))))
@@ -239,11 +264,11 @@ def test_a_token_that_is_impossible_has_openais_number():
     assert pieces[0].logprobs[0].chosen.logprob == -9999.0
 
 
-def endless(text):
+def endless(text, **delta):
     async def script(request, send):
         await send.start()
         for _ in range(1000):
-            await send.send(event(chunk(text)) * 100)
+            await send.send(odd({"delta": delta or {"content": text}}) * 100)
 
     return script
 
@@ -295,7 +320,6 @@ def test_an_answer_that_has_its_end_is_whole_whatever_comes_then(monkeypatch):
         (packets(b"data: nonsense\n\n"), "not a chunk"),
         (packets(event([])), "not a chunk"),
         (packets(event({"choices": [{}]})), "not a chunk"),
-        (packets(event(chunk(finish_reason="tool_calls"))), "tool_calls"),
         (packets(*[b"x" * 262144] * 5), "more than"),
         (packets(event({"error": {"message": "out of memory", "type": "server_error"}})), "out of memory"),
         (packets(event({"object": "error", "message": "an older shape"})), "an older shape"),
@@ -455,6 +479,187 @@ def test_health_and_models():
                 await engine.ready()
 
     asyncio.run(run())
+
+
+# Tools, forms of answers, and reasoning
+
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("add", "now")]
+WITH_TOOLS = Chat(MESSAGES, tools=TOOLS)
+
+
+def test_what_the_answer_may_be_is_sent_as_openai_names_it():
+    named = {"type": "function", "function": {"name": "now"}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": None, "b": "é"}}}
+    history = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "Three."},
+    ]
+    chat = Chat(history, TOOLS, named, False, form, {"enable_thinking": True}, "none")
+    _, request = ask(says("x"), chat=chat)
+    written = {**call, "function": {"name": "add", "arguments": '{"a": null, "b": "é"}'}}
+    assert request.body == {
+        "model": "upstream-model",
+        "messages": [history[0], {**history[1], "content": None, "tool_calls": [written]}, *history[2:]],
+        "tools": TOOLS,
+        "tool_choice": named,
+        "parallel_tool_calls": False,
+        "response_format": form,
+        "reasoning_effort": "none",
+        "chat_template_kwargs": {"enable_thinking": True},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def test_what_a_request_leaves_open_is_not_sent():
+    _, request = ask(says("x"), chat=WITH_TOOLS)
+    assert request.body.keys() == {"model", "messages", "tools", "stream", "stream_options"}
+    _, request = ask(says("x"), chat=Chat(MESSAGES, tool_choice="none", parallel_tool_calls=False))
+    assert request.body.keys() == {"model", "messages", "stream", "stream_options"}
+
+
+def calls(*fragments, finish_reason=None, **delta):
+    return odd({"delta": {"tool_calls": list(fragments), **delta}, "finish_reason": finish_reason})
+
+
+def fragment(arguments=None, name=None, index=0, **fields):
+    function = {"name": name, "arguments": arguments}
+    return {"index": index, "function": {key: value for key, value in function.items() if value is not None}, **fields}
+
+
+ADD, NOW = CallPart(0, "add", '{"a": 1}', "c1"), CallPart(1, "now", "{}", "c2")
+CALLED = odd({"delta": {}, "finish_reason": "tool_calls"})
+FRAGMENTS = {
+    "as OpenAI does": [
+        calls(fragment("", "add", id="c1", type="function"), role="assistant", content=None),
+        calls(fragment('{"a"')),
+        calls(fragment(": 1}")),
+        calls(fragment("", "now", 1, id="c2", type="function")),
+        calls(fragment("{}", index=1)),
+    ],
+    "whole calls": [calls(fragment('{"a":1}', "add", id="c1"), fragment("{}", "now", 1, id="c2"))],
+    "names and ids again": [
+        calls(fragment('{"a"', "add", id="c1")),
+        calls(fragment(":1}", "add", id="c1")),
+        calls(fragment("{}", "now", 1, id="c2")),
+    ],
+    "no index": [
+        calls(fragment('{"a":', "add", None, id="c1")),
+        calls(fragment("1}", index=None)),
+        calls(fragment("{}", "now", None, id="c2")),
+    ],
+    "the same index": [calls(fragment('{"a":1}', "add", id="c1")), calls(fragment("{}", "now", id="c2"))],
+    "objects": [calls(fragment({"a": 1}, "add", id="c1"), fragment({}, "now", 1, id="c2"))],
+    "nothing for no arguments": [calls(fragment('{"a": 1}', "add", id="c1"), fragment("", "now", 1, id="c2"))],
+    "a name in parts": [
+        calls(fragment(None, "ad", id="c1")),
+        calls(fragment('{"a": 1}', "d")),
+        calls(fragment("{}", "now", 1, id="c2")),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_calls_are_handed_out_whole(name):
+    pieces, _ = ask(packets(*FRAGMENTS[name], CALLED, event(usage(7, 12)), DONE), chat=WITH_TOOLS)
+    assert [call for piece in pieces for call in piece.calls] == [ADD, NOW]
+    assert "".join(piece.text for piece in pieces) == ""
+    assert pieces[-1].finish_reason == "tool_calls"
+    assert sum(piece.tokens for piece in pieces) == 12
+
+
+def test_calls_without_ids_and_the_older_shape():
+    ended = odd({"delta": {}, "finish_reason": "stop"})
+    pieces, _ = ask(packets(calls(fragment("{}", "now"), content="Now:"), ended), chat=WITH_TOOLS)
+    assert (pieces[0].text, pieces[-1].calls) == ("Now:", (CallPart(0, "now", "{}"),))
+    assert pieces[-1].finish_reason == "tool_calls"
+    older = odd({"delta": {"function_call": {"name": "now", "arguments": "{}"}}, "finish_reason": "function_call"})
+    pieces, _ = ask(packets(older), chat=WITH_TOOLS)
+    assert (pieces[-1].calls, pieces[-1].finish_reason) == ((CallPart(0, "now", "{}"),), "tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("delete", '{"a":1}', '{"name": "delete", "arguments": {"a": 1}}'),
+        ("add", "[1]", '{"name": "add", "arguments": [1]}'),
+        ("add", '{"a": NaN}', '{"name": "add", "arguments": {"a": NaN}'),
+        ("add", '{"a": "\\ud83d"}', '{"name": "add", "arguments": {"a": "\\ud83d"}'),
+        ("add", "[" * 10_000, '{"name": "add", "arguments": ' + "[" * 10_000),
+        ("a\ud83dd", "{}", '{"name": "a\ufffdd", "arguments": {}}'),
+        ("", "{}", '{"name": "", "arguments": {}}'),
+    ],
+)
+def test_a_call_that_is_broken_or_was_not_offered_is_text(name, arguments, text):
+    sent = calls(fragment(arguments, name, id="c1"), fragment("{}", "now", 1, id="c2"))
+    pieces, _ = ask(packets(event(chunk("Well: ")), sent, CALLED), chat=WITH_TOOLS)
+    assert "".join(piece.text for piece in pieces) == "Well: " + text
+    assert [call for piece in pieces for call in piece.calls] == [CallPart(0, "now", "{}", "c2")]
+    pieces, _ = ask(packets(calls(fragment(arguments, name)), CALLED), chat=WITH_TOOLS)
+    assert (pieces[-1].text, pieces[-1].finish_reason) == (text, "stop")
+
+
+def test_a_call_that_is_cut_is_text():
+    cut = odd({"delta": {}, "finish_reason": "length"})
+    pieces, _ = ask(packets(calls(fragment('{"a": [1, "x', "add")), cut), chat=WITH_TOOLS)
+    assert (pieces[-1].text, pieces[-1].finish_reason) == ('{"name": "add", "arguments": {"a": [1, "x', "length")
+    # Whole ones before it are calls.
+    sent = calls(fragment("{}", "now"), fragment('{"a', "add", 1))
+    pieces, _ = ask(packets(sent, cut), chat=WITH_TOOLS)
+    assert [call.name for piece in pieces for call in piece.calls] == ["now"]
+    assert (pieces[-1].text, pieces[-1].finish_reason) == ('{"name": "add", "arguments": {"a', "length")
+
+
+@pytest.mark.parametrize("delta", [{"reasoning_content": "x" * 5000}, {"tool_calls": [fragment("x" * 5000, "add")]}])
+def test_calls_and_reasoning_count_as_parts_of_an_answer(delta, monkeypatch):
+    pieces, _ = ask(endless("", **delta), Sampling(5), chat=WITH_TOOLS)
+    assert pieces[-1].finish_reason == "length"
+    assert sum(piece.tokens for piece in pieces) == 5
+    assert sum(len(piece.text) + len(piece.reasoning) for piece in pieces) < 11_000
+    monkeypatch.setattr("hfchat.serving.engines.upstream_answer._MAX_CHARACTERS", 10_000)
+    with pytest.raises(UpstreamError, match="without an end"):
+        ask(endless("", **delta), chat=WITH_TOOLS)
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"reasoning_content": "h"}, {"reasoning_content": "m\ud83d"}, {"reasoning_content": "\ude00"}],
+        [{"reasoning": "hm"}, {"reasoning": "😀", "content": None}],
+        [{"reasoning": "hm😀", "reasoning_content": "hm😀"}],
+        [{"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]}, {"reasoning": "😀"}],
+        [{"content": [{"type": "thinking", "thinking": "hm😀"}]}],
+    ],
+)
+def test_reasoning_is_apart_from_the_text(deltas):
+    logprobs = {"content": [{"token": "a", "logprob": -1}]}
+    thought = [odd({"delta": delta, "logprobs": logprobs}) for delta in deltas]
+    pieces, _ = ask(packets(*thought, event(chunk("a", logprobs=logprobs)), END), Sampling(9, logprobs=0))
+    assert "".join(piece.reasoning for piece in pieces) == "hm😀"
+    assert "".join(piece.text for piece in pieces) == "a"
+    assert [token.chosen.token for piece in pieces for token in piece.logprobs] == ["a"]
+    assert sum(piece.tokens for piece in pieces) == len(deltas) + 1
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"tool_calls": {"name": "add"}},
+        {"tool_calls": [None]},
+        {"tool_calls": [{"function": "add"}]},
+        {"tool_calls": [fragment(5, "add")]},
+        {"tool_calls": [fragment("{}", ["add"])]},
+        {"tool_calls": [fragment("{}", "add", id=5)]},
+        {"reasoning_content": ["hm"]},
+        {"content": [{"type": "thinking", "thinking": [5]}]},
+    ],
+)
+def test_calls_and_reasoning_that_are_nonsense_are_a_failed_upstream(delta):
+    with pytest.raises(UpstreamError, match="not a chunk"):
+        ask(packets(odd({"delta": delta}), CALLED), chat=WITH_TOOLS)
 
 
 def test_urls():

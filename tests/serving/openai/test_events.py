@@ -24,6 +24,7 @@ def test_events_are_those_of_the_models(format_type, wants_logprobs, with_usage)
     logprobs = [(0, TokenLogprobs(Logprob("x", -1.0, b"x")))] if wants_logprobs else []
     parts = [Part(index, text) for text in TEXTS for index in (0, 1)]
     parts += [Part(0, "x", logprobs), Part(0, "more"), Part(1, "end", (), "stop"), Part(0, "", (), "length")]
+    parts += [Part(0, "x", reasoning="hm"), Part(1, "more")]
     exclude = None if with_usage else {"usage"}
     for number, part in enumerate(parts):
         chunks = format.chunks(IDENTITY, part, first=number < 2)

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from hfchat.serving.openai.requests import ChatCompletionRequest, CompletionRequest, FeedbackRequest
+from hfchat.serving.openai.responses_requests import ResponsesRequest
 
 MANY = 50_000
 MESSAGE = {"role": "user", "content": "Hi"}
@@ -15,6 +16,7 @@ FEEDBACK = {"answer_id": "chatcmpl-1", "rating": "up"}
 UNKNOWN = {f"unknown {i}": 1 for i in range(MANY)}
 TOOL = {"type": "function", "function": {"name": "a"}}
 DEEP = {"type": "function", "function": {"name": "a", "parameters": reduce(lambda inner, _: [inner], range(200), {})}}
+RESULT = {"type": "function_call_output", "call_id": "call_0"}
 PART = {"type": "text", "text": "a"}
 
 
@@ -56,6 +58,15 @@ BODIES = {
     "tool_calls: numbers": (ChatCompletionRequest, message(tool_calls=[1] * MANY)),
     "tool_calls: objects": (ChatCompletionRequest, message(tool_calls=[{}] * MANY)),
     "parameters: wide": (ChatCompletionRequest, CHAT | {"tools": [DEEP | {"wide": [[]] * 100_000}]}),
+    "input: numbers": (ResponsesRequest, {"model": "m", "input": [1] * MANY}),
+    "input: objects": (ResponsesRequest, {"model": "m", "input": [{}] * MANY}),
+    "input: too many": (ResponsesRequest, {"model": "m", "input": [MESSAGE] * MANY}),
+    "input: unknown fields": (ResponsesRequest, {"model": "m", "input": [MESSAGE | UNKNOWN]}),
+    "input: parts": (ResponsesRequest, {"model": "m", "input": [MESSAGE | {"content": [{}] * MANY}]}),
+    "output: parts": (ResponsesRequest, {"model": "m", "input": [RESULT | {"output": [1] * MANY}]}),
+    "summary": (ResponsesRequest, {"model": "m", "input": [{"type": "reasoning", "summary": [1] * MANY}]}),
+    "include": (ResponsesRequest, {"model": "m", "input": "Hi", "include": [1] * MANY}),
+    "text": (ResponsesRequest, {"model": "m", "input": "Hi", "text": UNKNOWN}),
     "feedback: unknown fields": (FeedbackRequest, FEEDBACK | UNKNOWN),
     "tags": (FeedbackRequest, FEEDBACK | {"tags": [1] * MANY}),
 }

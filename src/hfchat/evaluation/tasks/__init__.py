@@ -7,4 +7,6 @@
 - `continuations`: toxicity or regard of what follows matched prompts about groups of people.
 - `refusal`: what is refused, of requests that ought to be, and of harmless ones that only look so.
 - `judge`: what another model says of the answers of a task, in pairs or one by one.
+- `tools`: whether functions are called when they should be, by their names and with the right arguments.
+- `json`: whether answers are valid by their schemas, and their fields right.
 """

@@ -2,20 +2,23 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 
-from hfchat.feedback.exchange import Exchange, GuardFinding, Opinion, Turn
+from hfchat.feedback.exchange import Call, CalledFunction, Exchange, GuardFinding, Opinion, Turn
 from hfchat.feedback.store import NothingSaidError, OtherPromptError, Store, Stored, StoreError, UnknownAnswerError
+from hfchat.serving.collecting.corrections import check_corrected_calls, written_correction
 from hfchat.serving.collecting.recent import RecentAnswers
-from hfchat.serving.http.record import RecordOfRequest
+from hfchat.serving.engines.engine import Sampling
+from hfchat.serving.http.record import AnswerRecord, RecordOfRequest
 from hfchat.serving.openai.errors import ApiError, error_responses
 from hfchat.serving.openai.generation import Answers
 from hfchat.serving.openai.protocol import Feedback, FeedbackSettings
@@ -101,6 +104,8 @@ class Collector:
         # What is still in memory is stored with the opinion; the store has the rest, if anything.
         held = [exchange for key in named if (exchange := self._recent.find(*key)) is not None]
         try:
+            if opinion.corrected_calls:
+                await self._check_calls(opinion, self._recent.find(*named[0]))
             one_of_key = opinion.api_key not in self._trusted_keys
             return await self._in_thread(self._store.say, opinion, held, one_of_key)
         except UnknownAnswerError as error:
@@ -118,6 +123,16 @@ class Collector:
             _LOGGER.error("feedback could not be stored: %s", error)
             message = "The feedback could not be stored now. Please send it again later."
             raise ApiError(503, message, code="feedback_unavailable", headers={"Retry-After": "30"}) from error
+
+    async def _check_calls(self, opinion: Opinion, held: Exchange | None) -> None:
+        """Hold corrected calls against the tools of the conversation. An answer that is not known is refused later."""
+        if held is not None:
+            tools = held.tools if held.api_key == opinion.api_key else None
+        else:
+            named = (opinion.answer_id, opinion.choice, opinion.api_key)
+            tools = await self._in_thread(self._store.tools_of, *named)
+        if tools is not None:
+            await asyncio.to_thread(check_corrected_calls, opinion.corrected_calls, tools)
 
     def _keep(self, exchanges: list[Exchange]) -> None:
         try:
@@ -214,12 +229,14 @@ class FeedbackHandler:
         if self._collector is None:
             message = "This server takes no feedback: it was started without --feedback."
             raise ApiError(404, message, code="feedback_disabled")
-        fields = request.model_dump() | {"tags": tuple(request.tags), "user": request.user or ""}
-        stored = await self._collector.say(Opinion(**fields, api_key=api_key or ""))
+        said = request.model_dump() | {"tags": tuple(request.tags), "user": request.user or ""}
+        said |= {"correction": request.corrected_text, "corrected_calls": tuple(request.corrected_calls)}
+        stored = await self._collector.say(Opinion(**said, api_key=api_key or ""))
         if stored.is_new and request.rating is not None:
             self._on_rating(request.rating, stored.model_version)
         # As it was stored, redacted.
         kept = asdict(stored.opinion) | {"tags": list(stored.opinion.tags), "user": request.user}
+        kept["correction"] = written_correction(stored.opinion)
         created = int(stored.created_at.timestamp())
         return Feedback(id=stored.id, created=created, replaces=stored.replaces, **kept)
 
@@ -245,15 +262,19 @@ def _exchanges(answers: Answers) -> list[Exchange]:
     # The exchanges share one list of messages: it may be long, and a request may have many answers.
     chat = answers.questions[0].source.chat  # a chat has one prompt
     assert chat is not None
-    messages = [Turn(role=message["role"], content=message["content"]) for message in chat.messages]
-    return [
-        Exchange(
+    messages = [cast("Turn", dict(message)) for message in chat.messages]
+    format = {"tool_choice": chat.tool_choice if chat.tools else None, "response_format": chat.response_format}
+    asked = format | {"reasoning_effort": chat.reasoning_effort}
+    exchanges = []
+    for job in answers.jobs:
+        calls, cut = _calls(job.record)
+        exchange = Exchange(
             answer_id=identity["id"],
             choice=job.index,
             created_at=datetime.fromtimestamp(identity["created"], UTC),
             model=identity["model"],
             messages=messages,
-            text=job.record.text,
+            text=job.record.text + cut,
             finish_reason=job.record.finish_reason,
             sampling={
                 "max_tokens": job.sampling.max_tokens,
@@ -263,15 +284,45 @@ def _exchanges(answers: Answers) -> list[Exchange]:
                 "presence_penalty": job.sampling.presence_penalty,
                 "frequency_penalty": job.sampling.frequency_penalty,
                 "stop": request.stops,
+                **_given(asked | _rarely_given(job.sampling)),
             },
             findings=findings,
             user=request.user or "",
             api_key=record.key_name or "",
             model_version=identity["system_fingerprint"],
             template_fingerprint=answers.version.engine.template_fingerprint,
+            tools=chat.tools,
+            tool_calls=calls,
+            reasoning=job.record.reasoning,
         )
-        for job in answers.jobs
-    ]
+        exchanges.append(exchange)
+    return exchanges
+
+
+def _rarely_given(sampling: Sampling) -> dict[str, object]:
+    biases = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    return {
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "logit_bias": biases or None,
+    }
+
+
+def _given(fields: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _calls(record: AnswerRecord) -> tuple[list[Call], str]:
+    """The calls of an answer, and what there is of one that was cut: its arguments are no JSON yet."""
+    calls: list[Call] = []
+    for call in record.calls:
+        try:
+            arguments = json.loads(call.arguments)
+        except ValueError:
+            return calls, f"{call.name}({call.arguments}"
+        calls.append(Call(type="function", function=CalledFunction(name=call.name or "", arguments=arguments)))
+    return calls, ""
 
 
 def _log_failure(writing: asyncio.Future) -> None:

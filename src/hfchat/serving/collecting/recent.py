@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from hfchat.feedback.exchange import Exchange
 
@@ -13,8 +13,8 @@ class RecentAnswers:
 
     Args:
         max_answers: At most so many.
-        max_bytes: At most so much of this process's memory for what clients can make long: the texts, and how they
-            were sampled (stop strings). A conversation is counted for each of its answers.
+        max_bytes: At most so much of this process's memory for what clients can make long: the texts, tools and calls,
+            and how they were sampled (stop strings). A conversation is counted for each of its answers.
         max_age_s: Seconds that an answer is held.
         clock: Seconds that never go back.
     """
@@ -61,6 +61,14 @@ class RecentAnswers:
 
 def _size(exchange: Exchange) -> int:
     """All that a client can make long. What else it holds is as short as a request's head or a model's name."""
-    texts = [exchange.text, exchange.user, exchange.model, *(message["content"] for message in exchange.messages)]
-    texts += [repr(exchange.sampling), repr(exchange.findings)]
-    return sum(map(sys.getsizeof, texts))
+    waiting: list[object] = [exchange.text, exchange.user, exchange.model, exchange.messages, exchange.tools]
+    waiting += [exchange.tool_calls, exchange.reasoning, exchange.sampling, exchange.findings]
+    size = 0
+    while waiting:  # JSON may be nested more deeply than calls
+        value = waiting.pop()
+        size += sys.getsizeof(value)
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return size

@@ -20,11 +20,11 @@ from hfchat.serving.engines.engine import CompleteSampling, EngineError, Piece, 
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.record import current_record
-from hfchat.structured.grammars import GrammarError, Thinking, answer_grammar, special_tokens
+from hfchat.structured.checking import GrammarChecker
+from hfchat.structured.grammars import GrammarError, Thinking
 from hfchat.structured.parsing import AnswerParser, begun_answer
 
-_Source = TypeVar("_Source")
-_Encoded = TypeVar("_Encoded")
+_Answer = TypeVar("_Answer")
 _PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
 
 
@@ -37,16 +37,36 @@ class TokenPrompt:
         grammar: What the answer may be, as llguidance's Lark grammars say it; None for any text.
         parser: Makes what takes the answer apart; None where all of it is text.
         kept: Special tokens whose text the parser must see.
+        calls_once: Whether the answer ends after one call.
     """
 
     ids: Sequence[int]
     grammar: str | None = None
     parser: Callable[[], AnswerParser] | None = None
     kept: frozenset[int] = frozenset()
+    calls_once: bool = False
 
     @property
     def tokens(self) -> int:
         return len(self.ids)
+
+
+class _Turns:
+    """A thread that waits for a process. The keys take turns, so that none fills it with long work."""
+
+    def __init__(self, name: str):
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._slots = Slots(1, sys.maxsize, extra=0)
+
+    async def run(self, size: int, ask: Callable[..., _Answer], *arguments: object) -> _Answer:
+        """The answer to a question; `size` is what it counts among those of its key."""
+        with closing(self._slots.reserve(1, current_record().key_name)) as turn:
+            async with turn.take():
+                turn.charge(size)
+                return await asyncio.get_running_loop().run_in_executor(self._thread, ask, *arguments)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Prompting:
@@ -90,11 +110,10 @@ class Prompting:
         self.context_length = context
         self.template_fingerprint = fingerprint(tokenizer)
         self.style = response_style(tokenizer)
-        self._specials = special_tokens(tokenizer)
         self._vocabulary = vocabulary
         self._encoder = ModelEncoder(tokenizer, vocabulary, context)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")  # waits for the encoder
-        self._turns = Slots(1, sys.maxsize, extra=0)  # the keys take turns
+        self._checker = GrammarChecker(tokenizer, vocabulary, ends)
+        self._encoding, self._checking = _Turns("encode"), _Turns("check")
 
     async def try_template(self) -> None:
         """Refuse a model whose chat template renders a greeting as nothing, or takes too much time or memory for it.
@@ -114,33 +133,34 @@ class Prompting:
     async def encode(self, chat: Chat) -> TokenPrompt:
         if chat.functions and (self.style is None or not self.style.has_calls):
             raise PromptError("it is not known how this model writes calls", "tools")
-        encoded = await self._encode(self._encoder.conversation, chat, size_of(chat))
-        return self._answerable(chat, encoded)
+        encoded = await self._encoding.run(size_of(chat), self._encoder.conversation, chat)
+        prompt_end = self.tokenizer.decode(encoded.ids[-_PROMPT_END:])
+        return self._answerable(chat, encoded.ids, prompt_end, await self._grammar(chat, encoded, prompt_end))
 
     async def encode_text(self, text: str | Sequence[int]) -> TokenPrompt:
-        return TokenPrompt(await self._encode(self._encoder.text, text, len(text)))
+        return TokenPrompt(await self._encoding.run(len(text), self._encoder.text, text))
 
-    async def _encode(self, encode: Callable[[_Source], _Encoded], source: _Source, size: int) -> _Encoded:
-        with closing(self._turns.reserve(1, current_record().key_name)) as turn:
-            async with turn.take():
-                turn.charge(size)
-                return await asyncio.get_running_loop().run_in_executor(self._thread, encode, source)
-
-    def _answerable(self, chat: Chat, encoded: EncodedChat) -> TokenPrompt:
-        """A prompt with what its answer may be, and how it is read."""
-        prompt_end = self.tokenizer.decode(encoded.ids[-_PROMPT_END:])
-        style, functions = self.style, chat.functions
+    async def _grammar(self, chat: Chat, encoded: EncodedChat, prompt_end: str) -> str | None:
+        """What the answer may be."""
+        if not chat.functions and chat.answer_schema is None:
+            return None
+        thinking = self._thinking(encoded, prompt_end)
         try:
-            grammar = answer_grammar(chat, style, self._thinking(encoded, prompt_end), self._specials)
+            return await self._checking.run(1, self._checker.grammar, chat, self.style, thinking)
         except GrammarError as error:
             raise PromptError(str(error), error.field) from error
+
+    def _answerable(self, chat: Chat, ids: Sequence[int], prompt_end: str, grammar: str | None) -> TokenPrompt:
+        """A prompt with what its answer may be, and how it is read."""
+        style, functions = self.style, chat.functions
         if style is None or not (functions or style.has_reasoning):
-            return TokenPrompt(encoded.ids, grammar)
+            return TokenPrompt(ids, grammar)
         return TokenPrompt(
-            encoded.ids,
+            ids,
             grammar,
             parser=lambda: AnswerParser(self.tokenizer, style, functions, prompt_end),
             kept=style.special_tokens(self.tokenizer, with_calls=bool(functions)),
+            calls_once=not chat.parallel_tool_calls,
         )
 
     def _thinking(self, encoded: EncodedChat, prompt_end: str) -> Thinking:
@@ -184,8 +204,9 @@ class Prompting:
         return CompleteSampling(**{**vars(self.sampling), **asked, "max_tokens": longest})
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._encoder.close()
+        for turns, asked in ((self._encoding, self._encoder), (self._checking, self._checker)):
+            turns.close()
+            asked.close()
 
 
 async def parsed(prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
@@ -202,13 +223,16 @@ async def parsed(prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGen
                 parts.append(parser.finish())
             calls = tuple(call for part in parts for call in part.calls)
             has_calls = has_calls or bool(calls)
+            is_over = has_calls and (prompt.calls_once or piece.finish_reason == "stop")
             yield replace(
                 piece,
                 text="".join(part.text for part in parts),
                 reasoning="".join(part.reasoning for part in parts),
-                calls=calls,
-                finish_reason="tool_calls" if has_calls and piece.finish_reason == "stop" else piece.finish_reason,
+                calls=calls[:1] if prompt.calls_once else calls,
+                finish_reason="tool_calls" if is_over else piece.finish_reason,
             )
+            if is_over:
+                return
 
 
 def ends_of(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:

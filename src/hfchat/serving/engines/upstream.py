@@ -1,6 +1,7 @@
 """An engine that is another server: anything that speaks OpenAI's API, such as vLLM, TGI, llama.cpp or hfchat."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from hfchat.chat import GREETING, Chat
+from hfchat.chat import GREETING, Chat, Json
 from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.sse import EventError
 from hfchat.serving.engines.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
@@ -55,10 +56,17 @@ class _DisconnectedError(UpstreamError):
 
 @dataclass(frozen=True)
 class UpstreamPrompt:
-    """A `Prompt` that only the upstream can count: the path to ask at, and the prompt's own field."""
+    """A `Prompt` that only the upstream can count.
+
+    Attributes:
+        path: Where to ask.
+        fields: Those of the request that say what is asked.
+        offered: Names of the functions that the answer may call.
+    """
 
     path: str
-    field: Mapping[str, object]
+    fields: Mapping[str, object]
+    offered: frozenset[str] = frozenset()
     tokens: None = None
 
 
@@ -160,7 +168,8 @@ class Upstream:
             raise UpstreamError("it refuses to say anything", error.message) from error
 
     async def encode(self, chat: Chat) -> UpstreamPrompt:
-        return UpstreamPrompt("/chat/completions", {"messages": list(chat.messages)})
+        offered = frozenset(function.name for function in chat.functions)
+        return UpstreamPrompt("/chat/completions", _chat_fields(chat), offered)
 
     async def encode_text(self, text: str | Sequence[int]) -> UpstreamPrompt:
         return UpstreamPrompt("/completions", {"prompt": text if isinstance(text, str) else list(text)})
@@ -175,7 +184,7 @@ class Upstream:
             ApiError: If it refuses the request.
         """
         response = await self._ask(prompt, sampling)
-        answer = StreamedAnswer(sampling.max_tokens)
+        answer = StreamedAnswer(sampling.max_tokens, prompt.offered)
         try:
             # Until it says why it ends, every packet can be the last one of a server that fails.
             clock = asyncio.get_running_loop().time
@@ -219,7 +228,7 @@ class Upstream:
             if len(models) > 1:
                 raise UpstreamError("it has several models, and none was chosen")
             self._model = models[0]
-        body = {"model": self._model, **prompt.field, **_fields(prompt, sampling)}
+        body = {"model": self._model, **prompt.fields, **_fields(prompt, sampling)}
         url = self.url + prompt.path
         try:
             response = await self._request("POST", url, _SILENCE_S, body)
@@ -305,6 +314,32 @@ def _checked(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
+def _chat_fields(chat: Chat) -> dict[str, object]:
+    """A conversation and what its answer may be, as OpenAI's API has it; vLLM has added `chat_template_kwargs`."""
+    chosen: dict[str, object] = {
+        "response_format": chat.response_format,
+        "reasoning_effort": chat.reasoning_effort,
+        "chat_template_kwargs": chat.template_options or None,
+    }
+    if chat.tools:  # without them, the others are refused
+        chosen["tools"] = list(chat.tools)
+        chosen["tool_choice"] = None if chat.tool_choice == "auto" else chat.tool_choice
+        chosen["parallel_tool_calls"] = None if chat.parallel_tool_calls else False
+    asked = {name: value for name, value in chosen.items() if value is not None}
+    return {"messages": [_message(message) for message in chat.messages], **asked}
+
+
+def _message(message: Json) -> Json:
+    """A message of the history, in which the arguments of calls are JSON in strings again."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "content": message["content"] or None, "tool_calls": calls}
+
+
 def _fields(prompt: UpstreamPrompt, sampling: Sampling) -> dict[str, object]:
     """The request's fields beside the model and the prompt."""
     is_chat = prompt.path == "/chat/completions"
@@ -315,6 +350,10 @@ def _fields(prompt: UpstreamPrompt, sampling: Sampling) -> dict[str, object]:
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "logit_bias": {str(id): bias for id, bias in sampling.logit_bias.items()} or None,
         "seed": sampling.seed,
         "presence_penalty": sampling.presence_penalty or None,
         "frequency_penalty": sampling.frequency_penalty or None,

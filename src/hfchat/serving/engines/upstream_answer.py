@@ -6,16 +6,20 @@ Nobody has checked its JSON, so here `Any` is what it is; what cannot be read as
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from pydantic_core import from_json
 
+from hfchat.chat import CallPart
 from hfchat.serving.engines.engine import FinishReason, Logprob, Piece, TokenLogprobs
 from hfchat.serving.engines.sse import EventReader
+from hfchat.serving.engines.upstream_calls import CallAssembler, whole_characters
 
 _DONE = b"[DONE]"
-# In lower case: OpenAI's own, and the words of TGI, Mistral, Cohere, Together and Gemini for the same.
+# In lower case: OpenAI's own, and the words of TGI, Mistral, Cohere, Together, Gemini and Anthropic for the same.
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
@@ -27,6 +31,10 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "max_tokens": "length",
     "max_length": "length",
     "model_length": "length",
+    "tool_calls": "tool_calls",
+    "tool_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
     "content_filter": "content_filter",
     "safety": "content_filter",
 }
@@ -62,9 +70,10 @@ class StreamedAnswer:
 
     Args:
         max_tokens: As asked for; an answer that goes far beyond is cut, and ends with "length". None is no limit.
+        offered: Names of the functions that it may call.
     """
 
-    def __init__(self, max_tokens: int | None = None):
+    def __init__(self, max_tokens: int | None = None, offered: Collection[str] = ()):
         self.finish_reason: FinishReason | None = None
         self.done = False
         self.is_cut = False
@@ -73,10 +82,10 @@ class StreamedAnswer:
         self._events = EventReader()
         self._tokens = 0
         self._usage: dict[str, int] = {}
-        self._half = ""  # of a surrogate pair, whose other half is in the next chunk
+        self._text, self._reasoning, self._calls = _Characters(), _Characters(), CallAssembler(offered)
 
     def push(self, packet: bytes) -> list[Piece]:
-        """The pieces that this packet completes; text that came without log probabilities is one.
+        """The pieces that this packet completes; what came without log probabilities is one.
 
         Raises:
             AnswerError: If something in it is not a chunk of an answer.
@@ -84,31 +93,34 @@ class StreamedAnswer:
             EventError: If an event is too large.
         """
         pieces: list[Piece] = []
-        text, chunks = "", 0
+        text, reasoning, chunks = "", "", 0
+        calls: list[CallPart] = []
         for event in self._events.push(packet):
             if event == _DONE:
                 self.done = True
                 break
             try:
-                more, logprobs = self._read(parsed(event))
-            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+                delta = self._read(parsed(event))
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 raise AnswerError("an event that is not a chunk of an answer") from error
 
             # A server that ignores `max_tokens` is stopped here; one that never stops has failed.
-            count = len(logprobs) or bool(more)
-            if self._is_too_long(len(more), count):
+            count = len(delta.logprobs) or bool(delta.characters)
+            if self._is_too_long(delta.characters, count):
                 self.finish_reason, self.is_cut = "length", True
                 break
-            self._count(more, count)
+            self._count(delta.characters, count)
 
-            # Tokens with log probabilities stay apart; other text is one piece, however it came.
-            if logprobs:
-                pieces += _pieces(more, logprobs)
-            elif more:
-                text += more
-                chunks += 1
-        if text:
-            pieces.append(Piece(text, chunks))
+            # Tokens with log probabilities stay apart; all else is one piece, however it came.
+            if delta.logprobs:
+                pieces += _pieces(delta.text, delta.logprobs)
+            else:
+                text += delta.text
+                chunks += count
+            reasoning += delta.reasoning
+            calls += delta.calls
+        if text or chunks or reasoning or calls:
+            pieces.append(Piece(text, chunks, reasoning=reasoning, calls=tuple(calls)))
         return pieces
 
     def last(self) -> Piece:
@@ -119,9 +131,18 @@ class StreamedAnswer:
         counted = self._usage.get("completion_tokens", self._tokens)
         if self.is_cut and self._max_tokens is not None:
             counted = self._max_tokens
-        tokens = counted - self._tokens
-        prompt_tokens = self._usage.get("prompt_tokens")
-        return Piece("\ufffd" if self._half else "", tokens, self.finish_reason, (), prompt_tokens)
+        text, calls = _apart(self._calls.close())
+        reason = self.finish_reason
+        if reason in ("stop", "tool_calls"):  # some say that it has stopped where it calls
+            reason = "tool_calls" if self._calls.count else "stop"
+        return Piece(
+            self._text.rest() + text,
+            counted - self._tokens,
+            reason,
+            prompt_tokens=self._usage.get("prompt_tokens"),
+            reasoning=self._reasoning.rest(),
+            calls=tuple(calls),
+        )
 
     def _is_too_long(self, characters: int, tokens: int) -> bool:
         """Whether so much more is too much. A chunk counts as a token, but some servers send less than that in one."""
@@ -130,39 +151,76 @@ class StreamedAnswer:
         most = 2 * self._max_tokens + _MORE_CHUNKS
         return self._tokens + tokens > most or self._characters_read + characters > most * _LONGEST_TOKEN
 
-    def _count(self, text: str, tokens: int) -> None:
+    def _count(self, characters: int, tokens: int) -> None:
         self._tokens += tokens
-        self._characters_read += len(text)
+        self._characters_read += characters
         if self._tokens > _MAX_TOKENS or self._characters_read > _MAX_CHARACTERS:
             raise AnswerError("an answer without an end")
 
-    def _read(self, chunk: Any) -> tuple[str, Sequence[TokenLogprobs]]:
-        """The text of a chunk, and the log probabilities of its tokens."""
+    def _read(self, chunk: Any) -> "_Delta":
+        """What a chunk adds."""
         if chunk.get("error") or chunk.get("object") == "error":  # the latter is vLLM's older shape
             raise ErrorEvent(chunk)
         if counts := chunk.get("usage"):
             self._usage |= {
                 name: counts[name] for name in ("prompt_tokens", "completion_tokens") if _is_count(counts, name)
             }
-        text, logprobs = "", list[TokenLogprobs]()
+        added = _Delta()
         for choice in chunk.get("choices") or ():
             if choice.get("index"):  # only one was asked for
                 continue
-            text = self._characters(_text(choice))
-            named = choice.get("logprobs")
-            logprobs = list(_logprobs(named)) if named else []
+            delta = choice.get("delta") or {}
+            content, thought, fragments = _text(choice), _thought(delta), _calls(delta)
+            text, calls = _apart(self._calls.push(fragments))
+            is_text = bool(content) or not (thought or fragments)  # only text has log probabilities
+            named = choice.get("logprobs") if is_text else None
+            added = _Delta(
+                # What was no call after all came before the text of this chunk.
+                text=text + self._text.push(content),
+                reasoning=self._reasoning.push(thought),
+                calls=calls,
+                logprobs=list(_logprobs(named)) if named else [],
+                characters=len(content) + len(thought) + sum(len(str(fragment)) for fragment in fragments),
+            )
             self.finish_reason = _finish_reason(choice) or self.finish_reason
-        return text, logprobs
+        return added
 
-    def _characters(self, text: str) -> str:
-        """Whole characters: JSON can spell them in two halves, which may come apart."""
+
+@dataclass(frozen=True)
+class _Delta:
+    """What a chunk adds to an answer; `characters` is how much of it came, whether or not it is handed out yet."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: Sequence[CallPart] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
+    characters: int = 0
+
+
+class _Characters:
+    """Makes whole characters of a text: JSON can spell them in two halves, which may come apart."""
+
+    def __init__(self) -> None:
+        self._half = ""  # of a surrogate pair, whose other half is in the next chunk
+
+    def push(self, text: str) -> str:
         text = self._half + text
         self._half = ""
         if not _SURROGATE.search(text):
             return text
         if "\ud800" <= text[-1] <= "\udbff":
             text, self._half = text[:-1], text[-1]
-        return _joined(text)
+        return whole_characters(text)
+
+    def rest(self) -> str:
+        """What is left at the end."""
+        return "\ufffd" if self._half else ""
+
+
+def _apart(closed: Sequence[CallPart | str]) -> tuple[str, list[CallPart]]:
+    """The texts and the calls of a `CallAssembler`."""
+    text = "".join(part for part in closed if isinstance(part, str))
+    return text, [part for part in closed if isinstance(part, CallPart)]
 
 
 def parsed(content: bytes) -> Any:
@@ -203,6 +261,27 @@ def _text(choice: Any) -> str:
     return text or ""
 
 
+def _thought(delta: Any) -> str:
+    """The reasoning of a delta: vLLM and others have a field for it, Mistral parts of the content."""
+    thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+    if not isinstance(thought, str):
+        raise TypeError("a reasoning that is not a string")
+    content = delta.get("content")
+    parts = content if isinstance(content, list) else []
+    thoughts = [part["thinking"] for part in parts if part.get("type") == "thinking"]
+    texts = chain.from_iterable([{"text": part}] if isinstance(part, str) else part for part in thoughts)
+    return thought + "".join(part["text"] for part in texts)
+
+
+def _calls(delta: Any) -> Sequence[Any]:
+    """The fragments of tool calls of a delta; an older shape has only one call."""
+    older = delta.get("function_call")
+    calls = delta.get("tool_calls") or ([{"function": older}] if older else [])
+    if not isinstance(calls, list):
+        raise TypeError("tool calls that are not a list")
+    return calls
+
+
 def _finish_reason(choice: Any) -> FinishReason | None:
     """Why the answer ends with this choice; None, and for several servers an empty text, while it goes on."""
     reason = choice.get("finish_reason")
@@ -212,10 +291,6 @@ def _finish_reason(choice: Any) -> FinishReason | None:
         word = repr(reason) if isinstance(reason, str) and _WORD.fullmatch(reason) else "something other than a word"
         raise AnswerError(f"an answer that ended with {word}")
     return _FINISH_REASONS[reason.lower()]
-
-
-def _joined(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _logprobs(logprobs: Any) -> Iterator[TokenLogprobs]:
@@ -230,7 +305,7 @@ def _logprobs(logprobs: Any) -> Iterator[TokenLogprobs]:
 
 
 def _logprob(token: Any) -> Logprob:
-    text, logprob, code = _joined(token["token"]), float(token["logprob"]), token.get("bytes")
+    text, logprob, code = whole_characters(token["token"]), float(token["logprob"]), token.get("bytes")
     if math.isnan(logprob) or logprob == math.inf:
         raise AnswerError("a log probability that is not a number")
     if not isinstance(code, list | None):

@@ -24,6 +24,7 @@ from hfchat.serving.http.logs import log_request
 from hfchat.serving.http.metrics import CONTENT_TYPE, Metrics
 from hfchat.serving.http.rates import RateLimit
 from hfchat.serving.http.record import Recording, RecordOfRequest, record_of
+from hfchat.serving.openai import responses_protocol
 from hfchat.serving.openai.card import add_cards
 from hfchat.serving.openai.chat import ChatFormat, Conversation
 from hfchat.serving.openai.completions import CompletionFormat, PlainPrompt
@@ -33,6 +34,8 @@ from hfchat.serving.openai.generation import Service, respond
 from hfchat.serving.openai.guarding import Guarding, log_finding
 from hfchat.serving.openai.protocol import ChatCompletion, Completion, Model, ModelList
 from hfchat.serving.openai.requests import ChatCompletionRequest, CompletionRequest
+from hfchat.serving.openai.responses import ResponsesFormat, with_fields_of_responses
+from hfchat.serving.openai.responses_requests import ResponsesRequest
 from hfchat.serving.settings import ServerSettings
 from hfchat.serving.versions.models import ServedModels
 from hfchat.serving.versions.readiness import Readiness
@@ -144,6 +147,14 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     async def completions(request: CompletionRequest, record: RecordOfRequest) -> Response:
         prompts = [PlainPrompt(prompt) for prompt in request.prompts]
         return await respond(service, request, prompts, CompletionFormat(request.logprobs is not None), record)
+
+    @app.post("/v1/responses", response_model=responses_protocol.Response, responses=_GENERATION)
+    async def responses(request: ResponsesRequest, record: RecordOfRequest) -> Response:
+        chat = request.chat_request()
+        try:
+            return await respond(service, chat, [Conversation(chat.chat())], ResponsesFormat(request), record)
+        except ApiError as error:
+            raise with_fields_of_responses(error) from error
 
     @app.get("/v1/models", responses=error_responses())
     async def list_models() -> ModelList:

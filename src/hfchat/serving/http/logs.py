@@ -7,6 +7,7 @@ that a traceback of a request has where each exception was raised and its type.
 import logging
 import sys
 import traceback
+from dataclasses import asdict
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -99,5 +100,9 @@ def log_request(record: RequestRecord) -> None:
         }
     if record.with_content and record.answers:
         fields |= {"prompts": record.prompts, "answers": [answer.text for answer in record.answers]}
+        if any(answer.reasoning for answer in record.answers):
+            fields["reasoning"] = [answer.reasoning for answer in record.answers]
+        if any(answer.call_parts for answer in record.answers):
+            fields["calls"] = [[asdict(call) for call in answer.calls] for answer in record.answers]
     level = logging.DEBUG if record.path in _PROBES and record.status < 500 else logging.INFO
     _LOGGER.log(level, "request", extra={name: value for name, value in fields.items() if value is not None})

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hfchat.chat import CallPart, whole_calls
 from hfchat.safety.guards import Finding
 from hfchat.serving.openai.errors import ApiError
 
@@ -25,17 +26,33 @@ _CLIENT_GONE = 499  # nginx's status for a client that did not wait for the whol
 
 @dataclass
 class AnswerRecord:
-    """One answer. Times are seconds of `time.monotonic`; `texts` are the parts of it that were sent."""
+    """One answer. Times are seconds of `time.monotonic`; `texts`, `thoughts` (its reasoning) and `call_parts` are what
+    was sent of it, in parts."""
 
     tokens: int = 0
     first_token: float | None = None
     last_token: float | None = None
     finish_reason: str | None = None
     texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    call_parts: list[CallPart] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self.thoughts)
+
+    @property
+    def calls(self) -> list[CallPart]:
+        """Each with all of its arguments."""
+        return whole_calls(self.call_parts)
+
+    @property
+    def has_content(self) -> bool:
+        return any(self.texts) or any(self.thoughts) or bool(self.call_parts)
 
     def add_tokens(self, count: int) -> None:
         self.tokens += count

@@ -2,12 +2,14 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from typing import Self, cast
 
-from hfchat.chat import Chat
-from hfchat.serving.engines.engine import CallPart, Engine, FinishReason, Logprob, Prompt, TokenLogprobs
+from hfchat.chat import CallPart, Chat, whole_calls
+from hfchat.serving.engines.engine import Engine, FinishReason, Logprob, Prompt, TokenLogprobs
+from hfchat.serving.openai.events import Events
 from hfchat.serving.openai.formats import Identity, Part, tokens_of
 from hfchat.serving.openai.protocol import (
     AnswerMessage,
@@ -24,6 +26,7 @@ from hfchat.serving.openai.protocol import (
     TopLogprob,
     Usage,
 )
+from hfchat.serving.openai.strings import Strings, ignore, map_chat
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,20 @@ class Conversation:
 
     chat: Chat
 
+    @cached_property
+    def _strings(self) -> Strings:
+        return Strings(partial(map_chat, self.chat))
+
     @property
     def texts(self) -> list[str]:
-        return [message["content"] for message in self.chat.messages]
+        return self._strings.texts
+
+    @property
+    def names(self) -> list[str]:
+        return self._strings.names
 
     def replaced(self, texts: Sequence[str]) -> Self:
-        messages = [{**message, "content": text} for message, text in zip(self.chat.messages, texts, strict=True)]
-        return type(self)(replace(self.chat, messages=messages))
+        return type(self)(map_chat(self.chat, self._strings.change_to(texts), ignore))
 
     async def encode(self, engine: Engine) -> Prompt:
         return await engine.encode(self.chat)
@@ -65,18 +75,23 @@ class ChatFormat:
             choices.append(choice)
         return ChatCompletion(**identity, choices=choices, usage=usage)
 
+    def events(self, identity: Identity, include_usage: bool) -> Events:
+        return Events(self, identity, include_usage)
+
     def chunks(self, identity: Identity, part: Part, first: bool) -> list[ChatCompletionChunk]:
-        choices = []
+        deltas = []
         if first:
-            choices.append(ChunkChoice(index=part.index, delta=Delta(role="assistant", content="")))
+            only_calls = part.calls and not part.text
+            deltas.append(Delta(role="assistant", content=None if only_calls else ""))
         if part.reasoning:
-            choices.append(ChunkChoice(index=part.index, delta=Delta(reasoning_content=part.reasoning)))
-        if part.calls:
-            calls = [_call_part(call) for call in part.calls]
-            choices.append(ChunkChoice(index=part.index, delta=Delta(tool_calls=calls)))
+            deltas.append(Delta(reasoning_content=part.reasoning))
+        choices = [ChunkChoice(index=part.index, delta=delta) for delta in deltas]
         if part.text or part.logprobs:
             logprobs = self._logprobs([part])
             choices.append(ChunkChoice(index=part.index, delta=Delta(content=part.text), logprobs=logprobs))
+        if part.calls:
+            calls = [_call_part(call) for call in part.calls]
+            choices.append(ChunkChoice(index=part.index, delta=Delta(tool_calls=calls)))
         if part.finish_reason is not None:
             choices.append(ChunkChoice(index=part.index, delta=Delta(), finish_reason=part.finish_reason))
         return [ChatCompletionChunk(**identity, choices=[choice]) for choice in choices]
@@ -93,11 +108,10 @@ class ChatFormat:
 def _message(parts: Sequence[Part]) -> AnswerMessage:
     text = "".join(part.text for part in parts)
     reasoning = "".join(part.reasoning for part in parts)
-    calls: list[ToolCall] = []
-    for call in chain.from_iterable(part.calls for part in parts):
-        if call.name is not None:
-            calls.append(ToolCall(id=_call_id(), function=CalledFunction(name=call.name, arguments="")))
-        calls[-1].function.arguments += call.arguments
+    calls = [
+        ToolCall(id=call.id or call_id(), function=CalledFunction(name=call.name, arguments=call.arguments))
+        for call in whole_calls(chain.from_iterable(part.calls for part in parts))
+    ]
     content = text if text or not calls else None
     return AnswerMessage(content=content, reasoning_content=reasoning or None, tool_calls=calls or None)
 
@@ -106,10 +120,11 @@ def _call_part(call: CallPart) -> ToolCallPart:
     function = CalledFunction(name=call.name, arguments=call.arguments)
     if call.name is None:
         return ToolCallPart(index=call.index, function=function)
-    return ToolCallPart(index=call.index, id=_call_id(), type="function", function=function)
+    return ToolCallPart(index=call.index, id=call.id or call_id(), type="function", function=function)
 
 
-def _call_id() -> str:
+def call_id() -> str:
+    """A name for a tool call, by which its result will name it."""
     return f"call_{uuid.uuid4().hex}"
 
 

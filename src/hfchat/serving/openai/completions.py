@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from hfchat.serving.engines.engine import Engine, Prompt
+from hfchat.serving.openai.events import Events
 from hfchat.serving.openai.formats import Identity, Part, tokens_of
 from hfchat.serving.openai.protocol import Completion, CompletionChoice, CompletionLogprobs, Usage
 
@@ -18,6 +19,7 @@ class PlainPrompt:
 
     prompt: str | list[int]
     chat = None
+    names = ()
 
     @property
     def texts(self) -> list[str] | None:
@@ -42,6 +44,9 @@ class CompletionFormat:
     def whole(self, identity: Identity, answers: Sequence[Sequence[Part]], usage: Usage) -> Completion:
         choices = [self._choice(parts) for parts in answers]
         return Completion(**identity, choices=choices, usage=usage)
+
+    def events(self, identity: Identity, include_usage: bool) -> Events:
+        return Events(self, identity, include_usage)
 
     def chunks(self, identity: Identity, part: Part, first: bool) -> list[Completion]:
         return [] if part.is_empty else [Completion(**identity, choices=[self._choice([part])])]

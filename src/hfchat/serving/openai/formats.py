@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from hfchat.chat import Chat
 from hfchat.serving.engines.engine import CallPart, Engine, FinishReason, Prompt, TokenLogprobs
+from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.openai.protocol import Usage
 
 
@@ -58,6 +59,10 @@ class Source(Protocol):
         """What guards read; None if there are only token ids."""
 
     @property
+    def names(self) -> Sequence[str]:
+        """What guards read and cannot redact, such as the names of functions."""
+
+    @property
     def chat(self) -> Chat | None:
         """The conversation; None for a prompt without a template."""
 
@@ -66,6 +71,19 @@ class Source(Protocol):
 
     async def encode(self, engine: Engine) -> Prompt:
         """The prompt as the engine wants it; raises what the engine raises."""
+
+
+class EventStream(Protocol):
+    """Writes the answers to one request as server-sent events."""
+
+    def of(self, part: Part) -> Sequence[bytes]:
+        """The events for the next part."""
+
+    def end(self, usage: Usage) -> Sequence[bytes]:
+        """The events after the last part."""
+
+    def failure(self, error: ApiError) -> Sequence[bytes]:
+        """The events after which nothing comes, because something failed."""
 
 
 class Format(Protocol):
@@ -81,6 +99,13 @@ class Format(Protocol):
 
     def whole(self, identity: Identity, answers: Sequence[Sequence[Part]], usage: Usage) -> BaseModel:
         """The body for all parts of each answer."""
+
+    def events(self, identity: Identity, include_usage: bool) -> EventStream:
+        """The events of a stream."""
+
+
+class ChunkFormat(Protocol):
+    """How the events of a `Format` are written that are all of one shape."""
 
     def chunks(self, identity: Identity, part: Part, first: bool) -> Sequence[BaseModel]:
         """The events for one part; `first` if it is the first one of its answer."""

@@ -30,7 +30,6 @@ from hfchat.serving.http.limits import Reservation, Slots
 from hfchat.serving.http.rates import RateLimit
 from hfchat.serving.http.record import AnswerRecord, RequestRecord
 from hfchat.serving.openai.errors import ApiError
-from hfchat.serving.openai.events import Events
 from hfchat.serving.openai.formats import Format, Identity, Part, Source
 from hfchat.serving.openai.guarding import Guarding
 from hfchat.serving.openai.protocol import Usage
@@ -40,6 +39,8 @@ from hfchat.serving.patience import Patience
 from hfchat.serving.versions.models import ServedModels, Version
 
 _LOGGER = logging.getLogger("hfchat.serving")
+_ASKED = {"messages", "tools", "response_format", "prompt"}  # what the log has of a request, with --log-content
+_KEEP_ALIVE = format_sse_event(comment="keep-alive")
 _KEEP_ALIVE_S = 15.0  # proxies and clients close a connection on which nothing has come for a minute or so
 
 
@@ -135,7 +136,7 @@ async def respond(
     reader = QuestionReader(service.guarding, service.slots.max_wait_s, service.default_max_tokens)
     questions = [await reader.read(version.engine, request, source, format, record) for source in sources]
     if record.with_content:
-        record.prompts = request.model_dump(include={"messages", "prompt"}, exclude_unset=True)
+        record.prompts = request.model_dump(include=_ASKED, by_alias=True, exclude_unset=True)
     # Each answer has a seed of its own, or the answers to one prompt would be the same.
     jobs = []
     for index, (question, i) in enumerate(product(questions, range(count))):
@@ -215,34 +216,37 @@ async def _disconnected(receive: Receive) -> None:
 async def _send_answers(answers: Answers, scope: Scope, receive: Receive, send: Send) -> None:
     """Generate the answers and send them: as server-sent events (https://html.spec.whatwg.org/multipage/
     server-sent-events.html) or as one JSON body."""
+    events = answers.format.events(answers.identity, answers.request.include_usage)
     started = False
 
-    async def send_event(event: bytes) -> None:
+    async def send_events(written: Sequence[bytes]) -> None:
         nonlocal started
-        if not started:
+        if not started and written:
             started = True
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": event, "more_body": True})
+        for event in written:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
 
     # Leaving this block, for whatever reason, ends what is still generated.
     try:
         async with aclosing(_merged([_sendable(answers, job) for job in answers.jobs])) as parts:
             if not answers.request.stream:
                 return await (await _whole(answers, parts))(scope, receive, send)
-            async for event in _events(answers, parts):
-                await send_event(event)
+            async for part in parts:
+                # A comment, which clients skip, where nothing else has come for a while.
+                await send_events([_KEEP_ALIVE] if part is None else events.of(part))
+        await send_events(events.end(answers.usage()))
     except Exception as error:
         refusal = as_api_error(error)
         answers.record.blame(refusal)
         if not started:  # so what fails before the first token still gets its own status
             return await refusal.response()(scope, receive, send)
-        await send_event(format_sse_event(data_str=refusal.body.model_dump_json()))
+        await send_events(events.failure(refusal))
     finally:
         answers.record.prompt_tokens = answers.usage().prompt_tokens
-        if started and any(job.record.text for job in answers.jobs):
+        if started and any(job.record.has_content for job in answers.jobs):
             answers.hand_on()  # what was read of an answer that was stopped can get feedback too
-    await send_event(format_sse_event(data_str="[DONE]"))
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -251,21 +255,7 @@ async def _whole(answers: Answers, parts: AsyncIterator[Part | None]) -> Respons
     async for part in parts:
         if part is not None:
             parts_of[part.index].append(part)
-    return JSONResponse(answers.format.whole(answers.identity, parts_of, answers.usage()).model_dump())
-
-
-async def _events(answers: Answers, parts: AsyncIterator[Part | None]) -> AsyncGenerator[bytes]:
-    """The events of a stream; a comment, which clients skip, where nothing else has come for a while."""
-    include_usage = answers.request.include_usage
-    events = Events(answers.format, answers.identity, with_usage=include_usage)
-    async for part in parts:
-        if part is None:
-            yield format_sse_event(comment="keep-alive")
-        else:
-            for event in events.of(part):
-                yield event
-    if include_usage:
-        yield events.written(answers.format.usage(answers.identity, answers.usage()))
+    return JSONResponse(answers.format.whole(answers.identity, parts_of, answers.usage()).model_dump(by_alias=True))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Part]]) -> AsyncGenerator[Part | None]:
@@ -324,10 +314,15 @@ async def _sendable(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     """The parts of one answer that may be sent, each noted in its record."""
     refusal = job.question.refusal
     generated = _generated(answers, job) if refusal is None else _refused(job.index, refusal)
-    guarded = answers.service.guarding.answer(generated, answers.record) if refusal is None else generated
-    async with aclosing(guarded) as parts:
+    if refusal is None:
+        chat = job.question.source.chat
+        is_json = chat is not None and chat.answer_schema is not None
+        generated = answers.service.guarding.answer(generated, answers.record, is_json)
+    async with aclosing(generated) as parts:
         async for part in parts:
             job.record.texts.append(part.text)
+            job.record.thoughts.append(part.reasoning)
+            job.record.call_parts += part.calls
             if part.finish_reason is not None:
                 job.record.finish_reason = part.finish_reason
                 # The whole answers are handed on before their client has all of them.
@@ -355,7 +350,8 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
     def part(text: str, finish_reason: FinishReason | None = None, piece: Piece | None = None) -> Part:
         nonlocal held, sent
         sent += len(text)
-        reasoning, calls = (piece.reasoning, piece.calls) if piece is not None else ("", ())
+        reasoning = piece.reasoning if piece is not None else ""
+        calls = piece.calls if piece is not None and not stops.matched else ()  # they come after the text
         if not held:
             return Part(job.index, text, (), finish_reason, reasoning, calls)
         # Where a stop string cuts a token, the beginning of the token has been sent.
@@ -393,7 +389,7 @@ async def _generated(answers: Answers, job: Job) -> AsyncGenerator[Part]:
             pushed += len(piece.text)
             text = stops.push(piece.text)
             if stops.matched:
-                yield part(text, "stop")
+                yield part(text, "stop", piece)
                 return
             if piece.finish_reason is not None:
                 yield part(text + stops.flush(), piece.finish_reason, piece)

@@ -14,7 +14,7 @@ _MAX_CALLS = 128  # of a message
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"  # OpenAI's rule for functions and schemas
 
 
-def _check_arguments(arguments: str) -> str:
+def check_arguments(arguments: str) -> str:
     try:
         is_object = isinstance(from_json(arguments, allow_inf_nan=False), dict)
     except ValueError:
@@ -34,17 +34,17 @@ class TextPart(StrictRequest):
 
 class CalledFunction(StrictRequest):
     name: Name
-    arguments: Annotated[Text, AfterValidator(_check_arguments)]
+    arguments: Annotated[Text, AfterValidator(check_arguments)]
     parsed_arguments: Any = None  # what OpenAI's client has read in `arguments`, which stand beside it
 
 
-_CallId = Annotated[Text, Field(min_length=1, max_length=256)]
+CallId = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class ToolCall(StrictRequest):
     """A call of an earlier turn."""
 
-    id: _CallId
+    id: CallId
     type: Literal["function"] = "function"
     function: CalledFunction
     index: int | None = None  # from a stream: its place among the calls
@@ -54,12 +54,44 @@ class ToolCall(StrictRequest):
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
+class CorrectedFunction(StrictRequest):
+    name: Name
+    arguments: Annotated[Text, Field(max_length=50_000), AfterValidator(check_arguments)] | JsonObject
+
+
+class CorrectedCall(StrictRequest):
+    """A call as it should have been. The id and the index that the answer's call had may stay; they say nothing."""
+
+    id: CallId | None = None
+    type: Literal["function"] = "function"
+    function: CorrectedFunction
+    index: int | None = None
+
+    def plain(self) -> Json:
+        arguments = self.function.arguments
+        read = from_json(arguments) if isinstance(arguments, str) else arguments
+        return {"type": "function", "function": {"name": self.function.name, "arguments": read}}
+
+
+class Correction(StrictRequest):
+    """An answer with calls as it should have been."""
+
+    content: Annotated[Text, Field(max_length=50_000)] | None = None
+    tool_calls: Annotated[list[CorrectedCall], Field(max_length=_MAX_CALLS, fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.content and not self.tool_calls:
+            raise ValueError("correction: an answer needs content, tool_calls or both")
+        return self
+
+
 class ChatMessage(StrictRequest):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(max_length=_MAX_PARTS, fail_fast=True)] | None = None
     reasoning_content: Text | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=_MAX_CALLS, fail_fast=True)] | None = None
-    tool_call_id: _CallId | None = None
+    tool_call_id: CallId | None = None
     name: Name | None = None  # of the function that a tool answers for
     # Parts of an answer that come back with the history, and say nothing there.
     refusal: None = None
@@ -114,6 +146,29 @@ def check_calls(messages: Sequence[ChatMessage]) -> None:
             raise ValueError(f"messages[{place}].tool_call_id: no tool call before it has this id")
         if message.name is not None and called[message.tool_call_id or ""] != message.name:
             raise ValueError(f"messages[{place}].name: must be the name of the function that was called")
+
+
+def check_tools(names: Sequence[str], choice: object, chosen: str | None, name_field: str) -> None:
+    """The functions have names of their own, and what was chosen is among them.
+
+    Args:
+        names: The functions' names.
+        choice: The request's `tool_choice`.
+        chosen: The name of the function that it names, if it names one.
+        name_field: Where the name stands in a tool and in a choice.
+
+    Raises:
+        ValueError: If not. Names the field.
+    """
+    seen: set[str] = set()
+    for place, name in enumerate(names):
+        if name in seen:
+            raise ValueError(f"tools[{place}].{name_field}: another function is called {name} too")
+        seen.add(name)
+    if not names and choice not in (None, "none"):
+        raise ValueError("tool_choice: only allowed when there are tools")
+    if chosen is not None and chosen not in seen:
+        raise ValueError(f"tool_choice.{name_field}: no function of tools is called {chosen}")
 
 
 class DeclaredFunction(StrictRequest):

@@ -169,6 +169,18 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class CorrectedCall(BaseModel):
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class CorrectedAnswer(BaseModel):
+    """What an answer with calls should have been."""
+
+    content: str
+    tool_calls: list[CorrectedCall]
+
+
 class Feedback(BaseModel):
     """Feedback as it is kept, redacted. `replaces` is the id of what the same person said before, if they did."""
 
@@ -178,7 +190,7 @@ class Feedback(BaseModel):
     answer_id: str
     choice: int
     rating: Literal["up", "down"] | None
-    correction: str | None
+    correction: str | CorrectedAnswer | None
     comment: str | None
     tags: list[str]
     preferred_over: str | None

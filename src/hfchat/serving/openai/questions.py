@@ -82,9 +82,9 @@ class QuestionReader:
         if texts is None:
             self.guarding.check_token_prompt()
         else:
-            verdict = await self.guarding.check_prompt(texts, record)
+            verdict = await self.guarding.check_prompt(source, record)
             refusal = verdict.message
-            if verdict.texts != texts:
+            if verdict.texts != list(texts):
                 source = source.replaced(verdict.texts)
                 prompt = await _encode(engine, source, field, self.max_wait_s)
         max_tokens = _max_tokens(engine, prompt, field, request.limit, self.default_max_tokens)

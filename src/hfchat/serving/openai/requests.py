@@ -8,14 +8,22 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from hfchat.chat import Chat
+from hfchat.chat import Chat, Json
 from hfchat.serving.openai.fields import JsonObject, StrictRequest, Text, at_most
-from hfchat.serving.openai.messages import ChatMessage, ResponseFormat, Tool, ToolChoice, check_calls
+from hfchat.serving.openai.messages import (
+    ChatMessage,
+    Correction,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+    check_calls,
+    check_tools,
+)
 
-_MAX_MESSAGES = 10_000
+MAX_MESSAGES = 10_000
 _MAX_TOKEN_IDS = 2**18  # more than the longest contexts of today hold
 _MAX_BIASES = 1_024  # OpenAI's own limit is 300
-_MAX_TOOLS = 128  # OpenAI's own limit
+MAX_TOOLS = 128  # OpenAI's own limit
 
 
 class StreamOptions(StrictRequest):
@@ -23,11 +31,12 @@ class StreamOptions(StrictRequest):
 
 
 _Stop = Annotated[Text, Field(min_length=1, max_length=512)]
-_Label = Annotated[Text, Field(max_length=512)]
+Label = Annotated[Text, Field(max_length=512)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-_MetadataKey = Annotated[Text, Field(max_length=64)]
+Metadata = Annotated[dict[Annotated[Text, Field(max_length=64)], Label], Field(max_length=16)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class GenerationRequest(StrictRequest):
@@ -45,7 +54,7 @@ class GenerationRequest(StrictRequest):
     frequency_penalty: _Penalty | None = None
     # Labels for abuse reports and caches. By OpenAI's definition they do not change an answer. The server keeps only
     # `user`, with the answers that it stores (`hfchat serve --feedback`), so that they can be found by it.
-    user: _Label | None = None
+    user: Label | None = None
     logit_bias: Annotated[dict[_TokenKey, _Bias], Field(max_length=_MAX_BIASES), at_most(_MAX_BIASES)] | None = None
     # As vLLM has them.
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
@@ -68,23 +77,23 @@ class GenerationRequest(StrictRequest):
 
 
 class ChatCompletionRequest(GenerationRequest):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
     # Labels, like `user`.
-    metadata: Annotated[dict[_MetadataKey, _Label], Field(max_length=16), at_most(16)] | None = None
-    safety_identifier: _Label | None = None
-    prompt_cache_key: _Label | None = None
+    metadata: Annotated[Metadata, at_most(16)] | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
     store: Literal[False] | None = None  # False: not to be kept, so there can be no feedback on the answer
     service_tier: Literal["auto", "default"] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=_MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: JsonObject | None = None
     functions: None = None  # what `tools` was called before
     function_call: Literal["none"] | None = None
@@ -96,20 +105,11 @@ class ChatCompletionRequest(GenerationRequest):
             raise ValueError("max_tokens: must equal max_completion_tokens when both are given")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only allowed when logprobs is true")
-        self._check_tools()
+        choice = self.tool_choice
+        chosen = choice.function.name if isinstance(choice, ToolChoice) else None
+        check_tools([tool.function.name for tool in self.tools or ()], choice, chosen, "function.name")
         check_calls(self.messages)
         return self
-
-    def _check_tools(self) -> None:
-        names = [tool.function.name for tool in self.tools or ()]
-        for place, name in enumerate(names):
-            if name in names[:place]:
-                raise ValueError(f"tools[{place}].function.name: another function is called {name} too")
-        if self.tools is None and self.tool_choice not in (None, "none"):
-            raise ValueError("tool_choice: only allowed when there are tools")
-        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
-            message = f"no function of tools is called {self.tool_choice.function.name}"
-            raise ValueError(f"tool_choice.function.name: {message}")
 
     def chat(self) -> Chat:
         """The conversation, and what its answer may be."""
@@ -196,8 +196,19 @@ class FeedbackRequest(StrictRequest):
     answer_id: _Identifier
     choice: Annotated[int, Field(ge=0, le=127)] = 0
     rating: Literal["up", "down"] | None = None
-    correction: Annotated[Text, Field(min_length=1, max_length=50_000)] | None = None
+    correction: Annotated[Text, Field(min_length=1, max_length=50_000)] | Correction | None = None
     comment: Annotated[Text, Field(min_length=1, max_length=5_000)] | None = None
     tags: Annotated[list[_Tag], Field(max_length=16, fail_fast=True)] = Field(default_factory=list)
     preferred_over: _Identifier | None = None
-    user: _Label | None = None
+    user: Label | None = None
+
+    @property
+    def corrected_text(self) -> str | None:
+        """ "" if the answer should have been calls alone, None if nothing is corrected."""
+        return self.correction.content or "" if isinstance(self.correction, Correction) else self.correction
+
+    @property
+    def corrected_calls(self) -> list[Json]:
+        """As chat templates take them."""
+        calls = self.correction.tool_calls if isinstance(self.correction, Correction) else None
+        return [call.plain() for call in calls or ()]
