@@ -15,7 +15,7 @@ from hfchat.probe.verdicts import FailedError, SkippedError
 _CITIES, _UNITS = ["Paris", "Rome", "Bern"], ["celsius", "fahrenheit"]
 _QUESTION = [{"role": "user", "content": "What is the weather like in Rome?"}]
 _SEEDS = (1, 2, 3)
-_TOKENS = 96
+_TOKENS = 256
 
 
 def _tool(name: str, **properties: object) -> dict[str, Any]:
