@@ -34,16 +34,20 @@ class ChatReader:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", project_template: bool = False):
         self.tokenizer = tokenizer
         self.style = response_style(tokenizer)
-        if project_template and (self.style is None or not self.style.has_calls):
+        if project_template and not self._has_calls:
             self.tokenizer = copy.deepcopy(tokenizer)
             set_chat_template(self.tokenizer, system_message="")
             self.style = response_style(self.tokenizer)
         self._specials = special_tokens(self.tokenizer)
 
+    @property
+    def _has_calls(self) -> bool:
+        """Whether the template writes tools, and it is known how the model writes calls."""
+        return self.style is not None and self.style.has_calls and "tools" in (self.tokenizer.chat_template or "")
+
     def refusal(self, chats: Sequence[Chat]) -> str | None:
         """Why the model cannot be asked these; None if it can."""
-        has_calls = self.style is not None and self.style.has_calls
-        if any(chat.functions for chat in chats) and not has_calls:
+        if any(chat.functions for chat in chats) and not self._has_calls:
             return (
                 "its chat template writes no tools, or it is not known how it writes calls; set `project_template` to "
                 "ask it with the project's"
