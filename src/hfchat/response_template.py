@@ -63,7 +63,7 @@ class ResponseStyle:
     Attributes:
         template: A `response_template` of transformers.
         call_form: How calls are written; None where they can be read, but not be forced.
-        thinking: What opens and closes the reasoning, `("<think>", "</think>")`; None where there is none.
+        thinking: What opens and closes the reasoning, `("<think>", "</think>")`; None where nothing does.
         marks: Characters of which one is in all that is not text but the first words; empty where that is not known.
     """
 

@@ -70,9 +70,11 @@ class RemoteModel(EvaluatedModel):
         return [self._answer_chat(chat, max_new_tokens) for chat in chats]
 
     def _answer_chat(self, asked: Chat, max_new_tokens: int) -> Reply:
-        tools = {"tools": list(asked.tools), "tool_choice": asked.tool_choice} if asked.tools else {}
-        form = {"response_format": asked.response_format} if asked.response_format is not None else {}
-        options = {**tools, **form}
+        options: dict[str, Any] = {}
+        if asked.tools:
+            options |= {"tools": list(asked.tools), "tool_choice": asked.tool_choice}
+        if asked.response_format is not None:
+            options["response_format"] = asked.response_format
         messages = [_as_sent(message) for message in asked.messages]
         completion = chat(self._client, self._model_name, messages, max_new_tokens, **options)
         choice, usage = completion.choices[0], completion.usage

@@ -54,7 +54,7 @@ class AnswerParser:
         Args:
             tokenizer: The model's.
             style: How the model writes; None: all is text.
-            functions: Those that may be called. Where there are none, what looks like a call is text.
+            functions: Those that may be called. Without any, what looks like a call is text.
             prompt_end: The end of the prompt, special tokens kept: it may have opened the reasoning.
         """
         self._tokenizer = tokenizer
@@ -76,7 +76,7 @@ class AnswerParser:
             return Parsed(text)
         if not text:
             return Parsed()
-        # White space at the end may belong to a call. Where there is none, the parser need not see plain text.
+        # White space at the end may belong to a call. Without it, the parser need not see plain text.
         is_plain = bool(self._marks) and self._marks.isdisjoint(text) and not text[-1].isspace()
         if is_plain and self._plain is not None:
             return Parsed(text) if self._plain == "text" else Parsed(reasoning=text)

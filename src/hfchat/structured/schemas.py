@@ -130,7 +130,7 @@ def honoured(schema: Json, field: str) -> Json:
     """A schema with all that binds an answer, and nothing else.
 
     Args:
-        schema: Of any draft from 4 to 2020-12.
+        schema: One of any draft from 4 to 2020-12.
         field: Where it stands in the request.
 
     Returns:
