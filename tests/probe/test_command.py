@@ -29,7 +29,7 @@ def talkative_model(tokenizer, tmp_path_factory):
 
     model = random_llama(
         tokenizer,
-        max_position_embeddings=1024,
+        max_position_embeddings=4096,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.3,  # logits far enough apart that no rounding decides between two tokens

@@ -144,7 +144,7 @@ async def a_wrong_format_is_refused(target: Target, response_format: object) -> 
 _DEEP = '{"type": "object", "properties": {"a": ' * 10_000 + '{"type": "null"}' + "}}" * 10_000
 _BLOWS_UP = {
     "nested 10,000 deep": _DEEP,
-    "an alternation of 100,000": json.dumps({"anyOf": [{"const": f"word {i}"} for i in range(100_000)]}),
+    "an alternation of 30,000": json.dumps({"anyOf": [{"const": f"word {i}"} for i in range(30_000)]}),
     "an expression of many states": json.dumps({"type": "string", "pattern": "^(([ab]{1,900}c){1,900}d){1,900}$"}),
     "an expression that counts": json.dumps({"type": "string", "pattern": "^([ab]*a[ab]{2000})$"}),
 }

@@ -15,7 +15,7 @@ from hfchat.probe.verdicts import FailedError, SkippedError
 _CITIES, _UNITS = ["Paris", "Rome", "Bern"], ["celsius", "fahrenheit"]
 _QUESTION = [{"role": "user", "content": "What is the weather like in Rome?"}]
 _SEEDS = (1, 2, 3)
-_TOKENS = 96
+_TOKENS = 256
 
 
 def _tool(name: str, **properties: object) -> dict[str, Any]:
@@ -218,8 +218,8 @@ async def a_streamed_call_is_the_unstreamed_one(target: Target) -> str:
 def _with_result(result: str, **call: object) -> list[dict[str, Any]]:
     """A conversation in which a function was called."""
     function = {"name": "get_weather", "arguments": '{"city": "Rome", "unit": "celsius", "hours": [1]}'}
-    message = {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", **call}]}
-    message["tool_calls"][0].setdefault("function", function)
+    called = {"id": "call_1", "type": "function", "function": function} | call
+    message = {"role": "assistant", "content": None, "tool_calls": [called]}
     return [*_QUESTION, message, {"role": "tool", "tool_call_id": "call_1", "content": result}]
 
 
