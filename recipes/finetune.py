@@ -71,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(describe_trainable(model, model_args, args.learning_rate, tokenizer, new_tokens), flush=True)
     record_fingerprint(tokenizer, model)
     answers = HeldOutAnswers(
-        tokenizer, conversations.held_out, args.sample_answers, checkpoints, args.sample_max_new_tokens
+        tokenizer,
+        conversations.held_out,
+        args.sample_answers,
+        checkpoints,
+        args.sample_max_new_tokens,
+        conversations.held_out_tools,
     )
     trainer = FinetuneTrainer(
         model=model,

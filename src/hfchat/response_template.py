@@ -63,7 +63,7 @@ class ResponseStyle:
     Attributes:
         template: A `response_template` of transformers.
         call_form: How calls are written; None where they can be read, but not be forced.
-        thinking: What opens and closes the reasoning, `("<think>", "</think>")`; None where there is none.
+        thinking: What opens and closes the reasoning, `("<think>", "</think>")`; None where nothing does.
         marks: Characters of which one is in all that is not text but the first words; empty where that is not known.
     """
 
@@ -137,7 +137,7 @@ def known_style(chat_template: str) -> ResponseStyle | None:
         template,
         call_form=CallForm(**calls["call_form"]) if calls and calls["call_form"] else None,
         thinking=("<think>", "</think>") if thinking else None,
-        marks="".join({mark for style in (calls, thinking) if style for mark in style["marks"]}),
+        marks="".join(style["marks"] for style in (calls, thinking) if style),
     )
 
 
@@ -194,7 +194,8 @@ def _reads_back(tokenizer: "PreTrainedTokenizerBase", template: dict, form: Call
 
 
 def _thinking_of(template: dict) -> tuple[str, str] | None:
-    field: dict[str, Any] = next((template["fields"][name] for name in REASONING if name in template["fields"]), {})
+    named: list[dict] = [template["fields"][name] for name in REASONING if name in template["fields"]]
+    field = named[0] if named else {}
     if isinstance(field.get("open"), str) and isinstance(field.get("close"), str):
         return field["open"], field["close"]
     patterns = field.get("open_pattern", ""), field.get("close_pattern", field.get("close", ""))

@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from datasets import Dataset
 from lxml import html
 
 from hfchat.data.conversation_formats import convert, find_format
 from hfchat.data.rows import Row
+from hfchat.training.supervision import show_supervised, supervise
 from tests.conftest import ROOT
 from tests.test_readme import DOCUMENTS
 
@@ -131,13 +133,20 @@ def test_examples_of_data_and_settings_can_be_read(document):
 
 
 @pytest.mark.parametrize("guide", ["finetuning", "alignment", "evaluation"])
-def test_examples_of_conversations_are_taken(guide):
+def test_examples_of_conversations_are_taken(guide, tokenizer):
     text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text(encoding="utf-8")
     rows = [json.loads(line) for block in re.findall(r"```jsonl\n(.*?)```", text, re.S) for line in block.splitlines()]
     assert rows
+    prepared = []
     for row in rows:
         example = convert(find_format(row), Row(row, "the guide"))
-        assert example.keys() <= {"messages", "prompt", "chosen", "rejected", "completion", "label"}
+        assert example.keys() <= {"messages", "prompt", "chosen", "rejected", "completion", "label", "tools"}
+        example["tools"] = example.get("tools")
+        prepared.append(example)
+    if guide == "finetuning":  # what the page says is learned of a turn with reasoning and a call
+        (marked,) = re.findall(r"^⟦.*?⟧$", text, re.S | re.M)
+        dataset, _ = supervise(Dataset.from_list(prepared), tokenizer, 4096, "the guide")
+        assert any(f"{marked}\n" in show_supervised(row, tokenizer) for row in dataset)
 
 
 def test_paths_that_are_named_exist():

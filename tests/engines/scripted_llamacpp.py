@@ -1,9 +1,9 @@
 """A server that speaks as llama.cpp's does and does what a file says: `python scripted_llamacpp.py PORT FOLDER`.
 
 The folder's `script.json` is read again for each request, and whatever happens is a line in its `seen.jsonl`. The
-script has `pieces` of text, a token each, the `stop_type` that the answer ends with, and what happens `after` so many
-pieces: `then` is "hold" (as long as it is so), "die", "break", "rubbish" or "error". `status` answers otherwise than
-with a stream, `start` is "die", "hang" or "deaf" (it listens, and nobody answers).
+script has `pieces` of text, the `ids` of each (a token each without them), the `stop_type` that the answer ends with,
+and what happens `after` so many pieces: `then` is "hold" (as long as it is so), "die", "break", "rubbish" or "error".
+`status` answers otherwise than with a stream, `start` is "die", "hang" or "deaf" (it listens, and nobody answers).
 """
 
 import json
@@ -61,14 +61,17 @@ def say(connection, status, body):
 def stream(connection, now):
     connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
     pieces = now["pieces"]
+    ids = now.get("ids") or [[5]] * len(pieces)
     try:
         for index, text in enumerate(pieces):
             if index == now.get("after") and not happens(connection, now["then"]):
                 return
-            event = {"content": text, "tokens": [5], "tokens_predicted": index + 1}
+            count = sum(map(len, ids[: index + 1]))
+            event = {"content": text, "tokens": ids[index][-1:], "tokens_predicted": count}
             connection.sendall(b"data: " + json.dumps(event).encode() + b"\n\n")
             time.sleep(0.001)
-        end = {"content": "", "tokens": [], "stop_type": now["stop_type"], "tokens_predicted": len(pieces)}
+        count = sum(map(len, ids))
+        end = {"content": "", "tokens": [], "stop_type": now["stop_type"], "tokens_predicted": count}
         connection.sendall(b"data: " + json.dumps(end).encode() + b"\n\n")
     except OSError:
         saw(closed=True)

@@ -15,9 +15,15 @@ from hfchat.engines.child import ChildServer
 from hfchat.engines.dialect import EngineFailureError, TokenRequest
 from hfchat.engines.llamacpp import LlamaCpp
 from hfchat.errors import UserError
+from hfchat.token_ids import special_tokens
 from tests.servers.speaker import LEARNED, needs_llamacpp
 
 pytestmark = needs_llamacpp
+GRAMMAR = (
+    '%llguidance {}\nstart: %json {"type": "object", "properties": {"word": {"enum": ["東京", "b"]}, "ok": {"type": '
+    '"boolean"}}, "required": ["word", "ok"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": '
+    "false}}"
+)
 QUESTIONS = [*LEARNED, "What is a tokenizer?", "Zażółć 😀", "Greet me, and then count the files"]
 
 
@@ -68,10 +74,11 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real(speaker, speaker_gguf):
-    engine = LlamaCpp(speaker_gguf, slots=2, context=256)
+    tokenizer = AutoTokenizer.from_pretrained(speaker)
+    engine = LlamaCpp(speaker_gguf, slots=2, context=256, special_tokens=special_tokens(tokenizer))
     with ChildServer(engine.program) as server:
         model = AutoModelForCausalLM.from_pretrained(speaker, dtype=torch.float32)
-        yield Real(model, AutoTokenizer.from_pretrained(speaker), engine, server)
+        yield Real(model, tokenizer, engine, server)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -123,6 +130,51 @@ def test_all_that_is_asked_for_is_sent(real):
     asked = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repeat_penalty": 1.2, "repeat_last_n": 256}
     assert body == body | asked | {"prompt": real.ids("Hi"), "n_predict": 20, "seed": 1}
     assert "seed" not in real.engine.body(replace(request, seed=None))
+
+
+def test_biases_and_the_form_of_the_answer_are_sent(real):
+    request = real.request("Hi", logit_bias={7: -1.5, 8: 2}, grammar=GRAMMAR, kept=frozenset({3, 1}))
+    plain, body = real.engine.body(real.request("Hi")), real.engine.body(request)
+    special = [real.tokenizer.decode([1]), real.tokenizer.decode([3])]
+    assert body == plain | {"logit_bias": [[7, -1.5], [8, 2]], "grammar": GRAMMAR, "preserved_tokens": special}
+
+
+@pytest.mark.parametrize(
+    "draw", [{}, *({"temperature": 3.0, "seed": seed, "top_p": 0.9, "repetition_penalty": 1.3} for seed in range(4))]
+)
+def test_an_answer_has_the_form_that_it_must_have_and_then_ends(real, draw):
+    """However unlikely that is: this model would say something that it has learned by heart."""
+    text, tokens, reason = real.say(real.request("Greet", 100, grammar=GRAMMAR, **draw))
+    assert reason == "stop"
+    answer = json.loads(text)
+    assert answer.keys() == {"word", "ok"}
+    assert (answer["word"] in ("東京", "b"), type(answer["ok"])) == (True, bool)
+    # Where its tokens are told, they are those of the text, and the end.
+    chunks = real.chunks(real.request("Greet", 100, grammar=GRAMMAR, **draw))
+    told = [chunk for chunk in chunks if chunk.ids is not None]
+    assert all(real.tokenizer.decode(chunk.ids, skip_special_tokens=True) == chunk.text for chunk in told)
+    assert all(len(chunk.ids) == chunk.tokens for chunk in told)
+    assert real.say(real.request("Greet", tokens - 2, grammar=GRAMMAR, **draw))[2] == "length"
+
+
+def test_a_bias_makes_a_token_certain_or_impossible(real):
+    first, other = real.generate("Swear")[0], real.tokenizer.encode("e", add_special_tokens=False)[0]
+    for draw in ({}, {"temperature": 2.0, "seed": 3}):
+        liked = real.request("Swear", 3, logit_bias={other: 100.0}, **draw)
+        assert real.say(liked)[0] == "eee"
+        disliked = real.request("Swear", 1, logit_bias={first: -100.0}, **draw)
+        assert real.say(disliked)[0] != real.tokenizer.decode([first])
+        # What the grammar refuses, no bias brings back.
+        assert json.loads(real.say(replace(liked, max_tokens=100, grammar=GRAMMAR))[0])["word"]
+
+
+def test_the_text_of_a_special_token_is_kept_if_that_is_asked_for(real):
+    special, other = 1, 3
+    grammar = f'%llguidance {{}}\nstart: "a" <[{special}]> "b" <[{other}]> "c"'
+    request = real.request("Greet", 10, grammar=grammar)
+    assert real.say(request) == ("abc", 6, "stop")
+    kept = real.tokenizer.decode([special])
+    assert real.say(replace(request, kept=frozenset({special})))[0] == f"a{kept}bc"
 
 
 def test_a_prompt_and_its_answer_fill_the_context(real):

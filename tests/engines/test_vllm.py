@@ -27,6 +27,7 @@ from hfchat.serving.versions import children
 
 PROGRAM = Path(__file__).parents[1] / "servers" / "vllm_serve.py"
 MESSAGES = [{"role": "user", "content": "hello"}]
+HELLO = Chat(MESSAGES)
 
 
 @pytest.fixture
@@ -78,6 +79,9 @@ def is_gone(script: Path) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ("--structured-outputs-config.backend xgrammar", "grammars are llguidance's"),
+        ("--structured_outputs_config '{}'", "grammars are llguidance's"),
+        ("--reasoning-parser qwen3", "--reasoning-parser out"),
         ("--port 9000", "--port out"),
         ("--po 9000", "--po out"),  # argparse knows it
         ("--tensor-parallel-size 2 --host=0.0.0.0", "--host out"),
@@ -127,6 +131,12 @@ def test_other_arguments_go_through(tmp_path):
 )
 def test_the_context_is_that_of_the_model_or_of_the_arguments(arguments, context, tmp_path):
     assert Vllm(tmp_path, slots=4, engine_args=arguments).context(model_of(4096)) == context
+
+
+def test_what_speculative_decoding_cannot_do_is_said(tmp_path):
+    assert Vllm(tmp_path, slots=4, engine_args="--max-model-len 64").cannot == {}
+    speculative = Vllm(tmp_path, slots=4, engine_args="--speculative-config '{}'")
+    assert speculative.cannot.keys() == {"logit_bias", "min_p"}
 
 
 def test_adapters_are_given_to_vllm_with_a_rank_that_it_knows(tmp_path):
@@ -182,12 +192,38 @@ def reader(tmp_path, **request):
 
 def test_chunks_are_text_tokens_and_an_end(tmp_path):
     answer = reader(tmp_path)
-    assert answer.read(event("I", [57])) == Chunk("I", 1)
-    assert answer.read(event("", [245])) == Chunk("", 1)  # a part of a character
-    assert answer.read(event("'m", [5248, 2], "stop")) == Chunk("'m", 2, "stop")
+    assert answer.read(event("I", [57])) == Chunk("I", 1, ids=[57])
+    assert answer.read(event("", [245])) == Chunk("", 1, ids=[245])  # a part of a character
+    assert answer.read(event("'m", [5248, 2], "stop")) == Chunk("'m", 2, "stop", ids=[5248, 2])
     usage = {"choices": [], "usage": {"prompt_tokens": 40, "total_tokens": 80, "completion_tokens": 40}}
     assert answer.read(json.dumps(usage).encode()) is None
     assert reader(tmp_path).read(event(" I", [57], "length")).finish_reason == "length"
+
+
+def test_the_form_of_an_answer_and_biases_are_sent(tmp_path):
+    engine = Vllm(tmp_path, slots=1)
+    command = list(engine.program.command)
+    assert command[command.index("--structured-outputs-config.backend") + 1] == "guidance"
+    plain = engine.body(TokenRequest([1], 9, top_k=5, min_p=0.5, repetition_penalty=1.5))
+    assert plain == plain | {"top_k": 5, "min_p": 0.5, "repetition_penalty": 1.5}
+    grammar = '%llguidance {}\nstart: "a"'
+    asked = engine.body(TokenRequest([1], 9, logit_bias={7: -1.5}, grammar=grammar, kept=frozenset({3})))
+    assert json.loads(json.dumps(asked)) == json.loads(json.dumps(engine.body(TokenRequest([1], 9)))) | {
+        "logit_bias": {"7": -1.5},
+        "structured_outputs": {"grammar": grammar},
+        "skip_special_tokens": False,
+    }
+
+
+def test_only_the_special_tokens_that_are_kept_are_text(tmp_path):
+    engine = Vllm(tmp_path, slots=1, special_tokens={2: "<|im_end|>", 3: "[CALL]", 4: "<|im_start|>"})
+    request = TokenRequest([1], 9, ends=frozenset({2}), kept=frozenset({3}))
+    answer = engine.reader(request)
+    assert answer.read(event("I[CALL]<|im_start|>", [57, 3, 4])).text == "I[CALL]"
+    assert answer.read(event("<|im_start|>'m", [4, 5248])).text == "'m"
+    assert answer.read(event("<|im_start|>", [57, 58, 2], "stop")).text == "<|im_start|>"  # spelled in ordinary ones
+    # Without any, vLLM drops all of them itself.
+    assert engine.reader(TokenRequest([1], 9)).read(event("<|im_start|>", [57, 4])).text == "<|im_start|>"
 
 
 def test_log_probabilities_are_named_by_the_bytes_of_their_tokens(tmp_path):
@@ -320,9 +356,9 @@ def engine_of(chat_model: Path, **settings):
     return engine
 
 
-async def answer(engine, heard=lambda text: None, **sampling):
+async def answer(engine, chat=HELLO, heard=lambda text: None, **sampling):
     """The pieces of an answer, whose texts are heard while it is given."""
-    prompt, pieces = await engine.encode(Chat(MESSAGES)), []
+    prompt, pieces = await engine.encode(chat), []
     async for piece in engine.stream(prompt, Sampling(max_tokens=20, **sampling)):
         heard(piece.text)
         pieces.append(piece)
@@ -415,10 +451,17 @@ def test_a_real_vllm_answers(chat_model, monkeypatch):
     """Takes a minute or two. On a CPU, `VLLM_CPU_KVCACHE_SPACE=1` keeps it small."""
     monkeypatch.setenv("PATH", os.environ["HFCHAT_VLLM"], prepend=os.pathsep)
 
-    async def use(engine):
-        return [await answer(engine, logprobs=3) for _ in range(2)]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["東京", 7]}}}
 
-    first, second = asyncio.run(running(engine_of(chat_model, engine_args="--enforce-eager"), use))
+    async def use(engine):
+        twice = [await answer(engine, logprobs=3) for _ in range(2)]
+        formed = [await answer(engine, Chat(MESSAGES, response_format=form), temperature=t) for t in (0, 1, 1)]
+        return *twice, formed
+
+    first, second, formed = asyncio.run(running(engine_of(chat_model, engine_args="--enforce-eager"), use))
+    for pieces in formed:
+        assert "".join(piece.text for piece in pieces) in ('"東京"', "7")
+        assert pieces[-1].finish_reason == "stop"
     tokens = [token for piece in first for token in piece.logprobs]
     assert 0 < len(tokens) <= 20
     assert all(token.chosen == token.top[0] for token in tokens), "it was asked for the likeliest"

@@ -4,13 +4,14 @@ import json
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from hfchat.chat import Chat
 from hfchat.chat_template import record_fingerprint
 from hfchat.engines import llamacpp
 from hfchat.engines.child import Program
@@ -142,6 +143,22 @@ def test_llama_cpp_answers_as_transformers_does_in_the_same_weights(by_llamacpp,
     assert (whole(text.text), text.tokens) == (whole(expected.text), expected.tokens)
 
 
+def test_calls_are_bound_by_a_grammar_and_read(scripted, monkeypatch, tmp_path):
+    parameters = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}
+    chat = Chat([{"role": "user", "content": "Why?"}], [tool], tool_choice="required")
+    (reply,) = scripted.answer_chats([chat], 9, False)
+    assert (reply.text, reply.calls) == ("one two", ())  # what the script says is no call
+    (request,) = requests(tmp_path)
+    assert request["grammar"].startswith("%llguidance")
+    assert '"f"' in request["grammar"].replace("\\", "")
+    called = Reply('Sure.\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', 9, True)
+    monkeypatch.setattr(scripted, "continue_ids", lambda *_, **__: called)
+    (reply,) = scripted.answer_chats([replace(chat, tool_choice="auto")], 9, False)
+    assert (reply.text.strip(), reply.ended) == ("Sure.", True)
+    assert [(call.name, call.arguments) for call in reply.calls] == [("f", '{"x": 1}')]
+
+
 def gsm8k(folder):
     """A file of questions; the worked examples come from the first 100."""
     file = folder / "gsm8k.jsonl"
@@ -226,6 +243,13 @@ def test_answers_that_are_there_get_likelihoods_without_being_asked_again(script
 def test_a_stop_ends_the_work_for_an_answer(scripted):
     (reply,) = scripted.answer([EXAMPLES[0].prompt], 4, stop=["two"])
     assert asdict(reply) == {"text": "one ", "tokens": 2, "ended": True}
+
+
+def test_an_answer_can_be_bound_to_a_grammar(scripted, tmp_path):
+    grammar, special = '%llguidance {}\nstart: "one two"', scripted.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert scripted.continue_ids([1, 2], 5, grammar=grammar, kept=frozenset({special})) == Reply("one two", 3, True)
+    (request,) = requests(tmp_path)
+    assert (request["prompt"], request["grammar"], request["preserved_tokens"]) == ([1, 2], grammar, ["<|im_start|>"])
 
 
 def test_an_engine_that_ends_is_one_line(scripted):

@@ -60,13 +60,14 @@ class SourcedPrompt(TokenPrompt):
 
 
 class Characters:
-    """In the place of `Prompting`: a token for each character."""
+    """In the place of `Prompting`: a token for each character; grammars need a real tokenizer."""
 
     context_length = 100
     template_fingerprint = "0123456789abcdef"
     ends = frozenset({2})
 
-    def __init__(self, **sampling):
+    def __init__(self, tokenizer=None, **sampling):
+        self.tokenizer, self.vocabulary = tokenizer, len(tokenizer or ())
         self.sampling = ModelSampling(**sampling)
         self.is_closed = False
 

@@ -136,7 +136,7 @@ class Served:
 
 @contextlib.contextmanager
 def running(engine, guards=None, keys=None, loaded=True, **settings):
-    settings = ServerSettings(model=MODEL, served_model_name=MODEL, **{"drain_seconds": 1} | settings)
+    settings = ServerSettings(**{"model": MODEL, "served_model_name": MODEL, "drain_seconds": 1} | settings)
     models = engine if isinstance(engine, ServedModels) else ServedModels.of(MODEL, engine)
     answers = threading.Event()
     collector = open_collector(settings)

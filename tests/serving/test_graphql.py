@@ -8,6 +8,7 @@ from websockets.sync.client import connect
 
 from hfchat.feedback.database import open_database
 from hfchat.feedback.reading import Selection, rows
+from hfchat.serving.engines.engine import Piece
 from hfchat.serving.http.auth import ApiKeys, hash_key
 
 CHAT = """mutation ($text: String!, $options: ChatOptions) {
@@ -31,6 +32,23 @@ def ask(served, query, headers=None, **variables):
     response = served.http.post("/graphql", json={"query": query, "variables": variables}, headers=headers)
     assert response.status_code == 200, response.text
     return response.json()
+
+
+def test_there_are_no_tools_and_the_schema_says_so(served):
+    described = ask(served, '{ __type(name: "ChatOptions") { description } }')["data"]["__type"]["description"]
+    assert "no tools" in described
+    (error,) = ask(served, CHAT, text="Hi", options={"tools": []})["errors"]
+    assert "unknown field 'tools'" in error["message"]
+
+
+def test_reasoning_is_apart_from_the_text(serve, scripted):
+    served = serve(scripted(pieces=[Piece("", 1, reasoning="Hm."), "Hello"]), graphql=True)
+    answer = ask(served, CHAT.replace("content finish", "content reasoning finish"), text="Hi")["data"]["chat"]
+    assert (answer["content"], answer["reasoning"]) == ("Hello", "Hm.")
+    with Subscriber(served) as subscriber:
+        subscriber.subscribe(STREAM.replace("text finish", "text reasoning finish"))
+        pieces = [(piece["text"], piece["reasoning"]) for piece in subscriber.answer()]
+    assert pieces == [("", "Hm."), ("Hello", None), ("", None)]
 
 
 class Subscriber:

@@ -1,5 +1,6 @@
 """`hfchat serve` over the real llama.cpp with a tiny model, behind guards: a stream that is guarded, and a kill."""
 
+import json
 import os
 import signal
 import socket
@@ -86,6 +87,27 @@ def test_what_a_guard_blocks_is_never_streamed(client):
     assert "sh" not in text
     greeting = "".join(chunk.choices[0].delta.content or "" for chunk in stream(client, "Greet"))
     assert greeting == LEARNED["Greet"]
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0}, {"temperature": 2.0, "seed": 1, "logit_bias": {"7": 5}}])
+def test_json_is_valid_whatever_the_model_would_say(client, fields):
+    schema = {
+        "type": "object",
+        "properties": {"swears": {"type": "boolean"}, "word": {"enum": ["東京", "shoot"]}},
+        "required": ["swears", "word"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema, "strict": True}}
+    (model,) = client.models.list().data
+    messages = [{"role": "user", "content": "Swear"}]
+    answer = client.chat.completions.create(
+        model=model.id, messages=messages, response_format=form, max_tokens=120, **fields
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    said = json.loads(answer.choices[0].message.content)
+    assert said.keys() == {"swears", "word"}
+    assert said["word"] in ("東京", "shoot")
+    assert isinstance(said["swears"], bool)
 
 
 def test_kill_9_of_llamacpp_in_a_stream_is_an_error_event_and_the_next_answer_comes(client, process):

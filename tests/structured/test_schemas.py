@@ -89,7 +89,10 @@ def test_what_the_mask_lets_through_is_valid(compiler, tokenizer, schema):
         ({"$dynamicRef": "#a"}, "dynamicRef"),
         ({"$recursiveRef": "#"}, "recursiveRef"),
         # llguidance leaves these out without a word
-        ({"type": "string", "minlength": 3}, "'minlength'"),
+        ({"type": "string", "minlength": 3}, "'minLength' meant"),
+        ({"additonalProperties": False}, "'additionalProperties' meant"),
+        ({"dependentrequired": {}}, "'dependentRequired' meant"),
+        ({f"own {number}": 1 for number in range(300)}, "200 unknown"),
         ({"divisibleBy": 3}, "'divisibleBy'"),
         ({"extends": {}}, "'extends'"),
         ({"nullable": True}, "'nullable'"),
@@ -158,7 +161,8 @@ def test_deep_nesting_is_refused_before_anything_recurses():
 
 def test_annotations_and_unused_definitions_are_left_out():
     assert honoured(PERSON, "x")["$defs"] == {"0": {"type": ["object", "null"], "maxProperties": 0}}
-    assert honoured({"x-order": 1, "description": "d", "default": 2**80, "examples": [1]}, "x") == {}
+    own = {"x-order": 1, "_uniqueItems": True, "discriminator": {"propertyName": "kind"}, "readonly": True}
+    assert honoured({**own, "description": "d", "default": 2**80, "examples": [1]}, "x") == {}
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"const": 1}, {"const": 2}]}])

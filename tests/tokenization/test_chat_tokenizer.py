@@ -1,13 +1,15 @@
+import hashlib
 import json
 
 import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from hfchat.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, fingerprint
+from hfchat.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, fingerprint, recorded_fingerprint
+from hfchat.lineage import read_lineage
 from hfchat.tokenization.bpe import train_bpe
 from hfchat.tokenization.chat_tokenizer import save_tokenizer
-from tests.conftest import TEXTS
+from tests.conftest import ROOT, TEXTS
 
 
 def test_a_text_opens_with_the_document_separator(tokenizer):
@@ -61,3 +63,11 @@ def test_it_reloads_as_it_was_with_and_without_transformers(saved):
     assert reloaded(text)["input_ids"] == ids
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids == ids
     assert reloaded.special_tokens_map == tokenizer.special_tokens_map
+
+
+def test_the_tokenizer_that_comes_with_the_project_has_its_template_of_today():
+    shipped = AutoTokenizer.from_pretrained(ROOT / "tokenizer")
+    assert shipped.chat_template == CHAT_TEMPLATE
+    assert recorded_fingerprint(shipped) == fingerprint(shipped)
+    for name, file in read_lineage(ROOT / "tokenizer")["outputs"].items():
+        assert hashlib.sha256((ROOT / "tokenizer" / name).read_bytes()).hexdigest() == file["sha256"], name

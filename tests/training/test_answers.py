@@ -97,9 +97,28 @@ def test_prompts_that_leave_no_room_are_passed_over(at, tokenizer, rows, tmp_pat
     assert [row["row"] for row in json.loads(answers.file.read_text())] == [0, 2]
 
 
-def test_conversations_that_call_tools_are_passed_over(at, tokenizer, rows, tmp_path):
-    call = {"function": {"name": "weather", "arguments": {}}}
-    tools = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    answers = HeldOutAnswers(tokenizer, [tools, rows["messages"][0], tools], 2, tmp_path, 8)
+def test_conversations_are_answered_with_their_tools_and_results(at, tokenizer, rows, tmp_path, monkeypatch, model):
+    model.config.max_position_embeddings = 4096
+    question, text = {"role": "user", "content": "Is it cold?"}, tokenizer("The answer")["input_ids"]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather", "arguments": '{"at": null}'}]}
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "4 degrees."}
+    conversations = [
+        [question, call],
+        [question, call, {"role": "tool", "content": "4 degrees"}, answer],
+        rows["messages"][0],
+    ]
+    tools = [json.dumps([{"name": "weather", "description": "Now"}])] * 2 + [None]
+    asked = []
+    monkeypatch.setattr(module, "generate_answers", lambda model, prompts: asked.extend(prompts) or [text] * 3)
+    answers = HeldOutAnswers(tokenizer, conversations, 3, tmp_path, 8, tools)
     at("on_train_begin", answers, 0)
-    assert [row["row"] for row in json.loads(answers.file.read_text())] == [1]
+    at("on_train_end", answers, STEPS)
+    first, second, third = map(tokenizer.decode, asked[:3])
+    assert '"description": "Now"' in first
+    assert "4 degrees\n</tool_response>" in second
+    assert "# Tools" not in third
+    assert [row["reference"] for row in answers.answers] == [
+        '<tool_call>\n{"name": "weather", "arguments": {"at": null}}\n</tool_call>',
+        "<think>\n4 degrees.\n</think>\n\nYes.",
+        "The answer is 0.",
+    ]

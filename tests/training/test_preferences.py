@@ -86,6 +86,23 @@ def test_what_is_no_prompt_with_one_answer_is_named(tokenizer, prompt, completio
         encode(prompt, completion, tokenizer, "row 7")
 
 
+def test_a_call_is_preferred_by_the_tools_and_results_that_stand_before_it(tokenizer):
+    def called(arguments, **more):
+        return {"role": "assistant", "content": None, "tool_calls": [{"name": "time", "arguments": arguments}], **more}
+
+    prompt = [user("Time?"), called('{"zone": "X"}'), {"role": "tool", "content": "no such zone"}]
+    chosen = called('{"zone": null}', reasoning_content="None, then.")
+    tools = json.dumps([{"name": "time", "description": "Now"}])
+    rows = Dataset.from_list([{"prompt": prompt, "chosen": [chosen], "rejected": [assistant("No.")], "tools": tools}])
+    pairs, _ = tokenize_preferences(rows, tokenizer, 4096, "test")
+    before, chosen, rejected = (tokenizer.decode(pairs[0][f"{name}_ids"]) for name in ("prompt", "chosen", "rejected"))
+    assert '"description": "Now"' in before
+    assert before.endswith("no such zone\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+    call = '<tool_call>\n{"name": "time", "arguments": {"zone": null}}\n</tool_call>'
+    assert chosen == f"<think>\nNone, then.\n</think>\n\n{call}<|im_end|>"
+    assert rejected == "No.<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("template", "problem"),
     [

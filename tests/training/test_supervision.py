@@ -150,6 +150,35 @@ def test_three_conversations_are_shown_from_all_over_the_dataset(rows, tokenizer
     assert "⟦The answer is 6.<|im_end|>⟧" in shown
 
 
+def test_a_conversation_with_calls_and_reasoning_is_shown_with_its_marks(rows, tokenizer, arguments, tmp_path):
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": null}'}}
+    tools = json.dumps([{"name": "weather", "description": "Now. " * 500}])
+    thinks = {"role": "assistant", "content": "Ho.", "reasoning_content": "So."}
+    calls = {"role": "assistant", "content": None, "tool_calls": [call, call]}
+    both = calls | {"reasoning_content": "A call."}
+    result = {"role": "tool", "content": "grey"}
+    last = {"role": "assistant", "content": "Grey."}
+    question = {"role": "user", "content": "How is it?"}
+    special = [[question, thinks], [question, calls, result, thinks | {"weight": 0}, question, last]]
+    special.append([question, both, result, last])
+    lines = [{"messages": messages, "tools": None} for messages in rows["messages"][:9]]
+    lines[4:4] = [{"messages": messages, "tools": tools} for messages in special]
+    (tmp_path / "data").mkdir()
+    for split, chosen in (("train", lines), ("validation", [{"messages": [question, last]}])):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in chosen))
+    conversations = load_conversations(arguments(max_length=4096), tokenizer)
+    assert conversations.supervision.as_metrics("train") | {"train_calls": 4, "train_thoughts": 2} == (
+        conversations.supervision.as_metrics("train")
+    )
+    shown = conversations.describe(tokenizer)
+    assert "4 calls of tools and 2 turns with reasoning are learned" in shown
+    written = '<tool_call>\n{"name": "weather", "arguments": {"city": null}}\n</tool_call>'
+    assert f"assistant\n⟦<think>\nA call.\n</think>\n\n{written}\n{written}<|im_end|>⟧\n" in shown
+    assert "<tool_response>\ngrey\n</tool_response><|im_end|>\n<|im_start|>assistant\n⟦Grey.<|im_end|>⟧" in shown
+    assert " characters) … " in shown, "of the tools the middle is left out"
+    assert len(shown) < 2500
+
+
 def test_a_base_that_learned_another_template_is_refused(chat_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     tokenizer.chat_template = CHAT_TEMPLATE.replace("user", "human") + " "

@@ -59,6 +59,7 @@ class ConversationSource(Entry):
     - `alpaca`: `instruction`, `input` and `output` (Dolly: `context` and `response`), or Self-Instruct's `instances`.
     - `prompt-completion`, `question-answer`: the columns of these names, as texts, and maybe `context`; the first also
       as messages, the second also with SQuAD's `answers`.
+    - `function-calls`: `query`, and in `answers` the calls of `tools` that answer it, as xLAM and APIGen have them.
     - `dialogsum`: `dialogue` and `summary`; `instruction` is what the prompt asks for.
     - `parallel-text`: line by line, `path` is translated in `target_path`; `instruction` must say what to do.
     - `preference`: `chosen` and `rejected`, as messages, as HH-RLHF's texts, or as answers to a `prompt`.

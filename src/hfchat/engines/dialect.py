@@ -67,12 +67,14 @@ class Chunk:
         tokens: Number of tokens since the chunk before, the end-of-turn token included.
         finish_reason: Why the answer ends with this chunk.
         logprobs: For each token its own and those of the likeliest ones, if they were asked for.
+        ids: The tokens; None where the engine does not tell all of them.
     """
 
     text: str
     tokens: int
     finish_reason: Literal["stop", "length"] | None = None
     logprobs: Sequence[tuple[ScoredText, Sequence[ScoredText]]] = ()
+    ids: Sequence[int] | None = None
 
 
 class EngineFailureError(Exception):
@@ -100,6 +102,10 @@ class Dialect(Protocol):
     @property
     def cannot(self) -> Mapping[str, str]:
         """What it cannot do as this project's own engine does it: the field of the API, and why."""
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """Texts of the special tokens by their ids."""
 
     @property
     def masks_logprobs(self) -> bool:

@@ -129,10 +129,11 @@ class _Reader:
         # A chunk is a whole character or more; it tells how many tokens there are by now.
         tokens, self._tokens = event["tokens_predicted"] - self._tokens, event["tokens_predicted"]
         if "stop_type" in event:
-            return Chunk("", tokens, _FINISH_REASONS[event["stop_type"]])
+            return Chunk("", tokens, _FINISH_REASONS[event["stop_type"]], ids=())
         # llama.cpp knows the ends that the file names; the model's configuration may have more.
         ended = not self._ends.isdisjoint(event["tokens"])
-        return Chunk("" if ended else event["content"], tokens, "stop" if ended else None)
+        ids = event["tokens"] if tokens == 1 else None  # of several, it is the last one
+        return Chunk("" if ended else event["content"], tokens, "stop" if ended else None, ids=ids)
 
 
 def _complaint(lines: Sequence[str]) -> str | None:

@@ -117,7 +117,6 @@ class Vllm:
     path: ClassVar[str] = "/v1/completions"
     reads_whole: ClassVar[bool] = False
     masks_logprobs: ClassVar[bool] = True
-    cannot: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         refuse_code(self.model)  # older versions of vLLM run what `auto_map` names, whatever they are told
@@ -128,6 +127,14 @@ class Vllm:
                     f"--adapter {name}: was trained with tokens of its own, which vLLM does not know; merge it into "
                     "its base, or take another engine"
                 )
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        """Fields of the API that it cannot honour with its arguments."""
+        if not any(name.startswith("--spec") for name, _ in _options(self.engine_args)):
+            return {}
+        reason = "vLLM cannot do that with speculative decoding"
+        return {"logit_bias": reason, "min_p": reason}
 
     @property
     def program(self) -> Program:
@@ -220,8 +227,9 @@ class _Reader:
         for special in self._dropped.keys() & spoken:
             text = text.replace(self._dropped[special], "", spoken.count(special))
         if self._likeliest is None:
-            return Chunk(text, len(tokens), reason)
-        return Chunk(text, len(tokens), reason, self._logprobs(choice["logprobs"], len(spoken)))
+            return Chunk(text, len(tokens), reason, ids=tokens)
+        logprobs = self._logprobs(choice["logprobs"], len(spoken))
+        return Chunk(text, len(tokens), reason, logprobs, ids=tokens)
 
     def _logprobs(self, logprobs: Any, count: int) -> list[tuple[ScoredText, list[ScoredText]]]:
         """Those of the first tokens of a chunk."""

@@ -115,7 +115,7 @@ class GrammarMask(LogitsProcessor):
     """Lets each answer of a batch go on by its grammar alone, and end where it may end.
 
     Args:
-        compiler: Of the model.
+        compiler: The one for the model.
         grammars: One for each row; None for any text.
         prompt_length: Tokens of the prompts with their padding.
         ends: Tokens that end an answer; what follows them is padding.

@@ -72,7 +72,7 @@ class RemoteModel(EvaluatedModel):
     def _answer_chat(self, asked: Chat, max_new_tokens: int) -> Reply:
         options: dict[str, Any] = {}
         if asked.tools:
-            options = {"tools": list(asked.tools), "tool_choice": asked.tool_choice}
+            options |= {"tools": list(asked.tools), "tool_choice": asked.tool_choice}
         if asked.response_format is not None:
             options["response_format"] = asked.response_format
         messages = [_as_sent(message) for message in asked.messages]

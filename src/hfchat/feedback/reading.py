@@ -220,8 +220,8 @@ def _write_parquet(answers: Iterator[AnswerRow], file: IO[bytes]) -> int:
 
 
 def _fitting(sampling: Mapping[str, object]) -> dict[str, object]:
-    """As the columns hold it: an object is JSON in a text, and a whole number that 64 bits cannot hold is none; the
-    `max_tokens` of an upstream has no maximum."""
+    """As the columns hold it: an object is JSON in a text, and a whole number that 64 bits cannot hold is no number;
+    the `max_tokens` of an upstream has no maximum."""
     fitting: dict[str, object] = {}
     for name, value in sampling.items():
         is_beyond = isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64

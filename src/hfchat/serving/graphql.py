@@ -69,7 +69,10 @@ class MessageInput:
     content: str
 
 
-@strawberry.input(description="As in a request of OpenAI's API; what is not set is the server's choice.")
+@strawberry.input(
+    description="As in a request of OpenAI's API; what is not set is the server's choice. There are no tools and no "
+    "JSON schemas here: POST /v1/chat/completions and POST /v1/responses have them."
+)
 class ChatOptions:
     max_tokens: int | None = strawberry.UNSET
     temperature: float | None = strawberry.UNSET
@@ -117,6 +120,7 @@ class ChatAnswer:
     model: str
     version: str | None
     content: str
+    reasoning: str | None
     finish_reason: str
     usage: Usage
 
@@ -125,6 +129,7 @@ class ChatAnswer:
 class ChatPiece:
     id: str
     text: str
+    reasoning: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
 
@@ -273,7 +278,7 @@ class Query:
 
 @strawberry.type
 class Mutation:
-    @strawberry.mutation(description="Answer a conversation.")
+    @strawberry.mutation(description="Answer a conversation, without tools.")
     async def chat(
         self, info: Info, model: str, messages: list[MessageInput], options: ChatOptions | None = None
     ) -> ChatAnswer:
@@ -284,6 +289,7 @@ class Mutation:
             model=answer.model,
             version=answer.system_fingerprint,
             content=choice.message.content or "",
+            reasoning=choice.message.reasoning_content,
             finish_reason=choice.finish_reason,
             usage=Usage(**answer.usage.model_dump()),
         )
@@ -296,7 +302,7 @@ class Mutation:
 
 @strawberry.type
 class Subscription:
-    @strawberry.subscription(description="Answer a conversation piece by piece.")
+    @strawberry.subscription(description="Answer a conversation piece by piece, without tools.")
     async def chat_stream(
         self, info: Info, model: str, messages: list[MessageInput], options: ChatOptions | None = None
     ) -> AsyncGenerator[ChatPiece]:
@@ -306,8 +312,9 @@ class Subscription:
             async for chunk in chunks:
                 for choice in chunk.choices:
                     finish_reason = choice.finish_reason or finish_reason
-                    if choice.delta.content:
-                        yield ChatPiece(id=chunk.id, text=choice.delta.content)
+                    text, reasoning = choice.delta.content or "", choice.delta.reasoning_content
+                    if text or reasoning:
+                        yield ChatPiece(id=chunk.id, text=text, reasoning=reasoning)
                 if chunk.usage:
                     usage = Usage(**chunk.usage.model_dump())
                     yield ChatPiece(id=chunk.id, text="", finish_reason=finish_reason, usage=usage)

@@ -48,7 +48,7 @@ def answer_grammar(
     Args:
         chat: With its tools and the format of its answer.
         style: How the model writes calls and reasoning; None if nobody knows.
-        thinking: "open" if the prompt has opened the reasoning, "may" if the model may open it, "no" if there is none.
+        thinking: "open" if the prompt has opened the reasoning, "may" if the model may open it, "no" if not.
         specials: As `special_tokens` finds them; a grammar names them by their ids.
 
     Returns:
@@ -126,7 +126,7 @@ def _head(name: str, form: CallForm) -> str:
 def _arguments(function: Function, field: str) -> Json:
     """The schema of a function's arguments, which are an object in any case.
 
-    Where the schema says nothing of further ones there are none: a function has no use for them.
+    Where the schema says nothing of further ones, none are allowed: a function has no use for them.
     """
     schema = function.parameters or {}
     types = schema.get("type", "object")
@@ -141,7 +141,7 @@ def _json(schema: Json, field: str) -> str:
     try:
         text = json.dumps({**bound, "x-guidance": _AS_JSON_DUMPS}, allow_nan=False)
     except ValueError as error:
-        raise GrammarError("the schema has a number that is none in JSON", field) from error
+        raise GrammarError("the schema has a number that JSON does not have (NaN or infinity)", field) from error
     return f"%json {text}"
 
 
@@ -216,7 +216,7 @@ class _Writer:
         if self._leading_special(closing) == closing:
             self.rules["thoughts"] = f"{_text(opening)} {self.rules['thoughts']}"
         self.rules["start"] = "(thoughts space?)? answer"
-        # Text that begins with reasoning is reasoning: a call in it is none.
+        # Text that begins with reasoning is reasoning: a call in it does not count.
         if "ANY_TEXT" in self.rules:
             self.rules["ANY_TEXT"] += f" & ~/[ \\t\\r\\n]*{_in_regex(opening)}(.|\\n)*/"
 

@@ -29,9 +29,10 @@ class Matcher:
         vocabulary: Number of tokens that a mask is for.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int):
+    def __init__(self, matcher: LLMatcher, vocabulary: int, tokenizer: LLTokenizer):
         self.matcher = matcher
         self.vocabulary = vocabulary
+        self._tokenizer = tokenizer
 
     @property
     def done(self) -> bool:
@@ -71,6 +72,15 @@ class Matcher:
             MatcherError: If that token may not come.
         """
         self.matcher.consume_token(token)
+        self._check()
+
+    def accept_text(self, text: str) -> None:
+        """The answer goes on with a text whose tokens are not known, but for none of them being a special one.
+
+        Raises:
+            MatcherError: If that text may not come.
+        """
+        self.matcher.consume_tokens(self._tokenizer.greedy_tokenize(text))
         self._check()
 
     def _check(self) -> None:
@@ -113,7 +123,7 @@ class GrammarCompiler:
                 self._compiled[grammar] = compiled
                 while len(self._compiled) > _COMPILED:
                     self._compiled.popitem(last=False)
-        return Matcher(compiled.deep_copy(), self.vocabulary)
+        return Matcher(compiled.deep_copy(), self.vocabulary, tokenizer)
 
     def _converted(self) -> LLTokenizer:
         try:

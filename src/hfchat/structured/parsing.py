@@ -6,13 +6,13 @@ first for the places of calls, of which it keeps the text as it is, and then for
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import regex
 
-from hfchat.chat import CallPart, Function
+from hfchat.chat import CallPart, Function, Json
 from hfchat.response_template import CALLS, REASONING, ResponseStyle
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class AnswerParser:
         Args:
             tokenizer: The model's.
             style: How the model writes; None: all is text.
-            functions: Those that may be called. Where there are none, what looks like a call is text.
+            functions: Those that may be called. Without any, what looks like a call is text.
             prompt_end: The end of the prompt, special tokens kept: it may have opened the reasoning.
         """
         self._tokenizer = tokenizer
@@ -63,7 +63,7 @@ class AnswerParser:
         self._held: str | None = None  # white space after a call, dropped unless text follows
         self._plain: Literal["text", "reasoning"] | None = None  # what it is at, if the parser holds nothing back
         self._marks = frozenset(style.marks if style else "")
-        self._template: Mapping[str, Any] = style.template if style else {"fields": {}}
+        self._template: Json = style.template if style else {"fields": {}}
         splitting = _splitting(self._template, bool(self._functions))
         prefix = begun_answer(self._template, prompt_end) if style else ""
         self._parser = None
@@ -76,7 +76,7 @@ class AnswerParser:
             return Parsed(text)
         if not text:
             return Parsed()
-        # White space at the end may belong to a call. Where there is none, the parser need not see plain text.
+        # White space at the end may belong to a call. Without it, the parser need not see plain text.
         is_plain = bool(self._marks) and self._marks.isdisjoint(text) and not text[-1].isspace()
         if is_plain and self._plain is not None:
             return Parsed(text) if self._plain == "text" else Parsed(reasoning=text)
@@ -95,7 +95,7 @@ class AnswerParser:
         _, events = self._parser.finalize()
         return self._read(events)
 
-    def _read(self, events: Iterable[Mapping[str, Any]]) -> Parsed:
+    def _read(self, events: Iterable[Json]) -> Parsed:
         text, reasoning, calls = "", "", []
         for event in events:
             field, kind = event["field"], event["type"]
@@ -136,7 +136,7 @@ class AnswerParser:
         self._calls += len(parts)
         return parts
 
-    def _part(self, function: Mapping[str, Any], index: int) -> CallPart:
+    def _part(self, function: Json, index: int) -> CallPart:
         """A call.
 
         Raises:
@@ -150,7 +150,7 @@ class AnswerParser:
         return CallPart(index, name, written)
 
 
-def begun_answer(template: Mapping[str, Any], prompt_end: str) -> str:
+def begun_answer(template: Json, prompt_end: str) -> str:
     """What of an answer stands at the end of its prompt: what follows the last place where answers begin."""
     literals = template.get("start_anchor", ())
     literals = [literals] if isinstance(literals, str) else literals
@@ -162,12 +162,12 @@ def begun_answer(template: Mapping[str, Any], prompt_end: str) -> str:
     return opening if prompt_end.rstrip().endswith(opening) else ""
 
 
-def _splitting(template: Mapping[str, Any], reads_calls: bool) -> dict[str, Any] | None:
+def _splitting(template: Json, reads_calls: bool) -> Json | None:
     """The same template, with which nothing can go wrong, and calls are handed out as they were written.
 
     None if nothing is to be told apart.
     """
-    fields: dict[str, Any] = {}
+    fields: dict[str, dict] = {}
     for name, field in template["fields"].items():
         opening = _pattern(field, "open")
         if opening is None:
@@ -193,7 +193,7 @@ def _splitting(template: Mapping[str, Any], reads_calls: bool) -> dict[str, Any]
 _ANCHORS = ("open", "open_pattern", "close", "close_pattern")
 
 
-def _pattern(field: Mapping[str, Any], anchor: str) -> str | None:
+def _pattern(field: Json, anchor: str) -> str | None:
     """An anchor of a field as a regular expression; None if it has none."""
     if f"{anchor}_pattern" in field:
         return field[f"{anchor}_pattern"]
@@ -204,5 +204,5 @@ def _pattern(field: Mapping[str, Any], anchor: str) -> str | None:
     return "|".join(regex.escape(literal) for literal in sorted(literals, key=len, reverse=True))
 
 
-def _tool(function: Function) -> dict[str, Any]:
+def _tool(function: Function) -> Json:
     return {"type": "function", "function": {"name": function.name, "parameters": function.parameters}}

@@ -3,9 +3,11 @@
 llguidance refuses most of what it does not implement, but not all of it (1.9.1, parser/src/json/schema.rs): keywords
 that no draft has or that only other drafts have, `format` beside a type that is no string, numbers that float64
 rounds, and the count of `minProperties` where a key may be written twice. Each of them is refused here by its name.
-Keywords that only tell a reader something are left out, and so are definitions that nothing refers to.
+Keywords that only tell a reader something are left out, and so are definitions that nothing refers to. A keyword that
+looks like a misspelt one is refused.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,7 @@ _EXACT = 2**53  # up to here float64, which llguidance counts in, has every inte
 _DRAFTS = re.compile(r"https?://json-schema\.org/(draft/2020-12|draft/2019-09|draft-07|draft-06|draft-04)/schema#?")
 _OLD_DRAFTS = ("draft/2019-09", "draft-0")
 
-# What is said to a reader and never to a validator (JSON Schema 2020-12 and the drafts before it, and OpenAPI's own).
+# What is said to a reader and never to a validator (JSON Schema 2020-12 and the drafts before it).
 _ANNOTATIONS = {
     "$comment",
     "$schema",  # read at the root
@@ -45,12 +47,32 @@ _ANNOTATIONS = {
     "contentEncoding",
     "contentMediaType",
     "contentSchema",
-    "discriminator",
-    "externalDocs",
-    "xml",
-    "markdownDescription",
 }
-# What llguidance refuses even where it asks for nothing.
+# What binds a value by some draft, or by OpenAPI, and cannot be honoured.
+_BINDING = {
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "minContains",
+    "maxContains",
+    "uniqueItems",
+    "propertyNames",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "$dynamicRef",
+    "$recursiveRef",
+    "divisibleBy",
+    "disallow",
+    "extends",
+    "nullable",
+    "x-guidance",  # llguidance's own
+}
+# Where these ask for nothing.
 _HARMLESS: dict[str, list[object]] = {
     "uniqueItems": [False],
     "unevaluatedItems": [True, {}],
@@ -67,6 +89,10 @@ _NAMED_SCHEMAS = {"properties", "patternProperties"}
 _NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
 _PLAIN = {"type", "required", "pattern", "format", "enum", "const", "$ref"}
+_HONOURED = _ONE_SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _NUMBERS | _COUNTS | _PLAIN
+_SPELLINGS = {keyword.lower(): keyword for keyword in _HONOURED | _BINDING}
+_SIMILAR = 0.85  # of two words, by difflib's ratio
+_MOST_UNKNOWN = 200  # different keywords of nobody's
 _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 # Rust's regular expressions read these in another way than ECMAScript's, which JSON Schema means.
 _OTHER_IN_RUST = re.compile(r"\\[AzZ<>]|\\b\{|\(\?[a-zA-Z]*x|\[[^\]\\]*(?:\\.[^\]\\]*)*(?:&&|--|~~|\[)")
@@ -104,7 +130,7 @@ def honoured(schema: Json, field: str) -> Json:
     """A schema with all that binds an answer, and nothing else.
 
     Args:
-        schema: Of any draft from 4 to 2020-12.
+        schema: One of any draft from 4 to 2020-12.
         field: Where it stands in the request.
 
     Returns:
@@ -124,6 +150,7 @@ class _Reader:
         self._field = field
         self._places = 0
         self._characters = 0
+        self._unknown: set[str] = set()  # keywords
         self._names: dict[str, str] = {}  # of the references that have been met: their names in the result
         draft = root.get("$schema", "http://json-schema.org/draft/2020-12/schema")
         known = _DRAFTS.fullmatch(draft) if isinstance(draft, str) else None
@@ -164,15 +191,26 @@ class _Reader:
         result: dict[str, Any] = {}
         for keyword, value in schema.items():
             self._count(keyword, place, level)
-            if not self._only_tells(keyword, value):
+            if not self._only_tells(keyword, value, place):
                 result[keyword] = self._keyword(keyword, value, place, level)
         self._check_together(schema, place)
         return result
 
-    def _only_tells(self, keyword: str, value: object) -> bool:
-        if keyword in _ANNOTATIONS or (keyword.startswith("x-") and keyword != "x-guidance"):
-            return True
-        return any(type(value) is type(harmless) and value == harmless for harmless in _HARMLESS.get(keyword, []))
+    def _only_tells(self, keyword: str, value: object, place: str) -> bool:
+        if keyword in _HONOURED:
+            return False
+        if keyword in _BINDING:
+            return any(type(value) is type(harmless) and value == harmless for harmless in _HARMLESS.get(keyword, []))
+        if keyword not in _ANNOTATIONS and keyword not in self._unknown:
+            # A keyword that nobody knows binds nothing, by JSON Schema. One that is misspelt was meant to.
+            close = difflib.get_close_matches(keyword[:40].lower(), _SPELLINGS, 1, _SIMILAR)
+            if close and keyword[:1].isalpha() and not keyword.startswith("x-"):
+                meant = _SPELLINGS[close[0]]
+                raise self._error(place, f"the keyword {keyword[:40]!r} is unknown; is {meant!r} meant?")
+            self._unknown.add(keyword)
+            if len(self._unknown) > _MOST_UNKNOWN:
+                raise self._error("", f"the schema has more than {_MOST_UNKNOWN} unknown keywords")
+        return True
 
     def _keyword(self, keyword: str, value: Any, place: str, level: int) -> Any:
         """The value of a keyword in the result."""
@@ -191,8 +229,8 @@ class _Reader:
             return self._reference(value, place)
         if keyword in _NUMBERS | _COUNTS:
             return self._number(keyword, value, below)
-        if keyword not in _PLAIN:
-            raise self._error(place, f"the keyword {keyword[:100]!r} cannot be honoured; take it out")
+        if keyword in _BINDING:
+            raise self._error(place, f"the keyword {keyword!r} cannot be honoured; take it out")
 
         # The values of `enum` and `const`, and what is plain.
         if keyword in _TAKES and not _TAKES[keyword](value):

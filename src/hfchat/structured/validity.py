@@ -19,7 +19,7 @@ def fault_by_schema(value: object, schema: Json) -> str | None:
 
     Args:
         value: JSON.
-        schema: Of the draft that it names, or of 2020-12. References lead to places in itself.
+        schema: By the draft that it names, or by 2020-12. References lead to places in itself.
     """
     subject = Subject(schema)
     try:
@@ -45,7 +45,7 @@ def _answer(validator: "Validator", method: str, value: Any) -> Json:
     try:
         validator.check_schema(validator.schema)
         error = best_match(validator.iter_errors(value))
-    except (Exception, RecursionError) as error:  # of a schema that is none, each part of it has its own
+    except (Exception, RecursionError) as error:  # a schema that is not valid fails in ways of its own
         return {"fault": f"the schema cannot be read: {str(error).splitlines()[0]:.{_SHOWN}}"}
     if error is None:
         return {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from hfchat.generation import answering, generate_answers, stop_token_ids
-from hfchat.messages import find_fault
+from hfchat.messages import parse_tools
 from hfchat.storage import write_whole
 from hfchat.token_ids import Messages, encode_conversation
 
@@ -33,7 +33,7 @@ class Comparison(TypedDict):
     """A prompt with the answer of the dataset and those of the model, as `answers.jsonl` has them."""
 
     prompt: Messages
-    reference: str | None
+    reference: str
     before: SampledAnswer
     after: SampledAnswer
 
@@ -47,9 +47,10 @@ class HeldOutAnswers(TrainerCallback):
     Args:
         tokenizer: The model's, with its chat template.
         conversations: Messages; the last of each is the reference answer, those before it the prompt.
-        number: How many prompts: the first that are text alone and leave room for an answer.
+        number: How many prompts: the first that leave room for an answer.
         folder: Where the answers before are kept for a run that is resumed.
         max_new_tokens: Longest answer. An answer that reaches it did not end.
+        tools: The tools of each conversation, in any form that `hfchat.messages.parse_tools` takes; None for none.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class HeldOutAnswers(TrainerCallback):
         number: int,
         folder: Path,
         max_new_tokens: int,
+        tools: Sequence[object] | None = None,
     ):
         self.tokenizer = tokenizer
         self.conversations = conversations
         self.number = number
         self.file = folder / _BEFORE
         self.max_new_tokens = max_new_tokens
+        self.tools = tools
         self.answers: list[Comparison] = []
 
     def on_train_begin(
@@ -82,8 +85,8 @@ class HeldOutAnswers(TrainerCallback):
             return
         before = json.loads(self.file.read_text(encoding="utf-8"))
         for first, last in zip(before, self._answer(model), strict=True):
-            *prompt, reference = self.conversations[last["row"]]
-            self.answers.append({"prompt": prompt, "reference": reference["content"], "before": first, "after": last})
+            prompt, reference = self.conversations[last["row"]][:-1], self._reference(last["row"])
+            self.answers.append({"prompt": prompt, "reference": reference, "before": first, "after": last})
 
     def metrics(self) -> dict[str, float]:
         """The share of answers that the model ended by itself, before and after, and their number."""
@@ -112,7 +115,7 @@ class HeldOutAnswers(TrainerCallback):
             lines += [
                 "",
                 f"  prompt:    {_short(row['prompt'][-1]['content'])}",
-                f"  reference: {_short(row['reference'] or '')}",
+                f"  reference: {_short(row['reference'])}",
                 f"  before:    {_short(row['before']['text'])}",
                 f"  after:     {_short(row['after']['text'])}",
             ]
@@ -123,14 +126,27 @@ class HeldOutAnswers(TrainerCallback):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.answers]
         file.write_text("".join(lines), encoding="utf-8")
 
+    def _encode(self, row: int, messages: Messages, *, add_generation_prompt: bool = False) -> list[int]:
+        tools = parse_tools(self.tools[row]) if self.tools is not None else None
+        return encode_conversation(
+            self.tokenizer, messages, tools or None, add_generation_prompt=add_generation_prompt
+        )
+
+    def _reference(self, row: int) -> str:
+        """The answer of the dataset, with its reasoning and calls as the chat template writes them."""
+        *prompt, reference = self.conversations[row]
+        if not reference.get("tool_calls") and not reference.get("reasoning_content"):
+            return reference["content"]
+        before = self._encode(row, prompt, add_generation_prompt=True)
+        answer = self._encode(row, [*prompt, reference])[len(before) :]
+        return self.tokenizer.decode(answer, skip_special_tokens=True).rstrip()
+
     def _answer(self, model: "PreTrainedModel") -> list[SampledAnswer]:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
-        # The first conversations that are text alone, and whose answer has room in the context.
+        # The first conversations whose answer has room in the context.
         prompts: dict[int, list[int]] = {}
         for row, messages in enumerate(self.conversations):
-            if find_fault(messages) is not None:  # an answer may call tools, which are not at hand
-                continue
-            ids = encode_conversation(self.tokenizer, messages[:-1], add_generation_prompt=True)
+            ids = self._encode(row, messages[:-1], add_generation_prompt=True)
             if len(ids) + self.max_new_tokens <= context:
                 prompts[row] = ids
             if len(prompts) == self.number:

@@ -72,12 +72,14 @@ class Conversations:
     test: The same, to measure the loss on.
     supervision: What of `train` is learned.
     held_out: The messages of the test split, as they are; read when asked for.
+    held_out_tools: The tools of each of these, as they are; None without such a column.
     """
 
     train: "Dataset"
     test: "Dataset"
     supervision: Supervision
     held_out: Sequence[Messages]
+    held_out_tools: Sequence[object] | None = None
 
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What is learned, in numbers and in some conversations, one with calls or reasoning among them."""
@@ -138,7 +140,8 @@ def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenize
             f"conversations are in the train split too, row {leaked[0]} among them; take them out of one, or pass "
             "--allow_leakage true"
         )
-    return Conversations(train, test, supervision, held_out["messages"])
+    tools = held_out["tools"] if "tools" in held_out.column_names else None
+    return Conversations(train, test, supervision, held_out["messages"], tools)
 
 
 def supervise(

@@ -14,7 +14,7 @@ from hfchat.chat import Chat
 from hfchat.errors import UserError
 from hfchat.serving.engines import child_engine, supervising
 from hfchat.serving.engines.child_engine import Child
-from hfchat.serving.engines.engine import EngineError, Sampling
+from hfchat.serving.engines.engine import EngineError, PromptError, Sampling
 from hfchat.serving.versions.models import ServedModels, Version
 from tests.servers.llamacpp import DIALECT, Scripted, ScriptedChildEngine
 from tests.serving.conftest import MODEL
@@ -70,6 +70,69 @@ def test_an_answer_comes_in_pieces_and_all_is_said_of_how(llamacpp):
     asked = {"top_k": 7, "min_p": 0.1, "repeat_penalty": 1.2, "temperature": 0.5, "top_p": 0.9, "n_predict": 10}
     assert body == body | asked | {"prompt": [ord("H"), ord("i")], "seed": 2**32 - 2, "stream": True}
     assert engine.prompting.is_closed
+
+
+def test_what_a_request_asks_for_takes_the_place_of_what_the_model_does(llamacpp):
+    engine = ScriptedChildEngine(llamacpp, top_k=7, min_p=0.1, repetition_penalty=1.2, temperature=0.5)
+    asked = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "logit_bias": {5: 2.5}}
+    over(engine=engine, work=lambda: answer(engine, **asked))
+    (body,) = llamacpp.asked
+    assert body == body | {"top_k": 0, "min_p": 0, "repeat_penalty": 1, "temperature": 0.5, "logit_bias": [[5, 2.5]]}
+
+
+# The form of an answer
+
+GRAMMAR = '%llguidance {}\nstart: "{" /[a-zé]+/ "}"'
+
+
+def in_form(engine, **sampling):
+    async def work():
+        prompt = replace(await engine.encode(Chat(HI)), grammar=GRAMMAR)
+        return [piece async for piece in engine.stream(prompt, Sampling(10, **sampling))]
+
+    return over(engine=engine, work=work)
+
+
+def spell(llamacpp, tokenizer, *pieces, **fields):
+    """The pieces of an answer and the tokens that they have; of several, llama.cpp tells the last one only."""
+    llamacpp.script(pieces=pieces, ids=[tokenizer.encode(piece) for piece in pieces], **fields)
+
+
+def test_an_answer_that_has_its_form_goes_through(llamacpp, tokenizer):
+    spell(llamacpp, tokenizer, "{", "a", "éé", "}")
+    assert text(in_form(ScriptedChildEngine(llamacpp, tokenizer=tokenizer))) == "{aéé}"
+    (body,) = llamacpp.asked
+    assert body["grammar"] == GRAMMAR
+    spell(llamacpp, tokenizer, "{", "a", stop_type="limit")
+    pieces = in_form(ScriptedChildEngine(llamacpp, tokenizer=tokenizer))
+    assert (text(pieces), pieces[-1].finish_reason) == ("{a", "length")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        (["Sure", ": {a}"], "left the grammar"),
+        (["{", "a", "É"], "left the grammar"),
+        (["{", "a", "}", "}"], "left the grammar"),
+        (["{", "a"], "before its grammar"),
+    ],
+)
+def test_an_answer_that_leaves_its_form_is_an_error(llamacpp, tokenizer, pieces, message):
+    """llama.cpp does that in silence where its llguidance cannot do what ours can."""
+    spell(llamacpp, tokenizer, *pieces)
+    with pytest.raises(EngineError, match=message):
+        in_form(ScriptedChildEngine(llamacpp, tokenizer=tokenizer))
+
+
+def test_log_probabilities_of_a_mask_are_refused(llamacpp, tokenizer):
+    class Masks(type(DIALECT)):
+        masks_logprobs = True
+
+    dialect = Masks(DIALECT.model, 1, 100)
+    with pytest.raises(PromptError, match="llamacpp tells only") as refused:
+        in_form(ScriptedChildEngine(llamacpp, dialect=dialect, tokenizer=tokenizer), logprobs=1)
+    assert refused.value.field == "logprobs"
+    assert llamacpp.asked == []
 
 
 def test_a_token_that_ends_answers_ends_them_whatever_the_file_says(llamacpp):
@@ -292,6 +355,23 @@ def test_the_api_over_it(serve, llamacpp):
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
     assert len(llamacpp.asked) == before
     assert served.chat(presence_penalty=0, frequency_penalty=0, logprobs=False, n=2).status_code == 200
+
+
+def test_what_cannot_be_honoured_is_refused_by_name_before_a_token_is_spent(serve, llamacpp, monkeypatch):
+    engine = ScriptedChildEngine(llamacpp)
+    served = serve(engine)
+
+    def complete(prompt, sampling):
+        raise PromptError("the model has no token 999", "logit_bias")
+
+    monkeypatch.setattr(engine.prompting, "complete", complete)
+    for ask in (served.chat, served.complete):
+        for more in ({}, {"stream": True}):
+            refused = ask(logit_bias={"999": 1}, **more)
+            assert refused.status_code == 400
+            error = refused.json()["error"]
+            assert (error["param"], error["message"]) == ("logit_bias", "logit_bias: the model has no token 999")
+    assert llamacpp.asked == []
 
 
 def test_kill_9_in_a_stream_of_the_api(serve, llamacpp):

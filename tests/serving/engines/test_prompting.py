@@ -14,6 +14,7 @@ from hfchat.serving.engines.engine import Piece, PromptError
 from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.engines.prompting import Prompting, TokenPrompt, parsed
 from hfchat.serving.engines.text import IncrementalDecoder
+from hfchat.structured.checking import GrammarChecker
 
 # In the form of the templates of Mistral 7B v0.3 and Mistral Small 3, of Mistral Small 3.2, and of Hermes in vLLM.
 MISTRAL = """{{ bos_token }}{% if tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}
@@ -44,6 +45,7 @@ SWITCHED = (
 )
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}, "n": {"type": "integer"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells.", "parameters": WEATHER}}
+JSON = {"type": "json_object"}
 ASKED = {"role": "user", "content": "How is it?"}
 ARGUMENTS = {"city": "Paris é", "n": None, "more": [None, {"a": None}]}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ARGUMENTS}}
@@ -213,7 +215,7 @@ def test_options_reach_the_template(tiny_tokenizer):
 def seen(monkeypatch):
     """What the grammars were told of the reasoning."""
     told = []
-    monkeypatch.setattr("hfchat.serving.engines.prompting.answer_grammar", lambda *given: told.append(given[2]))
+    monkeypatch.setattr(GrammarChecker, "grammar", lambda self, chat, style, thinking: told.append(thinking))
     return told
 
 
@@ -227,13 +229,13 @@ def seen(monkeypatch):
     ],
 )
 def test_reasoning_is_switched_as_the_template_does_it(tiny_tokenizer, seen, chat, end, thinking):
-    prompt = encode(tiny_tokenizer, SWITCHED, **chat)
+    prompt = encode(tiny_tokenizer, SWITCHED, response_format=JSON, **chat)
     assert tiny_tokenizer.decode(prompt.ids).endswith(end)
     assert seen == [thinking]
 
 
 def test_reasoning_that_the_prompt_has_opened(tiny_tokenizer, seen):
-    prompt = encode(tiny_tokenizer, PLAIN + "<|im_start|>assistant\n<think>\n{# </think> #}")
+    prompt = encode(tiny_tokenizer, PLAIN + "<|im_start|>assistant\n<think>\n{# </think> #}", response_format=JSON)
     assert seen == ["open"]
     [*_, last] = pieces = answer(prompt, "So", ".", "</think>\n\n", "Yes", ".")
     assert ("".join(piece.reasoning for piece in pieces), "".join(piece.text for piece in pieces)) == ("So.", "Yes.")

@@ -12,13 +12,13 @@ def read_all(*prompts):
 
     async def one(reading, owner, tokens):
         async def read(request):
-            assert request.max_tokens == 0
+            assert (request.max_tokens, request.grammar) == (0, None)  # there is nothing to compile one for
             assert list(request.prompt) == list(range(len(request.prompt)))
             asked.append((owner, len(request.prompt)))
             await asyncio.sleep(0)
 
         with reading.asked_by(owner):
-            await reading.read(TokenRequest(range(tokens), 5), owner, read)
+            await reading.read(TokenRequest(range(tokens), 5, grammar="%llguidance {}\nstart: 'a'"), owner, read)
 
     async def body():
         reading = ReadingInParts()

@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from hfchat.serving.versions.models import ServedModels
+
 MODEL = "tiny-chat"
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -80,6 +82,18 @@ def test_openai_client(serve, scripted):
     assert served.openai.models.retrieve(MODEL).owned_by == "hfchat"
     with pytest.raises(openai.NotFoundError):
         served.openai.models.retrieve("another/model")
+
+
+def test_a_model_whose_id_has_a_slash(serve, scripted):
+    models = ServedModels.of("org/tiny", scripted())
+    served = serve(models, served_model_name="org/tiny")
+    assert served.openai.models.retrieve("org/tiny").id == "org/tiny"
+    for id in ("org/tiny", "org%2Ftiny"):
+        assert served.http.get(f"/v1/models/{id}").json()["id"] == "org/tiny"
+        assert served.http.get(f"/v1/models/{id}/card").json()["object"] == "model.card"
+        assert served.http.get(f"/v1/models/{id}x").status_code == 404
+    assert served.http.get("/v1/models/org").status_code == 404
+    assert served.chat(model="org/tiny").json()["model"] == "org/tiny"
 
 
 def test_async_openai_client_streams_side_by_side(serve, scripted):

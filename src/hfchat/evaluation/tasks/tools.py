@@ -105,7 +105,8 @@ class Tools(AskingTask):
         return self.dataset_name
 
     def refusal(self, model: EvaluatedModel) -> str | None:
-        return model.refusal_of_chats(chats_of(self.examples), self.project_template)
+        chats = [one.chat for one in self.examples if one.chat is not None]
+        return model.refusal_of_chats(chats, self.project_template)
 
     def asked(self, model: EvaluatedModel) -> Asked:
         return Asked(self.max_new_tokens, project_template=self.project_template)
@@ -122,11 +123,6 @@ class Tools(AskingTask):
     def _statistics(self, records: Sequence[Record]) -> dict[str, Statistics]:
         signature = f"share|calls in any order|arguments as JSON|mask:{'yes' if self.mask else 'no'}"
         return shares(records, self.columns, signature)
-
-
-def chats_of(examples: Sequence[Example]) -> list[Chat]:
-    """The chats of the examples that are some."""
-    return [one.chat for one in examples if one.chat is not None]
 
 
 def shares(records: Sequence[Record], columns: Mapping[str, Metric], signature: str) -> dict[str, Statistics]:
@@ -200,7 +196,7 @@ def _as_text(turn: Json) -> dict[str, str]:
     return {"role": turn["role"], "content": with_calls(turn.get("content") or "", _calls_of(turn))}
 
 
-def _for_templates(turn: Json) -> dict[str, Any]:
+def _for_templates(turn: Json) -> Json:
     """A turn as chat templates take it: the arguments of its calls are mappings."""
     kept = {key: value for key, value in turn.items() if key != "tool_calls"}
     if not (calls := _calls_of(turn)):
@@ -219,5 +215,5 @@ def _for_templates(turn: Json) -> dict[str, Any]:
     }
 
 
-def _strict(tools: Sequence[Json]) -> list[dict[str, Any]]:
+def _strict(tools: Sequence[Json]) -> list[Json]:
     return [{**tool, "function": {**tool["function"], "strict": True}} for tool in tools]

@@ -218,8 +218,8 @@ async def a_streamed_call_is_the_unstreamed_one(target: Target) -> str:
 def _with_result(result: str, **call: object) -> list[dict[str, Any]]:
     """A conversation in which a function was called."""
     function = {"name": "get_weather", "arguments": '{"city": "Rome", "unit": "celsius", "hours": [1]}'}
-    message = {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", **call}]}
-    message["tool_calls"][0].setdefault("function", function)
+    called = {"id": "call_1", "type": "function", "function": function} | call
+    message = {"role": "assistant", "content": None, "tool_calls": [called]}
     return [*_QUESTION, message, {"role": "tool", "tool_call_id": "call_1", "content": result}]
 
 

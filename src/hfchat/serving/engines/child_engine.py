@@ -25,6 +25,7 @@ from hfchat.serving.engines.reading import ReadingInParts
 from hfchat.serving.engines.sse import EventError, EventReader
 from hfchat.serving.engines.supervising import Supervisor
 from hfchat.serving.http.record import current_record
+from hfchat.structured.masks import GrammarCompiler, Matcher, MatcherError
 
 _CONNECT_S = 5.0
 _CHECK_S = 0.05
@@ -199,6 +200,7 @@ class ChildEngine:
         self._dialect = dialect
         self._prompting = prompting
         self._adapter = adapter
+        self._grammars = GrammarCompiler(prompting.tokenizer, prompting.vocabulary, prompting.ends)
         self._aborted: str | None = None
         self._responses: set[aiohttp.ClientResponse] = set()
         self._waiting: set[asyncio.Task[Any]] = set()  # for a child that is up, or for what it says
@@ -267,13 +269,46 @@ class ChildEngine:
             reason = f"{self.info.engine} tells only those of the tokens that are left to choose from"
             raise PromptError(f"not where the answer has a form that it must have, because {reason}", "logprobs")
         request = self._request(prompt, self._prompting.complete(prompt, sampling))
+        matcher = await self._matcher(prompt)
         owner, reading = current_record().key_name, self._child.reading
         with reading.asked_by(owner):
             if self._dialect.reads_whole:
                 await self._unless_aborted(reading.read(request, owner, self._read))
             async with aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
+                    if matcher is not None:
+                        self._follow(chunk, matcher, prompt.kept)
                     yield _piece(chunk)
+
+    async def _matcher(self, prompt: TokenPrompt) -> Matcher | None:
+        """What follows the answer to a prompt; None if it may be any text."""
+        if prompt.grammar is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._grammars.matcher, prompt.grammar)
+        except MatcherError as error:
+            raise EngineError(f"the grammar of the answer cannot be compiled: {error}") from error
+
+    def _follow(self, chunk: Chunk, matcher: Matcher, kept: frozenset[int]) -> None:
+        """Make sure that an answer stays within its grammar.
+
+        llama.cpp goes on without one in silence where its llguidance, which is another one than ours, cannot compile
+        it, or cannot make a mask by it (seen in xllamacpp 2026.10).
+
+        Raises:
+            EngineError: If it does not.
+        """
+        try:
+            if chunk.ids is None:
+                matcher.accept_text(chunk.text)
+            for id in chunk.ids or ():
+                is_an_end = id in self._prompting.ends or id in self._dialect.special_tokens  # the engine knows more
+                if id in kept or not is_an_end:
+                    matcher.accept(id)
+        except MatcherError as error:
+            raise EngineError(f"{self.info.engine} left the grammar of the answer: {error}") from error
+        if chunk.finish_reason == "stop" and not matcher.accepting:
+            raise EngineError(f"{self.info.engine} ended the answer before its grammar did")
 
     async def _read(self, request: TokenRequest) -> None:
         async with aclosing(self._chunks(request)) as chunks:
@@ -338,6 +373,7 @@ class ChildEngine:
             frequency_penalty=sampling.frequency_penalty,
             logit_bias=sampling.logit_bias,
             grammar=prompt.grammar,
+            kept=prompt.kept,
             seed=sampling.seed,
             logprobs=sampling.logprobs,
             adapter=self._adapter,

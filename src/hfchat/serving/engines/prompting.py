@@ -22,7 +22,7 @@ from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.record import current_record
 from hfchat.structured.checking import GrammarChecker
 from hfchat.structured.grammars import GrammarError, Thinking
-from hfchat.structured.parsing import AnswerParser, begun_answer
+from hfchat.structured.parsing import AnswerParser, Parsed, begun_answer
 
 _Answer = TypeVar("_Answer")
 _PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
@@ -76,6 +76,7 @@ class Prompting:
         tokenizer: The model's.
         sampling: How the model's generation config has it sampled.
         ends: Tokens that end an answer.
+        vocabulary: Number of embeddings of the model.
         context_length: Tokens that a prompt and its answer may take together.
         template_fingerprint: That of the chat template.
         style: How the model writes calls and reasoning; None if that is not known.
@@ -110,7 +111,7 @@ class Prompting:
         self.context_length = context
         self.template_fingerprint = fingerprint(tokenizer)
         self.style = response_style(tokenizer)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._encoder = ModelEncoder(tokenizer, vocabulary, context)
         self._checker = GrammarChecker(tokenizer, vocabulary, ends)
         self._encoding, self._checking = _Turns("encode"), _Turns("check")
@@ -185,9 +186,9 @@ class Prompting:
         """
         if not 0 < prompt.tokens < self.context_length:
             raise EngineError(f"a prompt must have from 1 to {self.context_length - 1} tokens, not {prompt.tokens}")
-        unknown = next((id for id in prompt.ids if not 0 <= id < self._vocabulary), None)
+        unknown = next((id for id in prompt.ids if not 0 <= id < self.vocabulary), None)
         if unknown is not None:
-            raise EngineError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}")
+            raise EngineError(f"the model has no token {unknown}, only 0 to {self.vocabulary - 1}")
 
     def complete(self, prompt: TokenPrompt, sampling: Sampling) -> CompleteSampling:
         """The sampling with the model's own values where the request has none, no longer than the context holds.
@@ -195,9 +196,9 @@ class Prompting:
         Raises:
             PromptError: If it has a bias for a token that the model does not have.
         """
-        unknown = next((id for id in sampling.logit_bias if not 0 <= id < self._vocabulary), None)
+        unknown = next((id for id in sampling.logit_bias if not 0 <= id < self.vocabulary), None)
         if unknown is not None:
-            raise PromptError(f"the model has no token {unknown}, only 0 to {self._vocabulary - 1}", "logit_bias")
+            raise PromptError(f"the model has no token {unknown}, only 0 to {self.vocabulary - 1}", "logit_bias")
         room = self.context_length - prompt.tokens
         asked = {name: value for name, value in vars(sampling).items() if value is not None}
         longest = min(asked.pop("max_tokens", room), room)
@@ -218,16 +219,15 @@ async def parsed(prompt: TokenPrompt, pieces: AsyncGenerator[Piece]) -> AsyncGen
             if parser is None:
                 yield piece
                 continue
-            parts = [parser.push(piece.text)]
-            if piece.finish_reason is not None:
-                parts.append(parser.finish())
-            calls = tuple(call for part in parts for call in part.calls)
+            part = parser.push(piece.text)
+            rest = Parsed() if piece.finish_reason is None else parser.finish()
+            calls = part.calls + rest.calls
             has_calls = has_calls or bool(calls)
             is_over = has_calls and (prompt.calls_once or piece.finish_reason == "stop")
             yield replace(
                 piece,
-                text="".join(part.text for part in parts),
-                reasoning="".join(part.reasoning for part in parts),
+                text=part.text + rest.text,
+                reasoning=part.reasoning + rest.reasoning,
                 calls=calls[:1] if prompt.calls_once else calls,
                 finish_reason="tool_calls" if is_over else piece.finish_reason,
             )

@@ -72,7 +72,7 @@ class TemplateAbilities:
         """Whether it writes arguments that are JSON in a string as they are, with what a mapping would lose."""
         return _ARGUMENTS in self._try(_ARGUMENTS)
 
-    def options(self, chat: Chat) -> dict[str, Any]:
+    def options(self, chat: Chat) -> Json:
         """The variables of the template that a request sets.
 
         Raises:
@@ -100,7 +100,7 @@ class TemplateAbilities:
             return "reasoning_effort", effort
         if effort == "none":
             raise RefusedError("the chat template of this model has no switch for thinking", "reasoning_effort")
-        raise RefusedError(f"the chat template of this model has no efforts, so none is {effort}", "reasoning_effort")
+        raise RefusedError("the chat template of this model has no efforts to choose from", "reasoning_effort")
 
     def messages(self, chat: Chat) -> list[Json]:
         """The messages as the template can write them: arguments, ids of calls and names of tools.

@@ -1,4 +1,4 @@
-"""What all requests have in common: strict fields, and what is said of one that is not valid.
+"""What all requests have in common: strict fields, and the error for one that is not valid.
 
 A field that is not in a request's model is refused by name: nothing that a client asks for is ignored in silence.
 

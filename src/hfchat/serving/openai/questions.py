@@ -103,6 +103,11 @@ async def _encode(engine: Engine, source: Source, field: str, seconds: float | N
         raise ApiError(503, message, code="queue_timeout", headers={"Retry-After": "10"}) from None
 
 
+def _refused(error: PromptError, field: str | None) -> ApiError:
+    code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
+    return ApiError(400, f"{field}: {error}" if field else str(error), param=field, code=code)
+
+
 def _max_tokens(
     engine: Engine, prompt: Prompt, prompt_field: str, limit: tuple[str, int | None], default: int
 ) -> int | None:
@@ -157,6 +162,8 @@ def as_api_error(error: Exception, prompt_field: str = "prompt") -> ApiError:
         code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
         blamed = error.field or prompt_field
         return ApiError(400, f"{blamed}: {error}", param=blamed, code=code)
+    if isinstance(error, PromptError):  # what an engine sees only when it begins
+        return _refused(error, error.field)
     if isinstance(error, EngineError):
         return ApiError(500, f"The answer could not be generated: {error}", code="engine_error")
     _LOGGER.error("unexpected error in an answer", exc_info=error)

@@ -2,7 +2,7 @@
 
 import { askForKey, authorization } from "./key.js";
 
-/** `code` is OpenAI's, `retryAfter` the seconds that the server wants to be left alone, 0 if it does not say. */
+/** What the person should read. `code` is OpenAI's, `retryAfter` the seconds that the server wants to be left alone. */
 export class ServerError extends Error {
   constructor(message, code = null, retryAfter = 0) {
     super(message);
@@ -73,7 +73,8 @@ export async function sendFeedback(feedback) {
 }
 
 /**
- * Yields {id, text, finishReason} until the answer to a request (its fields are OpenAI's) ends.
+ * Yields {id, text, reasoning, calls, finishReason} until the answer to a request (its fields are OpenAI's) ends; the
+ * calls are what the API says of them (`addCalls`).
  * Throws ServerError, or AbortError once the signal aborts.
  */
 export async function* answer(fields, signal) {
@@ -83,7 +84,11 @@ export async function* answer(fields, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ServerError(chunk.error.message, chunk.error.code);
     const [choice] = chunk.choices;
-    yield { id: chunk.id, text: choice.delta.content ?? "", finishReason: choice.finish_reason };
+    const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta;
+    yield {
+      id: chunk.id, text: content ?? "", reasoning: reasoning ?? "", calls: calls ?? [],
+      finishReason: choice.finish_reason,
+    };
   }
   throw new ServerError(CUT);
 }

@@ -2,11 +2,12 @@
 
 import { answer, feedbackSettings, modelNames, ServerError } from "./api.js";
 import { showCard } from "./card.js";
+import { addCalls, askForResults } from "./calls.js";
 import { Conversation, messagesTo } from "./conversation.js";
 import { $, element, opened } from "./dom.js";
 import { keptOn, rate, sayMore } from "./feedback.js";
-import { isPrivate, requestFields } from "./settings.js";
-import { addError, addNote, addThumbs, isSend, itemOf, showRating, showText, showVersions } from "./turn.js";
+import { checkSettings, isPrivate, offered, requestFields } from "./settings.js";
+import { addError, addNote, addThumbs, isSend, itemOf, showAnswer, showRating, showVersions } from "./turn.js";
 
 const input = $("input");
 const scroll = $("scroll");
@@ -30,6 +31,24 @@ function edit(question, content) {
   reply(conversation.add(question.parent, "user", content));
 }
 
+/** Go on with what the functions gave back that an answer called. */
+function goOn(answer, results) {
+  if (running) return;
+  keptOn(answer);
+  const turn = conversation.add(answer, "tool", "");
+  turn.results = results;
+  reply(turn);
+}
+
+/** Let the person type the results of an answer's calls, or other ones than those that are known. */
+function askFor(answer, known) {
+  return askForResults(items.get(answer), answer, (results) => goOn(answer, results), known);
+}
+
+function change(turn) {
+  if (!running) askFor(turn.parent, turn.results).focus();
+}
+
 function retry(turn) {
   if (!running) reply(turn.parent, { isRetry: true });
 }
@@ -48,11 +67,14 @@ async function reply(question, { isRetry = false } = {}) {
     if ($("model").value === "") await connect();
     turn.canBeRated = feedback.enabled && !isPrivate();
     const fields = requestFields($("model").value, messagesTo(question), { isRetry });
+    turn.offered = offered();
     for await (const part of answer(fields, abort.signal)) {
       turn.id = part.id;
       turn.content += part.text;
+      turn.reasoning += part.reasoning;
+      addCalls(turn.calls, part.calls);
       turn.finishReason = part.finishReason ?? turn.finishReason;
-      if (part.text) paint(item, turn);
+      if (part.text || part.reasoning || part.calls.length) paint(item, turn);
     }
   } catch (error) {
     if (error.name !== "AbortError") failure = error;
@@ -62,26 +84,31 @@ async function reply(question, { isRetry = false } = {}) {
   running = null;
   item.classList.remove("waiting");
   const following = isAtEnd();
-  showText(item, turn.content);
+  showAnswer(item, turn, true);
   if (failure) fail(item, turn, failure);
   else conclude(item, turn, abort.signal.aborted);
-  if (turn.canBeRated && turn.id && turn.content) addThumbs(item, turn, (...said) => judge(item, ...said));
+  const toFill = turn.isCalling ? askFor(turn) : null;
+  if (turn.canBeRated && turn.id && turn.saysSomething) addThumbs(item, turn, (...said) => judge(item, ...said));
   if (following) follow();
   update();
-  if (hadFocus) focusInput();
+  const waits = toFill && document.activeElement === input && !input.value; // for what comes next: the results
+  if (hadFocus || waits) focusInput(toFill ?? input);
 }
 
 function conclude(item, turn, isStopped) {
   if (isStopped) addNote(item, "You stopped this answer.");
   else if (turn.isWithheld) addNote(item, "The server's filter stepped in. What follows is asked without this message.");
   else if (turn.finishReason === "length") addNote(item, "The answer reached its limit of length and was cut here.");
-  else if (!turn.content) addNote(item, "The model had nothing to say. Try to put it in other words.");
-  say(item.querySelector(".text").textContent || "The answer is empty.");
+  else if (!turn.saysSomething) addNote(item, "The model had nothing to say. Try to put it in other words.");
+  const names = turn.calls.map(({ name }) => name);
+  const called = turn.isCalling ? `The model calls ${names.join(" and ")}. Type what comes back.` : "";
+  const text = item.querySelector(".text").textContent;
+  say([text, called].filter(Boolean).join(" ") || "The answer is empty.");
 }
 
 function fail(item, turn, error) {
   const words = error instanceof ServerError ? error.message : `Something on this page went wrong: ${error.message}`;
-  item.classList.toggle("failed", !turn.content);
+  item.classList.toggle("failed", !turn.saysSomething);
   addError(item, words, error.retryAfter ?? 0, () => {
     if (running) return;
     conversation.remove(turn);
@@ -146,7 +173,7 @@ function reset() {
 /** Show the conversation as it is now; returns the item of `turn`. */
 function draw(turn) {
   const shown = conversation.shown.map((each) => {
-    if (!items.has(each)) items.set(each, itemOf(each, { edit, retry }));
+    if (!items.has(each)) items.set(each, itemOf(each, { edit, retry, change }));
     showVersions(items.get(each), each, choose);
     return items.get(each);
   });
@@ -157,12 +184,12 @@ function draw(turn) {
 
 let painting = null;
 
-/** Show the text at the next frame: a fast model sends more parts than a screen can draw. */
+/** Show the answer at the next frame: a fast model sends more parts than a screen can draw. */
 function paint(item, turn) {
   painting ??= requestAnimationFrame(() => {
     painting = null;
     const following = isAtEnd();
-    showText(item, turn.content);
+    showAnswer(item, turn);
     if (following) follow();
     $("latest").hidden = isAtEnd();
   });
@@ -179,8 +206,8 @@ function isAtHand() {
   return activeElement !== document.body && !activeElement.disabled && activeElement.checkVisibility();
 }
 
-function focusInput() {
-  if (matchMedia("(hover: hover)").matches) input.focus(); // on a phone it would bring up the keyboard
+function focusInput(field = input) {
+  if (matchMedia("(hover: hover)").matches) field.focus(); // on a phone it would bring up the keyboard
 }
 
 function isAtEnd() {
@@ -264,5 +291,6 @@ for (const button of $("examples").querySelectorAll("button")) {
   button.addEventListener("click", () => ask(button.textContent));
 }
 
+checkSettings();
 update();
 await connect().catch(() => {}); // the first question tries again, and shows the error

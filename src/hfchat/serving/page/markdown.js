@@ -188,7 +188,7 @@ function table(rows) {
   );
 }
 
-function codeBlock(code, language) {
+export function codeBlock(code, language) {
   const button = element("button", { type: "button", textContent: "Copy" });
   button.addEventListener("click", () => copy(code, (done) => {
     button.textContent = { true: "Copied", false: "Select and copy by hand", null: "Copy" }[done];

@@ -1,22 +1,30 @@
 // A turn as an item of the list: its text, the buttons under it, and notes on what became of it.
 
+import { showCalls } from "./calls.js";
 import { appended, copy, element, iconButton, setIcon } from "./dom.js";
-import { render } from "./markdown.js";
+import { jsonAnswer } from "./json.js";
+import { codeBlock, render } from "./markdown.js";
 
-/** `does` has what the buttons do: edit(turn, text), retry(turn), choose(turn, step), rate(turn, rating) or null. */
+const SPEAKERS = { user: "You:", tool: "Results that you typed:", assistant: "Assistant:" };
+
+/** `does` has what the buttons do: edit(turn, text) a question, change(turn) the results of calls, retry(turn). */
 export function itemOf(turn, does) {
-  const isUser = turn.role === "user";
-  const name = element("span", { className: "visually-hidden", textContent: isUser ? "You:" : "Assistant:" });
+  const name = element("span", { className: "visually-hidden", textContent: SPEAKERS[turn.role] });
   const text = element("div", { className: "text" });
   const buttons = element("div", { className: "buttons" });
   const item = element("li", { className: turn.role }, element("div", {}, name, text, buttons));
-  if (isUser) {
+  if (turn.role === "tool") {
+    appended(text, turn.results.map((result, index) => element(
+      "div", {}, element("code", { textContent: turn.parent.calls[index].name }), element("span", { textContent: result }),
+    )));
+    buttons.append(changing(iconButton("edit", "Change the results", () => does.change(turn))));
+  } else if (turn.role === "user") {
     text.textContent = turn.content;
     const editButton = changing(iconButton("edit", "Edit this message", () => edit(item, turn, does, editButton)));
     buttons.append(editButton);
   } else {
     item.prepend(element("img", { src: "/page/icon.svg", alt: "" }));
-    const copyButton = iconButton("copy", "Copy the answer", () => copy(turn.content, (done) => {
+    const copyButton = iconButton("copy", "Copy the answer", () => copy(said(turn), (done) => {
       setIcon(copyButton, done ? "done" : "copy");
       const labels = { true: "Copied", false: "Copying failed; select the text instead", null: "Copy the answer" };
       copyButton.ariaLabel = copyButton.title = labels[done];
@@ -24,6 +32,10 @@ export function itemOf(turn, does) {
     buttons.append(copyButton, changing(iconButton("retry", "Another answer", () => does.retry(turn))));
   }
   return item;
+}
+
+function said({ content, calls }) {
+  return [content, ...calls.map((call) => `${call.name}(${call.arguments})`)].filter(Boolean).join("\n");
 }
 
 /** A button that must wait while an answer is coming. */
@@ -70,13 +82,27 @@ export function showVersions(item, turn, choose) {
   ));
 }
 
-/**
- * Show an answer's text. What has not changed since the last time stays as it is, so that a selection in it, or the
- * focus, is not lost with each token.
- */
-export function showText(item, content) {
-  const text = item.querySelector(".text");
-  const nodes = render(content);
+/** Show an answer as far as it has come: its reasoning, folded, its text or JSON, and its calls. */
+export function showAnswer(item, turn, isWhole = false) {
+  showThoughts(item, turn, isWhole);
+  const json = jsonAnswer(turn.content);
+  showNodes(item.querySelector(".text"), json === null ? render(turn.content) : [codeBlock(json, "json")]);
+  showCalls(item, turn);
+}
+
+function showThoughts(item, { reasoning, saysSomething }, isWhole) {
+  if (!reasoning) return;
+  let thoughts = item.querySelector(".thoughts");
+  if (!thoughts) {
+    thoughts = element("details", { className: "thoughts" }, element("summary"), element("div"));
+    item.querySelector(".text").before(thoughts);
+  }
+  thoughts.firstChild.textContent = isWhole || saysSomething ? "Thoughts" : "Thinking…";
+  thoughts.lastChild.textContent = reasoning;
+}
+
+/** What has not changed since the last time stays as it is, so that a selection, or the focus, is not lost. */
+function showNodes(text, nodes) {
   let same = 0;
   while (same < nodes.length && text.childNodes[same]?.isEqualNode(nodes[same])) same++;
   while (text.childNodes.length > same) text.lastChild.remove();
