@@ -11,6 +11,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hfchat.cli import _parser, serve_parser
 from hfchat.config import parse
+from recipes.data import tool_conversations
 from tests.conftest import ROOT
 from tests.recipes.test_configs import config_classes, names_absent_data
 
@@ -42,8 +43,13 @@ def documented() -> list[str]:
 
 
 @pytest.mark.parametrize("command", documented())
-def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
+def test_a_documented_command_is_taken_by_its_program(command, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    if "recipes/configs/tools/" in command:  # its sources are what a program writes
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+        monkeypatch.setattr("sys.argv", ["program", "--output-dir", "outputs/tools/written"])
+        tool_conversations.main()
     words = shlex.split(command)
     while re.match(r"[A-Z_]+=", words[0]):  # the environment of the command
         words.pop(0)
@@ -59,7 +65,7 @@ def test_a_documented_command_is_taken_by_its_program(command, monkeypatch):
         if "--load_in_4bit" in words:
             pytest.importorskip("bitsandbytes")
         parse(*config_classes(words[recipe].removeprefix("recipes/").removesuffix(".py")), argv=words[recipe + 1 :])
-    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+    elif words[0] == "python" and words[1].startswith(("benchmarks/", "recipes/data/")):
         program = (ROOT / words[1]).read_text(encoding="utf-8")
         assert all(f'"{word}"' in program for word in words[2:] if word.startswith("--"))
     elif words[0] == "hfchat":

@@ -229,6 +229,19 @@ def test_a_null_among_the_arguments_of_a_call_is_written(tokenizer):
     assert '"parameters": {"default": null}' in text
 
 
+@pytest.mark.parametrize(
+    ("ids", "order"), [(("a", "b"), "ab"), (("b", "a"), "ab"), (("b", None), "b-"), (("b", "c"), "bc")]
+)
+def test_results_stand_in_the_order_of_the_calls_that_they_name(ids, order):
+    calls = [{"id": name, "function": {"name": "time", "arguments": {"zone": name}}} for name in "ab"]
+    results = [turn("tool", name or "-", tool_call_id=name) for name in ids]
+    notes = Counter()
+    row = {"messages": [user(), assistant("", tool_calls=calls), *results, assistant()]}
+    messages = convert("messages", Row(row, "row 1"), notes=notes)["messages"]
+    assert "".join(message["content"] for message in messages[2:4]) == order
+    assert notes.total() == (ids == ("b", "a"))
+
+
 def test_a_column_without_a_value_says_nothing_of_the_format():
     assert find_format({"chosen": None, "rejected": None, "prompt": "Hi", "completion": "Ho"}) == "prompt-completion"
     assert find_format({"prompt": "Hi", "completion": None}) is None

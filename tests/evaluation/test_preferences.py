@@ -5,13 +5,17 @@ from dataclasses import asdict
 
 import pytest
 
+from hfchat.chat_template import record_fingerprint
 from hfchat.errors import UserError
 from hfchat.evaluation.local_model import LocalModel
 from hfchat.evaluation.model import EvaluatedModel
+from hfchat.evaluation.perplexity import continuation_losses
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.suite import TaskEntry
 from hfchat.evaluation.task import Record, result
 from hfchat.results import Bootstrap
+from hfchat.token_ids import encode_conversation
+from tests.conftest import random_llama
 
 
 def row(question, chosen, rejected, **more):
@@ -87,3 +91,40 @@ def test_a_server_is_left_out(make_task):
         gives_losses = False
 
     assert "no likelihoods" in make_task().refusal(Server("server", "http://there/v1", 1))
+
+
+def call(city):
+    return [
+        {"type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": city, "day": None})}}
+    ]
+
+
+def test_pairs_of_calls_are_read_with_their_tools(make_task, tokenizer, tmp_path):
+    """Beside pairs of texts; a null that only Arrow has put there is none, and one in the arguments stays."""
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    asked = [
+        {"role": "user", "content": "Rome or Oslo?", "tool_calls": None, "tool_call_id": None},
+        {"role": "assistant", "content": "", "tool_calls": call("Rome"), "tool_call_id": None},
+        {"role": "tool", "content": "18", "tool_calls": None, "tool_call_id": "a"},
+    ]
+    answers = [{"role": "assistant", "content": "", "tool_calls": call(city)} for city in ("Oslo", "Paris")]
+    pair = {"prompt": asked, "chosen": answers[:1], "rejected": answers[1:], "tools": json.dumps(tools)}
+    task = make_task([row("hi", "hello", "what"), pair])
+    llama = random_llama(tokenizer, max_position_embeddings=1024, initializer_range=0.5)
+    record_fingerprint(tokenizer, llama)
+    for part in (llama, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    model = LocalModel("m", str(tmp_path / "model"), 2, "float32")
+    task.check(model)
+    task.collect(model, tmp_path)
+    _, record = read_records(tmp_path / "m.jsonl")
+    assert record.targets == ['weather({"city": "Oslo", "day": null})', 'weather({"city": "Paris", "day": null})']
+    # What the chat template adds for the answer, up to its end of turn.
+    messages = [{name: value for name, value in turn.items() if value is not None} for turn in asked]
+    context = encode_conversation(model.tokenizer, messages, tools, add_generation_prompt=True)
+    for answer, loss, length in zip(answers, record.losses, record.target_tokens, strict=True):
+        ids = encode_conversation(model.tokenizer, [*messages, answer], tools)[len(context) :]
+        ids = ids[: ids.index(model.tokenizer.eos_token_id) + 1]
+        assert '"day": null' in model.tokenizer.decode(ids)
+        [expected] = continuation_losses(model.model, [(context, ids)])
+        assert (loss, length) == (pytest.approx(expected, rel=1e-4), len(ids))

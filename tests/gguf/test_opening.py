@@ -9,6 +9,7 @@ from hfchat.gguf import opening
 from hfchat.gguf.conversion import write_gguf
 from hfchat.gguf.opening import config_of, tokenizer_of, weights_of
 from hfchat.models import load_tokenizer
+from hfchat.response_template import response_style
 from hfchat.token_ids import encode_conversation
 
 pytestmark = pytest.mark.skipif(
@@ -40,6 +41,8 @@ def test_the_tokenizer_makes_the_prompts_of_the_training(file, chat_model):
     messages = [{"role": "user", "content": "How is it going in 2026, à la carte?"}]
     assert encode_conversation(tokenizer, messages) == encode_conversation(trained, messages)
     assert tokenizer.name_or_path == str(file)
+    # The file has no response template, but the chat template tells.
+    assert response_style(tokenizer) == response_style(trained)
 
 
 def test_the_configuration_and_the_type_are_those_of_the_file(file, chat_model):

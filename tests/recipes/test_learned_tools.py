@@ -70,7 +70,7 @@ def learned(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("form", ["text", "mapping", "parquet"])
-def test_arguments_are_learned_as_they_stand_in_the_source(learned, tmp_path, form):
+def test_arguments_are_learned_as_they_stand_in_the_source(learned, tmp_path, tokenizer, form):
     arguments = ARGUMENTS[:2] + ARGUMENTS[4:] if form == "parquet" else ARGUMENTS
     rows = []
     for number, given in enumerate(arguments):
@@ -108,6 +108,13 @@ def test_arguments_are_learned_as_they_stand_in_the_source(learned, tmp_path, fo
         paths, order = [write_jsonl(tmp_path / "rows.jsonl", *rows)], range(len(rows))
     dataset, texts, whole = learned(*paths)
     for number, given, row, said, text in zip(order, arguments, dataset, texts, whole, strict=True):
+        read = [tokenizer.parse_response(answer, prefix="") for answer in said]
+        assert [call["function"] for call in read[0]["tool_calls"]] == [
+            {"name": "weather", "arguments": given},
+            {"name": "time", "arguments": {"zone": f"UTC+{number}"}},
+        ]
+        assert [read[0]["content"], read[1]["content"]] == ["Let me see.", "Grey."]
+        assert read[1].get("reasoning_content") == ("It says grey." if number == 1 else None)
         calls = f"{called('weather', given)}\n{called('time', {'zone': f'UTC+{number}'})}"
         thought = "<think>\nIt says grey.\n</think>\n\n" if number == 1 else ""
         assert said == [f"Let me see.\n{calls}{END}", f"{thought}Grey.{END}"]

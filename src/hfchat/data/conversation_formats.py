@@ -18,6 +18,7 @@ from hfchat.data.turns import (
     all_messages,
     malformed,
     message_of,
+    order_results,
     parse_json,
     read_turn,
     turns_of,
@@ -238,6 +239,7 @@ class _RowReader:
             if not isinstance(turn, dict):
                 raise malformed(f"turn {position} must be a mapping, not {turn!r:.60}")
             messages.append(read_turn(turn, position, self.notes))
+        order_results(messages, self.notes)
         return messages
 
     def _prompt(self, column: str, text: str | None = None) -> list[Message]:

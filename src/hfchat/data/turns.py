@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 from hfchat.messages import REASONING, trim
@@ -78,6 +78,19 @@ def all_messages(example: Example) -> Iterator[Message]:
     """The messages of an example, column by column."""
     columns = ("messages", "prompt", "completion", "chosen", "rejected")
     return chain.from_iterable(turns_of(example, column) for column in columns)
+
+
+def order_results(messages: list[Message], notes: Counter[str]) -> None:
+    """Put results that name their calls into the order of the calls: the chat template writes no ids."""
+    for position, turn in enumerate(messages, start=1):
+        ids = [call.get("id") for call in turn.get("tool_calls", ())]
+        results = list(takewhile(lambda later: later["role"] == "tool", messages[position:])) if len(ids) > 1 else []
+        answered = [result.get("tool_call_id") for result in results]
+        if answered != ids and None not in ids and Counter(answered) == Counter(ids):
+            messages[position : position + len(results)] = sorted(
+                results, key=lambda result: ids.index(result.get("tool_call_id"))
+            )
+            notes["the results of several calls: put into the order of the calls"] += 1
 
 
 class ConversationError(Exception):

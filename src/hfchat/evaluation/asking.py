@@ -53,6 +53,8 @@ class AskingTask(Task):
 
 def check(model: EvaluatedModel, example: Example, asked: Asked) -> int:
     """Refuse what a model cannot read, and give its length, see `EvaluatedModel.check`."""
+    if example.chat is not None and asked.losses:
+        return model.check_answers(example.chat, example.answers, example.place)
     if example.chat is not None:
         return model.check_chat(example.chat, asked.max_new_tokens, asked.project_template, example.place)
     targets = example.targets if asked.losses else ()
@@ -261,9 +263,15 @@ def _record(index: int, one: Example) -> Record:
 
 
 def _losses(model: EvaluatedModel, examples: Sequence[Example], asked: Asked) -> Iterator[Loss]:
-    """The loss of each target of each example, if it is asked for."""
+    """The loss of each target of each example, if it is asked for; either all examples are chats, or none is."""
+    by_number: list[list[Loss]] = []
     if asked.windows:
         yield from model.text_losses([one.targets[0] for one in examples], *asked.windows)
+    elif asked.losses and examples[0].chat is not None:
+        for number in range(len(examples[0].answers)):  # one of each at a time: that is as many texts as examples
+            chats = [one.chat for one in examples if one.chat is not None]
+            by_number.append(model.answer_losses(chats, [one.answers[number] for one in examples]))
+        yield from chain.from_iterable(zip(*by_number, strict=True))
     elif asked.losses:
         targets = list(chain.from_iterable(one.targets for one in examples))
         prompts = list(chain.from_iterable([one.prompt] * len(one.targets) for one in examples))

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 from hfchat.chat import CallPart, Chat, Json
 from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
+from hfchat.evaluation.encoding import answer_of
 from hfchat.response_template import response_style
 from hfchat.structured.grammars import GrammarError, Thinking, answer_grammar, special_tokens
 from hfchat.structured.masks import GrammarCompiler, Matcher, MatcherError
@@ -63,6 +64,17 @@ class ChatReader:
         """The ids of a chat up to the beginning of its answer."""
         tools = [_shown(tool) for tool in chat.tools]
         return encode_conversation(self.tokenizer, chat.messages, tools or None, add_generation_prompt=True)
+
+    def encode_answer(self, chat: Chat, answer: Json, place: str) -> tuple[list[int], list[int]]:
+        """The ids of a chat, and those of an answer to it, a message, up to its end-of-turn token.
+
+        Raises:
+            UserError: As `hfchat.evaluation.encoding.encode_target`.
+        """
+        tools = [_shown(tool) for tool in chat.tools]
+        context = self.encode(chat)
+        whole = encode_conversation(self.tokenizer, [*chat.messages, answer], tools or None)
+        return context, answer_of(self.tokenizer, whole, context, place)
 
     def grammar(self, chat: Chat, ids: Sequence[int]) -> str | None:
         """What the answer may be, see `answer_grammar`.

@@ -53,6 +53,15 @@ def encode_target(
             raise UserError(f"{place}: its target adds no token to the prompt")
         return whole[: len(context)], whole[len(context) :]
     whole = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": target}])
+    return context, answer_of(tokenizer, whole, context, place)
+
+
+def answer_of(tokenizer: "PreTrainedTokenizerBase", whole: list[int], context: list[int], place: str) -> list[int]:
+    """What a whole conversation adds to the ids of its prompt, up to the end-of-turn token.
+
+    Raises:
+        UserError: As `encode_target`.
+    """
     if whole[: len(context)] != context:
         raise UserError(
             f"{place}: the chat template of {tokenizer.name_or_path} does not continue the prompt's "
@@ -61,7 +70,7 @@ def encode_target(
     answer = whole[len(context) :]
     if tokenizer.eos_token_id in answer:
         answer = answer[: len(answer) - answer[::-1].index(tokenizer.eos_token_id)]
-    return context, answer
+    return answer
 
 
 def what_is_lost(tokenizer: "PreTrainedTokenizerBase", text: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfchat.chat import Chat
+from hfchat.chat import Chat, Json
 from hfchat.chat_template import check_chat_template, fingerprint
 from hfchat.errors import UserError
 from hfchat.evaluation.chats import ChatReader, GrammarMask
@@ -191,6 +191,17 @@ class LocalModel(EvaluatedModel):
     @cached_property
     def _grammars(self) -> GrammarCompiler:
         return GrammarCompiler(self.tokenizer, self.model.get_output_embeddings().out_features, self._ends)
+
+    def check_answers(self, chat: Chat, answers: Sequence[Json], place: str) -> int:
+        self._check_template()
+        pairs = [self.reader(False).encode_answer(chat, answer, place) for answer in answers]
+        return self._fitting(max(len(context) + len(ids) for context, ids in pairs), place)
+
+    def answer_losses(self, chats: Sequence[Chat], answers: Sequence[Json]) -> list[Loss]:
+        encode = self.reader(False).encode_answer
+        pairs = [encode(chat, answer, "") for chat, answer in zip(chats, answers, strict=True)]
+        nats = continuation_losses(self.model, pairs)
+        return [Loss(value, len(ids)) for value, (_, ids) in zip(nats, pairs, strict=True)]
 
     def losses(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Loss]:
         pairs = [

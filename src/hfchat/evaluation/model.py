@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfchat.chat import CallPart, Chat
+from hfchat.chat import CallPart, Chat, Json
 from hfchat.lineage import Ancestor
 from hfchat.results import ModelIdentity
 
@@ -131,6 +131,18 @@ class EvaluatedModel:
 
     def losses(self, prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Loss]:
         """The loss of each target after its prompt, see `hfchat.evaluation.encoding.encode_target`.
+
+        Raises:
+            UserError: If the model gives no likelihoods.
+        """
+        raise NotImplementedError
+
+    def check_answers(self, chat: Chat, answers: Sequence[Json], place: str) -> int:
+        """As `check`, of a chat with the answers whose losses are asked for."""
+        raise NotImplementedError
+
+    def answer_losses(self, chats: Sequence[Chat], answers: Sequence[Json]) -> list[Loss]:
+        """The loss of each answer, a message that may call functions, after its chat.
 
         Raises:
             UserError: If the model gives no likelihoods.

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hfchat.chat import Chat
+from hfchat.chat import Chat, Json
 from hfchat.dataset import load_split
 from hfchat.evaluation.bootstrap import Statistics, difference, estimate
 from hfchat.evaluation.model import EvaluatedModel, Prompt
@@ -30,6 +30,7 @@ class Example:
         info: Anything else of the row that its record should carry, as JSON.
         place: Where it stands, for messages: `"data.jsonl (validation) row 3"`, counted from 1.
         chat: What is asked in place of `prompt`, with tools or the format of the answer; `prompt` shows it as text.
+        answers: Messages, in place of `targets` after a chat; `targets` show them as text.
     """
 
     prompt: Prompt
@@ -39,6 +40,7 @@ class Example:
     info: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
     chat: Chat | None = None
+    answers: Sequence[Json] = ()
 
 
 @dataclass

@@ -44,6 +44,7 @@ class DatasetSummary:
         download_size: Bytes of its files.
         samples: Texts of some that are learned from.
         is_enough: Whether there are as many as were asked for.
+        has_tools: Whether there is a column `tools`.
     """
 
     rows: dict[str, int]
@@ -52,6 +53,7 @@ class DatasetSummary:
     download_size: int = 0
     samples: list[str] = field(default_factory=list)
     is_enough: bool = False
+    has_tools: bool = False
 
 
 class Funnel(TypedDict):
@@ -170,7 +172,8 @@ def _who(args: CurationArguments) -> str:
 
 def card(name: str, summary: DatasetSummary) -> str:
     """The dataset card of one dataset, without its header."""
-    return _template("curation_card.md.jinja").render(name=name, summary=summary, columns=COLUMNS[name])
+    columns = [*COLUMNS[name], *(["tools"] if summary.has_tools else [])]
+    return _template("curation_card.md.jinja").render(name=name, summary=summary, columns=columns)
 
 
 def _funnel(curation: Curation, what: str) -> Funnel:

@@ -83,7 +83,7 @@ def write_splits(name: str, kept: Mapping[str, Sequence[TrainingRow]], folder: P
     has_tools = any(row.get("tools") for row in everything)
     columns = conversation_features(COLUMNS[name], set().union(*messages), has_tools)
     features = Features(columns | dict.fromkeys(_ABOUT, Value("string")))
-    summary = DatasetSummary(rows={split: len(rows) for split, rows in kept.items()})
+    summary = DatasetSummary({split: len(rows) for split, rows in kept.items()}, has_tools=has_tools)
     remove_tree(folder)
     for split, read in kept.items():
         if rows := [_written(row) for row in read]:
@@ -103,7 +103,9 @@ def _messages(value: Any) -> list[Any]:
 
 def _written(row: TrainingRow) -> TrainingRow:
     """The row as a file holds it: tools, and the arguments of calls that are not JSON yet, are JSON in a text."""
-    columns = {column: [_written_turn(turn) for turn in _messages(value)] for column, value in row.items() if value}
+    columns = {
+        column: [_written_turn(turn) for turn in value] for column, value in row.items() if isinstance(value, list)
+    }
     tools = parse_tools(row.get("tools"))
     return row | columns | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {})
 

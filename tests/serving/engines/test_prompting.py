@@ -199,7 +199,7 @@ def test_a_schema_that_cannot_be_honoured_is_refused_by_name(tiny_tokenizer):
     with pytest.raises(PromptError) as raised:
         encode(
             tiny_tokenizer,
-            response_format={"type": "json_schema", "json_schema": {"schema": {"type": "object", "colour": 1}}},
+            response_format={"type": "json_schema", "json_schema": {"schema": {"type": "array", "uniqueItems": True}}},
         )
     assert raised.value.field.startswith("response_format")
 

@@ -1,16 +1,20 @@
 """Pairs of answers of which people preferred one: does a model, and does it more than the baseline?"""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hfchat.chat import Chat
 from hfchat.errors import UserError
-from hfchat.evaluation.asking import Asked, AskingTask
+from hfchat.evaluation.asking import Asked, AskingTask, with_calls
 from hfchat.evaluation.bootstrap import mean
 from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Record, read_rows
+from hfchat.messages import parse_tools
 from hfchat.results import Metric
 
 _COLUMNS = ("prompt", "chosen", "rejected")
@@ -33,7 +37,7 @@ class Preferences(AskingTask):
 
     Attributes:
         dataset_name: Folder, file or Hub id with `prompt`, `chosen` and `rejected`, all `[{"role", "content"}]`, as
-            `recipes/align.py` takes them.
+            `recipes/align.py` takes them; and `tools`, if there are any.
         split: Name of its split.
         max_samples: Take only the first so many pairs.
     """
@@ -61,7 +65,10 @@ class Preferences(AskingTask):
 
     def prepare(self) -> None:
         rows = read_rows(self.dataset_name, self.split, _COLUMNS, self.max_samples)
-        self.examples = [_example(row, place) for row, place in rows]
+        read = [(_without_nulls(row), place) for row, place in rows]
+        # The examples of a task are all chats, or none is.
+        has_tools = any(map(_has_tools, (row for row, _ in read)))
+        self.examples = [_chat_example(row, place) if has_tools else _example(row, place) for row, place in read]
 
     @property
     def source(self) -> str:
@@ -95,6 +102,52 @@ class Preferences(AskingTask):
 def _margin(record: Record) -> float:
     chosen, rejected = record.losses
     return rejected - chosen
+
+
+def _without_nulls(value: Any) -> Any:
+    """A row without the fields that Arrow gives all turns because some have them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
+
+
+def _has_tools(row: dict[str, Any]) -> bool:
+    turns = chain.from_iterable(row[name] for name in _COLUMNS if isinstance(row.get(name), list))
+    return bool(row.get("tools")) or any(isinstance(turn, dict) and turn.get("tool_calls") for turn in turns)
+
+
+def _chat_example(row: dict[str, Any], place: str) -> Example:
+    """A pair whose turns may call functions."""
+    columns = [name for name in _COLUMNS if isinstance(row[name], list)]  # `_example` refuses the others
+    shown = {name: [_shown(turn) for turn in row[name]] for name in columns}
+    example = _example(row | shown, place)
+    try:
+        tools = parse_tools(row.get("tools"))
+    except ValueError as error:
+        raise UserError(f"{place}: 'tools': {error}") from error
+    chat = Chat([_read(turn) for turn in row["prompt"]], tools)
+    return replace(example, chat=chat, answers=[_read(row[name][0]) for name in ("chosen", "rejected")])
+
+
+def _shown(turn: Any) -> Any:
+    """A turn as text, its calls a line each."""
+    if not isinstance(turn, dict) or not turn.get("tool_calls"):
+        return turn
+    functions = [call["function"] for call in turn["tool_calls"]]
+    return {"role": turn["role"], "content": with_calls(turn.get("content") or "", functions)}
+
+
+def _read(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn as chat templates take it: its arguments as mappings."""
+    if not turn.get("tool_calls"):
+        return turn
+    calls = []
+    for call in turn["tool_calls"]:
+        function = call["function"]
+        arguments = function["arguments"]
+        read = json.loads(arguments) if isinstance(arguments, str) else arguments
+        calls.append({**call, "function": {**function, "arguments": read}})
+    return {"content": "", **turn, "tool_calls": calls}
 
 
 def _example(row: dict[str, Any], place: str) -> Example:
