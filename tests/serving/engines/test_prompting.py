@@ -246,7 +246,7 @@ def test_reasoning_that_the_prompt_has_opened(tiny_tokenizer, seen):
 def test_an_answer_ends_after_its_call_where_there_may_be_only_one(tiny_tokenizer):
     call = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>\n'
     prompt = encode(tiny_tokenizer, tools=[TOOL], parallel_tool_calls=False)
-    [*_, last] = pieces = answer(prompt, call, call, "and more", finish_reason="length")
+    [*_, last] = pieces = answer(prompt, call + call, call, "and more", finish_reason="length")
     assert [call for piece in pieces for call in piece.calls] == [CallPart(0, "weather", "{}")]
     assert last.finish_reason == "tool_calls"
     assert len(pieces) < 4
