@@ -571,6 +571,13 @@ def test_calls_are_handed_out_whole(name):
     assert sum(piece.tokens for piece in pieces) == 12
 
 
+@pytest.mark.parametrize("second", [fragment("{}", "now", 0, id="c2"), fragment("{}", "now", None, id="c1")])
+def test_two_calls_of_one_function_are_two(second):
+    first = {**second, "id": "c1"}
+    pieces, _ = ask(packets(calls(first), calls(second), CALLED), chat=WITH_TOOLS)
+    assert [call.name for piece in pieces for call in piece.calls] == ["now", "now"]
+
+
 def test_calls_without_ids_and_the_older_shape():
     ended = odd({"delta": {}, "finish_reason": "stop"})
     pieces, _ = ask(packets(calls(fragment("{}", "now"), content="Now:"), ended), chat=WITH_TOOLS)
