@@ -11,6 +11,7 @@ from hfchat.chat import CallPart
 from hfchat.serving.engines.engine import Piece, PromptError
 from hfchat.serving.http import logs
 from hfchat.serving.http.record import RequestRecord
+from tests.conftest import random_llama
 
 MODEL = "tiny-chat"
 HI = [{"role": "user", "content": "Hi"}]
@@ -232,3 +233,28 @@ def test_the_log_has_calls_and_reasoning_only_with_its_content(calling, eventual
     assert (shown.reasoning, shown.calls[0][1]["arguments"]) == (["Hm, well."], ROME)
     assert not hasattr(hidden, "calls")
     assert not hasattr(hidden, "reasoning")
+
+
+class Verdict(BaseModel):
+    answer: Literal["yes", "no"]
+    sure: bool
+
+
+def test_a_real_model_writes_what_the_schema_and_the_tool_say(serve, tiny_tokenizer):
+    """Its weights are random, so nothing but the mask makes JSON of its answer."""
+    pytest.importorskip("llguidance")
+    engine = pytest.importorskip("hfchat.serving.engines.transformers_engine")
+    end = tiny_tokenizer.eos_token_id
+    model = random_llama(tiny_tokenizer, max_position_embeddings=2048, eos_token_id=end, pad_token_id=end)
+    served = serve(engine.TransformersEngine(model, tiny_tokenizer, max_concurrent_requests=1))
+    sampled = {"model": MODEL, "temperature": 1, "seed": 1}
+    complete = served.openai.chat.completions
+    message = complete.parse(messages=HI, response_format=Verdict, **sampled).choices[0].message
+    assert isinstance(message.parsed, Verdict)
+    tool = openai.pydantic_function_tool(Verdict, name="judge")
+    choice = complete.parse(messages=HI, tools=[tool], tool_choice="required", parallel_tool_calls=False, **sampled)
+    (call,) = choice.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Verdict)
+    assert choice.choices[0].finish_reason == "tool_calls"
+    response = served.openai.responses.parse(model=MODEL, input="Hi", text_format=Verdict)
+    assert isinstance(response.output_parsed, Verdict)
