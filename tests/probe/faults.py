@@ -224,6 +224,12 @@ FAULTS = {
         replaced(r'"total_tokens":\d+', '"total_tokens":1'),
         ["a chat is answered", "a conversation is answered: system", "a prompt is completed", "the usage comes last"],
     ),
+    "another shape of responses": (
+        replaced('"output":', '"outputs":'),
+        ["a response is given", "a response is streamed"],
+    ),
+    "no end of a response": (events(lambda data: data[:-1]), ["a response is streamed"]),
+    "forgets earlier responses": (without("previous_response_id"), ["an unknown earlier response is refused"]),
     "milliseconds": (replaced(r'"created":(\d+)', r'"created":\g<1>000'), ["a chat is answered"]),
     "a reason of its own": (replaced('"length"', '"eos"'), ["a chat is answered"]),
     "no choices": (replaced('"choices":', '"choice":'), ["a chat is answered", "a prompt is completed"]),

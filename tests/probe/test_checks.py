@@ -35,7 +35,7 @@ def test_a_planted_fault_is_found(server, name):
 
 
 def test_without_a_fault_there_is_nothing_to_find(server):
-    results = server.see(checks(("shapes", "streaming", "sampling", "tools", "structured"))).values()
+    results = server.see(checks(("shapes", "streaming", "sampling", "tools", "structured")), patience=8).values()
     assert [result for result in results if result.verdict == "FAIL"] == []
     skipped = [result.check.name for result in results if result.verdict == "skip"]
     assert skipped == ["a stranger is 401: no key", "a stranger is 401: a wrong key"]

@@ -64,6 +64,7 @@ def test_our_server_passes_all_of_it(talkative_model, free_port, tmp_path, capsy
     assert [check["check"] for check in checks if check["verdict"] == "skip"] == [
         "a stranger is 401: no key",
         "a stranger is 401: a wrong key",
+        "reasoning is apart from the answer",
     ]
     assert code == 0
     assert "│ shutdown    │    3 │    0 │    0 │" in capsys.readouterr().out

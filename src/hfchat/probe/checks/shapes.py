@@ -3,6 +3,7 @@
 The shapes are the models of the `openai` package, which are made from https://github.com/openai/openai-openapi.
 """
 
+import json
 import time
 from collections.abc import Mapping
 
@@ -10,8 +11,10 @@ import httpx
 import pydantic
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 
 from hfchat.probe.registry import check
+from hfchat.probe.sse import parse_events
 from hfchat.probe.target import Target, body_of, finish_reason_of, media_type, refusal, summary, text_of
 from hfchat.probe.verdicts import FailedError, SkippedError
 
@@ -181,3 +184,56 @@ async def a_stranger_is_401(target: Target, key: str | None) -> str:
     if "www-authenticate" not in response.headers:
         raise FailedError(f"{seen}, but no `WWW-Authenticate`")
     return seen
+
+
+async def _respond(target: Target, **fields: object) -> httpx.Response:
+    """The response to a question of OpenAI's newer API. Skips the check if the server has no such route."""
+    body = {"model": target.model, "input": "Count to 9.", "max_output_tokens": 16, "temperature": 0} | fields
+    response = await target.client.post("responses", json=body)
+    if response.status_code == 404 and "resp_" not in response.text:  # it may be the earlier response that is unknown
+        raise SkippedError("there is no /responses")
+    return response
+
+
+def _response_text(body: object) -> str:
+    check_shape(Response, body)
+    return Response.model_validate(body).output_text
+
+
+@check()
+async def a_response_is_given(target: Target) -> str:
+    """`POST /responses`, where there is one (https://platform.openai.com/docs/api-reference/responses/object)."""
+    body = body_of(await _respond(target))
+    text, usage = _response_text(body), body["usage"]
+    if usage["input_tokens"] + usage["output_tokens"] != usage["total_tokens"]:
+        raise FailedError(f"the usage does not add up: {usage}")
+    if body["status"] not in ("completed", "incomplete"):
+        raise FailedError(f"status {body['status']}")
+    return f"{text[:40]!r}, {body['status']}"
+
+
+@check()
+async def a_response_is_streamed(target: Target) -> str:
+    """Its events are counted, the first is `response.created`, the last has all that the deltas had.
+
+    https://platform.openai.com/docs/api-reference/responses-streaming
+    """
+    expected = _response_text(body_of(await _respond(target)))
+    response = await _respond(target, stream=True)
+    events = [json.loads(data) for data in parse_events(response.content) if data != "[DONE]"]
+    first, last = events[0], events[-1]
+    if first["type"] != "response.created" or last["type"] not in ("response.completed", "response.incomplete"):
+        raise FailedError(f"the first event is {first['type']}, the last {last['type']}")
+    if [event["sequence_number"] for event in events] != [*range(len(events))]:
+        raise FailedError("the events are not counted from 0 on")
+    deltas = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    if not deltas == _response_text(last["response"]) == expected:
+        raise FailedError(f"the deltas are {deltas!r}, the last event has another text, or unstreamed {expected!r}")
+    return f"{len(events)} events, {len(deltas)} characters"
+
+
+@check()
+async def an_unknown_earlier_response_is_refused(target: Target) -> str:
+    """`previous_response_id`: a conversation that is not kept must not be forgotten in silence."""
+    response = await _respond(target, previous_response_id="resp_hfchat_probe")
+    return refusal(response, "previous_response_id" if response.status_code == 400 else None)

@@ -55,6 +55,7 @@ class CachedTokens(BaseModel):
     """What is not counted apart here."""
 
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 class ReasoningTokens(BaseModel):
