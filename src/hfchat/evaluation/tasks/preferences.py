@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hfchat.chat import Chat
+from hfchat.chat import Chat, Json
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask, with_calls
 from hfchat.evaluation.bootstrap import mean
@@ -111,7 +111,7 @@ def _without_nulls(value: Any) -> Any:
     return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
-def _has_tools(row: dict[str, Any]) -> bool:
+def _has_tools(row: Json) -> bool:
     turns = chain.from_iterable(row[name] for name in _COLUMNS if isinstance(row.get(name), list))
     return bool(row.get("tools")) or any(isinstance(turn, dict) and turn.get("tool_calls") for turn in turns)
 
@@ -137,7 +137,7 @@ def _shown(turn: Any) -> Any:
     return {"role": turn["role"], "content": with_calls(turn.get("content") or "", functions)}
 
 
-def _read(turn: dict[str, Any]) -> dict[str, Any]:
+def _read(turn: Json) -> Json:
     """A turn as chat templates take it: its arguments as mappings."""
     if not turn.get("tool_calls"):
         return turn
