@@ -108,7 +108,8 @@ def test_a_call_is_shown_and_its_result_asked_for(chat, tmp_path):
     assert [turn["role"] for turn in example["messages"]] == ["user", "assistant", "tool", "tool", "assistant"]
     first = example["messages"][1]
     assert first["content"] == "Let me see."
-    assert [call["function"]["arguments"] for call in first["tool_calls"]] == [{"town": "Zürich"}, {}]
+    arguments = [json.loads(call["function"]["arguments"]) for call in first["tool_calls"]]
+    assert arguments == [{"town": "Zürich"}, {}]
 
 
 def test_a_retry_is_another_answer_to_the_last_question(chat, tmp_path):

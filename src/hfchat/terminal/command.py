@@ -44,7 +44,7 @@ def handler(args: argparse.Namespace, options: Sequence[str]) -> None:
     if is_url and options:
         raise UserError(f"unrecognized arguments: {' '.join(options)} (see `hfchat chat --help`)")
     if args.api_key_env is not None and not is_url:
-        raise UserError(f"--api-key-env is for a URL, and {args.model} is none")
+        raise UserError(f"--api-key-env is for a URL, which {args.model} is not")
     if args.api_key_env is not None and not os.environ.get(args.api_key_env):
         raise UserError(f"--api-key-env {args.api_key_env}: the environment has no such variable")
     tools = _tools(args.tools) if args.tools is not None else []
