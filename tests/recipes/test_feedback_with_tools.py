@@ -136,7 +136,7 @@ def test_training_takes_the_rows_and_the_pairs(prepared, tokenizer, tmp_path):
     pair = preferences.train[0]
     chosen, rejected = (tokenizer.decode(pair[name]) for name in ("chosen_ids", "rejected_ids"))
     assert '"city": "Paris"' in rejected
-    assert '<tool_call>' in chosen  # the order of pairs is by ids, which are random
+    assert "<tool_call>" in chosen  # the order of pairs is by ids, which are random
     # What the model thought is in neither: nobody corrects it, and the two would be told apart by it.
     assert "I think" not in chosen + rejected
     assert '"name": "weather"' in tokenizer.decode(pair["prompt_ids"])
