@@ -7,11 +7,12 @@ known by what chat templates contain.
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from hfchat.chat import Json
 from hfchat.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class ResponseStyle:
         marks: Characters of which one is in all that is not text but the first words; empty where that is not known.
     """
 
-    template: Mapping[str, Any]
+    template: Json
     call_form: CallForm | None = None
     thinking: tuple[str, str] | None = None
     marks: str = ""

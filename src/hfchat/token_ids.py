@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hfchat.chat import Json
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +26,7 @@ def encode_conversation(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Messages,
     tools: Sequence[Any] | None = None,
-    variables: Mapping[str, Any] | None = None,
+    variables: Json | None = None,
     *,
     add_generation_prompt: bool = False,
 ) -> list[int]:
@@ -145,7 +147,7 @@ class _Spelling:
         if isinstance(value, str):
             return self._pattern.search(value) is not None
         if isinstance(value, Mapping):
-            return any(self.is_needed(item) for pair in value.items() for item in pair)
+            return self.is_needed([*value.keys(), *value.values()])
         return isinstance(value, list | tuple) and any(map(self.is_needed, value))
 
     def hide(self, value: Any) -> Any:

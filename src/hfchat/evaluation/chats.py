@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,7 +116,8 @@ class ChatReader:
         """
         parser = AnswerParser(self.tokenizer, self.style, chat.functions, self._end(ids))
         parts = [parser.push(answer), parser.finish()]
-        return "".join(part.text for part in parts), tuple(call for part in parts for call in part.calls)
+        calls = chain.from_iterable(part.calls for part in parts)
+        return "".join(part.text for part in parts), tuple(calls)
 
     def _end(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids[-_PROMPT_END:])

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 from hfchat.chat import CallPart, Chat, Json
@@ -70,13 +71,13 @@ class RemoteModel(EvaluatedModel):
         return [self._answer_chat(chat, max_new_tokens) for chat in chats]
 
     def _answer_chat(self, asked: Chat, max_new_tokens: int) -> Reply:
-        options: dict[str, Any] = {}
+        options: dict[str, object] = {}
         if asked.tools:
             options |= {"tools": list(asked.tools), "tool_choice": asked.tool_choice}
         if asked.response_format is not None:
             options["response_format"] = asked.response_format
         messages = [_as_sent(message) for message in asked.messages]
-        completion = chat(self._client, self._model_name, messages, max_new_tokens, **options)
+        completion = chat(self._client, self._model_name, messages, max_new_tokens, options=options)
         choice, usage = completion.choices[0], completion.usage
         calls = tuple(
             CallPart(index, call.function.name, call.function.arguments)
@@ -131,7 +132,7 @@ def chat(
     prompt: Prompt | Sequence[Json],
     max_new_tokens: int,
     stop: Sequence[str] = (),
-    **options: Any,
+    options: Json = MappingProxyType({}),
 ) -> Any:
     """One completion at temperature 0; `options` are further fields of the request.
 
@@ -140,12 +141,14 @@ def chat(
     """
     import openai
 
-    if stop:
-        options["stop"] = list(stop)
+    fields: Json = {
+        "max_tokens": max_new_tokens,
+        "temperature": 0,
+        **({"stop": list(stop)} if stop else {}),
+        **options,
+    }
     try:
-        return client.chat.completions.create(
-            model=model, messages=prompt, max_tokens=max_new_tokens, temperature=0, **options
-        )
+        return client.chat.completions.create(model=model, messages=prompt, **fields)
     except openai.OpenAIError as error:
         raise UserError(f"{client.base_url}: {model} does not answer: {_line(error)}") from error
 

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from hfchat.chat import Json
 from hfchat.dataset import as_before_arrow, conversation_features, load_split
 from hfchat.errors import UserError
 from hfchat.feedback.curation_report import COLUMNS, DatasetSummary
@@ -79,7 +80,8 @@ def write_splits(name: str, kept: Mapping[str, Sequence[TrainingRow]], folder: P
 
     # What no row has is no column, and no field of a message.
     everything = list(chain.from_iterable(kept.values()))
-    messages = chain.from_iterable(_messages(row[column]) for row in everything for column in COLUMNS[name])
+    values = chain.from_iterable([row[column] for column in COLUMNS[name]] for row in everything)
+    messages = chain.from_iterable(map(_messages, values))
     has_tools = any(row.get("tools") for row in everything)
     columns = conversation_features(COLUMNS[name], set().union(*messages), has_tools)
     features = Features(columns | dict.fromkeys(_ABOUT, Value("string")))
@@ -110,7 +112,7 @@ def _written(row: TrainingRow) -> TrainingRow:
     return row | columns | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {})
 
 
-def _written_turn(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+def _written_turn(turn: Json) -> Json:
     calls = []
     for call in _messages(turn.get("tool_calls")):
         function = call.get("function") or call

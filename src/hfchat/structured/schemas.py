@@ -160,7 +160,7 @@ class _Reader:
 
     def read(self) -> Json:
         result = self._schema(self._root, "", 0)
-        definitions: dict[str, Any] = {}
+        definitions: dict[str, object] = {}
         while len(definitions) < len(self._names):  # a definition may refer to further ones
             reference, name = list(self._names.items())[len(definitions)]
             definitions[name] = self._schema(self._target(reference), reference, 0)
@@ -188,7 +188,7 @@ class _Reader:
             raise self._error(place, f"a schema is an object, true or false, not {_shown(schema)}")
         if place and "$id" in schema and not schema.keys() <= _ANNOTATIONS:
             raise self._error(place, "$id is honoured at the root of a schema only; take it out")
-        result: dict[str, Any] = {}
+        result: dict[str, object] = {}
         for keyword, value in schema.items():
             self._count(keyword, place, level)
             if not self._only_tells(keyword, value, place):

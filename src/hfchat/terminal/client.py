@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 
@@ -45,7 +44,7 @@ class Answer:
     calls: dict[int, Call] = field(default_factory=dict)
     finish_reason: str | None = None
 
-    def add(self, delta: Mapping[str, Any]) -> tuple[str, str]:
+    def add(self, delta: Json) -> tuple[str, str]:
         """Put in what a chunk adds. Returns the text and the reasoning in it."""
         text = delta.get("content") or ""
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""  # the newer name, of vLLM

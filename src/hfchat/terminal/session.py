@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from hfchat.chat import Json
@@ -98,7 +99,7 @@ class Session:
 
     def _messages(self) -> list[Json]:
         system: list[Json] = [{"role": "system", "content": self._system}] if self._system else []
-        return system + [message for exchange in self._exchanges for message in exchange]
+        return [*system, *chain.from_iterable(self._exchanges)]
 
     def _ask(self, question: str) -> None:
         """Have a question answered, and go on while the model calls functions."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hfchat.chat import Json
 from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
 from hfchat.dataset import as_before_arrow, learned_rows, load_conversation_splits
 from hfchat.errors import UserError
@@ -168,7 +169,7 @@ def supervise(
     check_end_of_turn(tokenizer)
     schema = dataset.features.arrow_schema
 
-    def tokenize(row: Mapping[str, Any], index: int) -> dict[str, list[int] | int]:
+    def tokenize(row: Json, index: int) -> dict[str, list[int] | int]:
         return _tokenize(as_before_arrow(row, schema), tokenizer, f"dataset_name {dataset_name}: row {index}")
 
     # Whole conversations only.
@@ -194,7 +195,7 @@ def supervise(
     return kept, supervision
 
 
-def _tokenize(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", place: str) -> dict[str, list[int] | int]:
+def _tokenize(row: Json, tokenizer: "PreTrainedTokenizerBase", place: str) -> dict[str, list[int] | int]:
     """The tokens and labels of a conversation; how many calls and how many turns with reasoning are learned of it."""
     check_learned(row["messages"], place, ROLES_WITH_TOOLS)
     ids, supervised = supervise_conversation(tokenizer, row["messages"], tools_of(row, place) or None)

@@ -1,9 +1,8 @@
 """Answers in JSON: are they valid by their schemas, and are their fields right?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hfchat.chat import Chat, Json
 from hfchat.errors import UserError
@@ -65,7 +64,7 @@ class JsonAnswers(AskingTask):
         rows = read_rows(self.dataset_name, self.split, ("messages", "schema"), self.max_samples)
         self.examples = [self._example(row, place) for row, place in rows]
 
-    def _example(self, row: Mapping[str, Any], place: str) -> Example:
+    def _example(self, row: Json, place: str) -> Example:
         check_messages(row["messages"], place)
         *prompt, last = ({"role": turn["role"], "content": turn["content"]} for turn in row["messages"])
         schema = read_json(row["schema"]) if isinstance(row["schema"], str) else row["schema"]

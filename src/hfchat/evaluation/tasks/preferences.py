@@ -116,11 +116,11 @@ def _has_tools(row: Json) -> bool:
     return bool(row.get("tools")) or any(isinstance(turn, dict) and turn.get("tool_calls") for turn in turns)
 
 
-def _chat_example(row: dict[str, Any], place: str) -> Example:
+def _chat_example(row: Json, place: str) -> Example:
     """A pair whose turns may call functions."""
     columns = [name for name in _COLUMNS if isinstance(row[name], list)]  # `_example` refuses the others
     shown = {name: [_shown(turn) for turn in row[name]] for name in columns}
-    example = _example(row | shown, place)
+    example = _example({**row, **shown}, place)
     try:
         tools = parse_tools(row.get("tools"))
     except ValueError as error:
@@ -150,7 +150,7 @@ def _read(turn: Json) -> Json:
     return {"content": "", **turn, "tool_calls": calls}
 
 
-def _example(row: dict[str, Any], place: str) -> Example:
+def _example(row: Json, place: str) -> Example:
     for name in _COLUMNS:
         messages = row[name]
         if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):

@@ -79,7 +79,7 @@ class Tools(AskingTask):
         rows = read_rows(self.dataset_name, self.split, ("messages", "tools"), self.max_samples)
         self.examples = [self._example(row, place) for row, place in rows]
 
-    def _example(self, row: Mapping[str, Any], place: str) -> Example:
+    def _example(self, row: Json, place: str) -> Example:
         check_messages(row["messages"], place, ROLES_WITH_TOOLS)
         try:
             tools = parse_tools(row["tools"])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from hfchat.chat import Json
 from hfchat.probe.registry import check
 from hfchat.probe.sse import parse_events
 from hfchat.probe.target import Target, body_of, finish_reason_of, refusal, refused_by_choice, summary, text_of
@@ -235,5 +236,5 @@ async def reasoning_is_apart_from_the_answer(target: Target) -> str:
     return f"{len(reasoning)} characters of reasoning, {len(content)} of the answer"
 
 
-def _reasoning(message: Mapping[str, Any]) -> str:
+def _reasoning(message: Json) -> str:
     return message.get("reasoning_content") or message.get("reasoning") or ""

@@ -6,8 +6,10 @@ https://platform.openai.com/docs/api-reference/chat/create. A server without too
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
+from hfchat.chat import Json
 from hfchat.probe.registry import check
 from hfchat.probe.target import Target, body_of, finish_reason_of, refusal, refused_by_choice
 from hfchat.probe.verdicts import FailedError, SkippedError
@@ -18,7 +20,7 @@ _SEEDS = (1, 2, 3)
 _TOKENS = 256
 
 
-def _tool(name: str, **properties: object) -> dict[str, Any]:
+def _tool(name: str, **properties: object) -> Json:
     """A tool with `strict`: it wants all of its arguments, and no others."""
     parameters = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": True}}
@@ -134,7 +136,7 @@ async def a_call_has_its_shape(target: Target) -> str:
     call = _calls(first)[0]
     if call.get("type") != "function" or not isinstance(call["function"]["arguments"], str):
         raise FailedError(f"not the shape of a call: {json.dumps(call)[:120]}")
-    ids = [call.get("id") for answer in (first, second) for call in _calls(answer)]
+    ids = [call.get("id") for call in _calls(first) + _calls(second)]
     if not all(isinstance(id, str) and id for id in ids) or len(set(ids)) < len(ids):
         raise FailedError(f"the calls of two answers have the ids {ids}")
     if finish_reason_of(first) != "tool_calls":
@@ -199,7 +201,7 @@ async def a_streamed_call_is_the_unstreamed_one(target: Target) -> str:
     expected = _one_call(await target.once(_greedy))
     stream = await target.stream(**_asked())
     deltas = [choice["delta"].get("tool_calls") or [] for choice in stream.choices()]
-    parts = [part for calls in deltas for part in calls]
+    parts = list(chain.from_iterable(deltas))
     if not parts or any(part.get("index") != 0 for part in parts):
         raise FailedError(f"parts of calls with the indexes {[part.get('index') for part in parts]}")
     first, *others = parts
@@ -215,7 +217,7 @@ async def a_streamed_call_is_the_unstreamed_one(target: Target) -> str:
     return f"{len(parts)} parts, {len(arguments)} characters"
 
 
-def _with_result(result: str, **call: object) -> list[dict[str, Any]]:
+def _with_result(result: str, **call: object) -> list[Json]:
     """A conversation in which a function was called."""
     function = {"name": "get_weather", "arguments": '{"city": "Rome", "unit": "celsius", "hours": [1]}'}
     called = {"id": "call_1", "type": "function", "function": function} | call
@@ -236,7 +238,7 @@ async def the_result_of_a_call_is_read(target: Target) -> str:
     return f"{lengths[0]} and {lengths[1]} tokens"
 
 
-def _parameters(**parameters: object) -> dict[str, Any]:
+def _parameters(**parameters: object) -> Json:
     return {"tools": [{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}]}
 
 

@@ -8,11 +8,13 @@ body of a mebibyte. One error is enough to refuse a request, so lists are bounde
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 
+from hfchat.chat import Json
 from hfchat.serving.openai.errors import ApiError
 
 _MAX_DEPTH = 100  # of JSON within a request
@@ -62,12 +64,12 @@ def at_most(entries: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def check_json(value: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_json(value: Json) -> Json:
     """Refuse what Python reads as JSON and others do not, and what is nested so deep that they would give up."""
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
         values = [each.values() if isinstance(each, Mapping) else each for each in level]
-        level = [inner for each in values for inner in each if isinstance(inner, dict | list)]
+        level = [inner for inner in chain.from_iterable(values) if isinstance(inner, dict | list)]
         if not level:
             break
     else:
@@ -82,7 +84,7 @@ def check_json(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 Text = Annotated[str, AfterValidator(check_unicode)]
-JsonObject = Annotated[Mapping[str, Any], AfterValidator(check_json)]
+JsonObject = Annotated[Json, AfterValidator(check_json)]
 
 
 def invalid_request(errors: Sequence[ErrorDetails]) -> ApiError:
