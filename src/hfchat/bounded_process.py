@@ -69,6 +69,7 @@ class BoundedProcess:
             ProcessStoppedError: If it took more time, or too much memory.
         """
         with self._one_at_a_time:
+            # The last one, unless it was stopped; a new one knows no subject yet.
             child = self._child
             if child is None or child.poll() is not None:
                 child = self._start()
@@ -110,6 +111,7 @@ class BoundedProcess:
             timed_out.set()
             child.kill()
 
+        # A pipe has no time limit of its own, so a timer ends the process, and with it the wait.
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
         timer.start()

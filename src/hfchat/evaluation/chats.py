@@ -89,6 +89,7 @@ class ChatReader:
     def _thinking(self, ids: Sequence[int]) -> Thinking:
         if self.style is None or self.style.thinking is None:
             return "no"
+        # The prompt itself may have begun the reasoning, or begun and ended it.
         opening, closing = self.style.thinking
         begun = begun_answer(self.style.template, self._end(ids))
         if opening.strip() in begun and closing.strip() not in begun:
@@ -153,6 +154,7 @@ class GrammarMask(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if input_ids.shape[1] > self._prompt_length:
             self._go_on(input_ids[:, -1].tolist())
+        # Rows without a grammar, and those that have ended, stay as they are.
         masked = scores.clone()
         for row, matcher in self._matchers.items():
             masked[row].masked_fill_(~self._allowed(matcher).to(scores.device), -torch.inf)

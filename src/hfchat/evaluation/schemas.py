@@ -45,6 +45,7 @@ def is_valid(text: str, schema: Json | None) -> bool:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import validator_for
 
+    # A schema without a draft of its own is read by the newest one, as OpenAI's API does.
     value = read_json(text)
     if value is ...:
         return False

@@ -91,6 +91,7 @@ class GrammarChecker:
             if grammar in self._verdicts:
                 self._verdicts.move_to_end(grammar)
                 return self._verdicts[grammar]
+        # Not under the lock: those who have a verdict already need not wait for this one.
         try:
             problem = _process.ask(self._subject, _TIME_LIMIT_S, "try", grammar).get("problem", "")
         except ProcessStoppedError as error:
@@ -114,6 +115,7 @@ def _answer(tokenizer: LLTokenizer | None, method: str, grammar: str) -> Json:
         return {"problem": "llguidance cannot read the tokenizer of this model"}
     if not hasattr(os, "fork"):
         return {"problem": trial(tokenizer, grammar)}
+    # The grammar harms only a copy of this process, whose bounds are the kernel's.
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -136,6 +138,7 @@ def _answer(tokenizer: LLTokenizer | None, method: str, grammar: str) -> Json:
 
 def trial(tokenizer: LLTokenizer, grammar: str) -> str:
     """Compile a grammar and follow it for some tokens. Returns why that cannot be done; nothing if it can."""
+    # Random tokens lead to other states than those that a model would choose, so more of the grammar is met.
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     bits = np.zeros((1, (tokenizer.vocab_size + 31) // 32), dtype=np.int32)
     generator = random.Random(0)

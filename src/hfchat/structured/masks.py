@@ -115,6 +115,7 @@ class GrammarCompiler:
             compiled = self._compiled.get(grammar)
             if compiled is not None:
                 self._compiled.move_to_end(grammar)
+        # Two threads may compile the same one, which is rare and harmless.
         if compiled is None:
             compiled = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
             if compiled.is_error():

@@ -173,6 +173,7 @@ def _splitting(template: Json, reads_calls: bool) -> Json | None:
         if opening is None:
             fields[name] = {}  # what is left is text
         elif name != CALLS:
+            # Reasoning is text too, so no content parser can fail on it.
             fields[name] = {key: field[key] for key in _ANCHORS if key in field}
         elif reads_calls:
             fields[name] = {

@@ -49,6 +49,7 @@ class Answer:
         text = delta.get("content") or ""
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""  # the newer name, of vLLM
         self.text, self.reasoning = self.text + text, self.reasoning + reasoning
+        # Servers that send whole calls leave out the index.
         for position, part in enumerate(delta.get("tool_calls") or ()):
             call, function = self.calls.setdefault(part.get("index", position), Call()), part.get("function") or {}
             call.id = call.id or part.get("id") or ""
@@ -96,6 +97,7 @@ class ChatClient:
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             trust_env=host not in _LOOPBACK,  # a proxy of the environment is not for loopback
         )
+        # Whatever is wrong with address, key or name is said before the first question.
         names = self._models(with_key=key is not None)
         if model is None and len(names) != 1:
             listed = f": {', '.join(names[:10])}" if names else ""

@@ -90,6 +90,7 @@ class Screen:
             print(what, file=sys.stderr, flush=True)
             yield lambda state: None
             return
+        # The line is written over itself, so that only its last state is ever seen.
         start = _CLEAR_LINE if self._styled else "\r"
         try:
             yield lambda state: print(f"{start}{what}, {state}", end="", flush=True)

@@ -111,6 +111,7 @@ class Session:
         self._exchanges.append(exchange)
         self._unanswered = None
         try:
+            # The user stands in for the functions, until the model has what it needs.
             while (answer := self._answer(exchange)).calls and answer.finish_reason is not None:
                 for call in answer.calls.values():
                     if (result := self._screen.read(f"result of {call.name}: ")) is None:
@@ -144,6 +145,7 @@ class Session:
                 raise
             answer.calls.clear()  # they are not whole
             answer.finish_reason = None
+        # What is known only now that the answer has ended.
         for call in answer.calls.values():
             screen.call(call.name, call.arguments)
         screen.end_line()

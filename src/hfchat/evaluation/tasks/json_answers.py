@@ -67,11 +67,13 @@ class JsonAnswers(AskingTask):
     def _example(self, row: Json, place: str) -> Example:
         check_messages(row["messages"], place)
         *prompt, last = ({"role": turn["role"], "content": turn["content"]} for turn in row["messages"])
+        # A schema may be JSON in a text, because rows with different ones have no common type in Arrow.
         schema = read_json(row["schema"]) if isinstance(row["schema"], str) else row["schema"]
         if not isinstance(schema, dict):
             raise UserError(f"{place}: 'schema' must be a JSON object, not {row['schema']!r:.60}")
         if not is_valid(last["content"], schema):
             raise UserError(f"{place}: its last turn is not JSON that is valid by its 'schema'")
+        # What is asked is the same with and without the mask; only what may be drawn is not.
         bound = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
         return Example(
             prompt=prompt,

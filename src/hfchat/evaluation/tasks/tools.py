@@ -88,6 +88,7 @@ class Tools(AskingTask):
         *history, last = row["messages"]
         if not history:
             raise UserError(f"{place}: has no turn before the answer")
+        # What is wanted, which a model must be able to give.
         calls, facts = _calls_of(last), list(row.get("facts") or [])
         if unknown := {call["name"] for call in calls} - {tool["function"]["name"] for tool in tools}:
             raise UserError(f"{place}: calls {sorted(unknown)[0]}, which is not among its tools")
@@ -140,12 +141,14 @@ def _scores(record: Record) -> dict[str, bool]:
     """What of one answer is right."""
     wanted, made = record.info["calls"], record.calls
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in record.info["tools"]}
+    # Where a call is wanted, what is said beside it does not count.
     if wanted:
         exact = _same_calls(made, wanted)
         valid = all(is_valid(call["arguments"], schemas.get(call["name"])) for call in made)
         named = sorted(call["name"] for call in made) == sorted(call["name"] for call in wanted)
         of_calls = {"exact_calls": exact, "called": bool(made), "named": named, "valid": bool(made) and valid}
         return {**of_calls, "exact": exact}
+    # Where none is wanted, it is the text that counts.
     told = all(tells(record.text, fact) for fact in record.info["facts"])
     scores = {"not_called": not made, "exact": not made and told}
     return {**scores, "told": not made and told} if record.info["facts"] else scores
@@ -153,6 +156,7 @@ def _scores(record: Record) -> dict[str, bool]:
 
 def _same_calls(made: Sequence[Mapping[str, str]], wanted: Sequence[Mapping[str, str]]) -> bool:
     """Whether they are the same in any order: what is called in one turn is called at once."""
+    # The same call may be wanted twice, so these are lists and not sets.
     left = [_whole(call) for call in wanted]
     for call in map(_whole, made):
         if call not in left:
@@ -172,6 +176,7 @@ def tells(text: str, fact: str) -> bool:
     """
     text, fact = (unicodedata.normalize("NFC", one).casefold() for one in (text, fact))
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    # Its ends are those of a word, or of a number.
     before, after = r"(?<!\w)", r"(?!\w)"
     if fact[:1].isdigit():
         before += r"(?<!\d[.,])(?<!-)"

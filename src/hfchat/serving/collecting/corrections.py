@@ -23,6 +23,7 @@ def check_corrected_calls(calls: Sequence[Call], tools: Sequence[Json]) -> None:
             offered = f"those are {', '.join(schemas)}" if schemas else "there were none"
             message = f"{field}.name: {function['name']} is no function that the conversation offers; {offered}."
             raise ApiError(400, message, param=f"{field}.name")
+        # A call that no function takes would be learned as an answer.
         schema = schemas[function["name"]]
         if schema is not None and (fault := fault_by_schema(function["arguments"], schema)):
             message = f"{field}.arguments: they are not valid by the schema of {function['name']}: {fault}."

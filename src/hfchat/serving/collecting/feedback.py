@@ -263,6 +263,7 @@ def _exchanges(answers: Answers) -> list[Exchange]:
     chat = answers.questions[0].source.chat  # a chat has one prompt
     assert chat is not None
     messages = [cast("Turn", dict(message)) for message in chat.messages]
+    # How the answer was asked for is kept with how it was sampled: both decide what could be answered.
     format = {"tool_choice": chat.tool_choice if chat.tools else None, "response_format": chat.response_format}
     asked = format | {"reasoning_effort": chat.reasoning_effort}
     exchanges = []

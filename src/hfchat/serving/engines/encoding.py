@@ -65,6 +65,7 @@ class PromptEncoder:
             raise PromptError(f"the chat template of this model cannot take them: {error}"[:300], field) from error
         if not ids:
             raise PromptError(NOTHING_RENDERED)
+        # Where reasoning can be turned off and is not, the model decides itself whether it thinks.
         switch = self._abilities.switch
         return EncodedChat(self._checked(ids), switch is not None and options.get(switch) is not False)
 

@@ -79,6 +79,7 @@ class TemplateAbilities:
             RefusedError: If the template does not read one of them, or it is not the request's to set.
         """
         options = dict(chat.template_options)
+        # What a template reads and the server says itself, by the names of the library's own arguments too.
         reserved = _RESERVED | {*inspect.signature(self.tokenizer.apply_chat_template).parameters} - {"documents"}
         reserved |= {*self.tokenizer.special_tokens_map}
         for name in options:
@@ -88,12 +89,14 @@ class TemplateAbilities:
                 raise RefusedError("the chat template of this model does not read it", f"chat_template_kwargs.{name}")
         if chat.reasoning_effort is None:
             return options
+        # An effort is a variable of the template like the others, under the name that this one has for it.
         name, value = self._effort(chat.reasoning_effort)
         if options.setdefault(name, value) != value:
             raise RefusedError(f"chat_template_kwargs.{name} says something else", "reasoning_effort")
         return options
 
     def _effort(self, effort: str) -> tuple[str, Any]:
+        # A switch says it for certain; a template that only reads efforts may not know this one.
         if effort == "none" and self.switch is not None:
             return self.switch, False
         if "reasoning_effort" in self.variables:
@@ -113,11 +116,13 @@ class TemplateAbilities:
         messages: list[Json] = []
         for number, message in enumerate(chat.messages):
             changed = dict(message)
+            # The assistant has called something,
             if message.get("tool_calls"):
                 if not self.writes_calls:
                     raise RefusedError("the chat template of this model writes no calls", f"messages[{number}]")
                 changed["tool_calls"] = [self._call(call, short_ids) for call in message["tool_calls"]]
                 names |= {call["id"]: call["function"]["name"] for call in message["tool_calls"] if "id" in call}
+            # or a tool has answered.
             if message["role"] == "tool":
                 if not self.writes_results:
                     raise RefusedError(

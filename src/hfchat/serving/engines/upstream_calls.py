@@ -71,6 +71,7 @@ class CallAssembler:
         call, self._open = self._open, None
         if call is None:
             return []
+        # JSON that others read as it is meant, or the text that the upstream has sent.
         name, written = whole_characters(call.name), whole_characters("".join(call.arguments))
         try:
             arguments = from_json(written, allow_inf_nan=False) if written.strip() else {}

@@ -149,6 +149,7 @@ class _GuardedAnswer:
         Raises:
             GuardError: If a guard cannot decide.
         """
+        # First what comes first in the answer; each is decided before what follows it is given out.
         is_last = part.finish_reason is not None
         self._calls += part.calls
         reasoning, message = await self._push_reasoning(part, is_last)
@@ -157,6 +158,7 @@ class _GuardedAnswer:
             text, message = await self._push_text(part.text, is_last)
         calls: Sequence[CallPart] = ()
         if message is None and is_last:
+            # Reasoning after the text cannot be sent in its place any more, so it comes at the end.
             afterthoughts = "".join(self._afterthoughts)
             if afterthoughts:
                 stream = self._afterthought
@@ -164,6 +166,7 @@ class _GuardedAnswer:
                 message = stream.message
         if message is None and is_last:
             calls, message = await self._guarded_calls()
+        # Nothing was found, or the guard's message ends the answer.
         self._has_text = self._has_text or bool(text)
         if message is None:
             return replace(part, reasoning=reasoning, text=text, calls=calls)

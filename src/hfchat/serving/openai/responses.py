@@ -130,6 +130,7 @@ class ResponseEvents:
 
     def add(self, part: Part) -> list[ResponseEvent]:
         """Add a part of the answer. Returns the events that say so."""
+        # What the model writes, in the order in which it has to be read.
         events: list[ResponseEvent] = []
         if part.reasoning:
             events += self._opened(ReasoningText)
@@ -141,6 +142,7 @@ class ResponseEvents:
             events += self._called(call)
         if part.finish_reason is None:
             return events
+        # The end, and why it came.
         if part.finish_reason in ("length", "content_filter"):
             is_long = part.finish_reason == "length"
             self._status = "incomplete"

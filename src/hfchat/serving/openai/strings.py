@@ -66,6 +66,7 @@ def map_json(value: Any, text: Change, name: See, number: See) -> Any:
         return {key: map_json(inner, text, name, number) for key, inner in value.items()}
     if isinstance(value, list):
         return [map_json(inner, text, name, number) for inner in value]
+    # A card or phone number may be written without quotes.
     if isinstance(value, int | float) and not isinstance(value, bool):
         number(str(value))
     return value
@@ -84,6 +85,7 @@ def map_written(written: str, text: Change, name: See) -> str:
 
 def map_chat(chat: Chat, text: Change, name: See) -> Chat:
     """A chat with each text of it changed: those of its messages, tools, answer's schema and template options."""
+    # All that a client can write, in the order in which a template shows it.
     messages = [_map_message(message, text, name) for message in chat.messages]
     tools = [{**tool, "function": _map_declared(tool["function"], text, name)} for tool in chat.tools]
     response_format = chat.response_format
