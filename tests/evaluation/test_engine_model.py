@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -242,7 +242,7 @@ def test_answers_that_are_there_get_likelihoods_without_being_asked_again(script
 
 def test_a_stop_ends_the_work_for_an_answer(scripted):
     (reply,) = scripted.answer([EXAMPLES[0].prompt], 4, stop=["two"])
-    assert asdict(reply) == {"text": "one ", "tokens": 2, "ended": True}
+    assert reply == Reply("one ", 2, True)
 
 
 def test_an_answer_can_be_bound_to_a_grammar(scripted, tmp_path):

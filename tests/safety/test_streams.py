@@ -337,4 +337,8 @@ def test_the_ends_of_sentences_are_looked_for_once(text):
 
 
 def test_no_guards_change_nothing():
-    assert run(AnswerStream([]), ["a", "b"]) == ["a", "b", ""]
+    async def body():
+        stream = AnswerStream([])
+        return [await stream.push("a"), await stream.push("b"), await stream.finish()]
+
+    assert asyncio.run(body()) == ["a", "b", ""]
