@@ -220,22 +220,22 @@ class BatchSampler:
                 draws.fail(error)
 
     def _set_masks(self) -> None:
-        """Which tokens the grammars forbid; the row of one that fails stays as it is, because its request ends."""
-        if self._masked:
-            self._forbidden[self._masked] = False
+        """Which tokens the grammars forbid; that of one that fails forbids nothing, because its request ends."""
         bound = {
             place: draws.matcher
             for place, draws in enumerate(self._draws)
             if draws.matcher is not None and draws.failure is None
         }
         masks = allowed_next(list(bound.values()))
-        self._masked = []
+        before, self._masked = self._masked, []
         for place, mask in zip(bound, masks, strict=True):
             if isinstance(mask, MatcherError):
                 self._draws[place].fail(mask)
             else:
                 torch.logical_not(mask.to(self._forbidden.device), out=self._forbidden[place])
                 self._masked.append(place)
+        for place in set(before) - set(self._masked):  # the others were written over
+            self._forbidden[place] = False
 
     def sample(self, scores: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
         """In a step: leave each row that is sampled no other token than the one drawn for it.
