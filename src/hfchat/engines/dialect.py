@@ -1,6 +1,6 @@
 """What a child engine is asked, in words that all share, and how it answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -110,6 +110,10 @@ class Dialect(Protocol):
     @property
     def masks_logprobs(self) -> bool:
         """Whether its log probabilities are those that a grammar has left, and not the model's own."""
+
+    @property
+    def unknown_formats(self) -> Collection[str]:
+        """Values of `format` in JSON schemas that its grammars do not know, although our own engine does."""
 
     @property
     def reads_whole(self) -> bool:

@@ -59,6 +59,7 @@ class LlamaCpp:
     path: ClassVar[str] = "/completion"
     reads_whole: ClassVar[bool] = True
     masks_logprobs: ClassVar[bool] = False  # it has none, see below
+    unknown_formats: ClassVar[frozenset[str]] = frozenset({"email", "uri"})  # of its own llguidance, which is older
     cannot: ClassVar[Mapping[str, str]] = {
         "logprobs": "llama.cpp tells no log probability of a token that is a part of a character only",
         "presence_penalty": "llama.cpp counts the tokens of the prompt, too",

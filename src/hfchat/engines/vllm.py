@@ -117,6 +117,7 @@ class Vllm:
     path: ClassVar[str] = "/v1/completions"
     reads_whole: ClassVar[bool] = False
     masks_logprobs: ClassVar[bool] = True
+    unknown_formats: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         refuse_code(self.model)  # older versions of vLLM run what `auto_map` names, whatever they are told

@@ -15,6 +15,7 @@ from hfchat.errors import UserError
 from hfchat.serving.engines import child_engine, supervising
 from hfchat.serving.engines.child_engine import Child
 from hfchat.serving.engines.engine import EngineError, PromptError, Sampling
+from hfchat.serving.engines.prompting import TokenPrompt
 from hfchat.serving.versions.models import ServedModels, Version
 from tests.servers.llamacpp import DIALECT, Scripted, ScriptedChildEngine
 from tests.serving.conftest import MODEL
@@ -122,6 +123,25 @@ def test_an_answer_that_leaves_its_form_is_an_error(llamacpp, tokenizer, pieces,
     spell(llamacpp, tokenizer, *pieces)
     with pytest.raises(EngineError, match=message):
         in_form(ScriptedChildEngine(llamacpp, tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools"),
+    ],
+)
+def test_a_format_that_llama_cpp_does_not_know_is_refused(llamacpp, asked, field):
+    engine = ScriptedChildEngine(llamacpp)
+
+    async def encode(chat):
+        return TokenPrompt([1], grammar='start: %json {"type": "string", "format": "uri"}')
+
+    engine.prompting.encode = encode
+    with pytest.raises(PromptError, match="llamacpp cannot honour the format 'uri'") as refused:
+        asyncio.run(engine.encode(Chat(HI, **asked)))
+    assert refused.value.field == field
 
 
 def test_log_probabilities_of_a_mask_are_refused(llamacpp, tokenizer):

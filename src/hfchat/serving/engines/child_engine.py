@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from hfchat.chat import Chat
 from hfchat.engines.child import ChildServer, Program
 from hfchat.engines.dialect import Chunk, Dialect, EngineFailureError, ScoredText, TokenRequest
 from hfchat.errors import UserError
@@ -208,7 +209,7 @@ class ChildEngine:
         self.context_length = prompting.context_length
         self.template_fingerprint = prompting.template_fingerprint
         self.temperature, self.top_p = prompting.sampling.temperature, prompting.sampling.top_p
-        self.encode, self.encode_text = prompting.encode, prompting.encode_text
+        self.encode_text = prompting.encode_text
 
     @property
     def error(self) -> str | None:
@@ -262,6 +263,16 @@ class ChildEngine:
                 if is_second:
                     raise
                 await self._unless_aborted(self._child.wait_until_noticed())
+
+    async def encode(self, chat: Chat) -> TokenPrompt:
+        prompt = await self._prompting.encode(chat)
+        # A grammar that the child cannot compile would bind nothing, so it is refused here.
+        grammar = prompt.grammar or ""
+        unknown = next((name for name in self._dialect.unknown_formats if f'"format": "{name}"' in grammar), None)
+        if unknown is not None:
+            field = "tools" if chat.answer_schema is None else "response_format"
+            raise PromptError(f"{self.info.engine} cannot honour the format '{unknown}'; take it out", field)
+        return prompt
 
     async def _generate(self, prompt: TokenPrompt, sampling: Sampling) -> AsyncGenerator[Piece]:
         self._prompting.check(prompt)
