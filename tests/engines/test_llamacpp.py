@@ -136,7 +136,18 @@ def test_biases_and_the_form_of_the_answer_are_sent(real):
     request = real.request("Hi", logit_bias={7: -1.5, 8: 2}, grammar=GRAMMAR, kept=frozenset({3, 1}))
     plain, body = real.engine.body(real.request("Hi")), real.engine.body(request)
     special = [real.tokenizer.decode([1]), real.tokenizer.decode([3])]
-    assert body == plain | {"logit_bias": [[7, -1.5], [8, 2]], "grammar": GRAMMAR, "preserved_tokens": special}
+    ends = ",".join(map(str, sorted(request.ends)))
+    bound = GRAMMAR.replace("start: ", f"start: bound_answer (<[{ends}]>)?\nbound_answer: ")
+    assert body == plain | {"logit_bias": [[7, -1.5], [8, 2]], "grammar": bound, "preserved_tokens": special}
+
+
+def test_an_answer_may_end_with_any_end_where_its_grammar_would_go_on(real):
+    """llama.cpp's llguidance knows only one of them."""
+    grammar = '%llguidance {}\nstart: "a" ("b"){0,30}'
+    for end in (1, 3):
+        request = real.request("Hi", grammar=grammar, logit_bias={end: 100.0})
+        text, _, finish_reason = real.say(replace(request, ends=frozenset({end})))
+        assert (text, finish_reason) == ("a", "stop")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class LlamaCpp:
             "repeat_last_n": self.context if request.repetition_penalty != 1 else 0,  # of the prompt and the answer
             "response_fields": ["stop_type", "tokens_predicted"],
             # A token that the grammar refuses is drawn again, with the grammar before all samplers.
-            **({} if request.grammar is None else {"grammar": request.grammar}),
+            **({} if request.grammar is None else {"grammar": _with_ends(request.grammar, request.ends)}),
             **({"logit_bias": [list(bias) for bias in request.logit_bias.items()]} if request.logit_bias else {}),
             **({"preserved_tokens": [self.special_tokens[id] for id in sorted(request.kept)]} if request.kept else {}),
             **({} if request.seed is None else {"seed": request.seed % _MAX_SEED}),
@@ -109,6 +109,16 @@ class LlamaCpp:
 
     def reader(self, request: TokenRequest) -> "_Reader":
         return _Reader(request.ends)
+
+
+def _with_ends(grammar: str, ends: frozenset[int]) -> str:
+    """A grammar after which an answer may end as the model ends it.
+
+    llama.cpp's llguidance knows one end, the file's; where that is another one, such as `<|endoftext|>`, a model could
+    not end its turn before its grammar leaves nothing else.
+    """
+    tokens = ",".join(map(str, sorted(ends)))
+    return grammar.replace("start: ", f"start: bound_answer (<[{tokens}]>)?\nbound_answer: ", 1) if ends else grammar
 
 
 class _Reader:
