@@ -4,10 +4,11 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
+from hfchat.chat import Json
 from hfchat.errors import UserError
 
 ROLES = ("system", "user", "assistant")  # in a conversation that is text alone
@@ -102,6 +103,29 @@ def check_learned(messages: Any, place: str, roles: Collection[str] = ROLES) -> 
             raise UserError(f"{place}: turn {position} has the weight {turn['weight']!r}; it must be 0 or 1")
     if not any(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in messages):
         raise UserError(f"{place}: every turn of the assistant has the weight 0, so there is nothing to learn")
+
+
+def arguments_as_text(arguments: Any) -> str:
+    """The arguments of a tool call as JSON in a text, as OpenAI's API has them; what is a text stays as it is."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def arguments_as_json(arguments: Any) -> Any:
+    """The arguments of a tool call as the JSON that they are, as most chat templates take them.
+
+    Raises:
+        ValueError: If they are a text that is not JSON.
+    """
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def with_arguments(turn: Json, change: Callable[[Any], object]) -> Json:
+    """A turn in which the arguments of each call are changed by one of the two above."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": change(call["function"]["arguments"])}}
+        for call in turn.get("tool_calls") or ()
+    ]
+    return {**turn, "tool_calls": calls} if calls else turn
 
 
 def trim(text: str) -> str:

@@ -1,6 +1,5 @@
 """A model behind a URL: any server that speaks the OpenAI API."""
 
-import json
 import os
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -9,6 +8,7 @@ from typing import Any
 from hfchat.chat import CallPart, Chat, Json
 from hfchat.errors import UserError
 from hfchat.evaluation.model import EvaluatedModel, Loss, Prompt, Reply
+from hfchat.messages import arguments_as_text, with_arguments
 from hfchat.results import COMPUTED_BY, ModelIdentity
 
 _TIMEOUT = 600.0  # seconds for one answer
@@ -76,7 +76,7 @@ class RemoteModel(EvaluatedModel):
             options |= {"tools": list(asked.tools), "tool_choice": asked.tool_choice}
         if asked.response_format is not None:
             options["response_format"] = asked.response_format
-        messages = [_as_sent(message) for message in asked.messages]
+        messages = [with_arguments(message, arguments_as_text) for message in asked.messages]
         completion = chat(self._client, self._model_name, messages, max_new_tokens, options=options)
         choice, usage = completion.choices[0], completion.usage
         calls = tuple(
@@ -114,16 +114,6 @@ def only_model(client: Any, url: str) -> str:
     if len(names) != 1:
         raise UserError(f"{url}: has {len(names)} models; name one: {url}#{names[0] if names else 'model'}")
     return names[0]
-
-
-def _as_sent(message: Json) -> Json:
-    """A message as the API has it: the arguments of calls are JSON in a text."""
-    if not message.get("tool_calls"):
-        return message
-    functions = [call["function"] for call in message["tool_calls"]]
-    written = [{**one, "arguments": json.dumps(one["arguments"], ensure_ascii=False)} for one in functions]
-    calls = [{**call, "function": one} for call, one in zip(message["tool_calls"], written, strict=True)]
-    return {**message, "tool_calls": calls}
 
 
 def chat(

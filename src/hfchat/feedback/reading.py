@@ -18,6 +18,7 @@ from hfchat.feedback.exchange import Call, Rating, Turn
 from hfchat.feedback.private_file import private_file
 from hfchat.feedback.redaction import pseudonym
 from hfchat.feedback.tables import AnswerRow, OpinionRow
+from hfchat.messages import arguments_as_text, with_arguments
 
 if TYPE_CHECKING:
     import pyarrow
@@ -151,18 +152,12 @@ def as_row(answer: AnswerRow, feedback: Sequence[OpinionRow]) -> dict[str, objec
 
 
 def _message(turn: Turn) -> dict[str, object]:
-    calls = turn.get("tool_calls")
-    return {**turn, "tool_calls": _calls(calls)} if calls else dict(turn)
+    return dict(with_arguments(turn, arguments_as_text))
 
 
 def _calls(calls: Sequence[Call]) -> list[dict[str, object]] | None:
     """Calls as OpenAI's API has them; None for none."""
-    written = []
-    for call in calls:
-        function = call["function"]
-        arguments = json.dumps(function["arguments"], ensure_ascii=False)
-        written.append({**call, "function": {"name": function["name"], "arguments": arguments}})
-    return written or None
+    return with_arguments({"tool_calls": calls}, arguments_as_text)["tool_calls"] or None
 
 
 def export(engine: sa.Engine, target: str, selection: Selection) -> int:

@@ -12,7 +12,7 @@ from hfchat.chat import Json
 from hfchat.dataset import as_before_arrow, conversation_features, load_split
 from hfchat.errors import UserError
 from hfchat.feedback.curation_report import COLUMNS, DatasetSummary
-from hfchat.messages import parse_tools
+from hfchat.messages import arguments_as_text, parse_tools
 from hfchat.safety.guards import Guards
 from hfchat.safety.guards_file import load_guards
 from hfchat.safety.judges import GuardError
@@ -116,7 +116,6 @@ def _written_turn(turn: Json) -> Json:
     calls = []
     for call in _messages(turn.get("tool_calls")):
         function = call.get("function") or call
-        arguments = function["arguments"]
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        written = arguments_as_text(function["arguments"])
         calls.append({**call, "function": {"name": function["name"], "arguments": written}})
     return {**turn, "tool_calls": calls} if calls else turn

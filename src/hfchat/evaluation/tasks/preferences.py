@@ -1,6 +1,5 @@
 """Pairs of answers of which people preferred one: does a model, and does it more than the baseline?"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -14,7 +13,7 @@ from hfchat.evaluation.bootstrap import mean
 from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import read_records, write_records
 from hfchat.evaluation.task import Example, Measured, Record, read_rows
-from hfchat.messages import parse_tools
+from hfchat.messages import arguments_as_json, parse_tools, with_arguments
 from hfchat.results import Metric
 
 _COLUMNS = ("prompt", "chosen", "rejected")
@@ -141,13 +140,7 @@ def _read(turn: Json) -> Json:
     """A turn as chat templates take it: its arguments as mappings."""
     if not turn.get("tool_calls"):
         return turn
-    calls = []
-    for call in turn["tool_calls"]:
-        function = call["function"]
-        arguments = function["arguments"]
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
-        calls.append({**call, "function": {**function, "arguments": read}})
-    return {"content": "", **turn, "tool_calls": calls}
+    return {"content": "", **with_arguments(turn, arguments_as_json)}
 
 
 def _example(row: Json, place: str) -> Example:

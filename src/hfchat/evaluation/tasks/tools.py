@@ -16,7 +16,7 @@ from hfchat.evaluation.model import EvaluatedModel
 from hfchat.evaluation.records import by_group, read_records, write_records
 from hfchat.evaluation.schemas import is_valid, normalized, read_json
 from hfchat.evaluation.task import Example, Measured, Record, read_rows
-from hfchat.messages import ROLES_WITH_TOOLS, check_messages, parse_tools
+from hfchat.messages import ROLES_WITH_TOOLS, arguments_as_text, check_messages, parse_tools
 from hfchat.results import Metric
 
 _METRICS = {
@@ -190,9 +190,7 @@ def _calls_of(turn: Json) -> list[dict[str, str]]:
     found = []
     for call in turn.get("tool_calls") or []:
         function = call.get("function") or call
-        arguments = function.get("arguments") or {}
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        found.append({"name": function["name"], "arguments": written})
+        found.append({"name": function["name"], "arguments": arguments_as_text(function.get("arguments") or {})})
     return found
 
 

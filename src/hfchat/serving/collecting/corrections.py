@@ -1,10 +1,10 @@
 """Answers with calls as they should have been: held against the tools of their conversation, and written again."""
 
-import json
 from collections.abc import Sequence
 
 from hfchat.chat import Json
 from hfchat.feedback.exchange import Call, Opinion, functions_of
+from hfchat.messages import arguments_as_text
 from hfchat.serving.openai.errors import ApiError
 from hfchat.serving.openai.protocol import CalledFunction, CorrectedAnswer, CorrectedCall
 from hfchat.structured.validity import fault_by_schema
@@ -36,6 +36,6 @@ def written_correction(opinion: Opinion) -> str | CorrectedAnswer | None:
         return opinion.correction
     calls = []
     for function in functions_of(opinion.corrected_calls):
-        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        arguments = arguments_as_text(function["arguments"])
         calls.append(CorrectedCall(function=CalledFunction(name=function["name"], arguments=arguments)))
     return CorrectedAnswer(content=opinion.correction, tool_calls=calls)

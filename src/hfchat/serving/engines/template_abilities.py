@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from hfchat.chat import Chat, Json
+from hfchat.messages import arguments_as_text
 
 SWITCHES = ("enable_thinking", "thinking")  # variables that turn reasoning on and off
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
@@ -137,7 +138,7 @@ class TemplateAbilities:
     def _call(self, call: Json, short_ids: bool) -> Json:
         function = dict(call["function"])
         if self.writes_text_of_arguments and isinstance(function["arguments"], Mapping):
-            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+            function["arguments"] = arguments_as_text(function["arguments"])
         written = {**call, "function": function}
         if short_ids and "id" in call:
             written["id"] = _nine(call["id"])

@@ -1,7 +1,6 @@
 """An engine that is another server: anything that speaks OpenAI's API, such as vLLM, TGI, llama.cpp or hfchat."""
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from hfchat.chat import GREETING, Chat, Json
+from hfchat.messages import arguments_as_text, with_arguments
 from hfchat.serving.engines.engine import EngineError, EngineInfo, Piece, Sampling
 from hfchat.serving.engines.sse import EventError
 from hfchat.serving.engines.upstream_answer import AnswerError, ErrorEvent, StreamedAnswer, parsed
@@ -333,11 +333,7 @@ def _message(message: Json) -> Json:
     """A message of the history, in which the arguments of calls are JSON in strings again."""
     if not message.get("tool_calls"):
         return message
-    calls = []
-    for call in message["tool_calls"]:
-        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-    return {**message, "content": message["content"] or None, "tool_calls": calls}
+    return {**with_arguments(message, arguments_as_text), "content": message["content"] or None}
 
 
 def _fields(prompt: UpstreamPrompt, sampling: Sampling) -> dict[str, object]:
