@@ -87,6 +87,14 @@ class Chat:
         ]
 
     @property
+    def shown_tools(self) -> list[Json]:
+        """The tools as a template writes them: `strict` is for who binds the answer, and not for the model."""
+        return [
+            {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
+            for tool in self.tools
+        ]
+
+    @property
     def must_call(self) -> bool:
         """Whether the answer must call a function."""
         return self.tool_choice == "required" or not isinstance(self.tool_choice, str)

@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hfchat.chat import Json
 from hfchat.errors import UserError
+from hfchat.token_ids import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,10 @@ _STYLES = ("qwen_xml", "hermes", "mistral_args", "mistral", "llama3")
 _TRIAL_CHARACTERS = 3_000
 _TRIAL_S = 0.25
 _LITERAL = r"\\\W|[^\\.^$*+?{}\[\]|()]"  # a character of a regular expression that stands for itself
+
+
+# Of a prompt: it has opened the reasoning, the model may open it, or there is no reasoning.
+Thinking = Literal["open", "may", "no"]
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class ResponseStyle:
         marks = json.dumps([[field.get(key) for key in _ANCHORS] for field in read], ensure_ascii=False)
         marks = marks.replace("\\", "")  # that of regular expressions, and that of JSON
         ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id}
-        special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset(id for id, text in special.items() if text.replace("\\", "") in marks and id not in ends)
+        special = special_tokens(tokenizer).items()
+        return frozenset(id for id, text in special if text.replace("\\", "") in marks and id not in ends)
 
 
 _ANCHORS = ("open", "open_pattern", "close", "close_pattern")

@@ -5,8 +5,9 @@ from tokenizers import AddedToken
 
 from hfchat.chat import Chat
 from hfchat.response_template import CallForm, ResponseStyle
-from hfchat.structured.grammars import GrammarError, answer_grammar, special_tokens
+from hfchat.structured.grammars import GrammarError, answer_grammar
 from hfchat.structured.masks import GrammarCompiler
+from hfchat.token_ids import special_tokens
 from tests.structured.conftest import is_allowed
 
 HERMES = ResponseStyle(

@@ -13,16 +13,15 @@ from hfchat.chat_template import set_chat_template
 from hfchat.errors import UserError
 from hfchat.evaluation.encoding import answer_of
 from hfchat.response_template import response_style
-from hfchat.structured.grammars import GrammarError, Thinking, answer_grammar, special_tokens
+from hfchat.structured.grammars import GrammarError, answer_grammar
 from hfchat.structured.masks import GrammarCompiler, Matcher, MatcherError
-from hfchat.structured.parsing import AnswerParser, begun_answer
-from hfchat.token_ids import encode_conversation
+from hfchat.structured.parsing import AnswerParser, end_of_prompt, thinking_at
+from hfchat.token_ids import encode_conversation, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SWITCHES = ("enable_thinking",)  # variables of chat templates that turn reasoning on
-_PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
 
 
 class ChatReader:
@@ -63,8 +62,8 @@ class ChatReader:
 
     def encode(self, chat: Chat) -> list[int]:
         """The ids of a chat up to the beginning of its answer."""
-        tools = [_shown(tool) for tool in chat.tools]
-        return encode_conversation(self.tokenizer, chat.messages, tools or None, add_generation_prompt=True)
+        tools = chat.shown_tools or None
+        return encode_conversation(self.tokenizer, chat.messages, tools, add_generation_prompt=True)
 
     def encode_answer(self, chat: Chat, answer: Json, place: str) -> tuple[list[int], list[int]]:
         """The ids of a chat, and those of an answer to it, a message, up to its end-of-turn token.
@@ -72,9 +71,8 @@ class ChatReader:
         Raises:
             UserError: As `hfchat.evaluation.encoding.encode_target`.
         """
-        tools = [_shown(tool) for tool in chat.tools]
         context = self.encode(chat)
-        whole = encode_conversation(self.tokenizer, [*chat.messages, answer], tools or None)
+        whole = encode_conversation(self.tokenizer, [*chat.messages, answer], chat.shown_tools or None)
         return context, answer_of(self.tokenizer, whole, context, place)
 
     def grammar(self, chat: Chat, ids: Sequence[int]) -> str | None:
@@ -84,18 +82,9 @@ class ChatReader:
             chat: What is asked.
             ids: The same, from `encode`.
         """
-        return answer_grammar(chat, self.style, self._thinking(ids), self._specials)
-
-    def _thinking(self, ids: Sequence[int]) -> Thinking:
-        if self.style is None or self.style.thinking is None:
-            return "no"
-        # The prompt itself may have begun the reasoning, or begun and ended it.
-        opening, closing = self.style.thinking
-        begun = begun_answer(self.style.template, self._end(ids))
-        if opening.strip() in begun and closing.strip() not in begun:
-            return "open"
-        has_switch = any(name in (self.tokenizer.chat_template or "") for name in _SWITCHES)
-        return "may" if has_switch and closing.strip() not in begun else "no"
+        may_think = any(name in (self.tokenizer.chat_template or "") for name in _SWITCHES)
+        thinking = thinking_at(self.style, end_of_prompt(self.tokenizer, ids), may_think)
+        return answer_grammar(chat, self.style, thinking, self._specials)
 
     @property
     def kept(self) -> frozenset[int]:
@@ -104,7 +93,7 @@ class ChatReader:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, which `read` takes."""
-        dropped = set(self._specials.values()) - self.kept
+        dropped = self._specials.keys() - self.kept
         return self.tokenizer.decode([id for id in ids if id not in dropped])
 
     def read(self, chat: Chat, ids: Sequence[int], answer: str) -> tuple[str, tuple[CallPart, ...]]:
@@ -115,19 +104,10 @@ class ChatReader:
             ids: The same, from `encode`.
             answer: Its text, with that of the `kept` tokens.
         """
-        parser = AnswerParser(self.tokenizer, self.style, chat.functions, self._end(ids))
+        parser = AnswerParser(self.tokenizer, self.style, chat.functions, end_of_prompt(self.tokenizer, ids))
         parts = [parser.push(answer), parser.finish()]
         calls = chain.from_iterable(part.calls for part in parts)
         return "".join(part.text for part in parts), tuple(calls)
-
-    def _end(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids[-_PROMPT_END:])
-
-
-def _shown(tool: Json) -> Json:
-    """A tool as the template writes it: `strict` is for who binds the answer, and not for the model."""
-    function = {key: value for key, value in tool["function"].items() if key != "strict"}
-    return {**tool, "function": function}
 
 
 class GrammarMask(LogitsProcessor):
@@ -162,10 +142,6 @@ class GrammarMask(LogitsProcessor):
 
     def _allowed(self, matcher: Matcher) -> torch.Tensor:
         """The tokens that may come next, `[vocabulary]` of bool."""
-        if matcher.done:  # by its grammar: the token that ends the answer is still to come
-            ends = torch.zeros(matcher.vocabulary, dtype=torch.bool)
-            ends[self._ends] = True
-            return ends
         try:
             return matcher.allowed()
         except MatcherError as error:

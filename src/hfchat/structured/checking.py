@@ -22,10 +22,11 @@ from llguidance.numpy import fill_next_token_bitmask
 
 from hfchat.bounded_process import BoundedProcess, ProcessStoppedError, Subject, bound_memory, serve
 from hfchat.chat import Chat, Json
-from hfchat.response_template import ResponseStyle
-from hfchat.structured.grammars import Thinking, answer_grammar, bound_schemas, json_grammar, special_tokens
+from hfchat.response_template import ResponseStyle, Thinking
+from hfchat.structured.grammars import answer_grammar, bound_schemas, json_grammar
 from hfchat.structured.limits import LIMITS, first_line
 from hfchat.structured.schemas import GrammarError
+from hfchat.token_ids import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast  # the process needs none of it

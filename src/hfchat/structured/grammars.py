@@ -7,28 +7,22 @@ and where white space may be anything, a model that is not sure writes white spa
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from hfchat.chat import Chat, Function, Json
-from hfchat.response_template import CallForm, ResponseStyle
+from hfchat.response_template import CallForm, ResponseStyle, Thinking
 from hfchat.structured.schemas import GrammarError, honoured
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
-__all__ = ["GrammarError", "Thinking", "answer_grammar", "bound_schemas", "json_grammar", "special_tokens"]
+__all__ = ["GrammarError", "answer_grammar", "bound_schemas", "json_grammar"]
 
-Thinking = Literal["open", "may", "no"]
 _MOST_CALLS = 128  # of an answer, as many as a message of the history may have
 _AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _SOME_SPACE = r"/[ \t\r\n]{1,4}/"  # between the reasoning and the answer
 _SCHEMA_FIELD = "response_format.json_schema.schema"
 _COMPOSED = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "additionalProperties"}
-
-
-def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    """The special tokens of a tokenizer with their ids: what a grammar cannot write as text."""
-    return {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def json_grammar(schema: Json, field: str = _SCHEMA_FIELD) -> str:
@@ -41,7 +35,7 @@ def json_grammar(schema: Json, field: str = _SCHEMA_FIELD) -> str:
 
 
 def answer_grammar(
-    chat: Chat, style: ResponseStyle | None, thinking: Thinking, specials: Mapping[str, int] | None = None
+    chat: Chat, style: ResponseStyle | None, thinking: Thinking, specials: Mapping[int, str] | None = None
 ) -> str | None:
     """All that the answer to a chat may be.
 
@@ -49,7 +43,7 @@ def answer_grammar(
         chat: With its tools and the format of its answer.
         style: How the model writes calls and reasoning; None if nobody knows.
         thinking: "open" if the prompt has opened the reasoning, "may" if the model may open it, "no" if not.
-        specials: As `special_tokens` finds them; a grammar names them by their ids.
+        specials: As `hfchat.token_ids.special_tokens` finds them; a grammar names them by their ids.
 
     Returns:
         A Lark grammar; None where the answer may be any text.
@@ -160,8 +154,8 @@ class _Writer:
         rules: Name and body of each; the first one is `start`.
     """
 
-    def __init__(self, specials: Mapping[str, int]):
-        self._specials = specials
+    def __init__(self, specials: Mapping[int, str]):
+        self._specials = {text: id for id, text in specials.items()}
         self.rules: dict[str, str] = {"start": "", "TEXT": r"/(.|\n)*/"}
 
     def add_calls(self, form: CallForm, calls: Sequence[str], several: bool) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Literal
 import regex
 
 from hfchat.chat import CallPart, Function, Json
-from hfchat.response_template import CALLS, REASONING, ResponseStyle
+from hfchat.response_template import CALLS, REASONING, ResponseStyle, Thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _JSON = ("json", "python-call-list")  # parsers of calls that know types, so that "7" is no number
+
+_PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,29 @@ def begun_answer(template: Json, prompt_end: str) -> str:
         return prompt_end[ends[-1] :]
     opening = "<think>"  # where a prompt opens the reasoning in a chat template that nobody here knows
     return opening if prompt_end.rstrip().endswith(opening) else ""
+
+
+def end_of_prompt(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """The text at the end of a prompt, special tokens kept, in which the answer may have begun."""
+    return tokenizer.decode(ids[-_PROMPT_END:])
+
+
+def thinking_at(style: ResponseStyle | None, prompt_end: str, may_think: bool) -> Thinking:
+    """Whether a prompt has opened the reasoning, or else the model may do so.
+
+    Args:
+        style: How the model writes.
+        prompt_end: The end of the prompt, special tokens kept.
+        may_think: Whether the chat template has a switch for reasoning, and it was not turned off.
+    """
+    if style is None or style.thinking is None:
+        return "no"
+    # The prompt itself may have begun the reasoning, or begun and ended it.
+    opening, closing = style.thinking
+    begun = begun_answer(style.template, prompt_end)
+    if opening.strip() in begun and closing.strip() not in begun:
+        return "open"
+    return "may" if may_think and closing.strip() not in begun else "no"
 
 
 def _splitting(template: Json, reads_calls: bool) -> Json | None:

@@ -75,11 +75,7 @@ class PromptEncoder:
             return None
         if "tools" not in self._abilities.variables:
             raise RefusedError("the chat template of this model has no place for them", "tools")
-        # How strictly arguments are checked is between the client and the server.
-        return [
-            {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
-            for tool in chat.tools
-        ]
+        return chat.shown_tools
 
     def text(self, text: str | Sequence[int]) -> list[int]:
         """The ids of a prompt without a template; a prompt that is ids already is checked.

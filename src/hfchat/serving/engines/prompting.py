@@ -21,11 +21,10 @@ from hfchat.serving.engines.model_sampling import ModelSampling
 from hfchat.serving.http.limits import Slots
 from hfchat.serving.http.record import current_record
 from hfchat.structured.checking import GrammarChecker
-from hfchat.structured.grammars import GrammarError, Thinking
-from hfchat.structured.parsing import AnswerParser, Parsed, begun_answer
+from hfchat.structured.parsing import AnswerParser, Parsed, end_of_prompt, thinking_at
+from hfchat.structured.schemas import GrammarError
 
 _Answer = TypeVar("_Answer")
-_PROMPT_END = 64  # tokens at the end of a prompt, of which the last ones may begin the answer
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,10 @@ class Prompting:
         self.context_length = context
         self.template_fingerprint = fingerprint(tokenizer)
         self.style = response_style(tokenizer)
+        self._kept = {
+            with_calls: self.style.special_tokens(tokenizer, with_calls=with_calls) if self.style else frozenset()
+            for with_calls in (False, True)
+        }
         self.vocabulary = vocabulary
         self._encoder = ModelEncoder(tokenizer, vocabulary, context)
         self._checker = GrammarChecker(tokenizer, vocabulary, ends)
@@ -135,7 +138,7 @@ class Prompting:
         if chat.functions and (self.style is None or not self.style.has_calls):
             raise PromptError("it is not known how this model writes calls", "tools")
         encoded = await self._encoding.run(size_of(chat), self._encoder.conversation, chat)
-        prompt_end = self.tokenizer.decode(encoded.ids[-_PROMPT_END:])
+        prompt_end = end_of_prompt(self.tokenizer, encoded.ids)
         return self._answerable(chat, encoded.ids, prompt_end, await self._grammar(chat, encoded, prompt_end))
 
     async def encode_text(self, text: str | Sequence[int]) -> TokenPrompt:
@@ -145,7 +148,7 @@ class Prompting:
         """What the answer may be."""
         if not chat.functions and chat.answer_schema is None:
             return None
-        thinking = self._thinking(encoded, prompt_end)
+        thinking = thinking_at(self.style, prompt_end, encoded.may_think)
         try:
             return await self._checking.run(1, self._checker.grammar, chat, self.style, thinking)
         except GrammarError as error:
@@ -160,19 +163,9 @@ class Prompting:
             ids,
             grammar,
             parser=lambda: AnswerParser(self.tokenizer, style, functions, prompt_end),
-            kept=style.special_tokens(self.tokenizer, with_calls=bool(functions)),
+            kept=self._kept[bool(functions)],
             calls_once=not chat.parallel_tool_calls,
         )
-
-    def _thinking(self, encoded: EncodedChat, prompt_end: str) -> Thinking:
-        """Whether the prompt has opened the reasoning, or the model may do so."""
-        if self.style is None or self.style.thinking is None:
-            return "no"
-        opening, closing = self.style.thinking
-        begun = begun_answer(self.style.template, prompt_end)
-        if opening.strip() in begun and closing.strip() not in begun:
-            return "open"
-        return "may" if encoded.may_think and closing.strip() not in begun else "no"
 
     def shortest(self) -> TokenPrompt:
         """The prompt of an answer that only shows that there is one."""
