@@ -243,7 +243,8 @@ def _messages(items: Sequence[Item]) -> list[ChatMessage]:
         return turn
 
     for item in items:
-        # What the assistant has written: its reasoning begins a turn,
+        # Reasoning begins a turn of the assistant, and calls belong to the one before them. A text does, too, unless
+        # that one has a text or calls already. Whatever others say ends it.
         if isinstance(item, Reasoning):
             thoughts = "".join(part.text for part in item.content or ())
             assistant(is_new=True).reasoning_content = thoughts
@@ -252,12 +253,10 @@ def _messages(items: Sequence[Item]) -> list[ChatMessage]:
             message = assistant(is_new=False)
             message.tool_calls = message.tool_calls or []
             message.tool_calls.append(ToolCall(id=item.call_id, function=function))
-        # and whatever others say ends it.
         elif isinstance(item, FunctionCallOutput):
             turn = None
             content = _text(item.output)
             messages.append(ChatMessage(role="tool", content=content, tool_call_id=item.call_id))
-        # a text belongs to the turn before it unless that has one,
         elif item.role == "assistant":
             is_new = turn is not None and bool(turn.content or turn.tool_calls)
             assistant(is_new).content = _text(item.content)
