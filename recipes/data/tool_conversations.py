@@ -26,6 +26,8 @@ from typing import Any
 
 import yaml
 
+from hfchat.errors import UserError, run
+
 COUNTS = {"train": 1000, "validation": 60, "test": 240}
 JSON_COUNT = 100
 # Kinds to their shares in percent.
@@ -418,14 +420,18 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
+    try:
+        for name in ("calls", "json"):
+            (args.output_dir / name).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"--output-dir {args.output_dir}: is no place for a folder ({error.strerror})") from error
     written = {f"calls/{split}": conversations(split, size, args.seed) for split, size in COUNTS.items()}
     for name, rows in (written | {"json/test": json_rows(JSON_COUNT, args.seed)}).items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         file = args.output_dir / f"{name}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(lines), encoding="utf-8")
         print(f"{file}: {len(lines):,} conversations")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 
+from hfchat.errors import UserError
 from hfchat.evaluation.schemas import is_valid
 from hfchat.messages import ROLES_WITH_TOOLS, check_messages
 from recipes.data import tool_conversations as program
@@ -111,3 +112,11 @@ def test_the_same_seed_makes_the_same_files(tmp_path, monkeypatch):
     assert [*first] == ["calls/test.jsonl", "calls/train.jsonl", "calls/validation.jsonl", "json/test.jsonl"]
     assert first == written("again", 1)
     assert first != written("other", 2)
+
+
+def test_a_place_that_is_no_folder_is_one_line(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr("sys.argv", ["tool_conversations.py", "--output-dir", str(file / "deeper")])
+    with pytest.raises(UserError, match=r"^--output-dir .*deeper: is no place for a folder \(Not a directory\)$"):
+        program.main()
