@@ -37,7 +37,7 @@ _TRIAL_S = 0.25
 _LITERAL = r"\\\W|[^\\.^$*+?{}\[\]|()]"  # a character of a regular expression that stands for itself
 
 
-# Of a prompt: it has opened the reasoning, the model may open it, or there is no reasoning.
+# What a prompt leaves to the model: the reasoning is open already, it may be opened, or there is no reasoning.
 Thinking = Literal["open", "may", "no"]
 
 
