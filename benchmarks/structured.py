@@ -43,6 +43,7 @@ import jsonschema
 import numpy as np
 from benchmarks.peers import machine, markdown_table
 from benchmarks.servers import Server, hfchat_serve
+from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hfchat.chat import Json
@@ -314,19 +315,20 @@ async def ask(client: httpx.AsyncClient, server: Server, schema: Json, masked: b
 async def answers_table(server: Server, schemas: Sequence[Json], tokens: int) -> str:
     rows, errors = [], Counter()
     async with httpx.AsyncClient(timeout=1200) as client:
-        for masked in (True, False):
-            waiting = iter(schemas)
-            outcomes: list[str] = []
+        for arm, masked in (("with the mask", True), ("without", False)):
+            waiting = iter(tqdm(schemas, desc=arm, mininterval=5))
+            counts = Counter()
 
-            async def stream(masked: bool = masked, waiting=waiting, outcomes=outcomes) -> None:
+            async def stream(masked: bool = masked, waiting=waiting, counts=counts) -> None:
                 for schema in waiting:
-                    outcomes.append(await ask(client, server, schema, masked, tokens))
+                    outcome = await ask(client, server, schema, masked, tokens)
+                    counts[outcome.split(" ")[0]] += 1
+                    errors.update([outcome] * outcome.startswith("error"))
 
             await asyncio.gather(*(stream() for _ in range(STREAMS)))
-            counts = Counter(outcome.split(" ")[0] for outcome in outcomes)
-            errors.update(outcome for outcome in outcomes if outcome.startswith("error"))
             kinds = [str(counts[kind]) for kind in ("valid", "length", "invalid", "error")]
-            rows.append(["with the mask" if masked else "without", *kinds, str(len(outcomes))])
+            rows.append([arm, *kinds, str(counts.total())])
+            tqdm.write(" | ".join(rows[-1]))  # at once, as the next arm takes as long again
     notes = "".join(f"\n{count:4d} {error}" for error, count in errors.most_common(10))
     return markdown_table(["answers", "valid", "length", "invalid", "error", "of"], rows) + (notes and f"\n{notes}")
 
