@@ -33,12 +33,12 @@ from hfchat.stage import Stage
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
 from hfchat.training.answers import HeldOutAnswers
 from hfchat.training.checkpoints import last_checkpoint
+from hfchat.training.conversations import inputs_of, load_conversations
 from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
 from hfchat.training.loss_curve import save_loss_curve
-from hfchat.training.mixture import inputs_of
 from hfchat.training.precision import keep_precision
 from hfchat.training.run_arguments import for_trainer
-from hfchat.training.supervision import load_chat_tokenizer, load_conversations
+from hfchat.training.supervision import load_chat_tokenizer
 
 _PROBE = 8  # held-out conversations that what was saved is compared on
 
