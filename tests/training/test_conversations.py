@@ -276,5 +276,6 @@ def test_a_resumed_run_of_a_mixture_ends_as_an_undisturbed_one(folders, mixture,
     conversations = load_conversations(whole.args, tokenizer)
     tokens = [sum(label != -100 for row in part.test["labels"] for label in row) for part in conversations.parts]
     mean = (losses[some] * tokens[0] + losses[many] * tokens[1]) / sum(tokens)
+    assert sum("eval_loss" in entry for entry in whole.state.log_history) == 1, "the curve is that of all"
     assert losses[some] != pytest.approx(losses[many])
     assert metrics["eval_loss"] == pytest.approx(mean, rel=1e-5)
