@@ -35,6 +35,7 @@ from hfchat.training.answers import HeldOutAnswers
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
 from hfchat.training.loss_curve import save_loss_curve
+from hfchat.training.mixture import inputs_of
 from hfchat.training.precision import keep_precision
 from hfchat.training.run_arguments import for_trainer
 from hfchat.training.supervision import load_chat_tokenizer, load_conversations
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "finetune",
         args.output_dir,
         config=[args, model_args],
-        inputs={"model": base, "conversations": args.dataset_name},
+        inputs={"model": base, **inputs_of(args)},
         overwrite=args.overwrite_output_dir,
     )
     if stage.complete:
@@ -83,12 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         args=for_trainer(args, checkpoints),
         train_dataset=conversations.train,
         eval_dataset=conversations.test,
+        eval_datasets={part.label: part.test for part in conversations.parts},
         processing_class=tokenizer,
         callbacks=[answers],
     )
     observe(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    metrics = trainer.final_metrics() | conversations.supervision.as_metrics("train") | answers.metrics()
+    metrics = trainer.final_metrics() | conversations.metrics(trainer.state.epoch) | answers.metrics()
     if trainer.is_world_process_zero():
         print(answers)
         answers.save(stage.work_dir / "answers.jsonl")

@@ -1,19 +1,21 @@
 """From conversations to tokens and labels: which tokens are learned is decided, counted and shown here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby, product, zip_longest
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfchat.chat import Json
 from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import as_before_arrow, learned_rows, load_conversation_splits
+from hfchat.dataset import as_before_arrow, learned_rows
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
 from hfchat.token_ids import Messages, supervise_conversation
+from hfchat.training.mixture import MixedDataset, Part, amounts, datasets_of, draw, load_rows, place_of
 from hfchat.training.packing import IGNORE
+from hfchat.training.run_arguments import steps_per_epoch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +60,7 @@ class Supervision:
             f"supervised ({self.supervised_tokens / max(self.tokens, 1):.0%}, {each:.0f} a conversation); the longest "
             f"has {self.longest:,}; 0 were cut, {self.too_long:,} longer than max_length were left out"
         )
-        if self.telling is not None:
+        if self.calls or self.thoughts:
             text += f"; {self.calls:,} calls of tools and {self.thoughts:,} turns with reasoning are learned"
         return text
 
@@ -69,27 +71,49 @@ class Supervision:
 @dataclass(frozen=True)
 class Conversations:
     """Attributes:
-    train: Rows of `input_ids` and `labels` to learn from.
+    train: Rows of `input_ids` and `labels` to learn from in one pass, from all datasets, some more than once.
     test: The same, to measure the loss on.
     supervision: What of `train` is learned.
-    held_out: The messages of the test split, as they are; read when asked for.
-    held_out_tools: The tools of each of these, as they are; None without such a column.
+    parts: Each dataset by itself.
+    sequences: How many sequences `train` makes: packed ones, about; else its rows.
+    passes: How often the run goes through `train`.
+    held_out: The messages of the test splits, as they are, one of each dataset in turn.
+    held_out_tools: The tools of each of these, as they are; None where no dataset has such a column.
     """
 
     train: "Dataset"
     test: "Dataset"
     supervision: Supervision
+    parts: Sequence[Part]
+    sequences: int
+    passes: float
     held_out: Sequence[Messages]
     held_out_tools: Sequence[object] | None = None
 
     def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """What is learned, in numbers and in some conversations, one with calls or reasoning among them."""
-        rows = list(range(0, len(self.train), -(-len(self.train) // _SHOWN)))
-        telling = self.supervision.telling
-        if telling is not None and telling not in rows:
-            rows[0] = telling
-        texts = [show_supervised(row, tokenizer, shorten=True) for row in self.train.select(rows)]
-        return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦like this⟧:\n", *texts])
+        lines = [f"to learn from: {self.supervision}"]
+        lines += filter(None, (part.warning(self.passes) for part in self.parts))
+        if len(self.parts) > 1:
+            lines += [f"  {part}" for part in self.parts]
+        lines.append("what is supervised is marked ⟦like this⟧:\n")
+        shown = max(1, _SHOWN // len(self.parts))
+        texts = (_some_texts(part, shown, tokenizer) for part in self.parts)
+        return "\n".join(chain(lines, *texts))
+
+    def metrics(self, passes: float) -> dict[str, object]:
+        """The counts of one pass, and those of each dataset, of which so many passes were made."""
+        datasets = {part.label: part.as_metrics(passes) for part in self.parts}
+        return self.supervision.as_metrics("train") | {"train_datasets": datasets}
+
+
+def _some_texts(part: Part, number: int, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Conversations from all over a dataset, with what is supervised marked."""
+    rows = list(range(0, len(part.train), -(-len(part.train) // number)))
+    telling = part.supervision.telling
+    if telling is not None and telling not in rows:
+        rows[0] = telling
+    return [show_supervised(row, tokenizer, shorten=True) for row in part.train.select(rows)]
 
 
 def load_chat_tokenizer(
@@ -124,29 +148,84 @@ def load_chat_tokenizer(
 
 
 def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenizerBase") -> Conversations:
-    """Both splits as tokens and labels.
+    """The conversations of a run as tokens and labels, mixed as `MixedDataset` says.
 
     Raises:
-        UserError: If a split is missing or teaches nothing, see `supervise`, or if the two overlap.
+        UserError: If a split is missing or teaches nothing, see `supervise`, or if what is learned and what is
+            measured on overlap, in one dataset or between two.
     """
-    name = args.dataset_name
+    from datasets import concatenate_datasets
+
+    entries = datasets_of(args)
     with args.main_process_first(local=False, desc="tokenizing the conversations"):
-        splits = (args.dataset_train_split, args.dataset_test_split)
-        rows, held_out = load_conversation_splits(name, *splits, config_name=args.dataset_config_name)
-        train, supervision = supervise(rows, tokenizer, args.max_length, name)
-        test, _ = supervise(held_out, tokenizer, args.max_length, name)
-    if not args.allow_leakage and (leaked := learned_rows(train["input_ids"], test["input_ids"])):
-        raise UserError(
-            f"dataset_name {name}: split '{args.dataset_test_split}': {len(leaked):,} of its {len(test):,} "
-            f"conversations are in the train split too, row {leaked[0]} among them; take them out of one, or pass "
-            "--allow_leakage true"
-        )
-    tools = held_out["tools"] if "tools" in held_out.column_names else None
-    return Conversations(train, test, supervision, held_out["messages"], tools)
+        parts = [_load_part(args, entry, tokenizer) for entry in entries]
+    sizes = [len(part.train) for part in parts]
+    taken = amounts(entries, sizes)
+    parts = [replace(part, seen=amount) for part, amount in zip(parts, taken, strict=True)]
+    if not args.allow_leakage:
+        _check_apart(parts, args.dataset_test_split)
+
+    # `dataset_name` alone stays in its order.
+    train = concatenate_datasets([part.train for part in parts])
+    if args.dataset_mixture:
+        train = train.select(draw(sizes, taken, args.seed))
+    supervision = replace(
+        count(train),
+        too_long=sum(part.supervision.too_long for part in parts),
+        longest=max(part.supervision.longest for part in parts),
+    )
+    sequences = max(1, -(-supervision.tokens // args.max_length)) if args.packing else len(train)
+    passes = args.max_steps / steps_per_epoch(args, sequences) if args.max_steps > 0 else args.num_train_epochs
+
+    tests = [part.held_out for part in parts]
+    tools = [test["tools"] if "tools" in test.column_names else [None] * len(test) for test in tests]
+    return Conversations(
+        train,
+        concatenate_datasets([part.test for part in parts]),
+        supervision,
+        parts,
+        sequences,
+        passes,
+        _in_turn([test["messages"] for test in tests]),
+        _in_turn(tools) if any("tools" in test.column_names for test in tests) else None,
+    )
+
+
+def _load_part(args: "FinetuneArguments", entry: MixedDataset, tokenizer: "PreTrainedTokenizerBase") -> Part:
+    """One dataset of a run, seen once."""
+    place = place_of(args, entry)
+    rows, held_out = load_rows(args, entry)
+    train, supervision = supervise(rows, tokenizer, args.max_length, place)
+    test, _ = supervise(held_out, tokenizer, args.max_length, place)
+    return Part(entry.label, place, train, test, held_out, supervision, seen=len(train))
+
+
+def _check_apart(parts: Sequence[Part], test_split: str) -> None:
+    """Refuse conversations that are learned and measured on.
+
+    Raises:
+        UserError: If there are any; the message names the two datasets.
+    """
+    for learned, tested in product(parts, parts):
+        if leaked := learned_rows(learned.train["input_ids"], tested.test["input_ids"]):
+            of = "" if learned is tested else f" of {learned.label}"
+            raise UserError(
+                f"{tested.place}: split '{test_split}': {len(leaked):,} of its {len(tested.test):,} conversations are "
+                f"in the train split{of} too, row {leaked[0]} among them; take them out of one, or pass "
+                "--allow_leakage true"
+            )
+
+
+def _in_turn(columns: Sequence[Sequence[object]]) -> Sequence[Any]:
+    """The items of several columns, one of each in turn; those of one column are read when asked for."""
+    if len(columns) == 1:
+        return columns[0]
+    missing = object()
+    return [item for item in chain.from_iterable(zip_longest(*columns, fillvalue=missing)) if item is not missing]
 
 
 def supervise(
-    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, dataset_name: str
+    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, place: str
 ) -> tuple["Dataset", Supervision]:
     """Tokenize conversations with the tokenizer's chat template; its generation marks say what is supervised.
 
@@ -157,10 +236,11 @@ def supervise(
             a list or JSON in a text. An assistant's turn whose `weight` is 0 is not learned.
         tokenizer: With a chat template.
         max_length: Longer conversations are left out.
-        dataset_name: For messages.
+        place: What begins a message about the dataset.
 
     Returns:
-        A dataset of `input_ids` and `labels` (-100 where nothing is learned), and what is in it.
+        A dataset of `input_ids` and `labels` (-100 where nothing is learned), with the numbers of `calls` and
+        `thoughts` in each row, and what is in it.
 
     Raises:
         UserError: If a row is not a conversation, if nothing or no end-of-turn token would be learned, or if the pad
@@ -170,29 +250,39 @@ def supervise(
     schema = dataset.features.arrow_schema
 
     def tokenize(row: Json, index: int) -> dict[str, list[int] | int]:
-        return _tokenize(as_before_arrow(row, schema), tokenizer, f"dataset_name {dataset_name}: row {index}")
+        return _tokenize(as_before_arrow(row, schema), tokenizer, f"{place}: row {index}")
 
     # Whole conversations only.
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
     kept = everything.filter(lambda row: len(row["input_ids"]) <= max_length, desc="checking lengths")
     if len(kept) == 0:
-        raise UserError(f"max_length {max_length}: all {len(everything)} conversations of {dataset_name} are longer")
-    labels = [[label for label in row if label != IGNORE] for row in kept["labels"]]
-    calls, thoughts = kept["calls"][:], kept["thoughts"][:]
-    kinds = [bool(called) + bool(thought) for called, thought in zip(calls, thoughts, strict=True)]
-    kept = kept.remove_columns(["calls", "thoughts"])
-    supervision = Supervision(
-        conversations=len(kept),
+        raise UserError(f"max_length {max_length}: all {len(everything)} conversations of {place} are longer")
+    _check_teaches([[label for label in row if label != IGNORE] for row in kept["labels"]], tokenizer)
+    kinds = [bool(called) + bool(thought) for called, thought in zip(kept["calls"], kept["thoughts"], strict=True)]
+    supervision = replace(
+        count(kept),
         too_long=len(everything) - len(kept),
-        tokens=sum(map(len, kept["input_ids"])),
-        supervised_tokens=sum(map(len, labels)),
         longest=max(map(len, everything["input_ids"])),
-        calls=sum(calls),
-        thoughts=sum(thoughts),
         telling=kinds.index(max(kinds)) if any(kinds) else None,
     )
-    _check_teaches(labels, tokenizer)
     return kept, supervision
+
+
+def count(rows: "Dataset") -> Supervision:
+    """What of rows that `supervise` returned is learned, as often as each is there."""
+    import pyarrow.compute as pc
+
+    table = rows.with_format("arrow")[:]
+    lengths = pc.list_value_length(table["input_ids"])
+    return Supervision(
+        conversations=len(rows),
+        too_long=0,
+        tokens=pc.sum(lengths).as_py(),
+        supervised_tokens=pc.sum(pc.not_equal(pc.list_flatten(table["labels"]), IGNORE)).as_py(),
+        longest=pc.max(lengths).as_py(),
+        calls=pc.sum(table["calls"]).as_py(),
+        thoughts=pc.sum(table["thoughts"]).as_py(),
+    )
 
 
 def _tokenize(row: Json, tokenizer: "PreTrainedTokenizerBase", place: str) -> dict[str, list[int] | int]:
