@@ -106,7 +106,7 @@ class Facts(Answers):
             {group: self._shares(own) for group, own in groups.items()},
         )
 
-    def outcome(self, answer: str, info: Mapping[str, Any]) -> Outcome:
+    def outcome(self, answer: str, info: Json) -> Outcome:
         """What an answer is, by the `kind`, `must` and `must_not` of its row."""
         declines, *must = (_occurs(pattern, answer) for pattern in (self.declines, *info["must"]))
         if any(_occurs(pattern, answer) for pattern in info["must_not"]):
