@@ -20,6 +20,7 @@ from hfchat.doctor.memory import (
 )
 from hfchat.models import VOCABULARY_MULTIPLE, load_config
 from hfchat.training.initial_model import new_model
+from hfchat.training.run_arguments import steps_per_epoch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -241,8 +242,7 @@ def _plan(
     # `Trainer` counts the steps of an epoch only when it has the data.
     steps, epochs = args.max_steps, float(args.num_train_epochs)
     if texts.sequences is not None:
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        in_epoch = max(1, math.ceil(texts.sequences / per_step))
+        in_epoch = steps_per_epoch(args, texts.sequences)
         steps = steps if steps > 0 else math.ceil(in_epoch * epochs)
         epochs = steps / in_epoch
     steps = max(1, steps)
