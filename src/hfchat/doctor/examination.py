@@ -299,7 +299,7 @@ class _Tuning(_Training):
 
     def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
         from hfchat.models import resolve
-        from hfchat.training.mixture import datasets_of, load_rows
+        from hfchat.training.conversations import datasets_of, load_rows
         from hfchat.training.supervision import load_chat_tokenizer
 
         args, model_args = self.arguments
@@ -352,7 +352,7 @@ class _Tuning(_Training):
         return loaded.describe(tokenizer), Texts(len(loaded.train), longest, share)
 
     def _conversations(self, tokenizer: "PreTrainedTokenizerBase", section: Section) -> tuple[str, Texts]:
-        from hfchat.training.supervision import load_conversations
+        from hfchat.training.conversations import load_conversations
 
         loaded = load_conversations(self.args, tokenizer)
         counts, limit = loaded.supervision, self.args.max_length

@@ -147,18 +147,16 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
             output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
         return output
 
-    def final_metrics(self) -> dict[str, Any]:
-        """As in `CheckpointMixin` and, where there are several datasets, the held-out loss of each (`eval_losses`)."""
-        metrics: dict[str, Any] = super().final_metrics()
+    def final_metrics(self) -> dict[str, float]:
+        """As in `CheckpointMixin` and, where there are several datasets, the loss of each as `eval_<name>_loss`."""
+        metrics = super().final_metrics()
         if metrics and len(self._eval_datasets) > 1:
-            losses = {
-                # By another prefix, so that the loss curve is that of all of them.
-                name: self.evaluate(dataset, metric_key_prefix="part")["part_loss"]
-                for name, dataset in self._eval_datasets.items()
-            }
+            for name, dataset in self._eval_datasets.items():
+                # By another prefix than `eval`, so that the loss curve is that of all of them.
+                metrics[f"eval_{name}_loss"] = self.evaluate(dataset, metric_key_prefix="part")["part_loss"]
             if self.is_world_process_zero():
-                print("held-out loss of each:", ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
-            metrics["eval_losses"] = losses
+                each = (f"{name} {metrics[f'eval_{name}_loss']:.3f}" for name in self._eval_datasets)
+                print("held-out loss of each:", ", ".join(each))
         return metrics
 
     def prediction_step(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

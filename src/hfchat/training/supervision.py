@@ -2,28 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, groupby, product, zip_longest
+from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hfchat.chat import Json
 from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import as_before_arrow, learned_rows
+from hfchat.dataset import as_before_arrow
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
 from hfchat.token_ids import Messages, supervise_conversation
-from hfchat.training.mixture import MixedDataset, Part, amounts, datasets_of, draw, load_rows, place_of
 from hfchat.training.packing import IGNORE
-from hfchat.training.run_arguments import steps_per_epoch
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hfchat.training.finetuning import FinetuneArguments
-
-_SHOWN = 3  # conversations
 _SHOWN_CHARACTERS = 1200  # of each, and of each stretch of what is supervised
 _SHOWN_BETWEEN = 400  # of a stretch of what is not, such as a list of tools
 
@@ -68,54 +63,6 @@ class Supervision:
         return {f"{prefix}_{name}": value for name, value in asdict(self).items() if name != "telling"}
 
 
-@dataclass(frozen=True)
-class Conversations:
-    """Attributes:
-    train: Rows of `input_ids` and `labels` to learn from in one pass, from all datasets, some more than once.
-    test: The same, to measure the loss on.
-    supervision: What of `train` is learned.
-    parts: Each dataset by itself.
-    sequences: How many sequences `train` makes: packed ones, about; else its rows.
-    passes: How often the run goes through `train`.
-    held_out: The messages of the test splits, as they are, one of each dataset in turn.
-    held_out_tools: The tools of each of these, as they are; None where no dataset has such a column.
-    """
-
-    train: "Dataset"
-    test: "Dataset"
-    supervision: Supervision
-    parts: Sequence[Part]
-    sequences: int
-    passes: float
-    held_out: Sequence[Messages]
-    held_out_tools: Sequence[object] | None = None
-
-    def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """What is learned, in numbers and in some conversations, one with calls or reasoning among them."""
-        lines = [f"to learn from: {self.supervision}"]
-        lines += filter(None, (part.warning(self.passes) for part in self.parts))
-        if len(self.parts) > 1:
-            lines += [f"  {part}" for part in self.parts]
-        lines.append("what is supervised is marked ⟦like this⟧:\n")
-        shown = max(1, _SHOWN // len(self.parts))
-        texts = (_some_texts(part, shown, tokenizer) for part in self.parts)
-        return "\n".join(chain(lines, *texts))
-
-    def metrics(self, passes: float) -> dict[str, object]:
-        """The counts of one pass, and those of each dataset, of which so many passes were made."""
-        datasets = {part.label: part.as_metrics(passes) for part in self.parts}
-        return self.supervision.as_metrics("train") | {"train_datasets": datasets}
-
-
-def _some_texts(part: Part, number: int, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Conversations from all over a dataset, with what is supervised marked."""
-    rows = list(range(0, len(part.train), -(-len(part.train) // number)))
-    telling = part.supervision.telling
-    if telling is not None and telling not in rows:
-        rows[0] = telling
-    return [show_supervised(row, tokenizer, shorten=True) for row in part.train.select(rows)]
-
-
 def load_chat_tokenizer(
     base: str, revision: str, *, allow_mismatch: bool, system_message: str | None = None
 ) -> tuple["PreTrainedTokenizerBase", list[int]]:
@@ -145,83 +92,6 @@ def load_chat_tokenizer(
     if system_message is not None:  # after the check: another message is wanted, and no mismatch
         set_chat_template(tokenizer, system_message=system_message)
     return tokenizer, new_tokens
-
-
-def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenizerBase") -> Conversations:
-    """The conversations of a run as tokens and labels, mixed as `MixedDataset` says.
-
-    Raises:
-        UserError: If a split is missing or teaches nothing, see `supervise`, or if what is learned and what is
-            measured on overlap, in one dataset or between two.
-    """
-    from datasets import concatenate_datasets
-
-    entries = datasets_of(args)
-    with args.main_process_first(local=False, desc="tokenizing the conversations"):
-        parts = [_load_part(args, entry, tokenizer) for entry in entries]
-    sizes = [len(part.train) for part in parts]
-    taken = amounts(entries, sizes)
-    parts = [replace(part, seen=amount) for part, amount in zip(parts, taken, strict=True)]
-    if not args.allow_leakage:
-        _check_apart(parts, args.dataset_test_split)
-
-    # `dataset_name` alone stays in its order.
-    train = concatenate_datasets([part.train for part in parts])
-    if args.dataset_mixture:
-        train = train.select(draw(sizes, taken, args.seed))
-    supervision = replace(
-        count(train),
-        too_long=sum(part.supervision.too_long for part in parts),
-        longest=max(part.supervision.longest for part in parts),
-    )
-    sequences = max(1, -(-supervision.tokens // args.max_length)) if args.packing else len(train)
-    passes = args.max_steps / steps_per_epoch(args, sequences) if args.max_steps > 0 else args.num_train_epochs
-
-    tests = [part.held_out for part in parts]
-    tools = [test["tools"] if "tools" in test.column_names else [None] * len(test) for test in tests]
-    return Conversations(
-        train,
-        concatenate_datasets([part.test for part in parts]),
-        supervision,
-        parts,
-        sequences,
-        passes,
-        _in_turn([test["messages"] for test in tests]),
-        _in_turn(tools) if any("tools" in test.column_names for test in tests) else None,
-    )
-
-
-def _load_part(args: "FinetuneArguments", entry: MixedDataset, tokenizer: "PreTrainedTokenizerBase") -> Part:
-    """One dataset of a run, seen once."""
-    place = place_of(args, entry)
-    rows, held_out = load_rows(args, entry)
-    train, supervision = supervise(rows, tokenizer, args.max_length, place)
-    test, _ = supervise(held_out, tokenizer, args.max_length, place)
-    return Part(entry.label, place, train, test, held_out, supervision, seen=len(train))
-
-
-def _check_apart(parts: Sequence[Part], test_split: str) -> None:
-    """Refuse conversations that are learned and measured on.
-
-    Raises:
-        UserError: If there are any; the message names the two datasets.
-    """
-    for learned, tested in product(parts, parts):
-        if leaked := learned_rows(learned.train["input_ids"], tested.test["input_ids"]):
-            of = "" if learned is tested else f" of {learned.label}"
-            raise UserError(
-                f"{tested.place}: split '{test_split}': {len(leaked):,} of its {len(tested.test):,} conversations are "
-                f"in the train split{of} too, row {leaked[0]} among them; take them out of one, or pass "
-                "--allow_leakage true"
-            )
-
-
-def _in_turn(columns: Sequence[Sequence[object]]) -> Sequence[Any]:
-    """The items of several columns, one of each in turn; those of one column are read when asked for."""
-    if len(columns) == 1:
-        return columns[0]
-    missing = object()
-    return [item for item in chain.from_iterable(zip_longest(*columns, fillvalue=missing)) if item is not missing]
 
 
 def supervise(
