@@ -31,10 +31,10 @@ MEMORY = {
     "RTX 3090": 24e9,
     "T4": 16e9,
 }
-# Model FLOPs utilisation, the share of the peak that a training reaches. Published for code made for it: 52% (TinyLlama,
-# on 64 A100), near 50% (picotron, on 8 H100). This is lower, because nobody has measured ours on each of these GPUs.
+# Model FLOPs utilisation, the share of the peak that a training reaches. Published for code made for it: 52%
+# (TinyLlama, on 64 A100), near 50% (picotron, on 8 H100). This is lower, because nobody has measured ours on each.
 ASSUMED_MFU = 0.4
-# FLOP per weight and token: forward 2, towards the activations 2, towards the weights 2 (arXiv:2204.02311, appendix B).
+# FLOP per weight and token: forward 2, gradients of activations 2, of weights 2 (arXiv:2204.02311, appendix B).
 _FORWARD, _ADAPTER, _FULL = 2, 4, 6
 _UNIT = 1e9  # tokens, where nobody knows how many there are
 
@@ -241,7 +241,7 @@ def _plan_base(args: Any, file: Path, gpus: Gpus) -> RunPlan:
 
 
 def _base_of(name: str, file: Path, gpus: Gpus) -> "tuple[PreTrainedTokenizerBase, PreTrainedConfig | None]":
-    """Tokenizer and config of the model that a tuning starts from: those of the run's own base, or as they are read."""
+    """Tokenizer and config of what a tuning starts from: those of the run's own base, or as they are read."""
     pretrain = file.with_name("pretrain.yaml")
     if not pretrain.is_file():
         return load_tokenizer(name), None

@@ -147,6 +147,7 @@ class PretrainArguments(RunArguments, TrainingArguments):
 
         def tokens_per_step(args: "PretrainArguments") -> int:
             return args.tokens_per_step // self.world_size * processes
+
         in_an_epoch = None
         if self.max_steps <= 0 and self.num_train_epochs > 0 and blocks is not None:
             in_an_epoch = blocks * self.block_size
