@@ -12,6 +12,7 @@ from hfchat.errors import UserError
 from hfchat.training.checkpoints import last_checkpoint
 from hfchat.training.conversations import inputs_of, load_conversations
 from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
+from hfchat.training.mixture import MixedDataset
 
 
 @pytest.fixture
@@ -279,3 +280,24 @@ def test_a_resumed_run_of_a_mixture_ends_as_an_undisturbed_one(folders, mixture,
     assert sum("eval_loss" in entry for entry in whole.state.log_history) == 1, "the curve is that of all"
     assert losses[some] != pytest.approx(losses[many])
     assert metrics["eval_loss"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_rows_are_taken_by_what_stands_in_a_column(rows, tokenizer, tmp_path):
+    messages, kinds = rows["messages"][:], ["fact", "joke"] * 6
+    (tmp_path / "data").mkdir()
+    for split, part in (("train", slice(0, 8)), ("validation", slice(8, 12))):
+        columns = {"messages": messages[part], "kind": kinds[part]}
+        Dataset.from_dict(columns).to_json(tmp_path / "data" / f"{split}.jsonl")
+
+    def load(**where):
+        entry = MixedDataset.parse({"path": str(tmp_path / "data"), "where": where})
+        return load_conversations(FinetuneArguments(output_dir="out", dataset_mixture=[entry]), tokenizer)
+
+    conversations = load(kind=["fact"])
+    assert (len(conversations.train), len(conversations.test)) == (4, 2)
+    assert list(conversations.held_out) == messages[8:12:2]
+    assert len(load(kind=["fact", "joke"]).train) == 8
+    with pytest.raises(UserError, match=r"'where': no column 'sort', only \['messages', 'kind'\]"):
+        load(sort=["fact"])
+    with pytest.raises(UserError, match=r"'where': no row has one of \['poem'\] in 'kind'"):
+        load(kind=["poem"])

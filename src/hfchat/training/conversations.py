@@ -159,13 +159,26 @@ def load_rows(args: "FinetuneArguments", entry: MixedDataset) -> tuple["Dataset"
         if args.dataset_mixture and entry.test_split is None:
             whole = args.dataset_test_split.partition("[")[0]
             test_split = test_split if has_split(entry.path, whole, config_name=config_name) else None
-        return load_conversation_splits(
+        splits = load_conversation_splits(
             entry.path, entry.split or args.dataset_train_split, test_split, config_name=config_name
         )
     except UserError as error:
         if not args.dataset_mixture:
             raise
         raise UserError(str(error).replace("dataset_name", "dataset_mixture", 1)) from error
+    train, test = (_only(rows, entry) for rows in splits)
+    return train, test
+
+
+def _only(rows: "Dataset", entry: MixedDataset) -> "Dataset":
+    """The rows that `where` takes."""
+    for column, values in entry.where.items():
+        if column not in rows.column_names:
+            raise UserError(f"dataset_mixture {entry.label}: 'where': no column '{column}', only {rows.column_names}")
+        rows = rows.select([row for row, value in enumerate(rows[column]) if value in values])
+        if not len(rows):
+            raise UserError(f"dataset_mixture {entry.label}: 'where': no row has one of {values} in '{column}'")
+    return rows
 
 
 def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenizerBase") -> Conversations:

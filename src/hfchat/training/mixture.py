@@ -16,7 +16,8 @@ class MixedDataset(Entry):
     `path` is a folder or file of conversations, or a Hub id; `name` its configuration, and `split` what to learn from
     (`train`, or a part such as `train[:20000]`), as TRL's `DatasetConfig` has them. `test_split` is what to measure
     on. A dataset without one, and each file, gives a twentieth of its conversations for that. Without these keys,
-    `dataset_config_name`, `dataset_train_split` and `dataset_test_split` of the run hold.
+    `dataset_config_name`, `dataset_train_split` and `dataset_test_split` of the run hold. `where` takes only the rows
+    that have one of some values in a column: `{kind: [fact, unknown]}`.
 
     How much of it the run takes is one of these, and `epochs: 1` without either:
 
@@ -31,6 +32,7 @@ class MixedDataset(Entry):
     name: str | None = None
     split: str | None = None
     test_split: str | None = None
+    where: dict[str, list[str | int | float | bool | None]] = pydantic.Field(default_factory=dict)
     epochs: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     weight: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
 
