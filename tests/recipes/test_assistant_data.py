@@ -110,6 +110,16 @@ def test_a_question_is_asked_as_it_is_written_and_in_so_many_variants():
     assert all(program.in_common(said(row)[-1].lower().split(), words) >= 4 for row in varied)
 
 
+def test_a_share_of_the_questions_is_part_of_a_greater_share():
+    turn = {"first": "port", "then": "keys", "question": "And keys?"}
+    asked = questions({"gpus": [f"question {number}" for number in range(200)]}, ["Who else?"], [turn])
+    half, more = asked.part(0.5, 3), asked.part(0.8, 3)
+    assert 70 < len(half.facts["gpus"]) < 130
+    assert {*half.facts["gpus"]} < {*more.facts["gpus"]} < {*asked.facts["gpus"]}
+    assert asked.part(1.0, 3) == asked
+    assert not any(asked.part(0.0, 3).by_fact().values())
+
+
 def test_a_second_turn_follows_on_the_answer_to_the_first():
     turn = {"first": "stages", "then": "publish", "question": "And the last one?"}
     (row,) = [one for one in train(questions({"stages": ["Steps?"]}, second_turns=[turn])) if one["fact"] == "publish"]
@@ -189,3 +199,8 @@ def test_a_missing_folder_or_file_is_one_line(tmp_path, monkeypatch):
         program.main()
     with pytest.raises(UserError, match=r"facts\.yaml: no such file"):
         program.make(tmp_path)
+
+
+def test_a_fact_that_nobody_asks_for_is_one_line():
+    with pytest.raises(UserError, match="no question asks for the fact 'what'"):
+        program.make(FOLDER, share=0)
