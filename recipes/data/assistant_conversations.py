@@ -381,9 +381,7 @@ def _write(file: Path, rows: Iterable[Json | Row]) -> None:
     print(f"{file}: {len(lines):,} conversations")
 
 
-def make(
-    folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED
-) -> dict[str, list[Row]]:
+def make(folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED) -> dict[str, list[Row]]:
     """Both splits, from the files of a folder."""
     facts = read_facts(folder)
     questions = read_questions([folder / "wordings.yaml", folder / "unknown.yaml"], facts)

@@ -106,9 +106,7 @@ def test_a_question_is_asked_as_it_is_written_and_in_so_many_variants():
     assert varied == train(asked, variants=0.5)
     assert len({said(row)[-1] for row in varied}) == len(varied)
     # Whatever is added to it or mistyped, it has kept most of its words.
-    assert all(
-        program.in_common(said(row)[-1].lower().split(), "how do i use graphics".split()) >= 4 for row in varied
-    )
+    assert all(program.in_common(said(row)[-1].lower().split(), "how do i use graphics".split()) >= 4 for row in varied)
 
 
 def test_a_second_turn_follows_on_the_answer_to_the_first():
@@ -119,9 +117,7 @@ def test_a_second_turn_follows_on_the_answer_to_the_first():
 
 
 def test_joined_conversations_lose_no_exchange():
-    asked = questions(
-        {id: [f"{id} {number}" for number in range(20)] for id in ("port", "keys")}, unknown=["Who else?"]
-    )
+    asked = questions({id: [f"{id} {number}" for number in range(20)] for id in ("port", "keys")}, unknown=["Who else?"])
     alone, joined = train(asked), train(asked, joined=0.5)
     assert len(alone) == 41
     assert 25 < len(joined) < 38
