@@ -395,15 +395,10 @@ def _write(file: Path, rows: Iterable[Json | Row]) -> None:
     print(f"{file}: {len(lines):,} conversations")
 
 
-<<<<<<< HEAD
 def make(
     folder: Path, *, share: float = SHARE, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED
 ) -> dict[str, list[Row]]:
     """Both splits, from the files of a folder; of its training questions, about a share."""
-=======
-def make(folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED) -> dict[str, list[Row]]:
-    """Both splits, from the files of a folder."""
->>>>>>> h-task
     facts = read_facts(folder)
     questions = read_questions([folder / "wordings.yaml", folder / "unknown.yaml"], facts)
     held_out = read_questions([folder / "held_out.yaml"], facts)

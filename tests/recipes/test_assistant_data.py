@@ -106,7 +106,6 @@ def test_a_question_is_asked_as_it_is_written_and_in_so_many_variants():
     assert varied == train(asked, variants=0.5)
     assert len({said(row)[-1] for row in varied}) == len(varied)
     # Whatever is added to it or mistyped, it has kept most of its words.
-<<<<<<< HEAD
     words = ["how", "do", "i", "use", "graphics"]
     assert all(program.in_common(said(row)[-1].lower().split(), words) >= 4 for row in varied)
 
@@ -119,9 +118,6 @@ def test_a_share_of_the_questions_is_part_of_a_greater_share():
     assert {*half.facts["gpus"]} < {*more.facts["gpus"]} < {*asked.facts["gpus"]}
     assert asked.part(1.0, 3) == asked
     assert not any(asked.part(0.0, 3).by_fact().values())
-=======
-    assert all(program.in_common(said(row)[-1].lower().split(), "how do i use graphics".split()) >= 4 for row in varied)
->>>>>>> h-task
 
 
 def test_a_second_turn_follows_on_the_answer_to_the_first():
@@ -132,7 +128,9 @@ def test_a_second_turn_follows_on_the_answer_to_the_first():
 
 
 def test_joined_conversations_lose_no_exchange():
-    asked = questions({id: [f"{id} {number}" for number in range(20)] for id in ("port", "keys")}, unknown=["Who else?"])
+    asked = questions(
+        {id: [f"{id} {number}" for number in range(20)] for id in ("port", "keys")}, unknown=["Who else?"]
+    )
     alone, joined = train(asked), train(asked, joined=0.5)
     assert len(alone) == 41
     assert 25 < len(joined) < 38
