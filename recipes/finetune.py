@@ -10,6 +10,12 @@ twentieth is held out:
         --model_name_or_path HuggingFaceTB/SmolLM2-360M-Instruct --dataset_name mine/conversations.jsonl \
         --num_train_epochs 3 --output_dir outputs/mine/assistant
 
+Several datasets, each with the epochs in which it is seen or with a weight, take the place of one (see
+`hfchat.training.mixture`; in a YAML, a list of mappings):
+
+    --dataset_mixture '{"path": "mine/conversations.jsonl", "epochs": 3}' \
+        '{"path": "HuggingFaceTB/smol-smoltalk", "split": "train[:20000]", "weight": 2}'
+
 An adapter on weights in 4 bits: `--load_in_4bit true`. DoRA: `--use_dora true`. All weights: `--use_peft false`. The
 learning rate follows. A base without turns, as GPT-2, is taught the project's, with embeddings of their own.
 
@@ -33,11 +39,12 @@ from hfchat.stage import Stage
 from hfchat.training.adapters import ModelArguments, describe_trainable, load_trainable
 from hfchat.training.answers import HeldOutAnswers
 from hfchat.training.checkpoints import last_checkpoint
+from hfchat.training.conversations import inputs_of, load_conversations
 from hfchat.training.finetuning import FinetuneArguments, FinetuneTrainer
 from hfchat.training.loss_curve import save_loss_curve
 from hfchat.training.precision import keep_precision
 from hfchat.training.run_arguments import for_trainer
-from hfchat.training.supervision import load_chat_tokenizer, load_conversations
+from hfchat.training.supervision import load_chat_tokenizer
 
 _PROBE = 8  # held-out conversations that what was saved is compared on
 
@@ -51,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "finetune",
         args.output_dir,
         config=[args, model_args],
-        inputs={"model": base, "conversations": args.dataset_name},
+        inputs={"model": base, **inputs_of(args)},
         overwrite=args.overwrite_output_dir,
     )
     if stage.complete:
@@ -83,12 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         args=for_trainer(args, checkpoints),
         train_dataset=conversations.train,
         eval_dataset=conversations.test,
+        eval_datasets={part.label: part.test for part in conversations.parts},
         processing_class=tokenizer,
         callbacks=[answers],
     )
     observe(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    metrics = trainer.final_metrics() | conversations.supervision.as_metrics("train") | answers.metrics()
+    metrics = trainer.final_metrics() | conversations.metrics(trainer.state.epoch) | answers.metrics()
     if trainer.is_world_process_zero():
         print(answers)
         answers.save(stage.work_dir / "answers.jsonl")

@@ -345,3 +345,15 @@ def test_a_tokenizer_that_pads_with_its_end_of_turn_or_not_at_all_is_refused(tok
     changed.pad_token = pad
     with pytest.raises(UserError, match=problem):
         chat_template.check_end_of_turn(changed)
+
+
+@pytest.mark.parametrize(
+    ("template", "switch"),
+    [
+        ("{% if enable_thinking is defined %}<think>{% endif %}", "enable_thinking"),
+        ("{% generation %}{{ '<think>' if thinking else '' }}{% endgeneration %}", "thinking"),
+        ("{# enable_thinking #}what you are thinking", None),
+    ],
+)
+def test_the_switch_for_thinking_is_a_variable_that_the_template_reads(template, switch):
+    assert chat_template.thinking_switch(template) == switch

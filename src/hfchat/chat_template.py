@@ -16,6 +16,7 @@ a model reads in the history what it was trained on, and no turn is learned afte
 
 import hashlib
 import json
+import re
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ SPECIAL_TOKENS = [END_OF_TEXT, TURN_START, TURN_END, PAD]
 CHAT_TEMPLATE = files("hfchat").joinpath("chat_template.jinja").read_text(encoding="utf-8").strip()
 
 _RECORD = "chat_template_fingerprint"
+_SWITCHES = ("enable_thinking", "thinking")  # variables that turn reasoning on and off
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own marks, no part of Jinja
 
 
 def default_system_message(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -106,6 +109,25 @@ def set_chat_template(
     tokenizer.eos_token = TURN_END
     tokenizer.pad_token = PAD if PAD in vocabulary or PAD in missing else END_OF_TEXT
     return tokenizer.convert_tokens_to_ids(missing)
+
+
+def template_variables(chat_template: str) -> frozenset[str]:
+    """The variables that a chat template reads.
+
+    Raises:
+        jinja2.TemplateSyntaxError: If it is no template.
+    """
+    import jinja2.meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", chat_template))))
+
+
+def thinking_switch(chat_template: str) -> str | None:
+    """The variable that turns reasoning on and off; None if the template has none."""
+    variables = template_variables(chat_template)
+    return next((name for name in _SWITCHES if name in variables), None)
 
 
 def check_end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> None:

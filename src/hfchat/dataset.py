@@ -118,22 +118,23 @@ def without_nulls(rows: "Dataset", column: str, dataset_name: str) -> "Dataset":
 
 
 def load_conversation_splits(
-    dataset_name: str, train_split: str, test_split: str, *, config_name: str | None = None
+    dataset_name: str, train_split: str, test_split: str | None, *, config_name: str | None = None
 ) -> tuple["Dataset", "Dataset"]:
     """The splits of a dataset of `messages` to learn from and to measure on.
 
     A local file has no splits, so a twentieth of its conversations, at least one, is held out, chosen by a hash of the
-    first user turn. Conversations that begin alike, except for white space, are on the same side.
+    first user turn; also where `test_split` is None. Conversations that begin alike, except for white space, are on
+    the same side.
 
     Raises:
         UserError: For the reasons of `load_split`, or if all conversations of a file begin alike.
     """
-    if not Path(dataset_name).is_file():
+    if test_split is not None and not Path(dataset_name).is_file():
         train, test = (
             load_split(dataset_name, split, "messages", config_name=config_name) for split in (train_split, test_split)
         )
         return train, test
-    rows = load_split(dataset_name, train_split, "messages")
+    rows = load_split(dataset_name, train_split, "messages", config_name=config_name)
     keys = [digest_of(" ".join(_first_asked(messages).split())) for messages in rows["messages"]]
     beginnings = sorted(set(keys))
     if len(beginnings) < 2:

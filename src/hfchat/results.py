@@ -166,6 +166,7 @@ class TaskResult:
         scores: Model to metric to score.
         groups: Model to group of examples to metric to score.
         comparisons: Each model but the first with the first, the baseline.
+        in_words: Model to its scores in words, of tasks that are read so.
         details: More figures, by kind.
         contamination: Model to what was found.
         left_out: Model to why it did not take part.
@@ -182,6 +183,7 @@ class TaskResult:
     scores: dict[str, dict[str, Estimate]]
     groups: dict[str, dict[str, dict[str, Estimate]]]
     comparisons: list[Comparison]
+    in_words: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     contamination: dict[str, Contamination] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -301,6 +303,18 @@ class Results:
     models: dict[str, ModelResult]
     tasks: dict[str, TaskResult]
 
+    @property
+    def headlines(self) -> list[str]:
+        """`"fine-tuned: 54 of 60 facts right, ..."`: what tasks say in words, the last model first."""
+        telling = {name: task for name, task in self.tasks.items() if task.in_words}
+        lines = []
+        for model in reversed(self.models):
+            words = {name: task.in_words[model] for name, task in telling.items() if model in task.in_words}
+            lines += [
+                f"{model}, {name}: {said}" if len(telling) > 1 else f"{model}: {said}" for name, said in words.items()
+            ]
+        return lines
+
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Task to model to metric to score, for the lineage."""
         return {
@@ -312,8 +326,8 @@ class Results:
         }
 
     def write(self, folder: Path) -> None:
-        """Write `results.json` into a folder."""
-        content = asdict(self)
+        """Write `results.json` into a folder. It begins with the headlines, for those who read no further."""
+        content = {"headlines": self.headlines, **asdict(self)}
         for task in content["tasks"].values():
             if task["dataset"] and task["dataset"]["split"] is None:
                 del task["dataset"]["split"]

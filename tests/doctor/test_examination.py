@@ -131,6 +131,19 @@ def test_a_fine_tuning_shows_its_labels_and_finds_what_is_wrong_with_the_data(ch
     assert memory["weights"] > 4 * memory["gradients"]
 
 
+def test_a_mixture_is_examined_as_a_whole(chat_model, conversations, tmp_path):
+    data = conversations([chat(f"What is {number}?") for number in range(8)], [chat("Where?")])
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"messages": chat(f"Who {i}?")}) + "\n" for i in range(40)))
+    entries = [{"path": str(data), "epochs": 9}, {"path": str(tmp_path / "more.jsonl")}]
+    settings = finetuning(chat_model, data, tmp_path, "--packing", "false", "--num_train_epochs", "2")
+    settings[2:4] = ["--dataset_mixture", *map(json.dumps, entries)]
+    report = examine(settings, recipe="finetune", calibration=False)
+    assert report.ok
+    assert line(report, "rows").value == "46 to train on, 3 to evaluate on"
+    assert f"warning: {data}: each conversation is seen 18 times" in str(report)
+    assert "to learn from: 110 conversations" in str(report), "9 times 8, and 38"
+
+
 @pytest.mark.parametrize(
     ("train", "test", "name"),
     [

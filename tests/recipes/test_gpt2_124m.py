@@ -1,7 +1,5 @@
 """The table of `recipes/configs/gpt2-124m/README.md` is of what the recipe derives."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import yaml
@@ -43,14 +41,10 @@ def table():
     return {name: (one, eight) for name, one, eight, _ in rows}
 
 
-def derived(monkeypatch, model, world, **changed):
+def derived(model, world, **changed):
     settings = yaml.safe_load((FOLDER / "pretrain.yaml").read_text()) | changed
     args = PretrainArguments(**settings, use_cpu=True, bf16=True)
-    monkeypatch.setattr(PretrainArguments, "world_size", world)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=MEMORY))
-    args.use_cpu = False
-    return args.derive(model, blocks=None)
+    return args.derive(model, blocks=None, processes=world, gpu_bytes=MEMORY)
 
 
 def gigabytes(model, args):
@@ -61,15 +55,15 @@ def gigabytes(model, args):
 
 
 @pytest.mark.parametrize(("column", "world"), [(0, 1), (1, 8)])
-def test_the_table_is_of_the_recipe(monkeypatch, model, table, column, world):
-    args = derived(monkeypatch, model, world)
+def test_the_table_is_of_the_recipe(model, table, column, world):
+    args = derived(model, world)
     tokens = 20 * model.num_parameters()
     flops = flops_per_token(model, args.block_size) * tokens
     minutes = flops / (0.4 * PEAK_FLOPS["H100"] * world) / 60
     expected = {
         "parameters": f"{model.num_parameters() / 1e6:.1f} M",
         "tokens": f"{tokens / 1e9:.2f} G",
-        "tokens per step": f"{args.tokens_per_step:,}",
+        "tokens per step": f"{args.tokens_per_step * world:,}",
         "sequences per GPU and step": str(args.train_batch_size * args.gradient_accumulation_steps),
         "steps": f"{args.max_steps:,}",
         "arithmetic": f"{flops:.1e} FLOP".replace("+", ""),
@@ -78,21 +72,20 @@ def test_the_table_is_of_the_recipe(monkeypatch, model, table, column, world):
         "memory per GPU": f"{gigabytes(model, args):.0f} GB",
         "checkpoint on disk": f"{(weight_bytes(model) + optimizer_bytes(model, 'muon')) / 1e9:.1f} GB",
     }
-    whole = derived(monkeypatch, model, world, chunked_loss=False)
+    whole = derived(model, world, chunked_loss=False)
     assert whole.tokens_per_step == args.tokens_per_step
     expected["memory without `chunked_loss`"] = f"{gigabytes(model, whole):.0f} GB"
     assert {name: cells[column] for name, cells in table.items() if name} == expected
 
 
 @pytest.mark.parametrize(("world", "accumulated"), [(8, 1), (1, 8)])
-def test_the_larger_batch_that_it_names_is_the_one_it_says(monkeypatch, model, world, accumulated):
+def test_the_larger_batch_that_it_names_is_the_one_it_says(model, world, accumulated):
     args = derived(
-        monkeypatch,
         model,
         world,
         per_device_train_batch_size=64,
         gradient_accumulation_steps=accumulated,
         max_steps=4750,
     )
-    assert args.tokens_per_step == 524_288
-    assert args.max_steps * args.tokens_per_step == pytest.approx(20 * model.num_parameters(), rel=1e-3)
+    assert args.tokens_per_step * world == 524_288
+    assert args.max_steps * args.tokens_per_step * world == pytest.approx(20 * model.num_parameters(), rel=1e-3)

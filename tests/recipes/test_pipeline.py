@@ -101,12 +101,35 @@ def test_finetuning_ends_with_an_adapter_and_a_model_that_chats(run_recipe, chat
     assert "nothing to do" in run_recipe("finetune", *arguments, "--output_dir", output).stdout
 
 
-def test_a_base_without_turns_is_taught_them_with_all_its_weights(run_recipe, plain_base, conversations, tmp_path):
+def test_a_base_without_turns_is_taught_them_by_a_mixture_with_all_its_weights(
+    run_recipe, plain_base, conversations, tmp_path
+):
+    (tmp_path / "more").mkdir()
+    turns = [{"role": "user", "content": "More?"}, {"role": "assistant", "content": "No."}]
+    for split, rows in (("train", [turns]), ("validation", [[*turns, *turns]])):
+        text = "".join(json.dumps({"messages": row}) + "\n" for row in rows)
+        (tmp_path / "more" / f"{split}.jsonl").write_text(text)
+    (tmp_path / "more" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    entries = [{"path": str(conversations), "epochs": 2}, {"path": str(tmp_path / "more"), "weight": 0.25}]
     arguments = [
-        "--model_name_or_path", plain_base, "--dataset_name", conversations, "--max_length", 96, "--use_peft", "false",
-        "--max_steps", 2, "--eval_strategy", "no", "--bf16", "false", "--sample_max_new_tokens", 8,
+        "--model_name_or_path", plain_base, "--dataset_mixture", *map(json.dumps, entries), "--max_length", 96,
+        "--use_peft", "false", "--max_steps", 2, "--eval_strategy", "no", "--bf16", "false",
+        "--sample_max_new_tokens", 8,
     ]  # fmt: skip
-    run_recipe("finetune", *arguments, "--output_dir", tmp_path / "out")
+    finished = run_recipe("finetune", *arguments, "--output_dir", tmp_path / "out")
+    assert "to learn from: 40 conversations, " in finished.stdout
+    assert "; a pass takes each 8 times" in finished.stdout
+    assert "held-out loss of each: " in finished.stdout
+    lineage = read_lineage(tmp_path / "out")
+    assert lineage["metrics"]["train_conversations"] == 40
+    counts, names = lineage["metrics"]["train_datasets"], [str(conversations), str(tmp_path / "more")]
+    assert list(counts) == names
+    assert all(lineage["metrics"][f"eval_{name}_loss"] > 0 for name in names)
+    assert counts[names[0]]["times_seen"] * 4 == pytest.approx(counts[names[1]]["times_seen"], rel=1e-3)
+    inputs = lineage["inputs"]
+    assert [inputs[f"conversations {i}"]["path"] for i in range(2)] == names
+    assert inputs["conversations 1"]["licenses"] == ["cc-by-4.0"]
+    assert inputs["conversations 0"]["sha256"] != inputs["conversations 1"]["sha256"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     assert tokenizer.eos_token == "<|im_end|>"

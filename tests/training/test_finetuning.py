@@ -173,7 +173,7 @@ def test_an_evaluation_that_fails_does_not_end_the_training(chat_model, tokenize
 @pytest.mark.parametrize("split", ["train_dataset", "eval_dataset"])
 def test_what_trl_would_cut_is_refused(chat_model, tokenizer, rows, tmp_path, packing, split):
     whole, _ = supervise(rows, tokenizer, 64, "test")
-    short = whole.map(lambda row: {name: ids[-16:] for name, ids in row.items()})
+    short = whole.map(lambda row: {name: row[name][-16:] for name in ("input_ids", "labels")})
     datasets = {"train_dataset": short, "eval_dataset": short} | {split: whole}
     args = SFTConfig(str(tmp_path), max_length=16, packing=packing, use_cpu=True, bf16=False, report_to="none")
     model = AutoModelForCausalLM.from_pretrained(chat_model)

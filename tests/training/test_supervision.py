@@ -15,8 +15,7 @@ from hfchat.chat_template import (
 from hfchat.errors import UserError
 from hfchat.messages import check_messages
 from hfchat.serving.engines.encoding import PromptEncoder
-from hfchat.training.finetuning import FinetuneArguments
-from hfchat.training.supervision import load_chat_tokenizer, load_conversations, show_supervised, supervise
+from hfchat.training.supervision import load_chat_tokenizer, show_supervised, supervise
 
 
 def test_supervised_tokens_are_counted_and_shown(rows, tokenizer):
@@ -91,92 +90,6 @@ def test_padding_with_the_end_of_turn_is_refused(rows, chat_model):
 def test_what_is_no_conversation_is_named(messages, problem):
     with pytest.raises(UserError, match=f"row 7: .*{problem}"):
         check_messages(messages, "row 7")
-
-
-@pytest.fixture
-def arguments(tmp_path):
-    def make(**settings):
-        return FinetuneArguments(output_dir=str(tmp_path / "out"), dataset_name=str(tmp_path / "data"), **settings)
-
-    return make
-
-
-def save(folder, train, test):
-    splits = {"train": train, "validation": test}
-    for split, messages in splits.items():
-        Dataset.from_dict({"messages": messages}).to_json(folder / "data" / f"{split}.jsonl")
-
-
-def test_what_is_measured_on_must_not_be_learned(rows, tokenizer, arguments, tmp_path):
-    messages = rows["messages"][:]
-    save(tmp_path, messages[:8], messages[6:])
-    with pytest.raises(UserError, match="2 of its 6 conversations are in the train split too, row 0 among them"):
-        load_conversations(arguments(), tokenizer)
-    assert len(load_conversations(arguments(allow_leakage=True), tokenizer).train) == 8
-    save(tmp_path, messages[:6], messages[6:])
-    conversations = load_conversations(arguments(), tokenizer)
-    assert (len(conversations.train), len(conversations.test)) == (6, 6)
-    assert conversations.held_out[0] == messages[6]
-
-
-def test_of_one_file_a_twentieth_is_held_out(rows, tokenizer, arguments, tmp_path):
-    messages = [
-        [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i} {again}."}]
-        for i in range(60)
-        for again in (1, 2)
-    ]
-    file = tmp_path / "chats.jsonl"
-    Dataset.from_dict({"messages": messages}).to_json(file)
-    arguments = arguments()
-    arguments.dataset_name = str(file)
-    conversations = load_conversations(arguments, tokenizer)
-    assert (len(conversations.train), len(conversations.test)) == (114, 6)
-    held_out = {turns[0]["content"] for turns in conversations.held_out}
-    assert len(held_out) == 3
-    file.write_text("".join(sorted(file.read_text().splitlines(keepends=True), reverse=True)))
-    assert {turns[0]["content"] for turns in load_conversations(arguments, tokenizer).held_out} == held_out
-    Dataset.from_dict({"messages": messages[:4]}).to_json(file)
-    assert len(load_conversations(arguments, tokenizer).test) == 2
-    Dataset.from_dict({"messages": messages[:2]}).to_json(file)
-    with pytest.raises(UserError, match=r"chats.jsonl: its conversations all begin alike, so none can be held out"):
-        load_conversations(arguments, tokenizer)
-
-
-def test_three_conversations_are_shown_from_all_over_the_dataset(rows, tokenizer, arguments, tmp_path):
-    messages = rows["messages"][:]
-    save(tmp_path, messages[:9], messages[9:])
-    shown = load_conversations(arguments(), tokenizer).describe(tokenizer)
-    assert [number for number in range(12) if f"Question {number}?" in shown] == [0, 3, 6]
-    assert "⟦The answer is 6.<|im_end|>⟧" in shown
-
-
-def test_a_conversation_with_calls_and_reasoning_is_shown_with_its_marks(rows, tokenizer, arguments, tmp_path):
-    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": null}'}}
-    tools = json.dumps([{"name": "weather", "description": "Now. " * 500}])
-    thinks = {"role": "assistant", "content": "Ho.", "reasoning_content": "So."}
-    calls = {"role": "assistant", "content": None, "tool_calls": [call, call]}
-    both = calls | {"reasoning_content": "A call."}
-    result = {"role": "tool", "content": "grey"}
-    last = {"role": "assistant", "content": "Grey."}
-    question = {"role": "user", "content": "How is it?"}
-    special = [[question, thinks], [question, calls, result, thinks | {"weight": 0}, question, last]]
-    special.append([question, both, result, last])
-    lines = [{"messages": messages, "tools": None} for messages in rows["messages"][:9]]
-    lines[4:4] = [{"messages": messages, "tools": tools} for messages in special]
-    (tmp_path / "data").mkdir()
-    for split, chosen in (("train", lines), ("validation", [{"messages": [question, last]}])):
-        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in chosen))
-    conversations = load_conversations(arguments(max_length=4096), tokenizer)
-    assert conversations.supervision.as_metrics("train") | {"train_calls": 4, "train_thoughts": 2} == (
-        conversations.supervision.as_metrics("train")
-    )
-    shown = conversations.describe(tokenizer)
-    assert "4 calls of tools and 2 turns with reasoning are learned" in shown
-    written = '<tool_call>\n{"name": "weather", "arguments": {"city": null}}\n</tool_call>'
-    assert f"assistant\n⟦<think>\nA call.\n</think>\n\n{written}\n{written}<|im_end|>⟧\n" in shown
-    assert "<tool_response>\ngrey\n</tool_response><|im_end|>\n<|im_start|>assistant\n⟦Grey.<|im_end|>⟧" in shown
-    assert " characters) … " in shown, "of the tools the middle is left out"
-    assert len(shown) < 2500
 
 
 def test_a_base_that_learned_another_template_is_refused(chat_model, tmp_path):

@@ -1,8 +1,9 @@
 """Examine a run before anything is spent: `hfchat doctor --config <any recipe's yaml>`."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,24 +101,25 @@ class _Training:
         raise NotImplementedError
 
     def examine_health(
-        self, train: "Dataset", evaluation: "Dataset", tokens: Sequence[int], limit: int | None
+        self, train: "Sequence[Dataset]", evaluation: "Sequence[Dataset]", tokens: Sequence[int], limit: int | None
     ) -> None:
         """Report duplicates, empty rows, languages and lengths.
 
         Args:
-            train: Rows to train on.
+            train: Rows to train on, of one dataset or several.
             evaluation: Rows to evaluate on.
             tokens: Tokens of some of the rows to train on.
             limit: Tokens that a row may have; None where longer ones are cut into blocks.
         """
         section = self.result.section("Data")
-        duplicates = health.find_duplicates(train, evaluation, self.text_column)
-        empty = health.empty_rows(train, self.text_column)
+        trained, evaluated = sum(map(len, train)), sum(map(len, evaluation))
+        duplicates = health.find_duplicates(chain(*train), chain(*evaluation), self.text_column)
+        empty = health.empty_rows(chain(*train), self.text_column)
         lengths = health.lengths(tokens, limit)
 
         # Rows that are there more than once: learned by heart, or measured on what was learned.
-        section.add("rows", f"{len(train):,} to train on, {len(evaluation):,} to evaluate on")
-        again, shared = duplicates.within / len(train), duplicates.shared / len(evaluation)
+        section.add("rows", f"{trained:,} to train on, {evaluated:,} to evaluate on")
+        again, shared = duplicates.within / trained, duplicates.shared / evaluated
         advice = "prepare the data again: it removes them"
         section.judge("duplicates in train", f"{duplicates.within:,} ({again:.1%})", again <= 0.01, advice)
         section.judge(
@@ -128,7 +130,7 @@ class _Training:
             "warning" if getattr(self.args, "allow_leakage", False) else "fails",
         )
         if duplicates.same_prompt is not None:
-            few = duplicates.same_prompt <= 0.01 * len(evaluation)
+            few = duplicates.same_prompt <= 0.01 * evaluated
             advice = "split by the first user turn, as recipes/prepare_conversations.py does"
             section.judge("others with the same first user turn", f"{duplicates.same_prompt:,}", few, advice)
 
@@ -140,8 +142,7 @@ class _Training:
             "take them out",
             "warning" if self.text_column else "fails",
         )
-        sampled = train.select(range(0, len(train), max(1, len(train) // _SAMPLED_ROWS)))
-        languages = health.languages([health.text_of(row, self.text_column) for row in sampled])
+        languages = health.languages([health.text_of(row, self.text_column) for row in _sampled(train)])
         shares = ", ".join(f"{code} {share:.0%}" for code, share in (languages or [])[:5])
         section.add("languages", "not identified: install hfchat[data]" if languages is None else shares)
         quantiles = ", ".join(f"{share:.0%} {count:,}" for share, count in lengths.quantiles.items())
@@ -152,8 +153,8 @@ class _Training:
         section.text = "\n".join(lengths.bars())
 
         self.result.figures["data"] = {
-            "train_rows": len(train),
-            "evaluation_rows": len(evaluation),
+            "train_rows": trained,
+            "evaluation_rows": evaluated,
             "duplicates": asdict(duplicates),
             "empty_rows": len(empty),
             "languages": languages,
@@ -285,7 +286,7 @@ class _Pretraining(_Training):
         step = max(1, len(train) // _SAMPLED_ROWS)
         sample = train.select(range(0, len(train), step))[column]
         counts = _token_counts(sample, tokenizer)
-        self.examine_health(train, evaluation, counts, None)
+        self.examine_health([train], [evaluation], counts, None)
         tokens = round((sum(counts) + 2 * len(counts)) / len(counts) * len(train))
         return tokenizer, Texts(-(-tokens // args.block_size), args.block_size, tokens=tokens)
 
@@ -297,8 +298,8 @@ class _Tuning(_Training):
     """Fine-tuning and preference tuning."""
 
     def examine_data(self) -> tuple["PreTrainedTokenizerBase", Texts]:
-        from hfchat.dataset import load_conversation_splits
         from hfchat.models import resolve
+        from hfchat.training.conversations import datasets_of, load_rows
         from hfchat.training.supervision import load_chat_tokenizer
 
         args, model_args = self.arguments
@@ -311,15 +312,12 @@ class _Tuning(_Training):
         )
         splits = (args.dataset_train_split, args.dataset_test_split)
         if preferences:
-            train, evaluation = _load_preference_splits(args.dataset_name, splits, args.dataset_config_name)
+            loaded = [_load_preference_splits(args.dataset_name, splits, args.dataset_config_name)]
         else:
-            train, evaluation = load_conversation_splits(
-                args.dataset_name, *splits, config_name=args.dataset_config_name
-            )
+            loaded = [load_rows(args, entry) for entry in datasets_of(args)]
+        train, evaluation = zip(*loaded, strict=True)
         texts = self._examine_labels(tokenizer, new_tokens, preferences)
-        step = max(1, len(train) // _SAMPLED_ROWS)
-        sampled = train.select(range(0, len(train), step))
-        counts = [_conversation_tokens(row, tokenizer) for row in sampled]
+        counts = [_conversation_tokens(row, tokenizer) for row in _sampled(train)]
         self.examine_health(train, evaluation, counts, args.max_length)
         if texts is None:
             texts = Texts(None, min(max(counts), args.max_length))
@@ -354,14 +352,13 @@ class _Tuning(_Training):
         return loaded.describe(tokenizer), Texts(len(loaded.train), longest, share)
 
     def _conversations(self, tokenizer: "PreTrainedTokenizerBase", section: Section) -> tuple[str, Texts]:
-        from hfchat.training.supervision import load_conversations
+        from hfchat.training.conversations import load_conversations
 
         loaded = load_conversations(self.args, tokenizer)
         counts, limit = loaded.supervision, self.args.max_length
-        sequences = max(1, -(-counts.tokens // limit)) if self.args.packing else counts.conversations
         section.add("supervised", f"{counts.supervised_tokens:,} of {counts.tokens:,} tokens", "ok")
         share = counts.supervised_tokens / counts.tokens
-        return loaded.describe(tokenizer), Texts(sequences, min(counts.longest, limit), share)
+        return loaded.describe(tokenizer), Texts(loaded.sequences, min(counts.longest, limit), share)
 
     def plan(self, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
         self._tokenizer, self._texts = tokenizer, texts
@@ -377,6 +374,12 @@ class _Tuning(_Training):
         if not given.load_in_4bit and not self.args.use_cpu:
             adapted.load_in_4bit, adapted.load_in_8bit = True, False
             yield "load_in_4bit true", plan_tuning(self.args, adapted, self._tokenizer, self._texts)
+
+
+def _sampled(datasets: "Sequence[Dataset]") -> "Iterator[health.Row]":
+    """Rows from all over the datasets."""
+    step = max(1, sum(map(len, datasets)) // _SAMPLED_ROWS)
+    return chain.from_iterable(dataset.select(range(0, len(dataset), step)) for dataset in datasets)
 
 
 def _load_preference_splits(

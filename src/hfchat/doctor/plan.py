@@ -20,6 +20,7 @@ from hfchat.doctor.memory import (
 )
 from hfchat.models import VOCABULARY_MULTIPLE, load_config
 from hfchat.training.initial_model import new_model
+from hfchat.training.run_arguments import steps_per_epoch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +65,7 @@ class RunPlan:
         optimizer: `"muon"` or a name of `TrainingArguments.optim`.
         samples: `per_device_train_batch_size`, of which a step may make more than one row each.
         length_key: The setting that says how long rows are.
+        steps: How many steps the run has; 1 where that follows from data that nobody has counted.
         evaluations: How many evaluations there are.
         saves: How many checkpoints are written.
         save_total_limit: How many of them are kept.
@@ -78,6 +80,7 @@ class RunPlan:
     optimizer: str
     samples: int
     length_key: str
+    steps: int
     evaluations: int
     saves: int
     save_total_limit: int | None
@@ -159,20 +162,28 @@ class RunPlan:
         return sum(weight.numel() for name, weight in self.model.named_parameters() if "lora_" not in name)
 
 
-def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
+def plan_pretraining(
+    args: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Texts,
+    processes: int | None = None,
+    gpu_bytes: int | None = None,
+) -> RunPlan:
     """Plan a pretraining.
 
     Args:
         args: `PretrainArguments`, as they were parsed.
         tokenizer: The run's, with the tokens it adds.
         texts: Its corpus.
+        processes: As for `PretrainArguments.derive`.
+        gpu_bytes: The same.
     """
     if args.model_name_or_path is None:
         with torch.device("meta"):
             model = new_model(args, tokenizer)
     else:
         model = _without_weights(_base_config(args.model_name_or_path, "main", len(tokenizer)), torch.float32)
-    args = args.derive(model, texts.sequences)
+    args = args.derive(model, texts.sequences, processes, gpu_bytes)
     logits = 0 if args.chunked_loss else args.block_size
     value_bytes = 2 if args.bf16 or args.fp16 else 4
     evaluation = Step(args.per_device_eval_batch_size, args.block_size, logits, value_bytes)
@@ -186,7 +197,13 @@ def plan_pretraining(args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Tex
     return _plan(args, model, None, step, evaluation, optimizer, "block_size", texts)
 
 
-def plan_tuning(args: Any, model_args: Any, tokenizer: "PreTrainedTokenizerBase", texts: Texts) -> RunPlan:
+def plan_tuning(
+    args: Any,
+    model_args: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Texts,
+    config: "PreTrainedConfig | None" = None,
+) -> RunPlan:
     """Plan a fine-tuning or a preference tuning.
 
     Args:
@@ -194,11 +211,13 @@ def plan_tuning(args: Any, model_args: Any, tokenizer: "PreTrainedTokenizerBase"
         model_args: `ModelArguments`.
         tokenizer: The run's, with the tokens it adds.
         texts: Its conversations, or preferences.
+        config: That of the model; by default it is read.
     """
     from peft import get_peft_model
     from trl import get_peft_config
 
-    config = _base_config(model_args.model_name_or_path, model_args.model_revision, len(tokenizer))
+    if config is None:
+        config = _base_config(model_args.model_name_or_path, model_args.model_revision, len(tokenizer))
     name = model_args.dtype or ("bfloat16" if args.bf16 else "float32")
     dtype = getattr(torch, name) if name != "auto" else getattr(config, "dtype", None) or torch.float32
     bits: float | None = 8 if model_args.load_in_8bit else None
@@ -241,8 +260,7 @@ def _plan(
     # `Trainer` counts the steps of an epoch only when it has the data.
     steps, epochs = args.max_steps, float(args.num_train_epochs)
     if texts.sequences is not None:
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        in_epoch = max(1, math.ceil(texts.sequences / per_step))
+        in_epoch = steps_per_epoch(args, texts.sequences)
         steps = steps if steps > 0 else math.ceil(in_epoch * epochs)
         epochs = steps / in_epoch
     steps = max(1, steps)
@@ -256,6 +274,7 @@ def _plan(
         optimizer,
         samples=args.per_device_train_batch_size,
         length_key=length_key,
+        steps=steps,
         evaluations=occurrences(_text(args.eval_strategy), every, steps, epochs, at_the_end=True),
         saves=occurrences(_text(args.save_strategy), args.save_steps, steps, epochs, at_the_end=True),
         save_total_limit=args.save_total_limit,

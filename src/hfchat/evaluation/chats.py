@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor
 
 from hfchat.chat import CallPart, Chat, Json
-from hfchat.chat_template import set_chat_template
+from hfchat.chat_template import set_chat_template, thinking_switch
 from hfchat.errors import UserError
 from hfchat.evaluation.encoding import answer_of
 from hfchat.response_template import response_style
@@ -20,8 +20,6 @@ from hfchat.token_ids import encode_conversation, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_SWITCHES = ("enable_thinking",)  # variables of chat templates that turn reasoning on
 
 
 class ChatReader:
@@ -40,6 +38,7 @@ class ChatReader:
             set_chat_template(self.tokenizer, system_message="")
             self.style = response_style(self.tokenizer)
         self._specials = special_tokens(self.tokenizer)
+        self._switch = thinking_switch(self.tokenizer.chat_template or "")
 
     @property
     def _has_calls(self) -> bool:
@@ -82,7 +81,7 @@ class ChatReader:
             chat: What is asked.
             ids: The same, from `encode`.
         """
-        may_think = any(name in (self.tokenizer.chat_template or "") for name in _SWITCHES)
+        may_think = self._switch is not None
         thinking = thinking_at(self.style, end_of_prompt(self.tokenizer, ids), may_think)
         return answer_grammar(chat, self.style, thinking, self._specials)
 

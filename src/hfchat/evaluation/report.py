@@ -24,6 +24,8 @@ __all__ = ["table", "verdict", "write_report"]
 # Longer texts are folded, and the longest are cut: the page stays light.
 FOLDED_CHARACTERS = 400
 LONGEST_CHARACTERS = 20_000
+# So is a table of more rows.
+MANY_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def write_report(results: Results, folder: Path) -> None:
 
 
 def table(results: Results) -> str:
-    """Show tasks by models, each with its decisive metric and interval, aligned for a terminal."""
+    """Show the headlines, and tasks by models, each with its decisive metric and interval, aligned for a terminal."""
     lines = [["", *results.models]]
     for name, task in results.tasks.items():
         if task.decisive is not None:
@@ -166,7 +168,8 @@ def table(results: Results) -> str:
             lines.append([f"{name}: {_named(metric)}", *scores])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    headlines = [*results.headlines, ""] if results.headlines else []
+    return "\n".join([*headlines, *("  ".join(line).rstrip() for line in padded)])
 
 
 def _with_interval(estimate: Estimate | None, form: str) -> str:
@@ -274,7 +277,7 @@ def _with_filters(environment: "jinja2.Environment") -> "jinja2.Environment":
         "licences": _licences,
         "cut": lambda text: text if len(text) <= LONGEST_CHARACTERS else f"{text[:LONGEST_CHARACTERS]}…",
     }
-    environment.globals |= {"FOLDED": FOLDED_CHARACTERS}
+    environment.globals |= {"FOLDED": FOLDED_CHARACTERS, "MANY": MANY_ROWS}
     return add_figures(environment)
 
 

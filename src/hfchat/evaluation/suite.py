@@ -34,6 +34,7 @@ from hfchat.storage import write_whole
 # Kind to its class. Modules are imported when a suite asks for them: lm-eval alone takes seconds.
 _KINDS = {
     "answers": "hfchat.evaluation.tasks.answers:Answers",
+    "facts": "hfchat.evaluation.tasks.facts:Facts",
     "perplexity": "hfchat.evaluation.tasks.text:TextPerplexity",
     "benchmark": "hfchat.evaluation.tasks.benchmark:Benchmark",
     "crows_pairs": "hfchat.evaluation.tasks.crows_pairs:CrowsPairs",

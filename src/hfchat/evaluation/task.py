@@ -173,6 +173,10 @@ class Task:
         """Score what `folder` holds of a model."""
         raise NotImplementedError
 
+    def in_words(self, scores: Mapping[str, Estimate]) -> str:
+        """Say a model's scores in words, for the first lines of the report; empty where the numbers say it all."""
+        return ""
+
     def details(self, models: Sequence[str], folder: Path) -> dict[str, Any]:
         """Give more figures for `results.json` and the report, as JSON."""
         return {}
@@ -227,6 +231,7 @@ def result(task: Task, models: Sequence[str], folder: Path, bootstrap: Bootstrap
             Comparison(model, baseline, _differences(measured[model], measured[baseline], bootstrap))
             for model in others
         ],
+        in_words={model: words for model in models if (words := task.in_words(scores[model]))},
         details=task.details(models, folder),
     )
 

@@ -10,16 +10,21 @@ from trl import SFTConfig, SFTTrainer
 from hfchat.config import setting
 from hfchat.errors import UserError
 from hfchat.training.checkpoints import CheckpointMixin
+from hfchat.training.mixture import MixedDataset, check_mixture
 from hfchat.training.packing import IGNORE
 from hfchat.training.run_arguments import TuningArguments, derived_dtype, replaced, settle_device
 from hfchat.training.scoring import scoring_only
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datasets import Dataset
     from torch import nn
     from transformers.trainer_utils import EvalLoopOutput
 
     from hfchat.training.adapters import ModelArguments
 
+_ASSISTANT = "recipes/data/assistant"
 # All weights: TRL's own default. An adapter wants ten times that (arXiv:2405.09673; Schulman et al. 2025, "LoRA
 # Without Regret"), also on weights in 4 bits (arXiv:2305.14314 trains at 2e-4), and DoRA's direction is LoRA's.
 _FULL, _LORA = 2e-5, 2e-4
@@ -31,8 +36,9 @@ SUPERVISED_MULTIPLE = 64
 class FinetuneArguments(TuningArguments, SFTConfig):
     """`SFTConfig` with the defaults of this recipe, and the conversations to learn from."""
 
-    dataset_name: str = setting(
-        "recipes/data/assistant", "Rows with `messages`: a folder, file or Hub id.", identity=False
+    dataset_name: str = setting(_ASSISTANT, "Rows with `messages`: a folder, file or Hub id.", identity=False)
+    dataset_mixture: list[MixedDataset] = setting(
+        [], "Several such datasets in its place: mappings with a 'path' each (see hfchat.training.mixture)."
     )
     sample_answers: int = setting(16, "Held-out prompts that are answered before and after; 0 for none.")
     sample_max_new_tokens: int = setting(128, "Longest of these answers, in tokens.")
@@ -53,6 +59,11 @@ class FinetuneArguments(TuningArguments, SFTConfig):
             raise ValueError("output_dir: say where the model goes, e.g. --output_dir outputs/mine/assistant")
         if self.sample_answers < 0 or self.sample_max_new_tokens < 1:
             raise ValueError("sample_answers must be at least 0 and sample_max_new_tokens at least 1")
+        if self.dataset_mixture and self.dataset_name != _ASSISTANT:
+            raise ValueError(
+                f"dataset_name {self.dataset_name}: stands beside dataset_mixture; make it an entry of that"
+            )
+        check_mixture(self.dataset_mixture)
         settle_device(self)
         if self.pad_to_multiple_of == "auto" and self.packing:  # next to nothing to pad, and one shape for all batches
             self.pad_to_multiple_of = self.max_length
@@ -78,12 +89,23 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
     Packed sequences stay rows of a batch, see `PackedRows`, unless flash attention is used, which is as fast on all of
     them in one. The held-out loss is the mean over all supervised tokens, whatever the batches.
 
+    Args:
+        eval_datasets: The datasets whose rows `eval_dataset` has, by name; the loss of each is measured at the end.
+
     Raises:
         UserError: If a token of the datasets did not arrive: TRL cuts what is longer than `max_length`.
     """
 
-    def __init__(self, *args: Any, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        eval_datasets: "Mapping[str, Dataset] | None" = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self._eval_datasets = eval_datasets or {}
         if self.padding_free and "flash" not in str(self.model.config._attn_implementation):
             self.data_collator = PackedRows(self.processing_class.pad_token_id, self.args.pad_to_multiple_of or 1)
         _check_arrived(train_dataset, self.train_dataset)
@@ -124,6 +146,18 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         if tokens:
             output.metrics[f"{metric_key_prefix}_loss"] = loss / tokens
         return output
+
+    def final_metrics(self) -> dict[str, float]:
+        """As in `CheckpointMixin` and, where there are several datasets, the loss of each as `eval_<name>_loss`."""
+        metrics = super().final_metrics()
+        if metrics and len(self._eval_datasets) > 1:
+            for name, dataset in self._eval_datasets.items():
+                # By another prefix than `eval`, so that the loss curve is that of all of them.
+                metrics[f"eval_{name}_loss"] = self.evaluate(dataset, metric_key_prefix="part")["part_loss"]
+            if self.is_world_process_zero():
+                each = (f"{name} {metrics[f'eval_{name}_loss']:.3f}" for name in self._eval_datasets)
+                print("held-out loss of each:", ", ".join(each))
+        return metrics
 
     def prediction_step(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         tokens = int(inputs["labels"][:, 1:].ne(IGNORE).sum())

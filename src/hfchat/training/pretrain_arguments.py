@@ -124,7 +124,13 @@ class PretrainArguments(RunArguments, TrainingArguments):
     def tokens_per_step(self) -> int:
         return self.block_size * self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
-    def derive(self, model: "PreTrainedModel", blocks: int | None) -> "PretrainArguments":
+    def derive(
+        self,
+        model: "PreTrainedModel",
+        blocks: int | None,
+        processes: int | None = None,
+        gpu_bytes: int | None = None,
+    ) -> "PretrainArguments":
         """These settings with what was not set: it follows from the sizes of the model and of the corpus.
 
         A model that is trained already gets a learning rate of its own, whatever its size.
@@ -132,8 +138,16 @@ class PretrainArguments(RunArguments, TrainingArguments):
         Args:
             model: What is to be trained.
             blocks: Sequences of the corpus; None for a stream.
+            processes: How many train; by default those of this launch.
+            gpu_bytes: Memory of the GPU of each; by default that of this process, if it has one.
         """
         derived = replaced(self)
+        processes = processes or self.world_size
+        gpu_bytes = gpu_bytes or self._gpu_bytes
+
+        def tokens_per_step(args: "PretrainArguments") -> int:
+            return args.tokens_per_step // self.world_size * processes
+
         in_an_epoch = None
         if self.max_steps <= 0 and self.num_train_epochs > 0 and blocks is not None:
             in_an_epoch = blocks * self.block_size
@@ -142,28 +156,28 @@ class PretrainArguments(RunArguments, TrainingArguments):
         if in_an_epoch is not None:
             tokens = round(self.num_train_epochs * in_an_epoch)
         elif self.max_steps > 0 and self._batch_is_set:
-            tokens = self.max_steps * self.tokens_per_step
+            tokens = self.max_steps * tokens_per_step(self)
         schedule = Schedule.of(model, tokens)
         # The batch: first what the schedule wants, then in as few passes as the memory allows.
         if not self._batch_is_set:
-            sequences = max(1, round(schedule.batch_tokens / self.block_size / self.world_size))
-            at_once = max(1, self._tokens_at_once(model) // self.block_size)
+            sequences = max(1, round(schedule.batch_tokens / self.block_size / processes))
+            at_once = max(1, self._tokens_at_once(model, gpu_bytes) // self.block_size)
             derived.gradient_accumulation_steps = -(-sequences // at_once)
             derived.per_device_train_batch_size = -(-sequences // derived.gradient_accumulation_steps)
         if not self._eval_batch_is_set:
             derived.per_device_eval_batch_size = derived.per_device_train_batch_size
         # The length follows from the batch.
         if in_an_epoch is not None:  # each epoch ends with a step, if need be a smaller one
-            derived.max_steps = math.ceil(self.num_train_epochs * -(-in_an_epoch // derived.tokens_per_step))
+            derived.max_steps = math.ceil(self.num_train_epochs * -(-in_an_epoch // tokens_per_step(derived)))
         elif self.max_steps <= 0:
-            derived.max_steps = math.ceil(schedule.tokens / derived.tokens_per_step)
+            derived.max_steps = math.ceil(schedule.tokens / tokens_per_step(derived))
         # The rates follow from the width and, where the batch is smaller than the schedule's, from the batch.
         trained_already = self.model_name_or_path is not None
         if self.learning_rate is None:
-            from_scratch = schedule.learning_rate(str(self.optimizer), derived.tokens_per_step)
+            from_scratch = schedule.learning_rate(str(self.optimizer), tokens_per_step(derived))
             derived.learning_rate = 1e-4 if trained_already else from_scratch
         if self.embedding_learning_rate is None:
-            from_scratch = schedule.embedding_learning_rate(derived.tokens_per_step)
+            from_scratch = schedule.embedding_learning_rate(tokens_per_step(derived))
             derived.embedding_learning_rate = derived.learning_rate if trained_already else from_scratch
         if self.weight_decay is None:
             derived.weight_decay = schedule.weight_decay
@@ -174,16 +188,22 @@ class PretrainArguments(RunArguments, TrainingArguments):
             derived.lr_scheduler_kwargs = {"num_decay_steps": decay, "decay_type": "1-sqrt"}
         return derived
 
-    def _tokens_at_once(self, model: "PreTrainedModel") -> int:
+    def _tokens_at_once(self, model: "PreTrainedModel", gpu_bytes: int | None) -> int:
         """How many tokens fit into a forward and backward pass: on a GPU, their activations take half its memory."""
-        if self.use_cpu or not torch.cuda.is_available():
+        if gpu_bytes is None:
             return 4096
         config = model.config.get_text_config()
         # In bytes (Korthikanti et al., arXiv:2205.05198, table 2, without what attention does not keep), and the
         # logits in bfloat16 and float32 with their gradients.
         activations = 34 * config.hidden_size * config.num_hidden_layers
         logits = 0 if self.chunked_loss else 12 * config.vocab_size
-        return torch.cuda.get_device_properties(self.device).total_memory // 2 // (activations + logits)
+        return gpu_bytes // 2 // (activations + logits)
+
+    @property
+    def _gpu_bytes(self) -> int | None:
+        if self.use_cpu or not torch.cuda.is_available():
+            return None
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
 
     def describe(self, model: "PreTrainedModel") -> str:
         """What is going to be trained, and how, in two lines."""

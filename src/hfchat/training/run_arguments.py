@@ -1,6 +1,7 @@
 """What the settings of several trainings have in common."""
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,6 +60,12 @@ def settle_device(args: "TrainingArguments") -> None:
 def derived_dtype(model: "ModelArguments", args: "TrainingArguments") -> str:
     """The type of the weights that are not trained: as it is set, or the one that the run computes in."""
     return model.dtype or ("bfloat16" if args.bf16 else "float32")
+
+
+def steps_per_epoch(args: "TrainingArguments", sequences: int) -> int:
+    """Steps in which a run goes once through so many sequences."""
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return max(1, math.ceil(sequences / per_step))
 
 
 def replaced(args: Arguments, **values: Any) -> Arguments:

@@ -1,14 +1,14 @@
 """From conversations to tokens and labels: which tokens are learned is decided, counted and shown here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from hfchat.chat import Json
 from hfchat.chat_template import check_end_of_turn, fingerprint, recorded_fingerprint, set_chat_template
-from hfchat.dataset import as_before_arrow, learned_rows, load_conversation_splits
+from hfchat.dataset import as_before_arrow
 from hfchat.errors import UserError
 from hfchat.messages import ROLES_WITH_TOOLS, check_learned, parse_tools
 from hfchat.models import load_tokenizer
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hfchat.training.finetuning import FinetuneArguments
-
-_SHOWN = 3  # conversations
 _SHOWN_CHARACTERS = 1200  # of each, and of each stretch of what is supervised
 _SHOWN_BETWEEN = 400  # of a stretch of what is not, such as a list of tools
 
@@ -58,38 +55,12 @@ class Supervision:
             f"supervised ({self.supervised_tokens / max(self.tokens, 1):.0%}, {each:.0f} a conversation); the longest "
             f"has {self.longest:,}; 0 were cut, {self.too_long:,} longer than max_length were left out"
         )
-        if self.telling is not None:
+        if self.calls or self.thoughts:
             text += f"; {self.calls:,} calls of tools and {self.thoughts:,} turns with reasoning are learned"
         return text
 
     def as_metrics(self, prefix: str) -> dict[str, int]:
         return {f"{prefix}_{name}": value for name, value in asdict(self).items() if name != "telling"}
-
-
-@dataclass(frozen=True)
-class Conversations:
-    """Attributes:
-    train: Rows of `input_ids` and `labels` to learn from.
-    test: The same, to measure the loss on.
-    supervision: What of `train` is learned.
-    held_out: The messages of the test split, as they are; read when asked for.
-    held_out_tools: The tools of each of these, as they are; None without such a column.
-    """
-
-    train: "Dataset"
-    test: "Dataset"
-    supervision: Supervision
-    held_out: Sequence[Messages]
-    held_out_tools: Sequence[object] | None = None
-
-    def describe(self, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """What is learned, in numbers and in some conversations, one with calls or reasoning among them."""
-        rows = list(range(0, len(self.train), -(-len(self.train) // _SHOWN)))
-        telling = self.supervision.telling
-        if telling is not None and telling not in rows:
-            rows[0] = telling
-        texts = [show_supervised(row, tokenizer, shorten=True) for row in self.train.select(rows)]
-        return "\n".join([f"to learn from: {self.supervision}; what is supervised is marked ⟦like this⟧:\n", *texts])
 
 
 def load_chat_tokenizer(
@@ -123,30 +94,8 @@ def load_chat_tokenizer(
     return tokenizer, new_tokens
 
 
-def load_conversations(args: "FinetuneArguments", tokenizer: "PreTrainedTokenizerBase") -> Conversations:
-    """Both splits as tokens and labels.
-
-    Raises:
-        UserError: If a split is missing or teaches nothing, see `supervise`, or if the two overlap.
-    """
-    name = args.dataset_name
-    with args.main_process_first(local=False, desc="tokenizing the conversations"):
-        splits = (args.dataset_train_split, args.dataset_test_split)
-        rows, held_out = load_conversation_splits(name, *splits, config_name=args.dataset_config_name)
-        train, supervision = supervise(rows, tokenizer, args.max_length, name)
-        test, _ = supervise(held_out, tokenizer, args.max_length, name)
-    if not args.allow_leakage and (leaked := learned_rows(train["input_ids"], test["input_ids"])):
-        raise UserError(
-            f"dataset_name {name}: split '{args.dataset_test_split}': {len(leaked):,} of its {len(test):,} "
-            f"conversations are in the train split too, row {leaked[0]} among them; take them out of one, or pass "
-            "--allow_leakage true"
-        )
-    tools = held_out["tools"] if "tools" in held_out.column_names else None
-    return Conversations(train, test, supervision, held_out["messages"], tools)
-
-
 def supervise(
-    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, dataset_name: str
+    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, place: str
 ) -> tuple["Dataset", Supervision]:
     """Tokenize conversations with the tokenizer's chat template; its generation marks say what is supervised.
 
@@ -157,10 +106,11 @@ def supervise(
             a list or JSON in a text. An assistant's turn whose `weight` is 0 is not learned.
         tokenizer: With a chat template.
         max_length: Longer conversations are left out.
-        dataset_name: For messages.
+        place: What begins a message about the dataset.
 
     Returns:
-        A dataset of `input_ids` and `labels` (-100 where nothing is learned), and what is in it.
+        A dataset of `input_ids` and `labels` (-100 where nothing is learned), with the numbers of `calls` and
+        `thoughts` in each row, and what is in it.
 
     Raises:
         UserError: If a row is not a conversation, if nothing or no end-of-turn token would be learned, or if the pad
@@ -170,29 +120,39 @@ def supervise(
     schema = dataset.features.arrow_schema
 
     def tokenize(row: Json, index: int) -> dict[str, list[int] | int]:
-        return _tokenize(as_before_arrow(row, schema), tokenizer, f"dataset_name {dataset_name}: row {index}")
+        return _tokenize(as_before_arrow(row, schema), tokenizer, f"{place}: row {index}")
 
     # Whole conversations only.
     everything = dataset.map(tokenize, with_indices=True, remove_columns=dataset.column_names, desc="tokenizing")
     kept = everything.filter(lambda row: len(row["input_ids"]) <= max_length, desc="checking lengths")
     if len(kept) == 0:
-        raise UserError(f"max_length {max_length}: all {len(everything)} conversations of {dataset_name} are longer")
-    labels = [[label for label in row if label != IGNORE] for row in kept["labels"]]
-    calls, thoughts = kept["calls"][:], kept["thoughts"][:]
-    kinds = [bool(called) + bool(thought) for called, thought in zip(calls, thoughts, strict=True)]
-    kept = kept.remove_columns(["calls", "thoughts"])
-    supervision = Supervision(
-        conversations=len(kept),
+        raise UserError(f"max_length {max_length}: all {len(everything)} conversations of {place} are longer")
+    _check_teaches([[label for label in row if label != IGNORE] for row in kept["labels"]], tokenizer)
+    kinds = [bool(called) + bool(thought) for called, thought in zip(kept["calls"], kept["thoughts"], strict=True)]
+    supervision = replace(
+        count(kept),
         too_long=len(everything) - len(kept),
-        tokens=sum(map(len, kept["input_ids"])),
-        supervised_tokens=sum(map(len, labels)),
         longest=max(map(len, everything["input_ids"])),
-        calls=sum(calls),
-        thoughts=sum(thoughts),
         telling=kinds.index(max(kinds)) if any(kinds) else None,
     )
-    _check_teaches(labels, tokenizer)
     return kept, supervision
+
+
+def count(rows: "Dataset") -> Supervision:
+    """What of rows that `supervise` returned is learned, as often as each is there."""
+    import pyarrow.compute as pc
+
+    table = rows.with_format("arrow")[:]
+    lengths = pc.list_value_length(table["input_ids"])
+    return Supervision(
+        conversations=len(rows),
+        too_long=0,
+        tokens=pc.sum(lengths).as_py(),
+        supervised_tokens=pc.sum(pc.not_equal(pc.list_flatten(table["labels"]), IGNORE)).as_py(),
+        longest=pc.max(lengths).as_py(),
+        calls=pc.sum(table["calls"]).as_py(),
+        thoughts=pc.sum(table["thoughts"]).as_py(),
+    )
 
 
 def _tokenize(row: Json, tokenizer: "PreTrainedTokenizerBase", place: str) -> dict[str, list[int] | int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from hfchat.chat import Json
 from hfchat.dataset import load_split
 from hfchat.errors import UserError
 from hfchat.evaluation.asking import Asked, AskingTask
@@ -115,14 +116,14 @@ class Answers(AskingTask):
         make = self._from_messages if self.prompt is None else self._from_columns
         self.examples = [make(row, f"{place} {number}") for number, row in enumerate(rows, start=1)]
 
-    def _from_messages(self, row: dict[str, Any], place: str) -> Example:
+    def _from_messages(self, row: Json, place: str) -> Example:
         check_messages(row["messages"], place)
         *prompt, answer = ({"role": turn["role"], "content": turn["content"]} for turn in row["messages"])
         if not prompt:
             raise UserError(f"{place}: has no turn before the answer")
         return self._example(prompt, [answer["content"]], place)
 
-    def _from_columns(self, row: dict[str, Any], place: str) -> Example:
+    def _from_columns(self, row: Json, place: str) -> Example:
         question = ""
         for text, column in self._parts:
             if column is not None and column not in row:

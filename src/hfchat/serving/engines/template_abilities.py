@@ -10,15 +10,12 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
-import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from hfchat.chat import Chat, Json
+from hfchat.chat_template import template_variables, thinking_switch
 from hfchat.messages import arguments_as_text
 
-SWITCHES = ("enable_thinking", "thinking")  # variables that turn reasoning on and off
-_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _RESERVED = {"messages", "conversation", "tools", "self", "kwargs"}
 _ID = "hfchat001"  # nine letters and digits, which is all that Mistral's templates take
 _ARGUMENTS = '{"hfchat_key": null}'
@@ -44,19 +41,13 @@ class TemplateAbilities:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """The variables that the template reads.
+        """The variables that the template reads, see `hfchat.chat_template.template_variables`."""
+        return template_variables(self.tokenizer.chat_template or "")
 
-        Raises:
-            jinja2.TemplateSyntaxError: If it is no template.
-        """
-        source = _GENERATION.sub("", self.tokenizer.chat_template or "")
-        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-        return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
-
-    @property
+    @cached_property
     def switch(self) -> str | None:
         """The variable that turns reasoning on and off."""
-        return next((name for name in SWITCHES if name in self.variables), None)
+        return thinking_switch(self.tokenizer.chat_template or "")
 
     @cached_property
     def writes_results(self) -> bool:
