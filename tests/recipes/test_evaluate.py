@@ -148,12 +148,11 @@ def test_a_model_without_a_chat_template_is_refused(recipe, folder, monkeypatch)
         recipe.main(["--config", str(folder / "evaluate.yaml"), *arguments])
 
 
-@pytest.mark.parametrize("run", ["demo", "demo-quick"])
-def test_the_shipped_configs_parse(recipe, run):
-    config = ROOT / "recipes" / "configs" / run / "evaluate.yaml"
+def test_the_shipped_configs_parse(recipe):
+    config = ROOT / "recipes" / "configs" / "demo" / "evaluate.yaml"
     (arguments,) = parse(recipe.EvaluateArguments, argv=["--config", str(config)])
     assert [entry.partition("=")[0] for entry in arguments.models] == ["base", "fine-tuned"]
-    assert arguments.output_dir == f"outputs/{run}/evaluation"
+    assert arguments.output_dir == "outputs/demo/evaluation"
 
 
 def test_a_suite_of_every_kind_ends_in_a_report(recipe, folder, monkeypatch, capsys):

@@ -40,8 +40,7 @@ MEMORY = {
 # (TinyLlama, on 64 A100), near 50% (picotron, on 8 H100). This is lower, because nobody has measured ours on each.
 ASSUMED_MFU = 0.4
 CPU = "CPU"  # a name for this machine, where it has no GPU
-# On two cores, the demo's pretraining reaches some 110 GFLOP/s in the two minutes that it takes: a share of what products
-# of large matrices reach there.
+# A guess, above that of GPUs: it is a share of what products of matrices reach here, and not of a data sheet's peak.
 _CPU_MFU = 0.6
 # FLOP per weight and token: forward 2, gradients of activations 2, of weights 2 (arXiv:2204.02311, appendix B).
 _FORWARD, _ADAPTER, _FULL = 2, 4, 6
