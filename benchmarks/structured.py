@@ -328,7 +328,7 @@ async def answers_table(server: Server, schemas: Sequence[Json], tokens: int) ->
             await asyncio.gather(*(stream() for _ in range(STREAMS)))
             kinds = [str(counts[kind]) for kind in ("valid", "length", "invalid", "error")]
             rows.append([arm, *kinds, str(counts.total())])
-            tqdm.write(" | ".join(rows[-1]))  # at once, as the next arm takes as long again
+            print(" | ".join(rows[-1]), flush=True)  # at once, as the next arm takes as long again
     notes = "".join(f"\n{count:4d} {error}" for error, count in errors.most_common(10))
     return markdown_table(["answers", "valid", "length", "invalid", "error", "of"], rows) + (notes and f"\n{notes}")
 

@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     # Making and serving models.
+    run_stages = commands.add_parser("run", help="run the stages of a folder of YAMLs, then chat with the result")
+    _add_run_arguments(run_stages)
     demo = commands.add_parser("demo", help="run every stage on this machine, then chat with the result")
     _add_demo_arguments(demo)
     serve = commands.add_parser(
@@ -66,18 +68,52 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run_arguments(run_stages: argparse.ArgumentParser) -> None:
+    run_stages.add_argument("folder", metavar="FOLDER", help="folder of YAMLs, e.g. recipes/configs/own-small")
+    run_stages.add_argument("--output-dir", help="in place of the folder of all outputs that the YAMLs name")
+    run_stages.add_argument("--toy", action="store_true", help="every stage at toy size, offline: proves the path")
+    run_stages.add_argument("--publish", action="store_true", help="run publish.yaml too")
+    run_stages.add_argument(
+        "--accelerate-config", metavar="FILE", help="how to launch what trains (by default: for what the machine has)"
+    )
+    run_stages.add_argument("--price-per-hour", type=float, metavar="DOLLARS", help="of the machine, or of one GPU")
+    _add_chat_arguments(run_stages)
+    run_stages.set_defaults(handler=_run)
+
+
+def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-serve", action="store_true", help="end after the report")
+    parser.add_argument("--port", type=int, default=8000, help="port of the chat (%(default)s)")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from hfchat.run import RunOptions
+    from hfchat.run import run as run_stages
+
+    names = ("folder", "output_dir", "toy", "port", "price_per_hour", "publish", "accelerate_config")
+    run_stages(RunOptions(**{name: getattr(args, name) for name in names}, serve=not args.no_serve))
+
+
 def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--output-dir", default="outputs/demo", help="where the stages' outputs go (%(default)s)")
-    demo.add_argument("--quick", action="store_true", help="a reduced setting that proves the path, not the model")
-    demo.add_argument("--no-serve", action="store_true", help="end after the report")
-    demo.add_argument("--port", type=int, default=8000, help="port of the chat (%(default)s)")
+    demo.add_argument("--quick", action="store_true", help="at toy size: proves the path, not the model")
+    _add_chat_arguments(demo)
     demo.set_defaults(handler=_demo)
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from hfchat.demo import demo
+    from hfchat.run import RunOptions
+    from hfchat.run import run as run_stages
 
-    demo(output_dir=args.output_dir, quick=args.quick, serve=not args.no_serve, port=args.port)
+    options = RunOptions(
+        "recipes/configs/demo",
+        args.output_dir,
+        toy=args.quick,
+        serve=not args.no_serve,
+        port=args.port,
+        served_model_name="hfchat-assistant",
+    )
+    run_stages(options)
 
 
 def serve_parser() -> "CommandParser":

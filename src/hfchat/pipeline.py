@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from hfchat.errors import UserError
+
 
 def recipe_command(
     recipe: str,
@@ -19,6 +21,7 @@ def recipe_command(
     *,
     launched: bool,
     places: Mapping[str, str] | None = None,
+    accelerate_config: str | None = None,
 ) -> list[str]:
     """The command line of a recipe. A value is passed only if it differs from the one in the YAML.
 
@@ -28,20 +31,51 @@ def recipe_command(
         wanted: Values for its keys.
         launched: Whether Accelerate starts it.
         places: Folders in the YAML to where they really are; every path into the one becomes a path into the other.
+        accelerate_config: File for Accelerate, by default the one for a CPU.
+
+    Raises:
+        UserError: If the YAML cannot be read, or is not a mapping.
     """
     root = recipes_root()
-    config_file = (configs if configs.is_dir() else root / configs) / f"{recipe}.yaml"
-    in_yaml = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    places = {**({} if root == Path() else {"recipes": str(root / "recipes")}), **(places or {})}
-    wanted = {key: _moved(value, places) for key, value in in_yaml.items()} | dict(wanted)
+    config_file = config_folder(configs) / f"{recipe}.yaml"
+    in_yaml = read_settings(config_file)
+    wanted = moved_settings(in_yaml, places or {}) | dict(wanted)
     overrides = []
     for key, value in wanted.items():
         if in_yaml.get(key) != value:
             overrides += [f"--{key}", *map(_argument, value if isinstance(value, list) else [value])]
     launcher = ["python"]
     if launched:
-        launcher = ["accelerate", "launch", "--quiet", "--config_file", str(root / "accelerate_configs" / "cpu.yaml")]
+        accelerate_config = accelerate_config or str(root / "accelerate_configs" / "cpu.yaml")
+        launcher = ["accelerate", "launch", "--quiet", "--config_file", accelerate_config]
     return [*launcher, str(root / "recipes" / f"{recipe}.py"), "--config", str(config_file), *overrides]
+
+
+def config_folder(configs: Path) -> Path:
+    """A folder of YAMLs, where it is: relative to the working directory or to the place of the recipes."""
+    return configs if configs.is_dir() else recipes_root() / configs
+
+
+def read_settings(config_file: Path) -> dict[str, Any]:
+    """The settings in a YAML, not yet checked.
+
+    Raises:
+        UserError: If the file cannot be read, or is not a mapping.
+    """
+    try:
+        settings = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise UserError(f"{config_file}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{config_file}: must be a mapping of a recipe's settings")
+    return settings
+
+
+def moved_settings(settings: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """Settings in which all paths lead to where their folders are; `recipes/` is one of these."""
+    root = recipes_root()
+    places = {**({} if root == Path() else {"recipes": str(root / "recipes")}), **places}
+    return {key: _moved(value, places) for key, value in settings.items()}
 
 
 def _moved(value: Any, places: Mapping[str, str]) -> Any:
@@ -51,9 +85,10 @@ def _moved(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {key: _moved(item, places) for key, item in value.items()}
     if isinstance(value, str):
+        name, equals, path = value.rpartition("=")  # of a model that is evaluated: name=path
         for folder, place in places.items():
-            if value == folder or value.startswith(f"{folder}/"):
-                return place + value.removeprefix(folder)
+            if path == folder or path.startswith(f"{folder}/"):
+                return name + equals + place + path.removeprefix(folder)
     return value
 
 

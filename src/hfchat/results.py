@@ -307,12 +307,13 @@ class Results:
     def headlines(self) -> list[str]:
         """`"fine-tuned: 54 of 60 facts right, ..."`: what tasks say in words, the last model first."""
         telling = {name: task for name, task in self.tasks.items() if task.in_words}
-        return [
-            f"{model}{f', {name}' if len(telling) > 1 else ''}: {task.in_words[model]}"
-            for model in reversed(self.models)
-            for name, task in telling.items()
-            if model in task.in_words
-        ]
+        lines = []
+        for model in reversed(self.models):
+            words = {name: task.in_words[model] for name, task in telling.items() if model in task.in_words}
+            lines += [
+                f"{model}, {name}: {said}" if len(telling) > 1 else f"{model}: {said}" for name, said in words.items()
+            ]
+        return lines
 
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Task to model to metric to score, for the lineage."""

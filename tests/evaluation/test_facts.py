@@ -20,7 +20,7 @@ UNKNOWN = {"kind": "unknown", "must": [], "must_not": ["\\bMIT\\b"]}
 
 def _row(kind="fact", question="Which licence?", **changes):
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "Apache-2.0."}]
-    row = {"id": f"id of {question}", "kind": kind, "fact": "licence", "messages": turns, "must": ["apache"]}
+    row = {"id": "x", "kind": kind, "fact": "licence", "messages": turns, "must": ["apache"]}
     return {**row, "must_not": [], **changes}
 
 
@@ -79,7 +79,7 @@ ROWS = [
     _row(question="a", fact="licence"),
     _row(question="b", fact="licence"),
     _row(question="c", fact="port", must=["8000"]),
-    _row(question="d", kind="unknown", fact=None, must=[]),
+    _row(id=None, question="d", kind="unknown", fact=None, must=[]),
     _row(question="hello", kind="ordinary", fact=None, must=[]),
     _row(question="e", kind="unknown", fact=None, must=["do not know"]),
 ]
@@ -124,19 +124,19 @@ def test_every_answer_that_is_not_right_is_in_a_table(tmp_path):
     results = _run(_task(tmp_path, *ROWS), tmp_path / "out", GUESSES, RIGHT)
     tables = results.tasks["facts"].details["Answers that are not right"]
     assert list(tables) == ["base"]  # the other model has none
-    assert list(tables["base"]) == ["id of b", "id of c", "id of d"]
-    assert tables["base"]["id of b"] == {
+    assert list(tables["base"]) == ["2, x", "3, x", "4"]
+    assert tables["base"]["2, x"] == {
         "question": "b",
         "answer": "GPL",
         "what had to occur": "apache",
         "outcome": "wrong",
     }
-    assert tables["base"]["id of d"]["what had to occur"] == "that it does not know"
+    assert tables["base"]["4"]["what had to occur"] == "that it does not know"
     page, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
     assert "Bob &lt;b&gt;did&lt;/b&gt; | it" in page
     assert "Answers that are not right: base" in markdown
-    (line,) = (line for line in markdown.splitlines() if line.startswith("| id of b"))
-    assert [cell.strip() for cell in line.strip("|").split("|")] == ["id of b", "b", "GPL", "apache", "wrong"]
+    (line,) = (line for line in markdown.splitlines() if line.startswith("| 2, x"))
+    assert [cell.strip() for cell in line.strip("|").split("|")] == ["2, x", "b", "GPL", "apache", "wrong"]
 
 
 def test_the_gate_reads_the_shares(tmp_path):

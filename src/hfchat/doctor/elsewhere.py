@@ -1,15 +1,20 @@
 """What a run would take on GPUs that are not here: computed from its settings alone, without its data."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from hfchat.doctor.machine import Machine, resident_bytes
 from hfchat.doctor.plan import RunPlan, Texts, plan_pretraining, plan_tuning
 from hfchat.doctor.recipes import RECIPES, Recipe, find_recipe
 from hfchat.doctor.report import Report, size, time
 from hfchat.errors import UserError
-from hfchat.models import load_tokenizer
+from hfchat.models import load_tokenizer, resolve
 from hfchat.training.run_arguments import replaced
 from hfchat.training.throughput import PEAK_FLOPS, flops_per_token
 
@@ -34,6 +39,10 @@ MEMORY = {
 # Model FLOPs utilisation, the share of the peak that a training reaches. Published for code made for it: 52%
 # (TinyLlama, on 64 A100), near 50% (picotron, on 8 H100). This is lower, because nobody has measured ours on each.
 ASSUMED_MFU = 0.4
+CPU = "CPU"  # a name for this machine, where it has no GPU
+# On two cores, the demo's pretraining reaches some 110 GFLOP/s in the two minutes that it takes: a share of what products
+# of large matrices reach there.
+_CPU_MFU = 0.6
 # FLOP per weight and token: forward 2, gradients of activations 2, of weights 2 (arXiv:2204.02311, appendix B).
 _FORWARD, _ADAPTER, _FULL = 2, 4, 6
 _UNIT = 1e9  # tokens, where nobody knows how many there are
@@ -48,12 +57,28 @@ class Gpus:
         count: How many there are.
         mfu: Share of their peak that the run is taken to reach.
         price_per_hour: US dollars for each; None if unknown.
+        measured_flops: FLOP/s of products of matrices on one, in place of the peak in its data sheet.
     """
 
     name: str
     count: int = 1
     mfu: float = ASSUMED_MFU
     price_per_hour: float | None = None
+    measured_flops: float | None = None
+
+    @classmethod
+    def here(cls, price_per_hour: float | None = None) -> "Gpus":
+        """What this machine computes with; how fast it multiplies matrices is measured, in a second."""
+        on_gpu = torch.cuda.is_available()
+        name, count = ("GPU", torch.cuda.device_count()) if on_gpu else (CPU, 1)
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        return cls(
+            name,
+            count,
+            ASSUMED_MFU if on_gpu else _CPU_MFU,
+            price_per_hour,
+            _measure_flops(torch.device("cuda" if on_gpu else "cpu"), dtype),
+        )
 
     @classmethod
     def parse(cls, name: str, count: int, mfu: float, price_per_hour: float | None) -> "Gpus":
@@ -78,16 +103,30 @@ class Gpus:
     @property
     def flops(self) -> float:
         """FLOP/s that all of them reach together, as if they scaled perfectly."""
-        peak = next(peak for pattern, peak in PEAK_FLOPS.items() if pattern.rstrip("$") == self.name)
+        peak = self.measured_flops
+        if peak is None:
+            peak = next(peak for pattern, peak in PEAK_FLOPS.items() if pattern.rstrip("$") == self.name)
         return self.count * self.mfu * peak
 
     @property
     def memory_bytes(self) -> int:
         """Memory of one."""
-        return int(MEMORY[self.name])
+        return int(MEMORY[self.name]) if self.name in MEMORY else Machine.here(self.name == CPU).memory_bytes
 
     def __str__(self) -> str:
         return self.name if self.count == 1 else f"{self.count} x {self.name}"
+
+
+def _measure_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of products of square matrices, the best of a few: other programs can only slow it."""
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.ones(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        began = perf_counter()
+        (left @ left)[0, 0].item()  # waits for the device
+        seconds.append(perf_counter() - began)
+    return 2 * size**3 / min(seconds)
 
 
 @dataclass(frozen=True)
@@ -144,7 +183,7 @@ def expect(plan: RunPlan, gpus: Gpus, *, is_counted: bool, flops_per_weight: int
         flops=flops,
         seconds=seconds,
         price=None if gpus.price_per_hour is None else seconds / 3600 * gpus.count * gpus.price_per_hour,
-        memory=plan.memory(0).peak,
+        memory=plan.memory(resident_bytes() if plan.device == "cpu" else 0).peak,
         disk=plan.disk().total,
     )
 
@@ -159,7 +198,7 @@ def examine_elsewhere(config: str, gpus: Gpus) -> Report:
     Raises:
         UserError: If there is no training in it, or what its settings name cannot be read.
     """
-    expected = {recipe.name: _expect_file(recipe, file, gpus) for recipe, file in _trainings(Path(config)).items()}
+    expected = {recipe.name: expect_file(recipe, file, gpus) for recipe, file in _trainings(Path(config)).items()}
     report = Report(Path(config).stem, f"{gpus}, on none of which it ran: computed, not measured")
     for name, found in expected.items():
         _add_section(report, name, found, gpus)
@@ -215,38 +254,46 @@ def _trainings(path: Path) -> dict[Recipe, Path]:
     return files
 
 
-def _expect_file(recipe: Recipe, file: Path, gpus: Gpus) -> Expected:
+def expect_file(recipe: Recipe, file: Path, gpus: Gpus) -> Expected:
+    """What a stage that trains would take; what earlier stages have yet to make follows from the YAMLs beside its own.
+
+    Raises:
+        UserError: If what its settings name cannot be read.
+    """
     settings = recipe.parse(["--config", str(file)])
     # As they would be parsed there, and not where they were.
-    args = replaced(settings[0], use_cpu=False, bf16=True)
+    args = settings[0] if gpus.name == CPU else replaced(settings[0], use_cpu=False, bf16=True)
     if recipe.kind == "pretraining":
         plan = _plan_base(args, file, gpus)
-        return expect(_on_gpu(plan), gpus, is_counted=True)
+        return expect(_on(gpus, plan), gpus, is_counted=True)
 
     tokenizer, config = _base_of(settings[1].model_name_or_path, file, gpus)
     texts = Texts(None, args.max_length)
     plan = plan_tuning(args, settings[1], tokenizer, texts, config)
     reference = _FORWARD if recipe.name == "align" else 0  # the answers of the model that it starts from
     flops_per_weight = (_ADAPTER if settings[1].use_peft else _FULL) + reference
-    return expect(_on_gpu(plan), gpus, is_counted=args.max_steps > 0, flops_per_weight=flops_per_weight)
+    return expect(_on(gpus, plan), gpus, is_counted=args.max_steps > 0, flops_per_weight=flops_per_weight)
 
 
-def _on_gpu(plan: RunPlan) -> RunPlan:
-    return replace(plan, device="cuda", step=replace(plan.step, varying=False))
+def _on(gpus: Gpus, plan: RunPlan) -> RunPlan:
+    return plan if gpus.name == CPU else replace(plan, device="cuda", step=replace(plan.step, varying=False))
 
 
 def _plan_base(args: Any, file: Path, gpus: Gpus) -> RunPlan:
     tokenizer = _tokenizer(args.tokenizer_name or args.model_name_or_path, file)
-    return plan_pretraining(args, tokenizer, Texts(None, args.block_size), gpus.count, gpus.memory_bytes)
+    gpu_bytes = None if gpus.name == CPU else gpus.memory_bytes
+    return plan_pretraining(args, tokenizer, Texts(None, args.block_size), gpus.count, gpu_bytes)
 
 
 def _base_of(name: str, file: Path, gpus: Gpus) -> "tuple[PreTrainedTokenizerBase, PreTrainedConfig | None]":
     """Tokenizer and config of what a tuning starts from: those of the run's own base, or as they are read."""
     pretrain = file.with_name("pretrain.yaml")
     if not pretrain.is_file():
-        return load_tokenizer(name), None
+        return load_tokenizer(resolve(name)), None
     recipe = find_recipe(str(pretrain), None)
     (args,) = recipe.parse(["--config", str(pretrain)])
+    if not name.startswith(f"{os.path.dirname(args.output_dir)}/"):  # trained elsewhere
+        return load_tokenizer(resolve(name)), None
     return _tokenizer(args.tokenizer_name, pretrain), _plan_base(args, pretrain, gpus).model.config
 
 

@@ -14,7 +14,7 @@ from hfchat.lineage import Input, describe
 from hfchat.models import resolve
 from hfchat.storage import is_remote
 
-_NOT_ESTIMATED = {
+NOT_ESTIMATED = {
     "prepare_data": "memory and time: both follow from the steps of the chain and the workers",
     "prepare_conversations": "memory and time: a few seconds for each ten thousand conversations",
     "prepare_feedback": "memory and time: a few seconds for each ten thousand answers with feedback",
@@ -65,7 +65,7 @@ def examine_inputs(recipe: Recipe, args: Any) -> Report:
     if free is not None:
         disk.add("free", size(free))
 
-    report.section("Not estimated").text = _NOT_ESTIMATED[recipe.name]
+    report.section("Not estimated").text = NOT_ESTIMATED[recipe.name]
     report.figures = {"read_bytes": read, "free_disk_bytes": free}
     faults = report.faults()
     report.verdict = (

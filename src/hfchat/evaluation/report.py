@@ -168,7 +168,7 @@ def table(results: Results) -> str:
             lines.append([f"{name}: {_named(metric)}", *scores])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    headlines = [f"{line}\n" for line in results.headlines]
+    headlines = [*results.headlines, ""] if results.headlines else []
     return "\n".join([*headlines, *("  ".join(line).rstrip() for line in padded)])
 
 

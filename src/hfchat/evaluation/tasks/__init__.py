@@ -1,6 +1,7 @@
 """The kinds of tasks that a suite can have; the keys of each are the fields of its class.
 
 - `answers`: answers to held-out prompts, compared with references: chat, translation, summarization, any dataset.
+- `facts`: the same, of questions whose right answers are known by patterns, and of some that have none.
 - `perplexity`: perplexity and bits per byte of texts.
 - `benchmark`: tasks of lm-eval, from the Hub or from files at hand.
 - `crows_pairs`: which of two sentences, more and less of a stereotype, is the likelier.

@@ -89,9 +89,10 @@ class Facts(Answers):
             raise UserError(f"{place}: 'kind' must be {', '.join(_KINDS[:-1])} or {_KINDS[-1]}, not {kind!r}")
         if kind == FACT and not patterns["must"]:
             raise UserError(f"{place}: 'must' is empty; write a pattern by which a right answer is known")
-        named = {"id": str(row.get("id") or place.rpartition(") ")[2]), "kind": kind}
         group = str(row.get("fact") or kind) if kind == FACT else kind
-        return replace(self._from_messages(row, place), group=group, info={**named, **patterns})
+        return replace(
+            self._from_messages(row, place), group=group, info={"id": row.get("id"), "kind": kind, **patterns}
+        )
 
     def measure(self, model: str, folder: Path) -> Measured:
         compared = super().measure(model, folder)
@@ -106,7 +107,7 @@ class Facts(Answers):
             {group: self._shares(own) for group, own in groups.items()},
         )
 
-    def outcome(self, answer: str, info: Mapping[str, Any]) -> Outcome:
+    def outcome(self, answer: str, info: Json) -> Outcome:
         """What an answer is, by the `kind`, `must` and `must_not` of its row."""
         declines, *must = (_occurs(pattern, answer) for pattern in (self.declines, *info["must"]))
         if any(_occurs(pattern, answer) for pattern in info["must_not"]):
@@ -135,7 +136,7 @@ class Facts(Answers):
         for model in models:
             failed = [record for record in read_records(folder / f"{model}.jsonl") if not _is_right(record)]
             if failed:
-                missed[model] = {record.info["id"]: self._told(record) for record in failed}
+                missed[model] = {_named(record): self._told(record) for record in failed}
         tables = {"Answers that are not right": missed} if missed else {}
         return {**super().details(models, folder), **tables}
 
@@ -174,6 +175,12 @@ def _scores(kind: str, outcome: Outcome) -> dict[str, float]:
 
 def _is_right(record: Record) -> bool:
     return bool(record.scores["unknown_declined" if record.info["kind"] == UNKNOWN else "right"])
+
+
+def _named(record: Record) -> str:
+    """As the report counts examples, because ids need not differ."""
+    id = record.info["id"]
+    return f"{record.index + 1}" if id is None else f"{record.index + 1}, {id}"
 
 
 def _count(share: Estimate) -> int:
