@@ -107,7 +107,7 @@ def test_a_question_is_asked_as_it_is_written_and_in_so_many_variants():
     assert len({said(row)[-1] for row in varied}) == len(varied)
     # Whatever is added to it or mistyped, it has kept most of its words.
     assert all(
-        program.in_common(said(row)[-1].lower().split(), "how do i use graphics".split()) >= 4 for row in varied
+        program.in_common(said(row)[-1].lower().split(), ["how", "do", "i", "use", "graphics"]) >= 4 for row in varied
     )
 
 
