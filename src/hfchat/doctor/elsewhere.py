@@ -81,7 +81,7 @@ class Gpus:
 
     @classmethod
     def parse(cls, name: str, count: int, mfu: float, price_per_hour: float | None) -> "Gpus":
-        """Of what a command line says; the name in any case, with hyphens or spaces.
+        """GPUs as a command line names them: in any case, with hyphens or spaces.
 
         Raises:
             UserError: If there is no such GPU, or a number is out of its range.

@@ -52,7 +52,8 @@ class MixedDataset(Entry):
     @property
     def label(self) -> str:
         """What reports call it: two entries may have one path."""
-        return " ".join(filter(None, (self.path, self.name, self.split)))
+        rows = (f"{column}={'|'.join(map(str, values))}" for column, values in self.where.items())
+        return " ".join(filter(None, (self.path, self.name, self.split, *rows)))
 
 
 def check_mixture(entries: Sequence[MixedDataset]) -> None:

@@ -124,6 +124,10 @@ class PretrainArguments(RunArguments, TrainingArguments):
     def tokens_per_step(self) -> int:
         return self.block_size * self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
+    def _step_of(self, processes: int) -> int:
+        """Tokens of a step of so many processes."""
+        return self.tokens_per_step // self.world_size * processes
+
     def derive(
         self,
         model: "PreTrainedModel",
@@ -145,9 +149,6 @@ class PretrainArguments(RunArguments, TrainingArguments):
         processes = processes or self.world_size
         gpu_bytes = gpu_bytes or self._gpu_bytes
 
-        def tokens_per_step(args: "PretrainArguments") -> int:
-            return args.tokens_per_step // self.world_size * processes
-
         in_an_epoch = None
         if self.max_steps <= 0 and self.num_train_epochs > 0 and blocks is not None:
             in_an_epoch = blocks * self.block_size
@@ -156,7 +157,7 @@ class PretrainArguments(RunArguments, TrainingArguments):
         if in_an_epoch is not None:
             tokens = round(self.num_train_epochs * in_an_epoch)
         elif self.max_steps > 0 and self._batch_is_set:
-            tokens = self.max_steps * tokens_per_step(self)
+            tokens = self.max_steps * self._step_of(processes)
         schedule = Schedule.of(model, tokens)
         # The batch: first what the schedule wants, then in as few passes as the memory allows.
         if not self._batch_is_set:
@@ -168,16 +169,16 @@ class PretrainArguments(RunArguments, TrainingArguments):
             derived.per_device_eval_batch_size = derived.per_device_train_batch_size
         # The length follows from the batch.
         if in_an_epoch is not None:  # each epoch ends with a step, if need be a smaller one
-            derived.max_steps = math.ceil(self.num_train_epochs * -(-in_an_epoch // tokens_per_step(derived)))
+            derived.max_steps = math.ceil(self.num_train_epochs * -(-in_an_epoch // derived._step_of(processes)))
         elif self.max_steps <= 0:
-            derived.max_steps = math.ceil(schedule.tokens / tokens_per_step(derived))
+            derived.max_steps = math.ceil(schedule.tokens / derived._step_of(processes))
         # The rates follow from the width and, where the batch is smaller than the schedule's, from the batch.
         trained_already = self.model_name_or_path is not None
         if self.learning_rate is None:
-            from_scratch = schedule.learning_rate(str(self.optimizer), tokens_per_step(derived))
+            from_scratch = schedule.learning_rate(str(self.optimizer), derived._step_of(processes))
             derived.learning_rate = 1e-4 if trained_already else from_scratch
         if self.embedding_learning_rate is None:
-            from_scratch = schedule.embedding_learning_rate(tokens_per_step(derived))
+            from_scratch = schedule.embedding_learning_rate(derived._step_of(processes))
             derived.embedding_learning_rate = derived.learning_rate if trained_already else from_scratch
         if self.weight_decay is None:
             derived.weight_decay = schedule.weight_decay
