@@ -6,6 +6,7 @@ A YAML is named as its recipe. What is expected is said before the first stage s
 import itertools
 import tempfile
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,15 @@ import yaml
 from hfchat.config import identity_of
 from hfchat.errors import UserError
 from hfchat.lineage import is_whole, metrics_of, read_lineage
-from hfchat.pipeline import config_folder, moved_settings, read_settings, recipe_command, recipes_root, run_recipe
+from hfchat.pipeline import (
+    Settings,
+    config_folder,
+    moved_settings,
+    read_settings,
+    recipe_command,
+    recipes_root,
+    run_recipe,
+)
 from hfchat.results import Results
 from hfchat.storage import as_path
 from hfchat.toy import shrink, write_pairs
@@ -72,7 +81,7 @@ class RunStage:
     """One stage of a run: its recipe, its settings with all that is overridden, and its command."""
 
     recipe: str
-    settings: dict[str, Any]
+    settings: Settings
     command: list[str]
 
     @property
@@ -128,7 +137,8 @@ def stages_of(options: RunOptions) -> tuple[list[RunStage], str, list[str]]:
     accelerate_config = options.accelerate_config or _accelerate_config()
     stages, notes = [], ["A toy: it proves the path, not the model."] if options.toy else []
     for recipe, settings in in_yaml.items():
-        moved, small = moved_settings(settings, places), {}
+        moved = moved_settings(settings, places)
+        small: Settings = {}
         if options.toy:
             small, note = shrink(recipe, moved, output_dir, has_align="align" in in_yaml)
             notes.append(f"  {note}")
@@ -231,7 +241,7 @@ def is_finished(stage: RunStage, arguments: Sequence[Any]) -> bool:
     """Whether its output is whole and was made with these settings; its recipe also looks at what it was made from."""
     if stage.output_dir is None or (lineage := read_lineage(stage.output_dir)) is None:
         return False
-    asked = {key: value for part in arguments for key, value in identity_of(part).items()}
+    asked = dict(ChainMap(*map(identity_of, arguments)))
     return lineage["identity"]["config"] == asked and is_whole(as_path(stage.output_dir))
 
 
@@ -257,7 +267,7 @@ def _expected(stage: RunStage, file: Path, machine: "Gpus") -> list[str]:
     return cells if found.price is None else [*cells, f"${scale * found.price:,.2f}"]
 
 
-def _datasets(settings: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _datasets(settings: Settings) -> Iterator[tuple[str, float]]:
     """What a tuning learns from, each with its epochs."""
     for entry in settings.get("dataset_mixture") or [{"path": settings.get("dataset_name", "")}]:
         yield entry["path"], float(entry.get("epochs", 1))
@@ -285,9 +295,8 @@ def summary(stages: Sequence[RunStage], output_dir: str, seconds: float) -> str:
     for stage, folder in made:
         if stage.recipe == "evaluate":
             lines += Results.read("evaluation", folder).headlines[:1]
-            names = [
-                name for name, _, path in (entry.partition("=") for entry in stage.settings["models"]) if path == model
-            ]
+            paths = dict(entry.split("=", 1) for entry in stage.settings["models"])
+            names = [name for name, path in paths.items() if path == model]
             lines += [f"card: {folder}/cards/{name}.md" for name in names]
     return "\n".join(lines)
 
