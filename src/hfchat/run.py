@@ -4,10 +4,11 @@ A YAML is named as its recipe. What is expected is said before the first stage s
 """
 
 import itertools
+import json
 import tempfile
 import time
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ STAGES = {
     "publish": "what was made, on the Hub",
 }
 _LAUNCHED = ("pretrain", "finetune", "align")  # by Accelerate
-_CHARACTERS_PER_TOKEN = 4  # of English text, with the JSON around it, about
+_CHARACTERS_PER_TOKEN = 4  # of English text, about
 
 
 @dataclass(frozen=True)
@@ -259,24 +260,29 @@ def _expected(stage: RunStage, file: Path, machine: "Gpus") -> list[str]:
     # Where the steps follow from the data, it is what its files hold.
     scale = 1.0
     if found.steps is None:
-        tokens = sum(map(_tokens, _datasets(stage.settings))) * float(stage.settings.get("num_train_epochs", 1))
-        if not tokens:
+        tokens = list(map(_tokens, _datasets(stage.settings)))
+        if not all(tokens):  # nobody knows how much there is of what is on the Hub
             return ["follows from its data", size(found.memory), size(found.disk)]
-        scale = tokens / found.tokens
+        scale = sum(tokens) * float(stage.settings.get("num_train_epochs", 1)) / found.tokens
     cells = [shown_time(scale * found.seconds), size(found.memory), size(found.disk)]
     return cells if found.price is None else [*cells, f"${scale * found.price:,.2f}"]
 
 
-def _datasets(settings: Settings) -> Iterator[tuple[str, float]]:
-    """What a tuning learns from, each with its epochs."""
-    for entry in settings.get("dataset_mixture") or [{"path": settings.get("dataset_name", "")}]:
-        yield entry["path"], float(entry.get("epochs", 1))
+def _datasets(settings: Settings) -> list[Settings]:
+    """What a tuning learns from, as entries of a mixture."""
+    return settings.get("dataset_mixture") or [{"path": settings.get("dataset_name", "")}]
 
 
-def _tokens(dataset: tuple[str, float]) -> float:
-    path, epochs = dataset
-    files = [file for file in Path(path).glob("train*") if file.is_file()] if path else []
-    return epochs * sum(file.stat().st_size for file in files) / _CHARACTERS_PER_TOKEN
+def _tokens(entry: Settings) -> float:
+    """Tokens of the conversations that an entry takes of JSON lines at hand, about; 0 for other data."""
+    files = Path(entry["path"]).glob("train*.jsonl") if entry["path"] else ()
+    lines = itertools.chain.from_iterable(file.read_text(encoding="utf-8").splitlines() for file in files)
+    where = entry.get("where", {}).items()
+    characters = 0
+    for row in map(json.loads, lines):
+        if all(row.get(column) in values for column, values in where):
+            characters += sum(len(turn.get("content") or "") for turn in row.get("messages", []))
+    return entry.get("epochs", 1) * characters / _CHARACTERS_PER_TOKEN
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
