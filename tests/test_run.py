@@ -141,6 +141,15 @@ def test_what_is_expected_is_said_before_the_first_stage(monkeypatch, capsys):
     assert "the first command" in after
 
 
+def test_the_time_of_a_tuning_follows_from_the_conversations_that_it_takes(tmp_path):
+    rows = [{"kind": kind, "messages": [{"role": "user", "content": "a" * 40}]} for kind in ("fact", "other")]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    entry = {"path": str(tmp_path), "epochs": 3}
+    assert run_module._tokens(entry) == 60
+    assert run_module._tokens(entry | {"where": {"kind": ["fact"]}}) == 30
+    assert run_module._tokens({"path": "someone/on-the-hub"}) == 0
+
+
 def test_a_key_that_a_recipe_does_not_know_is_refused_before_any_work(tmp_path):
     folder = folder_of(tmp_path, "train_tokenizer", no_such_key=1)
     stages, _, _ = stages_of(RunOptions(str(folder)))

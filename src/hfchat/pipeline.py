@@ -13,6 +13,8 @@ import yaml
 
 from hfchat.errors import UserError
 
+Settings = dict[str, Any]  # a recipe's, as its YAML has them; the recipe's own parser checks them
+
 
 def recipe_command(
     recipe: str,
@@ -56,7 +58,7 @@ def config_folder(configs: Path) -> Path:
     return configs if configs.is_dir() else recipes_root() / configs
 
 
-def read_settings(config_file: Path) -> dict[str, Any]:
+def read_settings(config_file: Path) -> Settings:
     """The settings in a YAML, not yet checked.
 
     Raises:
@@ -71,7 +73,7 @@ def read_settings(config_file: Path) -> dict[str, Any]:
     return settings
 
 
-def moved_settings(settings: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+def moved_settings(settings: Mapping[str, Any], places: Mapping[str, str]) -> Settings:
     """Settings in which all paths lead to where their folders are; `recipes/` is one of these."""
     root = recipes_root()
     places = {**({} if root == Path() else {"recipes": str(root / "recipes")}), **places}

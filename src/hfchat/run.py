@@ -4,9 +4,11 @@ A YAML is named as its recipe. What is expected is said before the first stage s
 """
 
 import itertools
+import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,15 @@ import yaml
 from hfchat.config import identity_of
 from hfchat.errors import UserError
 from hfchat.lineage import is_whole, metrics_of, read_lineage
-from hfchat.pipeline import config_folder, moved_settings, read_settings, recipe_command, recipes_root, run_recipe
+from hfchat.pipeline import (
+    Settings,
+    config_folder,
+    moved_settings,
+    read_settings,
+    recipe_command,
+    recipes_root,
+    run_recipe,
+)
 from hfchat.results import Results
 from hfchat.storage import as_path
 from hfchat.toy import shrink, write_pairs
@@ -37,7 +47,7 @@ STAGES = {
     "publish": "what was made, on the Hub",
 }
 _LAUNCHED = ("pretrain", "finetune", "align")  # by Accelerate
-_CHARACTERS_PER_TOKEN = 4  # of English text, with the JSON around it, about
+_CHARACTERS_PER_TOKEN = 4  # of English text, about
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class RunStage:
     """One stage of a run: its recipe, its settings with all that is overridden, and its command."""
 
     recipe: str
-    settings: dict[str, Any]
+    settings: Settings
     command: list[str]
 
     @property
@@ -128,7 +138,8 @@ def stages_of(options: RunOptions) -> tuple[list[RunStage], str, list[str]]:
     accelerate_config = options.accelerate_config or _accelerate_config()
     stages, notes = [], ["A toy: it proves the path, not the model."] if options.toy else []
     for recipe, settings in in_yaml.items():
-        moved, small = moved_settings(settings, places), {}
+        moved = moved_settings(settings, places)
+        small: Settings = {}
         if options.toy:
             small, note = shrink(recipe, moved, output_dir, has_align="align" in in_yaml)
             notes.append(f"  {note}")
@@ -231,7 +242,7 @@ def is_finished(stage: RunStage, arguments: Sequence[Any]) -> bool:
     """Whether its output is whole and was made with these settings; its recipe also looks at what it was made from."""
     if stage.output_dir is None or (lineage := read_lineage(stage.output_dir)) is None:
         return False
-    asked = {key: value for part in arguments for key, value in identity_of(part).items()}
+    asked = dict(ChainMap(*map(identity_of, arguments)))
     return lineage["identity"]["config"] == asked and is_whole(as_path(stage.output_dir))
 
 
@@ -249,24 +260,29 @@ def _expected(stage: RunStage, file: Path, machine: "Gpus") -> list[str]:
     # Where the steps follow from the data, it is what its files hold.
     scale = 1.0
     if found.steps is None:
-        tokens = sum(map(_tokens, _datasets(stage.settings))) * float(stage.settings.get("num_train_epochs", 1))
-        if not tokens:
+        tokens = list(map(_tokens, _datasets(stage.settings)))
+        if not all(tokens):  # nobody knows how much there is of what is on the Hub
             return ["follows from its data", size(found.memory), size(found.disk)]
-        scale = tokens / found.tokens
+        scale = sum(tokens) * float(stage.settings.get("num_train_epochs", 1)) / found.tokens
     cells = [shown_time(scale * found.seconds), size(found.memory), size(found.disk)]
     return cells if found.price is None else [*cells, f"${scale * found.price:,.2f}"]
 
 
-def _datasets(settings: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """What a tuning learns from, each with its epochs."""
-    for entry in settings.get("dataset_mixture") or [{"path": settings.get("dataset_name", "")}]:
-        yield entry["path"], float(entry.get("epochs", 1))
+def _datasets(settings: Settings) -> list[Settings]:
+    """What a tuning learns from, as entries of a mixture."""
+    return settings.get("dataset_mixture") or [{"path": settings.get("dataset_name", "")}]
 
 
-def _tokens(dataset: tuple[str, float]) -> float:
-    path, epochs = dataset
-    files = [file for file in Path(path).glob("train*") if file.is_file()] if path else []
-    return epochs * sum(file.stat().st_size for file in files) / _CHARACTERS_PER_TOKEN
+def _tokens(entry: Settings) -> float:
+    """Tokens of the conversations that an entry takes of JSON lines at hand, about; 0 for other data."""
+    files = Path(entry["path"]).glob("train*.jsonl") if entry["path"] else ()
+    lines = itertools.chain.from_iterable(file.read_text(encoding="utf-8").splitlines() for file in files)
+    where = entry.get("where", {}).items()
+    characters = 0
+    for row in map(json.loads, lines):
+        if all(row.get(column) in values for column, values in where):
+            characters += sum(len(turn.get("content") or "") for turn in row.get("messages", []))
+    return entry.get("epochs", 1) * characters / _CHARACTERS_PER_TOKEN
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -285,9 +301,8 @@ def summary(stages: Sequence[RunStage], output_dir: str, seconds: float) -> str:
     for stage, folder in made:
         if stage.recipe == "evaluate":
             lines += Results.read("evaluation", folder).headlines[:1]
-            names = [
-                name for name, _, path in (entry.partition("=") for entry in stage.settings["models"]) if path == model
-            ]
+            paths = dict(entry.split("=", 1) for entry in stage.settings["models"])
+            names = [name for name, path in paths.items() if path == model]
             lines += [f"card: {folder}/cards/{name}.md" for name in names]
     return "\n".join(lines)
 

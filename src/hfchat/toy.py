@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfchat.models import BUNDLED
-from hfchat.pipeline import recipes_root
+from hfchat.pipeline import Settings, recipes_root
 
 # What is small for each recipe, whatever its YAML says.
 _FEW_STEPS = {
@@ -20,7 +20,7 @@ _FEW_STEPS = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 2,
 }
-SMALL: dict[str, dict[str, Any]] = {
+SMALL: dict[str, Settings] = {
     "prepare_data": {
         "sources": [{"path": "installed-docs", "max_bytes_per_package": 60_000}],
         "validation_fraction": 0.05,
@@ -57,9 +57,7 @@ PAIRS = "toy-pairs"  # below the run's output
 _PAIRS = 40
 
 
-def shrink(
-    recipe: str, settings: Mapping[str, Any], output_dir: str, *, has_align: bool
-) -> tuple[dict[str, Any], str]:
+def shrink(recipe: str, settings: Mapping[str, Any], output_dir: str, *, has_align: bool) -> tuple[Settings, str]:
     """What to override of a recipe's settings, and in one line what that makes smaller.
 
     Args:
@@ -104,7 +102,7 @@ def write_pairs(output_dir: str) -> None:
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 
-def _local_conversations(settings: Mapping[str, Any], output_dir: str) -> dict[str, Any]:
+def _local_conversations(settings: Mapping[str, Any], output_dir: str) -> Settings:
     """Those datasets of a fine-tuning that are at hand; the repository's conversations where none is."""
     if mixture := settings.get("dataset_mixture"):
         here = [entry for entry in mixture if _is_here(entry["path"], output_dir)]
@@ -114,11 +112,11 @@ def _local_conversations(settings: Mapping[str, Any], output_dir: str) -> dict[s
     return {}
 
 
-def _small_evaluation(settings: Mapping[str, Any], output_dir: str) -> tuple[dict[str, Any], str]:
+def _small_evaluation(settings: Mapping[str, Any], output_dir: str) -> tuple[Settings, str]:
     """Overrides of an evaluation, and what is left out because it is on the Hub or a server."""
     models = settings.get("models", [])
     here = [entry for entry in models if _is_here(entry.partition("=")[2], output_dir)]
-    small: dict[str, Any] = {"models": here or models}
+    small: Settings = {"models": here or models}
     if "tasks" not in settings:
         return small | {"max_samples": 8, "max_new_tokens": 48}, ""
 
