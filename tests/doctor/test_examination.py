@@ -58,7 +58,7 @@ def forbid_calibration(*args, **kwargs):
 
 def test_every_shipped_yaml_is_known_by_its_name():
     for file in (ROOT / "recipes" / "configs").rglob("*.yaml"):
-        if "publish" in (file.parent.name, file.stem):  # has a dry run of its own
+        if file.parent.name == "publish":  # has a dry run of its own
             continue
         recipe = find_recipe(str(file), None)
         assert recipe.script.is_file()
@@ -133,8 +133,8 @@ def test_a_fine_tuning_shows_its_labels_and_finds_what_is_wrong_with_the_data(ch
 
 def test_a_mixture_is_examined_as_a_whole(chat_model, conversations, tmp_path):
     data = conversations([chat(f"What is {number}?") for number in range(8)], [chat("Where?")])
-    more = [chat(f"Who {number}?") for number in range(40)]
-    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in more))
+    more = "".join(json.dumps({"messages": chat(f"Who {i}?")}) + "\n" for i in range(40))
+    (tmp_path / "more.jsonl").write_text(more)
     entries = [{"path": str(data), "epochs": 9}, {"path": str(tmp_path / "more.jsonl")}]
     settings = finetuning(chat_model, data, tmp_path, "--packing", "false", "--num_train_epochs", "2")
     settings[2:4] = ["--dataset_mixture", *map(json.dumps, entries)]
