@@ -129,7 +129,7 @@ class FinetuneTrainer(CheckpointMixin, SFTTrainer):
         targets = pad(labels[positions], padding, value=IGNORE)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         with scoring_only(head, pad(positions, padding)):
-            logits = model(**inputs, use_cache=False).logits[0]
+            logits = model(**inputs, use_cache=False).logits.squeeze(0)  # a view, whose gradient costs nothing
         loss = cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE)
         if num_items_in_batch is None:
             return loss / max(len(positions), 1)
