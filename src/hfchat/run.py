@@ -166,7 +166,7 @@ def _find(folder: Path) -> dict[str, Path]:
 
 
 def _common_folder(output_dirs: Sequence[str]) -> str:
-    """The folder that holds all outputs, as a path or URL; empty if there is none."""
+    """The folder that holds all outputs, as a path or URL; empty if they have none in common."""
     above = [folder.rstrip("/").split("/")[:-1] for folder in output_dirs]
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*above, strict=False))
     return "/".join(parts[0] for parts in shared)

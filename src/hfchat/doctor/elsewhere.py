@@ -164,7 +164,7 @@ def expect(plan: RunPlan, gpus: Gpus, *, is_counted: bool, flops_per_weight: int
     """What a plan comes to on some GPUs.
 
     Args:
-        plan: Of one process.
+        plan: The work of one process.
         gpus: One for each process.
         is_counted: Whether the plan's steps are those of the run.
         flops_per_weight: FLOP for each weight and token: 6 where all weights are trained.
