@@ -1,6 +1,6 @@
 """The notebooks run from start to end on tiny models, and what is committed of them is fit to be read.
 
-The three that take longest run only where they are asked for: `HFCHAT_NOTEBOOKS=1 make test
+The four that take longest run only where they are asked for: `HFCHAT_NOTEBOOKS=1 make test
 ARGS=tests/recipes/test_notebooks.py`. CI has 25 minutes for everything.
 """
 
@@ -45,8 +45,9 @@ def code_cells(notebook):
 
 
 def test_there_is_one_for_each_stage():
-    stages = ["data", "tokenizer", "pretraining", "finetuning", "evaluation", "safety", "serving_and_feedback"]
-    assert [path.stem for path in NOTEBOOKS] == [f"{n:02}_{stage}" for n, stage in enumerate([*stages, "the_loop"], 1)]
+    stages = ["the_whole_way", "data", "tokenizer", "pretraining", "finetuning", "evaluation", "safety"]
+    stages += ["serving_and_feedback", "the_loop"]
+    assert [path.stem for path in NOTEBOOKS] == [f"{number:02}_{stage}" for number, stage in enumerate(stages)]
 
 
 def test_it_can_be_opened_everywhere(notebook):
@@ -58,13 +59,13 @@ def test_it_can_be_opened_everywhere(notebook):
     assert title.source.startswith("# ")
 
 
-def test_its_settings_are_one_cell_of_constants_with_the_switch_for_the_hub(notebook):
+def test_its_settings_are_one_cell_of_constants_and_need_no_hub(notebook):
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code_cells(notebook)[:1]
     settings = ast.parse(tagged[0].source).body
     values = {statement.targets[0].id: ast.literal_eval(statement.value) for statement in settings}
     assert all(name.isupper() for name in values)
-    assert values["USE_HUB"] is False
+    assert not values.get("USE_HUB")
     assert values["HFCHAT_SOURCE"] == "", "there is no address that everybody could install from"
     assert values["OUTPUT"].startswith("outputs/notebooks/")
     used = {word for cell in code_cells(notebook)[1:] for word in re.findall(r"\w+", cell.source)}
@@ -117,6 +118,16 @@ def execute(tmp_path, monkeypatch):
         return folder / "outputs" / "notebooks", "".join(output.get("text", "") for output in outputs), pictures
 
     return run
+
+
+@asked_for
+def test_the_whole_way(execute):
+    outputs, printed, pictures = execute("00_the_whole_way")
+    made = outputs / "own-small-toy"
+    assert (made / "assistant" / "model" / "model.safetensors").is_file()
+    assert "of 8 facts right" in printed
+    assert "<|im_start|>assistant\n⟦" in printed
+    assert pictures == 3
 
 
 def test_data(execute, tmp_path):
