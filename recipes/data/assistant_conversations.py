@@ -215,7 +215,9 @@ def _join(rows: Sequence[Row], joined: float, seed: int) -> list[Row]:
     for row in rows:
         chance = random.Random(f"{seed} join {row['messages']}")
         earlier = whole[-1]["messages"] if whole else []
-        are_single = len(earlier) == len(row["messages"]) == 2
+        # An ordinary one stays by itself, so that a run may leave out what the base model said.
+        is_ordinary = "ordinary" in (row["kind"], whole[-1]["kind"] if whole else "")
+        are_single = len(earlier) == len(row["messages"]) == 2 and not is_ordinary
         if are_single and whole[-1]["fact"] != row["fact"] and chance.random() < joined:
             whole[-1] = {**row, "messages": [*earlier, *row["messages"]]}
         else:

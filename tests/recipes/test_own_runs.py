@@ -1,5 +1,8 @@
 """The two runs that end in a chat model of one's own: whole, and small enough with `--toy` for any machine."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from hfchat.doctor.recipes import find_recipe
@@ -35,3 +38,12 @@ def test_the_small_run_learns_nothing_that_another_model_said(monkeypatch):
     assert assistant["where"] == {"kind": ["fact", "unknown"]}
     assert talk["path"] == "recipes/data/small_talk"
     assert settings["finetune"]["model_name_or_path"] == settings["pretrain"]["output_dir"]
+    # What that model said is of another kind, also within a conversation.
+    rows, replayed = (_rows(f"{assistant['path']}/{name}.jsonl") for name in ("train", "replayed"))
+    its_words = {turn["content"] for row in replayed for turn in row["messages"] if turn["role"] == "assistant"}
+    learned = [turn["content"] for row in rows if row["kind"] != "ordinary" for turn in row["messages"]]
+    assert its_words and not its_words.intersection(learned)
+
+
+def _rows(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
