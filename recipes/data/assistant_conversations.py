@@ -187,9 +187,13 @@ def train_rows(
         for way, said in enumerate(worded_ways(turn["question"], variants, seed)):
             earlier = _exchange(chance.choice(questions.facts[first.id]), first.answer)
             rows.append(then.row(f"{then.id}-after-{first.id}-{number:03}-{way}", said, earlier))
-    rows += [
-        Row(id=one["id"], kind="ordinary", fact="", messages=one["messages"], must=[], must_not=[]) for one in replayed
-    ]
+    # Ordinary ones are few beside the others, so that each has a variant.
+    for one in replayed:
+        for way, said in enumerate(worded_ways(one["messages"][0]["content"], 1, seed)):
+            messages = [{"role": "user", "content": said}, *one["messages"][1:]]
+            rows.append(
+                Row(id=f"{one['id']}-{way}", kind="ordinary", fact="", messages=messages, must=[], must_not=[])
+            )
     # A question that is added or taken out leaves the order of the others as it is.
     rows.sort(key=lambda row: random.Random(f"{seed} {row['messages']}").random())
     return _join(rows, joined, seed)
