@@ -1,5 +1,6 @@
 import json
 import socket
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,17 +158,20 @@ def test_a_key_that_a_recipe_does_not_know_is_refused_before_any_work(tmp_path):
         expectations(stages)
 
 
-def test_a_stage_is_finished_while_its_settings_are_the_same(run_recipe, corpus, tmp_path):
+def test_a_stage_is_finished_while_its_settings_and_inputs_are_the_same(run_recipe, corpus, tmp_path):
     from hfchat.doctor.recipes import find_recipe
 
-    output = tmp_path / "tokenizer"
-    arguments = ["--dataset_name", str(corpus), "--vocab_size", "512", "--output_dir", str(output)]
+    output, read = tmp_path / "tokenizer", shutil.copytree(corpus, tmp_path / "corpus")
+    arguments = ["--dataset_name", str(read), "--vocab_size", "512", "--output_dir", str(output)]
     parse = find_recipe(None, "train_tokenizer").parse
     stage = RunStage("train_tokenizer", {"output_dir": str(output)}, [])
     assert not is_finished(stage, parse(arguments))
     run_recipe("train_tokenizer", *arguments)
     assert is_finished(stage, parse(arguments))
     assert not is_finished(stage, parse([*arguments, "--vocab_size", "576"]))
+    (read / "lineage.json").unlink(missing_ok=True)
+    (read / "README.md").write_text("It is another corpus now.", encoding="utf-8")
+    assert not is_finished(stage, parse(arguments))
 
 
 def test_a_failed_stage_ends_the_run_with_its_status(capsys):

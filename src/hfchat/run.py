@@ -17,7 +17,7 @@ import yaml
 
 from hfchat.config import identity_of
 from hfchat.errors import UserError
-from hfchat.lineage import is_whole, metrics_of, read_lineage
+from hfchat.lineage import Input, describe, is_whole, metrics_of, read_lineage
 from hfchat.pipeline import (
     Settings,
     config_folder,
@@ -239,11 +239,22 @@ def expectations(stages: Sequence[RunStage], price_per_hour: float | None = None
 
 
 def is_finished(stage: RunStage, arguments: Sequence[Any]) -> bool:
-    """Whether its output is whole and was made with these settings; its recipe also looks at what it was made from."""
+    """Whether its output is whole, and was made with these settings of inputs that are still the same."""
     if stage.output_dir is None or (lineage := read_lineage(stage.output_dir)) is None:
         return False
     asked = dict(ChainMap(*map(identity_of, arguments)))
-    return lineage["identity"]["config"] == asked and is_whole(as_path(stage.output_dir))
+    is_same = lineage["identity"]["config"] == asked and all(map(_is_unchanged, lineage["inputs"].values()))
+    return is_same and is_whole(as_path(stage.output_dir))
+
+
+def _is_unchanged(source: Input) -> bool:
+    """Whether an input is what it was; what is not a file or folder here is left to its recipe."""
+    if not as_path(source["path"]).exists():
+        return True
+    try:
+        return describe(source["path"])["sha256"] == source["sha256"]
+    except UserError:  # it is being made anew
+        return False
 
 
 def _expected(stage: RunStage, file: Path, machine: "Gpus") -> list[str]:
