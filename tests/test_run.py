@@ -1,6 +1,6 @@
 import json
-import socket
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
