@@ -58,7 +58,7 @@ def forbid_calibration(*args, **kwargs):
 
 def test_every_shipped_yaml_is_known_by_its_name():
     for file in (ROOT / "recipes" / "configs").rglob("*.yaml"):
-        if file.parent.name == "publish":  # has a dry run of its own
+        if "publish" in (file.parent.name, file.stem):  # has a dry run of its own
             continue
         recipe = find_recipe(str(file), None)
         assert recipe.script.is_file()
