@@ -73,7 +73,7 @@ def read_settings(config_file: Path) -> Settings:
     return settings
 
 
-def moved_settings(settings: Mapping[str, Any], places: Mapping[str, str]) -> Settings:
+def moved_settings(settings: Settings, places: Mapping[str, str]) -> Settings:
     """Settings in which all paths lead to where their folders are; `recipes/` is one of these."""
     root = recipes_root()
     places = {**({} if root == Path() else {"recipes": str(root / "recipes")}), **places}

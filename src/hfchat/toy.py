@@ -1,7 +1,6 @@
 """`--toy`: the settings of any run made so small that it ends in minutes, without a GPU or a network."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ PAIRS = "toy-pairs"  # below the run's output
 _PAIRS = 40
 
 
-def shrink(recipe: str, settings: Mapping[str, Any], output_dir: str, *, has_align: bool) -> tuple[Settings, str]:
+def shrink(recipe: str, settings: Settings, output_dir: str, *, has_align: bool) -> tuple[Settings, str]:
     """What to override of a recipe's settings, and in one line what that makes smaller.
 
     Args:
@@ -102,7 +101,7 @@ def write_pairs(output_dir: str) -> None:
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 
-def _local_conversations(settings: Mapping[str, Any], output_dir: str) -> Settings:
+def _local_conversations(settings: Settings, output_dir: str) -> Settings:
     """Those datasets of a fine-tuning that are at hand; the repository's conversations where none is."""
     if mixture := settings.get("dataset_mixture"):
         here = [entry for entry in mixture if _is_here(entry["path"], output_dir)]
@@ -112,7 +111,7 @@ def _local_conversations(settings: Mapping[str, Any], output_dir: str) -> Settin
     return {}
 
 
-def _small_evaluation(settings: Mapping[str, Any], output_dir: str) -> tuple[Settings, str]:
+def _small_evaluation(settings: Settings, output_dir: str) -> tuple[Settings, str]:
     """Overrides of an evaluation, and what is left out because it is on the Hub or a server."""
     models = settings.get("models", [])
     here = [entry for entry in models if _is_here(entry.partition("=")[2], output_dir)]
