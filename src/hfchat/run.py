@@ -287,12 +287,15 @@ def _datasets(settings: Settings) -> list[Settings]:
 def _tokens(entry: Settings) -> float:
     """Tokens of the conversations that an entry takes of JSON lines at hand, about; 0 for other data."""
     files = Path(entry["path"]).glob("train*.jsonl") if entry["path"] else ()
-    lines = itertools.chain.from_iterable(file.read_text(encoding="utf-8").splitlines() for file in files)
     where = entry.get("where", {}).items()
     characters = 0
-    for row in map(json.loads, lines):
-        if all(row.get(column) in values for column, values in where):
-            characters += sum(len(turn.get("content") or "") for turn in row.get("messages", []))
+    try:
+        lines = itertools.chain.from_iterable(file.read_text(encoding="utf-8").splitlines() for file in files)
+        for row in map(json.loads, lines):
+            if all(row.get(column) in values for column, values in where):
+                characters += sum(len(turn.get("content") or "") for turn in row.get("messages", []))
+    except (ValueError, TypeError, AttributeError):  # these are no conversations; the recipe says where, and why
+        return 0
     return entry.get("epochs", 1) * characters / _CHARACTERS_PER_TOKEN
 
 
